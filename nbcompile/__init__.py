@@ -1,0 +1,69 @@
+"""Expand, train, linearise, contract: tiny networks made more accurate at no cost on the device.
+
+The verbs are loaded when they are first used: ``import nbcompile`` imports no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nbcompile import zoo as zoo
+    from nbcompile.checkpoint import load as load
+    from nbcompile.checkpoint import save as save
+    from nbcompile.core.cost import Cost as Cost
+    from nbcompile.core.cost import cost as cost
+    from nbcompile.core.errors import CaptureError as CaptureError
+    from nbcompile.core.errors import CheckpointError as CheckpointError
+    from nbcompile.core.errors import ExportError as ExportError
+    from nbcompile.core.errors import NBCompileError as NBCompileError
+    from nbcompile.core.errors import PostconditionError as PostconditionError
+    from nbcompile.core.errors import PreconditionError as PreconditionError
+    from nbcompile.core.errors import UsageError as UsageError
+    from nbcompile.core.errors import VerificationError as VerificationError
+    from nbcompile.expansion import expand as expand
+    from nbcompile.exporting import export as export
+    from nbcompile.fusion import fuse as fuse
+    from nbcompile.plt import PLT as PLT  # noqa: N817
+    from nbcompile.verification import Verification as Verification
+    from nbcompile.verification import verify as verify
+
+__version__ = "0.1.0"
+
+_HOME = {
+    # the verbs, in the order of the story
+    "expand": "nbcompile.expansion",
+    "PLT": "nbcompile.plt",
+    "fuse": "nbcompile.fusion",
+    "verify": "nbcompile.verification",
+    "Verification": "nbcompile.verification",
+    "cost": "nbcompile.core.cost",
+    "Cost": "nbcompile.core.cost",
+    "save": "nbcompile.checkpoint",
+    "load": "nbcompile.checkpoint",
+    "export": "nbcompile.exporting",
+    "zoo": "nbcompile",
+    # the errors
+    "NBCompileError": "nbcompile.core.errors",
+    "CaptureError": "nbcompile.core.errors",
+    "PreconditionError": "nbcompile.core.errors",
+    "PostconditionError": "nbcompile.core.errors",
+    "ExportError": "nbcompile.core.errors",
+    "VerificationError": "nbcompile.core.errors",
+    "CheckpointError": "nbcompile.core.errors",
+    "UsageError": "nbcompile.core.errors",
+}
+
+__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'nbcompile' has no attribute '{name}'")
+    if name == "zoo":
+        return import_module("nbcompile.zoo")
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,12 @@
+"""``python -m nbcompile`` and the console script ``nbcompile``."""
+
+
+def main() -> None:
+    """Run the command line."""
+    from nbcompile.cli import run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

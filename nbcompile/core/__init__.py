@@ -1,0 +1,1 @@
+"""Ground floor: algebra, blocks, graphs, records, numerics. Imports nothing from above."""

@@ -1,0 +1,274 @@
+"""The module that stands in a giant for one layer of the original: an expansion block.
+
+A block is a chain of stages (layer, norm, linearisable activation) and a last layer; with ``preserve`` the original
+layer stays beside it, and the chain's output goes through one more norm before the sum. Once the slope is 1 the whole
+block is one affine map, :meth:`Expanded.merged`.
+
+Source: NetBooster (arXiv 2306.13586) sec. 3.3 and 4.1; Table 4 for the kinds.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from nbcompile.core import record
+from nbcompile.core.activations import Activation, linearised
+from nbcompile.core.algebra import AffineMap, add, compose
+from nbcompile.core.errors import CheckpointError
+from nbcompile.core.layers import LayerSpec, Scale, lift, memory_format
+
+KINDS = ("inverted-residual", "bottleneck", "basic")
+_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteSpec:
+    """Everything that rebuilds a block, JSON-able.
+
+    Attributes:
+        name: qualified name of the site when it was expanded.
+        layer: the layer that was replaced.
+        block: one of :data:`KINDS`; a linear layer becomes two whatever the kind.
+        ratio: hidden width over the layer's input channels, >= 1.
+        preserve: whether the original layer stays as a parallel branch.
+        activation: of the inserted stages.
+        inner: what follows each inserted layer: ``norm`` (batch norm), ``bias`` (the layers have biases), or
+            ``scale`` (per-channel factors and no bias anywhere, where no shift could be absorbed).
+        eps: of the inner norms.
+        momentum: of the inner norms; None for a cumulative average.
+        sync: whether the inner norms are SyncBatchNorm.
+        pad_first: whether a k×k layer's padding moves to a first 1×1 layer; else the k×k layer comes first.
+        absorbers: keys of the running means that take the merged shift; empty where the layer's own bias does.
+        pattern: the pattern that located the site, or ``named``.
+    """
+
+    name: str
+    layer: LayerSpec
+    block: str
+    ratio: int
+    preserve: bool
+    activation: Activation
+    inner: str
+    eps: float = 1e-5
+    momentum: float | None = 0.1
+    sync: bool = False
+    pad_first: bool = True
+    absorbers: tuple[str, ...] = ()
+    pattern: str = "named"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "SiteSpec":
+        """The inverse of :meth:`to_json`."""
+        fields = dict(data)
+        fields["layer"] = LayerSpec.from_json(fields["layer"])
+        fields["activation"] = Activation(**fields["activation"])
+        fields["absorbers"] = tuple(fields["absorbers"])
+        return cls(**fields)
+
+
+class Stage(nn.Module):
+    """An inserted layer, what normalises it, and its activation at the block's slope."""
+
+    def __init__(self, layer: nn.Module, norm: nn.Module | None, activation: Activation) -> None:
+        super().__init__()
+        self.layer = layer
+        self.norm = norm
+        self.activation = activation
+
+    def forward(self, x: Tensor, slope: Tensor) -> Tensor:
+        """``(N, C, *spatial)`` to ``(N, hidden, *spatial')``."""
+        y = self.layer(x)
+        if self.norm is not None:
+            y = self.norm(y)
+        return linearised(y, slope, self.activation.name, self.activation.parameter)
+
+    def extra_repr(self) -> str:
+        """The activation, which is no child."""
+        return f"activation={self.activation.name}"
+
+
+class Expanded(nn.Module):
+    """An expansion block in the place of one layer.
+
+    It offers the hyper-parameters of that layer (``in_channels``, ``kernel_size``, …), but no ``weight``.
+
+    Args:
+        spec: what to build.
+        layer: the layer it replaces: gives dtype, device and memory format, and with ``spec.preserve`` stays.
+
+    Attributes:
+        slope: 0-dim buffer, 0 (activations as they were) to 1 (linear).
+        ramp: buffer ``(step, start, steps)`` of the schedule that set the slope, in optimiser steps; zeros before.
+        loads: how often a state_dict was loaded; tells PLT to read ``ramp`` again.
+    """
+
+    slope: Tensor
+    ramp: Tensor
+
+    def __init__(self, spec: SiteSpec, layer: nn.Module) -> None:
+        super().__init__()
+        self.spec = spec
+        weight = cast(Tensor, layer.weight)
+        self.stages = nn.ModuleList()
+        *inner, last = _plan(spec)
+        for planned in inner:
+            self.stages.append(Stage(planned.build(weight), _norm(spec, planned, weight), spec.activation))
+        self.last = last.build(weight)
+        self.last_norm: nn.Module | None = None
+        self.original: nn.Module | None = None
+        if spec.preserve:
+            self.original = layer
+            self.last_norm = _norm(spec, last, weight) if spec.inner == "norm" else None
+            nn.init.zeros_(cast(Tensor, (self.last_norm or self.last).weight))
+        self.register_buffer("slope", torch.zeros((), device=weight.device))
+        self.register_buffer("ramp", torch.zeros(3, dtype=torch.int64, device=weight.device))
+        self.loads = 0
+        self._template = (_hollow(layer),)  # a tuple hides it from the module tree
+        self._record = record.encode({"site": spec.to_json()})
+        self.train(layer.training)
+        self.requires_grad_(weight.requires_grad)
+        for name, value in _offered(spec.layer).items():
+            setattr(self, name, value)
+        if memory_format(weight) is not torch.contiguous_format:
+            self.to(memory_format=memory_format(weight))  # type: ignore[call-overload]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the layer it replaces."""
+        y = x
+        for stage in self.stages:
+            y = stage(y, self.slope)
+        y = self.last(y)
+        if self.last_norm is not None:
+            y = self.last_norm(y)
+        return y if self.original is None else self.original(x) + y
+
+    def merged(self, dtype: torch.dtype = torch.float64) -> AffineMap:
+        """The block as one affine map, as it is at slope 1 in eval mode (reference: module algebra).
+
+        Args:
+            dtype: of the computation; differentiable with respect to the block's parameters.
+        """
+        axes = self.spec.layer.axes
+        chain = [lift(module, dtype, axes) for module in self._chain()]
+        whole = chain[0]
+        for part in chain[1:]:
+            whole = compose(whole, part)
+        return whole if self.original is None else add(lift(self.original, dtype, axes), whole)
+
+    def _chain(self) -> Iterator[nn.Module]:
+        for stage in self.stages:
+            yield from (m for m in (stage.layer, stage.norm) if isinstance(m, nn.Module))
+        yield from (m for m in (self.last, self.last_norm) if m is not None)
+
+    def layer(self) -> nn.Module:
+        """A layer of the original's class and hyper-parameters, on the block's device; its weights are not set."""
+        weight = cast(Tensor, self.last.weight)
+        fresh = copy.deepcopy(self._template[0]).to(weight.dtype).to_empty(device=weight.device)
+        fresh.requires_grad_(weight.requires_grad)
+        return fresh.train(self.training)
+
+    def attach_record(self, payload: dict[str, Any]) -> None:
+        """Let the block carry ``payload`` beside its own spec, constant from now on."""
+        self._record = record.encode({"site": self.spec.to_json(), **payload})
+
+    def get_extra_state(self) -> Tensor:
+        """The record, as a fresh uint8 tensor: who averages state_dicts in place must not reach our bytes."""
+        return self._record.clone()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Check that a loaded record is one of this very block; our own bytes stay.
+
+        Raises:
+            CheckpointError: if the loaded block was expanded in another way.
+        """
+        theirs = record.decode(state, "_extra_state").get("site")
+        ours = record.decode(self._record, "_extra_state")["site"]
+        if theirs != ours:
+            differing = sorted(k for k in ours if not isinstance(theirs, dict) or theirs.get(k) != ours[k])
+            raise CheckpointError(
+                f"the loaded block differs from this one in {', '.join(differing)}: expand the model with the same "
+                "options as the one that was saved"
+            )
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.loads += 1
+
+    def extra_repr(self) -> str:
+        """What was expanded, and how."""
+        return f"block={self.spec.block}, ratio={self.spec.ratio}, preserve={self.spec.preserve}"
+
+
+def sites(model: nn.Module) -> dict[str, Expanded]:
+    """The expansion blocks of ``model`` by name, in the order of its modules; an aliased block once."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Expanded)}
+
+
+def _plan(spec: SiteSpec) -> list[LayerSpec]:
+    """The layers of a block, first to last."""
+    target = spec.layer
+    hidden = spec.ratio * target.inputs
+    ends = spec.inner == "bias"
+    last_bias = target.bias and not spec.preserve
+    if target.kind == "Linear":
+        return [replace(target, outputs=hidden, bias=ends), replace(target, inputs=hidden, bias=last_bias)]
+    ones, zeros = (1,) * target.axes, (0,) * target.axes
+    point = replace(target, kernel=ones, stride=ones, padding=zeros, dilation=ones, bias=ends, padding_mode="zeros")
+    into = replace(point, outputs=hidden)
+    across = replace(point, inputs=hidden, outputs=hidden)
+    out = replace(point, inputs=hidden, bias=last_bias)
+    if spec.block == "inverted-residual":
+        across = replace(across, groups=hidden)
+    if spec.block == "basic":
+        return [replace(target, outputs=hidden, bias=ends), out]
+    symmetric = all(low == high for low, high in target.padding_sides)
+    if not (spec.pad_first and symmetric):  # a convolution cannot pad its two sides differently
+        first = replace(target, outputs=hidden, bias=ends)
+        if spec.block == "inverted-residual":
+            first = replace(first, groups=target.inputs)
+        return [first, across, out]
+    padding = tuple(low for low, _ in target.padding_sides)
+    into = replace(into, padding=padding, padding_mode=target.padding_mode)
+    if target.pointwise:
+        return [replace(into, stride=target.stride), across, out]
+    across = replace(across, kernel=target.kernel, stride=target.stride, dilation=target.dilation)
+    return [into, across, out]
+
+
+def _norm(spec: SiteSpec, after: LayerSpec, like: Tensor) -> nn.Module | None:
+    if spec.inner == "scale":
+        return Scale(after.outputs, spec.layer.axes).to(like)
+    if spec.inner != "norm":
+        return None
+    cls = nn.SyncBatchNorm if spec.sync else _NORMS[spec.layer.axes]
+    return cls(after.outputs, spec.eps, spec.momentum, device=like.device, dtype=like.dtype)
+
+
+def _hollow(layer: nn.Module) -> nn.Module:
+    """A copy of ``layer`` without data."""
+    keep = {id(t): torch.empty_like(t, device="meta") for t in layer.parameters()}
+    memo: dict[int, Any] = {key: nn.Parameter(value) for key, value in keep.items()}
+    return copy.deepcopy(layer, memo)
+
+
+def _offered(layer: LayerSpec) -> dict[str, Any]:
+    if layer.kind == "Linear":
+        return {"in_features": layer.inputs, "out_features": layer.outputs}
+    return {
+        "in_channels": layer.inputs,
+        "out_channels": layer.outputs,
+        "kernel_size": layer.kernel,
+        "stride": layer.stride,
+        "padding": layer.padding,
+        "dilation": layer.dilation,
+        "groups": layer.groups,
+        "padding_mode": layer.padding_mode,
+    }

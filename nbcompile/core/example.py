@@ -1,0 +1,121 @@
+"""Example inputs: what a model is run on, and how a model remembers it.
+
+A model that nbcompile returns (a giant, a loaded checkpoint, what ``fuse`` gives back) remembers the shapes and
+dtypes of its inputs in one plain attribute, outside its state_dict.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nbcompile.core.errors import UsageError
+
+Inputs = tuple[Tensor, ...]
+ExampleInput = Tensor | Sequence[Tensor]
+
+_ATTRIBUTE = "_nbcompile_origin"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape (first dimension: the batch) and dtype of one input."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a model remembers about itself.
+
+    Attributes:
+        inputs: one spec per positional input of ``forward``.
+        model: the MODEL string it was built from (``nbcompile:mcunet``), if known.
+        preprocessing: how images become inputs (mean, std, size), if known.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    model: str | None = None
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+
+
+def origin_of(model: nn.Module) -> Origin | None:
+    """What ``model`` remembers, or None."""
+    return getattr(model, _ATTRIBUTE, None)
+
+
+def remember(model: nn.Module, origin: Origin | None) -> None:
+    """Let ``model`` remember ``origin``; no key of its state_dict changes."""
+    if origin is not None:
+        object.__setattr__(model, _ATTRIBUTE, origin)
+
+
+def as_inputs(example_input: ExampleInput) -> Inputs:
+    """One tensor or several as the tuple of positional inputs.
+
+    Raises:
+        UsageError: if it is neither a tensor nor a non-empty list or tuple of tensors.
+    """
+    inputs = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
+    if not inputs or not all(isinstance(x, Tensor) for x in inputs):
+        kinds = ", ".join(type(x).__name__ for x in inputs) or "nothing"
+        raise UsageError(f"example_input must be a tensor or a tuple of tensors, not ({kinds})")
+    return inputs
+
+
+def specs(inputs: Inputs) -> tuple[TensorSpec, ...]:
+    """Shapes and dtypes of ``inputs``."""
+    return tuple(TensorSpec(tuple(x.shape), x.dtype) for x in inputs)
+
+
+def inputs_for(model: nn.Module, example_input: ExampleInput | None, *, who: str) -> Inputs:
+    """``example_input`` as a tuple, or random inputs of the shapes that ``model`` remembers.
+
+    Args:
+        model: the model that will be run; the inputs get the device of its first parameter, and its dtype
+            where they are floating point.
+        example_input: None where the model remembers.
+        who: the verb that needs it, named in the error.
+
+    Raises:
+        UsageError: if there is neither an example nor a memory of one.
+    """
+    if example_input is not None:
+        return _placed(as_inputs(example_input), model)
+    origin = origin_of(model)
+    if origin is None:
+        raise UsageError(
+            f"{who} needs an example_input: {type(model).__name__} does not remember the shape of its inputs "
+            f"(giants, loaded checkpoints and what fuse returns do)"
+        )
+    return _placed(random_inputs(origin.inputs), model)
+
+
+def random_inputs(wanted: Sequence[TensorSpec], *, seed: int = 0, batch: int | None = None) -> Inputs:
+    """Seeded inputs of the given shapes: standard normal if floating point, zeros otherwise.
+
+    Args:
+        wanted: one spec per input.
+        seed: of the generator; the global one is left alone.
+        batch: replaces the first dimension of every input.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for spec in wanted:
+        shape = (batch, *spec.shape[1:]) if batch is not None and spec.shape else spec.shape
+        if spec.dtype.is_floating_point:
+            made.append(torch.randn(shape, generator=generator).to(spec.dtype))
+        else:
+            made.append(torch.zeros(shape, dtype=spec.dtype))
+    return tuple(made)
+
+
+def _placed(inputs: Inputs, model: nn.Module) -> Inputs:
+    parameter = next(model.parameters(), None)
+    if parameter is None:
+        return inputs
+    dtype = parameter.dtype if parameter.dtype.is_floating_point else None
+    return tuple(x.to(parameter.device, dtype if x.dtype.is_floating_point else None) for x in inputs)

@@ -1,0 +1,178 @@
+"""Reading fx graphs: what a node is, who reads its values, and how a graph looks as text."""
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from nbcompile.core.activations import Activation
+
+_FUNCTIONAL: dict[Any, str] = {
+    **dict.fromkeys((torch.relu, F.relu, torch.relu_, "relu", "relu_"), "relu"),
+    **dict.fromkeys((F.relu6,), "relu6"),
+    **dict.fromkeys((F.leaky_relu,), "leaky_relu"),
+    **dict.fromkeys((F.hardswish,), "hardswish"),
+    **dict.fromkeys((F.silu,), "silu"),
+    **dict.fromkeys((F.gelu,), "gelu"),
+}
+# Gates and output functions are no candidates for "the activation that follows"; the rest of torch's are.
+_GATES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.MultiheadAttention)
+_ELEMENTWISE = tuple(
+    cls
+    for name in nn.modules.activation.__all__
+    if isinstance(cls := getattr(nn, name), type) and not issubclass(cls, _GATES)
+)
+_METADATA_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda"}
+_METADATA_METHODS = {"size", "dim", "numel", "ndimension", "is_floating_point"}
+_PASSING_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
+MULS = (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_")
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A normalisation node.
+
+    Attributes:
+        batch: whether it is of the batch-norm family; the fields below are set only then.
+        running_mean: key of its running mean in the state_dict, or None where it tracks none.
+        eps: added to the variance.
+        momentum: of the running statistics.
+        sync: whether it is a SyncBatchNorm.
+    """
+
+    batch: bool
+    running_mean: str | None = None
+    eps: float = 1e-5
+    momentum: float | None = 0.1
+    sync: bool = False
+
+
+def module_of(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """The module that ``node`` calls, or None."""
+    return gm.get_submodule(cast(str, node.target)) if node.op == "call_module" else None
+
+
+def layer_of(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """The convolution or linear layer that ``node`` calls, or None."""
+    module = module_of(gm, node)
+    return module if isinstance(module, (_ConvNd, nn.Linear)) else None
+
+
+def norm_of(gm: fx.GraphModule, node: fx.Node) -> Norm | None:
+    """The normalisation that ``node`` computes, as a module or as ``F.batch_norm``, or None."""
+    module = module_of(gm, node)
+    if isinstance(module, _BatchNorm):
+        tracked = None if module.running_mean is None else f"{node.target}.running_mean"
+        sync = isinstance(module, nn.SyncBatchNorm)
+        return Norm(True, tracked, module.eps, module.momentum, sync)
+    if isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm)):
+        return Norm(False)
+    if node.op != "call_function":
+        return None
+    if node.target is F.batch_norm:
+        mean = argument(node, 1, "running_mean")
+        tracked = str(mean.target) if isinstance(mean, fx.Node) and mean.op == "get_attr" else None
+        eps, momentum = argument(node, 7, "eps", 1e-5), argument(node, 6, "momentum", 0.1)
+        return Norm(True, tracked, float(eps), None if momentum is None else float(momentum))
+    return Norm(False) if node.target in (F.layer_norm, F.group_norm, F.instance_norm) else None
+
+
+def activation_of(gm: fx.GraphModule, node: fx.Node) -> Activation | str | None:
+    """The activation that ``node`` computes: one that can be linearised, else its class name, else None."""
+    module = module_of(gm, node)
+    if module is not None:
+        return Activation.of(module) or (type(module).__name__ if isinstance(module, _ELEMENTWISE) else None)
+    if node.op not in ("call_function", "call_method"):
+        return None
+    name = _FUNCTIONAL.get(node.target)
+    if name == "leaky_relu":
+        return Activation(name, float(argument(node, 1, "negative_slope", 0.01)))
+    if name == "gelu":
+        return Activation(name, str(argument(node, 1, "approximate", "none")))
+    return Activation(name) if name else None
+
+
+def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    """An argument of ``node``, however it was passed."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def readers(node: fx.Node) -> tuple[fx.Node, ...]:
+    """The nodes that read the *values* of ``node``; asking for its shape or dtype is no reading."""
+    return tuple(user for user in node.users if not _asks_metadata(user))
+
+
+def passes_through(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether ``node`` is the identity in eval mode."""
+    if isinstance(module_of(gm, node), _PASSING_MODULES):
+        return True
+    if node.op == "call_function" and node.target is F.dropout:
+        return not argument(node, 2, "training", True)
+    return node.op == "call_method" and node.target == "contiguous"
+
+
+def settled(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """``node``, or the last of the identities that alone read it."""
+    while len(found := readers(node)) == 1 and passes_through(gm, found[0]):
+        node = found[0]
+    return node
+
+
+def after(gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """The only reader of ``node``, seen through identities; None where there are several or none."""
+    found = readers(settled(gm, node))
+    return found[0] if len(found) == 1 else None
+
+
+def downstream(nodes: list[fx.Node], *, up: bool = False) -> Iterator[fx.Node]:
+    """All nodes that ``nodes`` reach (or, with ``up``, that reach them), nearest first."""
+    seen, frontier = set(nodes), list(nodes)
+    while frontier:
+        reached = []
+        for node in frontier:
+            for other in node.all_input_nodes if up else readers(node):
+                if other not in seen:
+                    seen.add(other)
+                    reached.append(other)
+                    yield other
+        frontier = reached
+
+
+def calls(gm: fx.GraphModule) -> dict[nn.Module, list[fx.Node]]:
+    """The nodes that call each leaf module, whatever name they call it by."""
+    found: dict[nn.Module, list[fx.Node]] = {}
+    for node in gm.graph.nodes:
+        module = module_of(gm, node)
+        if module is not None:
+            found.setdefault(module, []).append(node)
+    return found
+
+
+def aliases(model: nn.Module, module: nn.Module) -> tuple[str, ...]:
+    """Every qualified name of ``module`` in ``model``; the first is the one named_modules gives."""
+    return tuple(name for name, m in model.named_modules(remove_duplicate=False) if m is module)
+
+
+def render(gm: fx.GraphModule) -> str:
+    """The graph as text, one node a line: what dumps and golden files hold."""
+    lines = []
+    for node in gm.graph.nodes:
+        inputs = ", ".join(str(n) for n in node.all_input_nodes)
+        module = module_of(gm, node)
+        target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "?")
+        what = f"{target}: {module}" if module is not None else f"{node.op} {target}"
+        lines.append(f"{node.name} = {what} ({inputs})")
+    return "\n".join(lines) + "\n"
+
+
+def _asks_metadata(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target in _METADATA_METHODS
+    return node.target is getattr and node.args[1] in _METADATA_ATTRIBUTES

@@ -1,0 +1,185 @@
+"""Between layers and the algebra: what a layer is (:class:`LayerSpec`), and its affine map."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize
+
+from nbcompile.core.algebra import AffineMap, frozen_norm, per_channel
+
+CONVOLUTIONS: tuple[type[_ConvNd], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CLASSES: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in (*CONVOLUTIONS, nn.Linear)}
+_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+class Scale(nn.Module):
+    """Multiplies every channel by a learnt factor: what stands in for a norm where no shift can be absorbed.
+
+    Args:
+        channels: number of channels, dimension 1 of the input.
+        axes: number of spatial axes.
+    """
+
+    def __init__(self, channels: int, axes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels, *(1,) * axes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, *spatial)`` to the same shape."""
+        return x * self.weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSpec:
+    """The hyper-parameters of a convolution or linear layer, JSON-able.
+
+    Attributes:
+        kind: ``Conv1d``, ``Conv2d``, ``Conv3d`` or ``Linear``.
+        inputs: input channels or features.
+        outputs: output channels or features.
+        bias: whether it has one.
+        kernel: per spatial axis; empty for a linear layer, like the fields below.
+        stride: per spatial axis.
+        padding: per spatial axis, or ``same`` / ``valid``.
+        dilation: per spatial axis.
+        groups: channel groups.
+        padding_mode: as of ``nn.Conv2d``.
+    """
+
+    kind: str
+    inputs: int
+    outputs: int
+    bias: bool
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] | str = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+    padding_mode: str = "zeros"
+
+    @classmethod
+    def of(cls, layer: nn.Module) -> "LayerSpec":
+        """The spec of a convolution or linear layer."""
+        if isinstance(layer, nn.Linear):
+            return cls(kind="Linear", inputs=layer.in_features, outputs=layer.out_features, bias=layer.bias is not None)
+        conv = cast(_ConvNd, layer)
+        return cls(
+            kind=next(name for name, known in _CLASSES.items() if isinstance(conv, known)),
+            inputs=conv.in_channels,
+            outputs=conv.out_channels,
+            bias=conv.bias is not None,
+            kernel=tuple(conv.kernel_size),
+            stride=tuple(conv.stride),
+            padding=conv.padding if isinstance(conv.padding, str) else tuple(int(p) for p in conv.padding),
+            dilation=tuple(conv.dilation),
+            groups=conv.groups,
+            padding_mode=conv.padding_mode,
+        )
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "LayerSpec":
+        """The inverse of :meth:`to_json`."""
+        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in data.items()})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+    @property
+    def axes(self) -> int:
+        """Number of spatial axes."""
+        return len(self.kernel)
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether it reads one input position per output position."""
+        return all(k == 1 for k in self.kernel)
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether every channel has its own filter."""
+        return self.axes > 0 and self.groups == self.inputs > 1
+
+    @property
+    def padding_sides(self) -> tuple[tuple[int, int], ...]:
+        """``(low, high)`` per spatial axis."""
+        if self.padding == "valid":
+            return ((0, 0),) * self.axes
+        if isinstance(self.padding, str):  # "same": what cannot be halved goes to the high side, as torch does
+            total = [d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True)]
+            return tuple((t // 2, t - t // 2) for t in total)
+        return tuple((p, p) for p in self.padding)
+
+    def build(self, like: Tensor | None = None) -> nn.Module:
+        """A new layer with torch's own initialisation, on the device and in the dtype of ``like``."""
+        place: dict[str, Any] = {} if like is None else {"device": like.device, "dtype": like.dtype}
+        if self.kind == "Linear":
+            return nn.Linear(self.inputs, self.outputs, bias=self.bias, **place)
+        return cast(type[nn.Conv2d], _CLASSES[self.kind])(
+            self.inputs,
+            self.outputs,
+            cast(Any, self.kernel),
+            stride=cast(Any, self.stride),
+            padding=cast(Any, self.padding),
+            dilation=cast(Any, self.dilation),
+            groups=self.groups,
+            bias=self.bias,
+            padding_mode=self.padding_mode,
+            **place,
+        )
+
+
+def why_no_layer(module: nn.Module) -> str | None:
+    """Why ``module`` is not a convolution or linear layer whose weight says everything, or None if it is."""
+    base = next((cls for cls in _CLASSES.values() if isinstance(module, cls)), None)
+    kind = type(module).__name__
+    if base is None:
+        return f"it is a {kind}, not a Conv1d, Conv2d, Conv3d or Linear layer"
+    own = ("forward", "_conv_forward")
+    if any(getattr(type(module), name, None) is not getattr(base, name, None) for name in own):
+        return f"its class {kind} computes something of its own"
+    if parametrize.is_parametrized(module) or "weight" not in module._parameters:
+        return "its weight is computed by a parametrization; remove it first"
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+        return "it carries hooks, which would be lost; remove them first"
+    weight = cast(Tensor, module.weight)
+    if not weight.dtype.is_floating_point:
+        return f"its weight is {str(weight.dtype).removeprefix('torch.')}, not floating point"
+    return None
+
+
+def memory_format(weight: Tensor) -> torch.memory_format:
+    """Channels-last if ``weight`` is stored so (and not, ambiguously, both ways)."""
+    wanted = _FORMATS.get(weight.ndim)
+    if wanted is not None and not weight.is_contiguous() and weight.is_contiguous(memory_format=wanted):
+        return wanted
+    return torch.contiguous_format
+
+
+def lift(layer: nn.Module, dtype: torch.dtype, axes: int) -> AffineMap:
+    """The affine map of a layer in eval mode.
+
+    Args:
+        layer: a convolution, linear layer, batch norm or :class:`Scale`.
+        dtype: of the map; float64 where the result is to be rounded once.
+        axes: number of spatial axes of the feature maps.
+    """
+
+    def cast_(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x.to(dtype)
+
+    if isinstance(layer, Scale):
+        return per_channel(layer.weight.flatten().to(dtype), None, axes)
+    if isinstance(layer, _BatchNorm):
+        mean, var = cast(Tensor, layer.running_mean).to(dtype), cast(Tensor, layer.running_var).to(dtype)
+        return frozen_norm(mean, var, cast_(layer.weight), cast_(layer.bias), layer.eps, axes)
+    spec = LayerSpec.of(layer)
+    weight, bias = cast(Tensor, layer.weight).to(dtype), cast_(cast(Tensor | None, layer.bias))
+    sides = spec.padding_sides
+    pads = any(low or high for low, high in sides)
+    mode = spec.padding_mode if pads else "zeros"
+    return AffineMap(weight, bias, spec.stride, sides, spec.dilation, spec.groups, mode)

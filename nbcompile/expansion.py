@@ -1,0 +1,154 @@
+"""``expand``: the user's network with expansion blocks in it, of the user's own class."""
+
+import copy
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import fx, nn
+
+from nbcompile.core.blocks import Expanded, sites
+from nbcompile.core.capture import capture
+from nbcompile.core.errors import CaptureError, PreconditionError
+from nbcompile.core.example import ExampleInput, Inputs, Origin, inputs_for, origin_of, remember, specs
+from nbcompile.core.graph import aliases
+from nbcompile.core.wrappers import unwrap
+from nbcompile.passes import ExpandSites
+from nbcompile.pipeline import run
+
+log = logging.getLogger("nbcompile")
+
+
+def expand(
+    model: nn.Module,
+    example_input: ExampleInput | None = None,
+    where: str | Sequence[str] = "uniform:0.5",
+    block: str = "inverted-residual",
+    ratio: int = 6,
+    preserve: bool = False,
+    *,
+    pad_first: bool = True,
+    verify_each: bool = False,
+) -> nn.Module:
+    """A giant: a copy of ``model`` in which some layers are expansion blocks.
+
+    Args:
+        model: any module; it is not changed. Wrappers (DDP, ``torch.compile``) are seen through.
+        example_input: what ``forward`` takes: a tensor, or several; the first dimension is the batch. May be left out
+            where the model remembers it.
+        where: which candidates: ``uniform:F``, ``first:N``, ``middle:N``, ``last:N``, ``all``; or a list of names
+            and globs, which may name any convolution or linear layer.
+        block: ``inverted-residual``, ``bottleneck`` or ``basic``; a linear layer always becomes two.
+        ratio: hidden width over the layer's *input* channels, >= 1.
+        preserve: keep each original layer as a parallel branch: outputs are the model's own at first, so a *trained*
+            network can be expanded.
+        pad_first: where the layer's kernel is over 1: move its padding to a first 1×1 layer (else the k×k layer
+            comes first). Both contract exactly.
+        verify_each: with ``preserve``, run the graph before and after the pass and compare.
+
+    Returns:
+        The giant: same class, same mode, same keys outside the sites.
+
+    Raises:
+        CaptureError: if the model cannot be traced and ``where`` names no layers.
+        PreconditionError: if a layer cannot be expanded; it is named.
+        UsageError: if the options do not fit; candidates are listed.
+
+    Source: NetBooster (arXiv 2306.13586) sec. 3.3 and 4.1; ``preserve`` and the borders are ours.
+    """
+    model = unwrap(model)
+    inputs = inputs_for(model, example_input, who="expand")
+    expander = ExpandSites(where, block, ratio, preserve, pad_first)
+    giant = _copied(model)
+    gm = _graph(giant, inputs, where)
+    layers = dict(gm.named_modules())
+    (result,) = run((expander,), gm, inputs if verify_each and preserve else None)
+    for name in result.rewritten:
+        put(giant, layers[name], gm.get_submodule(name))
+    _probe(giant, model, inputs)
+    origin = origin_of(model)
+    remember(giant, Origin(specs(inputs), origin.model, origin.preprocessing) if origin else Origin(specs(inputs)))
+    _tell(giant)
+    return giant
+
+
+def put(tree: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Replace ``old`` by ``new`` in ``tree``, under every name it has there."""
+    for name in aliases(tree, old):
+        tree.set_submodule(name, new)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise PreconditionError(f"expand: {type(model).__name__} cannot be copied: {error}") from error
+
+
+def _graph(giant: nn.Module, inputs: Inputs, where: str | Sequence[str]) -> fx.GraphModule:
+    try:
+        return capture(giant, len(inputs))
+    except CaptureError:
+        if isinstance(where, str) and ":" in where or where == "all":
+            raise
+        from nbcompile.core.observe import observe
+
+        return observe(giant, inputs)
+
+
+def _probe(giant: nn.Module, model: nn.Module, inputs: Inputs) -> None:
+    """Run a copy in eval and train mode: every block must be reached, and nobody may ask it for a weight."""
+    for training in (False, True):
+        copied = copy.deepcopy(giant).train(training)
+        reached: set[str] = set()
+        for name, block in sites(copied).items():
+            block.register_forward_hook(lambda *_, name=name: reached.add(name))
+        failure = _failure(copied, inputs)
+        if failure is not None:
+            if name := _weightless(failure, copied):
+                raise PreconditionError(
+                    f"expand: '{name}' cannot be expanded: other code reads its weight directly "
+                    f"({failure}); name other layers with where=[...]"
+                ) from failure
+            if _failure(copy.deepcopy(model).train(training), inputs) is None:
+                raise PreconditionError(f"expand: the giant does not run on the example input: {failure}") from failure
+        elif not training and (missed := [name for name in sites(copied) if name not in reached]):
+            raise PreconditionError(
+                f"expand: '{missed[0]}' was replaced, but the model still calls the old layer (it is kept somewhere "
+                "outside the module tree); name other layers with where=[...]"
+            )
+
+
+def _failure(model: nn.Module, inputs: Inputs) -> Exception | None:
+    """What the model raises on the example, twice over: batch statistics need more than one value."""
+    batch = tuple(torch.cat([x, x]) if x.ndim else x for x in inputs)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            model(*batch)
+    except Exception as error:
+        return error
+    return None
+
+
+def _weightless(error: Exception, giant: nn.Module) -> str | None:
+    """The block whose missing attribute made ``error``, if one did."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    asked = frame.tb_frame.f_locals.get("self") if frame is not None else None
+    if not isinstance(error, AttributeError) or not isinstance(asked, Expanded):
+        return None
+    return next(name for name, block in sites(giant).items() if block is asked)
+
+
+def _tell(giant: nn.Module) -> None:
+    """Say which blocks had to do without norms."""
+    bare = [name for name, block in sites(giant).items() if block.spec.inner == "scale"]
+    if bare:
+        log.warning(
+            "expand: %d of %d blocks have per-channel scales instead of norms and biases, because neither a bias nor "
+            "the norms that follow could take their shift at fuse (the first: '%s')",
+            len(bare),
+            len(sites(giant)),
+            bare[0],
+        )

@@ -1,0 +1,115 @@
+"""PLT, progressive linearisation tuning: the slopes of a giant's blocks from 0 to 1, step by step."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from nbcompile.core.blocks import Expanded, sites
+from nbcompile.core.errors import PreconditionError, UsageError
+
+
+class PLT:
+    """Raises the slopes of a giant's inserted activations from 0 (as they were) to exactly 1 (linear).
+
+    Call :meth:`step` after every ``optimizer.step()``. The slopes live in the giant as buffers, and so does the
+    position of the ramp: a giant saved mid-ramp and loaded again goes on from there, with this object's own
+    ``state_dict`` or without.
+
+    Args:
+        giant: what ``expand`` returned, as it is or wrapped (DDP, ``torch.compile``); its slopes are changed.
+        steps: length of the ramp, in optimiser steps, >= 1.
+        start: optimiser steps before the ramp, >= 0.
+        also: copies of the giant (EMA) whose slopes are *set* to the same values, never averaged.
+
+    Raises:
+        UsageError: if the numbers do not fit, or the giant stands in the middle of another ramp.
+        PreconditionError: if ``giant`` or one of ``also`` has no expansion blocks.
+
+    Source: NetBooster (arXiv 2306.13586) sec. 3.4: raised uniformly in each iteration.
+    """
+
+    def __init__(self, giant: nn.Module, steps: int, start: int = 0, also: Sequence[nn.Module] = ()) -> None:
+        for name, value, least in (("steps", steps, 1), ("start", start, 0)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise UsageError(f"PLT: {name}={value!r} must be a whole number of optimiser steps, at least {least}")
+        self.steps = steps
+        self.start = start
+        self._blocks = [block for model in (giant, *also) for block in _blocks(model)]
+        self._first = self._blocks[0]
+        self._step = 0
+        self._loads = self._first.loads
+        self._resume()
+        self._apply()
+
+    @property
+    def slope(self) -> float:
+        """The slope now, in [0, 1]; exactly 1.0 at the end."""
+        self._notice_load()
+        return self._slope()
+
+    @property
+    def done(self) -> bool:
+        """Whether the blocks are linear."""
+        return self.slope == 1.0
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Count one optimiser step and set the slopes."""
+        self._notice_load()
+        self._step += 1
+        self._apply()
+
+    def state_dict(self) -> dict[str, int]:
+        """Position and ramp, in optimiser steps."""
+        self._notice_load()
+        return {"step": self._step, "start": self.start, "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``, with its ramp; slopes are set at once.
+
+        Raises:
+            UsageError: if it is no state of a PLT.
+        """
+        if set(state) != {"step", "start", "steps"} or not all(isinstance(v, int) for v in state.values()):
+            raise UsageError(f"PLT.load_state_dict: needs step, start and steps, found {sorted(map(str, state))}")
+        self._step, self.start, self.steps = state["step"], state["start"], state["steps"]
+        self._loads = self._first.loads
+        self._apply()
+
+    def _slope(self) -> float:
+        return min(max((self._step - self.start) / self.steps, 0.0), 1.0)
+
+    @torch.no_grad()
+    def _apply(self) -> None:
+        slope, ramp = self._slope(), torch.tensor([self._step, self.start, self.steps])
+        for block in self._blocks:
+            block.slope.fill_(slope)
+            block.ramp.copy_(ramp)
+
+    def _notice_load(self) -> None:
+        """A state_dict loaded into the giant since the last step moves the ramp to where that one stood."""
+        if self._first.loads != self._loads:
+            self._loads = self._first.loads
+            self._resume()
+            self._apply()
+
+    def _resume(self) -> None:
+        step, start, steps = (int(v) for v in self._first.ramp)
+        if (start, steps) == (self.start, self.steps):
+            self._step = step
+        elif float(self._first.slope) != 0.0:
+            raise UsageError(
+                f"PLT: the giant stands at slope {float(self._first.slope):.6g} of a ramp with start={start} and "
+                f"steps={steps}, not start={self.start} and steps={self.steps}: give PLT the same numbers"
+            )
+        else:
+            self._step = 0
+
+
+def _blocks(model: nn.Module) -> list[Expanded]:
+    found = list(sites(model).values())
+    if not found:
+        raise PreconditionError(f"PLT: {type(model).__name__} has no expansion blocks; expand it first")
+    return found

@@ -1,0 +1,21 @@
+"""First floor: one rewrite per file. This table is the only place that knows their names and order."""
+
+if __name__ != "nbcompile.passes":
+    raise ImportError("import nbcompile.passes: the bare name 'passes' would load a second copy")
+
+from nbcompile.passes.base import Pass as Pass
+from nbcompile.passes.base import PassResult as PassResult
+from nbcompile.passes.base import Skip as Skip
+from nbcompile.passes.contract_sites import ContractSites as ContractSites
+from nbcompile.passes.expand_sites import ExpandSites as ExpandSites
+from nbcompile.passes.fold_norm import FoldNorm as FoldNorm
+from nbcompile.passes.remove_identity import RemoveIdentity as RemoveIdentity
+
+PASSES: dict[str, type[Pass]] = {cls.name: cls for cls in (ExpandSites, ContractSites, RemoveIdentity, FoldNorm)}
+
+EXPAND = ("expand-sites",)
+FUSE = (
+    "contract-sites",  # first: the original architecture is back, and everything after sees plain layers
+    "remove-identity",  # before folding, which wants the norm right behind its convolution
+    "fold-norm",
+)

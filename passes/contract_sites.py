@@ -1,0 +1,139 @@
+"""Contract expansion blocks back to the layers they came from.
+
+    y = block(x)     =>     y = layer(x)
+
+The merged shift goes into the layer's bias or, where it has none, into the running mean of every norm that reads it
+(``mean - shift``): decided at expand, so that this pass never finds out after days of training. Computed in float64,
+block by block, and rounded once.
+
+Source: NetBooster (arXiv 2306.13586) sec. 3.4 (Eq. 3-4); norms: design by algebra, R1 and R3 of the DBB rules.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from nbcompile.core.algebra import AffineMap
+from nbcompile.core.blocks import Expanded, sites
+from nbcompile.core.errors import PostconditionError, PreconditionError
+from nbcompile.core.graph import aliases
+from nbcompile.core.layers import LayerSpec
+from nbcompile.passes.base import Pass, PassResult
+
+SLOPE_ROUNDING = 1e-6
+"""How far from 1 a slope may be and count as 1: averaging classes blend 1.0 with 1.0 in float32 and round."""
+
+
+@dataclass(frozen=True)
+class ContractSites(Pass):
+    """Contracts expansion blocks to the layers they came from.
+
+    Attributes:
+        force: contract blocks whose slope is not 1, too: as if it were.
+    """
+
+    name: ClassVar[str] = "contract-sites"
+
+    force: bool = False
+
+    def requires(self, gm: fx.GraphModule) -> None:
+        """Finite parameters, and slopes of 1."""
+        for name, block in sites(gm).items():
+            _require_finite(name, block)
+        bent = {n: b for n, b in sites(gm).items() if not is_linear(b)}
+        if bent and not self.force:
+            raise PreconditionError(_bent(bent, len(sites(gm))))
+
+    def call(self, gm: fx.GraphModule) -> PassResult:
+        """Contract every block."""
+        found = sites(gm)
+        for name, block in found.items():
+            layer = _contracted(gm, name, block)
+            for alias in aliases(gm, block):
+                gm.set_submodule(alias, layer)
+        return PassResult(gm, tuple(found))
+
+    def ensures(self, gm: fx.GraphModule) -> None:
+        """No block is left."""
+        if left := sites(gm):
+            raise PostconditionError(f"{self.name}: blocks are left: {', '.join(left)}")
+
+
+def is_linear(block: Expanded) -> bool:
+    """Whether the block's slope is 1 (up to the rounding of averages)."""
+    return abs(1.0 - float(block.slope)) <= SLOPE_ROUNDING
+
+
+def _contracted(root: nn.Module, name: str, block: Expanded) -> nn.Module:
+    with torch.no_grad():
+        whole = block.merged(torch.float64)
+        layer = block.layer()
+        _check_geometry(name, whole, LayerSpec.of(layer))
+        cast(Tensor, layer.weight).copy_(whole.weight)
+        if isinstance(bias := layer.bias, Tensor):
+            if whole.bias is None:
+                bias.zero_()
+            else:
+                bias.copy_(whole.bias)
+        elif whole.bias is not None:
+            for key in _absorbers(root, name, block):
+                mean = root.get_buffer(key)
+                mean.copy_(mean.double() - whole.bias)
+        if not all(bool(p.isfinite().all()) for p in layer.parameters()):
+            raise PreconditionError(
+                f"contract-sites: the merged weight of '{name}' is too large for {layer.weight.dtype}"
+            )
+    return layer
+
+
+def _absorbers(root: nn.Module, name: str, block: Expanded) -> tuple[str, ...]:
+    """The keys recorded at expand, under the prefix at which the expanded model now hangs in ``root``."""
+    recorded = block.spec.name
+    if not name.endswith(recorded):
+        raise PreconditionError(
+            f"contract-sites: the block at '{name}' was expanded as '{recorded}': fuse the model that expand returned"
+        )
+    prefix = name.removesuffix(recorded)
+    keys = tuple(prefix + key for key in block.spec.absorbers)
+    if not keys:
+        raise PostconditionError(f"contract-sites: the shift of '{name}' has neither a bias nor a norm to go to")
+    return keys
+
+
+def _check_geometry(name: str, whole: AffineMap, spec: LayerSpec) -> None:
+    """The merged map must be the layer's own shape; anything else is a bug of ours."""
+    mode = spec.padding_mode if any(low or high for low, high in spec.padding_sides) else "zeros"
+    wanted = (spec.kernel, spec.stride, spec.padding_sides, spec.groups, mode)
+    found = (whole.kernel, whole.stride, whole.padding, whole.groups, whole.padding_mode)
+    dilated = any(k > 1 and a != b for k, a, b in zip(spec.kernel, spec.dilation, whole.dilation, strict=True))
+    if found != wanted or dilated:
+        raise PostconditionError(f"contract-sites: block '{name}' merged to {found}, not to the layer's {wanted}")
+
+
+def _require_finite(name: str, block: Expanded) -> None:
+    for key, value in block.state_dict(keep_vars=True).items():
+        if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
+            raise PreconditionError(
+                f"contract-sites: '{name}.{key}' holds NaN or Inf: training diverged; take an earlier checkpoint"
+            )
+
+
+def _bent(bent: dict[str, Expanded], total: int) -> str:
+    name, block = min(bent.items(), key=lambda item: float(item[1].slope))
+    step, start, steps = (int(v) for v in block.ramp)
+    head = (
+        f"contract-sites: {len(bent)} of {total} sites are not linear yet: '{name}' has slope {float(block.slope):.6g}, "
+        "not 1.0, so its block is not one layer"
+    )
+    scheduled = min(max((step - start) / steps, 0.0), 1.0) if steps else 0.0
+    if steps and abs(scheduled - float(block.slope)) > SLOPE_ROUNDING:
+        return (
+            f"{head}; its schedule stands at {scheduled:.6g}, so this is a lagging average (EMA) of the slopes: give "
+            "the averaged model to PLT(giant, ..., also=[ema.module]), or fuse the model itself (--key)"
+        )
+    remaining = f"{start + steps - step:,} optimiser steps remain" if steps else "no PLT has run on it"
+    return (
+        f"{head}; {remaining}. Train on with PLT, or fuse with force=True (--force) and accept that the output changes"
+    )

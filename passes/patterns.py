@@ -1,0 +1,168 @@
+"""Where expansion may happen: declared graph patterns, and the search for them.
+
+A pattern is a chain of steps along the values of the graph, starting at the layer that would become a site. ``?``
+marks an optional step. Steps see through identities, dropout and calls for shapes.
+
+    pointwise, depthwise, spatial           a convolution of kernel 1, of one filter a channel, of kernel over 1
+    mix                                     a linear layer or a pointwise convolution
+    widening                                a pointwise layer with more outputs than inputs
+    conv                                    any convolution
+    norm, act                               a normalisation; an activation
+    gate                                    a product with a function of itself (squeeze and excitation)
+    end                                     no activation follows
+    sum                                     added to a shortcut from before the first layer
+
+Source: NetBooster (arXiv 2306.13586) sec. 4.1 (first pointwise layer of inverted residuals), App. A (first layer of
+ResNet blocks, first linear layer of FFNs).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import fx
+
+from nbcompile.core.graph import ADDS, MULS, activation_of, after, downstream, layer_of, norm_of, readers, settled
+from nbcompile.core.layers import LayerSpec, why_no_layer
+
+Node = fx.Node
+Step = Callable[[fx.GraphModule, Node, Node], Node | None]
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A chain of steps; the first is the layer that becomes the site."""
+
+    name: str
+    steps: str
+
+    def matches(self, gm: fx.GraphModule, node: Node) -> bool:
+        """Whether the chain starts at ``node``."""
+        first, *rest = self.steps.split()
+        if not _is_layer(first)(gm, node):
+            return False
+        here: Node = node
+        for step in rest:
+            reached = _STEPS[step.rstrip("?")](gm, here, node)
+            if reached is None and not step.endswith("?"):
+                return False
+            here = reached or here
+        return True
+
+
+PATTERNS = (
+    Pattern("inverted-residual", "widening norm? act depthwise norm? act? gate? pointwise norm? end"),
+    Pattern("residual-bottleneck", "pointwise norm act spatial norm act gate? pointwise norm? gate? sum"),
+    Pattern("residual-basic", "spatial norm act spatial norm? gate? sum"),
+    Pattern("ffn", "mix act mix sum"),
+    Pattern("conv-norm-act", "conv norm act"),
+)
+
+
+def locate(gm: fx.GraphModule) -> tuple[str, tuple[Node, ...]]:
+    """The candidates: all matches of the first pattern in the table that matches anywhere.
+
+    Returns:
+        The pattern's name and the matching nodes in graph order, each layer once; ``("", ())`` where none matches.
+    """
+    for pattern in PATTERNS:
+        found: dict[object, Node] = {}
+        for node in gm.graph.nodes:
+            layer = layer_of(gm, node)
+            if layer is not None and layer not in found and pattern.matches(gm, node):
+                found[layer] = node
+        if found:
+            return pattern.name, tuple(found.values())
+    return "", ()
+
+
+def _is_layer(kind: str) -> Callable[[fx.GraphModule, Node], bool]:
+    def check(gm: fx.GraphModule, node: Node) -> bool:
+        layer = layer_of(gm, node)
+        if layer is None or (why_no_layer(layer) or "").startswith("it is a "):
+            return False
+        spec = LayerSpec.of(layer)
+        match kind:
+            case "mix":
+                return spec.pointwise
+            case "conv":
+                return spec.kind != "Linear"
+            case "pointwise":
+                return spec.kind != "Linear" and spec.pointwise
+            case "widening":
+                return spec.kind != "Linear" and spec.pointwise and spec.outputs > spec.inputs
+            case "depthwise":
+                return spec.depthwise
+            case _:
+                return spec.kind != "Linear" and not spec.pointwise
+
+    return check
+
+
+def _layer(kind: str) -> Step:
+    check = _is_layer(kind)
+
+    def step(gm: fx.GraphModule, here: Node, _: Node) -> Node | None:
+        there = after(gm, here)
+        return there if there is not None and check(gm, there) else None
+
+    return step
+
+
+def _norm(gm: fx.GraphModule, here: Node, _: Node) -> Node | None:
+    there = after(gm, here)
+    return there if there is not None and norm_of(gm, there) else None
+
+
+def _act(gm: fx.GraphModule, here: Node, _: Node) -> Node | None:
+    there = after(gm, here)
+    return there if there is not None and activation_of(gm, there) else None
+
+
+def _gate(gm: fx.GraphModule, here: Node, _: Node) -> Node | None:
+    here = settled(gm, here)
+    product = next((r for r in readers(here) if r.target in MULS), None)
+    if product is None or len(product.all_input_nodes) != 2:
+        return None
+    other = next(n for n in product.all_input_nodes if n is not here)
+    return product if here in downstream([other], up=True) else None
+
+
+def _end(gm: fx.GraphModule, here: Node, _: Node) -> Node | None:
+    there = after(gm, here)
+    return None if there is not None and activation_of(gm, there) else here
+
+
+def _sum(gm: fx.GraphModule, here: Node, start: Node) -> Node | None:
+    """An addition of ``here`` (perhaps permuted or scaled) to something that hangs on what is before ``start``."""
+    before = set(downstream([start], up=True))
+    for _ in range(4):
+        there = after(gm, here)
+        if there is None:
+            return None
+        if there.target in ADDS and len(there.all_input_nodes) == 2:
+            other = next(n for n in there.all_input_nodes if n is not settled(gm, here))
+            return there if other in before or _hangs_on(other, before) else None
+        here = there
+    return None
+
+
+def _hangs_on(node: Node, before: set[Node]) -> bool:
+    """Whether ``node`` is a shortcut of a few single-input steps (convolution, norm, pooling) from ``before``."""
+    for _ in range(5):
+        if node in before:
+            return True
+        inputs = [n for n in node.all_input_nodes if n.op != "get_attr"]
+        if len(inputs) != 1:
+            return False
+        node = inputs[0]
+    return False
+
+
+_STEPS: dict[str, Step] = {
+    **{kind: _layer(kind) for kind in ("pointwise", "depthwise", "spatial", "mix", "conv", "widening")},
+    "norm": _norm,
+    "act": _act,
+    "gate": _gate,
+    "end": _end,
+    "sum": _sum,
+}
