@@ -3,12 +3,14 @@
 import copy
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import fx, nn
 
 from nbcompile.core.blocks import Expanded, sites
 from nbcompile.core.capture import capture
+from nbcompile.core.description import describe
 from nbcompile.core.errors import CaptureError, PreconditionError
 from nbcompile.core.example import ExampleInput, Inputs, Origin, inputs_for, origin_of, remember, specs
 from nbcompile.core.graph import aliases
@@ -66,8 +68,10 @@ def expand(
     for name in result.rewritten:
         put(giant, layers[name], gm.get_submodule(name))
     _probe(giant, model, inputs)
-    origin = origin_of(model)
-    remember(giant, Origin(specs(inputs), origin.model, origin.preprocessing) if origin else Origin(specs(inputs)))
+    known = origin_of(model)
+    origin = Origin(specs(inputs), known.model if known else None, known.preprocessing if known else {})
+    remember(giant, origin)
+    next(iter(sites(giant).values())).attach_record({"model": describe(giant, gm, origin)})
     _tell(giant)
     return giant
 
@@ -89,7 +93,7 @@ def _graph(giant: nn.Module, inputs: Inputs, where: str | Sequence[str]) -> fx.G
     try:
         return capture(giant, len(inputs))
     except CaptureError:
-        if isinstance(where, str) and ":" in where or where == "all":
+        if where == "all" or (isinstance(where, str) and ":" in where):
             raise
         from nbcompile.core.observe import observe
 
@@ -102,7 +106,7 @@ def _probe(giant: nn.Module, model: nn.Module, inputs: Inputs) -> None:
         copied = copy.deepcopy(giant).train(training)
         reached: set[str] = set()
         for name, block in sites(copied).items():
-            block.register_forward_hook(lambda *_, name=name: reached.add(name))
+            block.register_forward_hook(partial(_note, reached, name))
         failure = _failure(copied, inputs)
         if failure is not None:
             if name := _weightless(failure, copied):
@@ -117,6 +121,10 @@ def _probe(giant: nn.Module, model: nn.Module, inputs: Inputs) -> None:
                 f"expand: '{missed[0]}' was replaced, but the model still calls the old layer (it is kept somewhere "
                 "outside the module tree); name other layers with where=[...]"
             )
+
+
+def _note(reached: set[str], name: str, *_: object) -> None:
+    reached.add(name)
 
 
 def _failure(model: nn.Module, inputs: Inputs) -> Exception | None:

@@ -1,0 +1,159 @@
+"""What a graph in a file may name: the allow-list.
+
+A record comes from anywhere, so every name in it is looked up here, never imported or walked to. Allowed are torch's
+overridable functions (pure functions of tensors) minus a written deny list, a list of ``operator`` functions,
+``getattr`` on a few attribute names, and the functions and modules that torchvision and timm declare as fx leaves.
+"""
+
+import inspect
+import math
+import operator
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from nbcompile.core.errors import CheckpointError
+
+ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device", "is_cuda", "T", "mT", "H", "mH", "requires_grad"})
+
+# Functions that reach beyond values: storage, hooks, autograd's own state, serialisation, devices, vendor kernels.
+DENIED = frozenset(
+    {
+        *("storage", "untyped_storage", "typed_storage", "storage_type", "storage_offset", "data_ptr"),
+        *("const_data_ptr", "is_set_to", "is_shared", "is_pinned", "pin_memory", "share_memory", "record_stream"),
+        *("register_hook", "register_post_accumulate_grad_hook", "backward", "retain_grad", "module_load"),
+        *("numpy", "tolist", "item", "apply", "map", "map2", "reinforce", "resize", "resize_as", "put"),
+        *("cuda", "cpu", "xpu", "ipu", "hpu", "mtia", "get_device", "from_file", "save", "load", "to_mkldnn"),
+        *("fbgemm_linear_fp16_weight", "fbgemm_linear_fp16_weight_fp32_activation", "fbgemm_linear_int8_weight"),
+        *("fbgemm_linear_int8_weight_fp32_activation", "fbgemm_linear_quantize_weight"),
+        *("fbgemm_pack_gemm_matrix_fp16", "fbgemm_pack_quantized_matrix", "as_strided", "as_strided_scatter"),
+        *("unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes", "handle_torch_function", "set"),
+    }
+)
+
+_OPERATORS = (
+    *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "neg", "pos", "abs", "invert", "index"),
+    *("iadd", "isub", "imul", "itruediv", "getitem", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "xor", "not_"),
+)
+_MATH = ("ceil", "floor", "sqrt", "log", "log2", "exp", "prod")
+
+
+def function_name(function: Callable[..., Any]) -> str | None:
+    """The name under which ``function`` may stand in a record, or None if it may not."""
+    if name := _functions()[1].get(function):
+        return name
+    name = _qualified(function)
+    library = name.partition(".")[0]
+    return name if library in ("timm", "torchvision") and _library(library)[0].get(name) is function else None
+
+
+def function(name: str) -> Callable[..., Any]:
+    """The function that a record calls ``name``.
+
+    Raises:
+        CheckpointError: if it is not allowed.
+    """
+    found = _functions()[0].get(name)
+    if found is None and (library := name.partition(".")[0]) in ("timm", "torchvision"):
+        found = _library(library)[0].get(name)
+    if found is None:
+        raise CheckpointError(f"the graph calls '{name}', which no graph in a file may call")
+    return found
+
+
+def method(name: str) -> str:
+    """``name``, if a graph may call it as a tensor's method.
+
+    Raises:
+        CheckpointError: if not.
+    """
+    if name not in _methods():
+        raise CheckpointError(f"the graph calls the method '{name}', which no graph in a file may call")
+    return name
+
+
+def module_class(name: str) -> type[nn.Module]:
+    """The module class that a record calls ``name``: ``torch.nn.Conv2d``, or a leaf of torchvision or timm.
+
+    Raises:
+        CheckpointError: if it is not allowed.
+    """
+    head, _, tail = name.rpartition(".")
+    found = getattr(nn, tail, None) if head == "torch.nn" and not tail.startswith("_") else None
+    if found is None and (library := name.partition(".")[0]) in ("timm", "torchvision"):
+        found = _library(library)[1].get(name)
+    if not (inspect.isclass(found) and issubclass(found, nn.Module) and found is not nn.Module):
+        raise CheckpointError(f"the graph holds a module of class '{name}', which no graph in a file may hold")
+    return found
+
+
+def module_class_name(module: nn.Module) -> str | None:
+    """The name under which the class of ``module`` may stand in a record, or None if it may not."""
+    cls = type(module)
+    if getattr(nn, cls.__name__, None) is cls:
+        return f"torch.nn.{cls.__name__}"
+    name = _qualified(cls)
+    library = name.partition(".")[0]
+    return name if library in ("timm", "torchvision") and _library(library)[1].get(name) is cls else None
+
+
+@cache
+def _functions() -> tuple[dict[str, Callable[..., Any]], dict[Callable[..., Any], str]]:
+    spaces: dict[str, ModuleType] = {
+        "torch": torch,
+        "torch.nn.functional": torch.nn.functional,
+        "torch.linalg": torch.linalg,
+        "torch.special": torch.special,
+        "torch.fft": torch.fft,
+    }
+    found = torch.overrides.get_overridable_functions()
+    overridable = {id(f) for space in spaces.values() for f in found.get(space, ())}
+    names: dict[str, Callable[..., Any]] = {
+        f"{prefix}.{attribute}": value
+        for prefix, space in spaces.items()
+        for attribute, value in vars(space).items()
+        if id(value) in overridable and _permitted(attribute)
+    }
+    names |= {f"operator.{n}": getattr(operator, n) for n in _OPERATORS}
+    names |= {f"math.{n}": getattr(math, n) for n in _MATH}
+    names |= {"torch._assert": torch._assert, "getattr": getattr}
+    return names, {value: name for name, value in reversed(names.items())}
+
+
+@cache
+def _methods() -> frozenset[str]:
+    overridable = torch.overrides.get_overridable_functions()[torch.Tensor]
+    names = {getattr(f, "__name__", "_") for f in overridable}
+    return frozenset(n for n in names if _permitted(n) and callable(getattr(torch.Tensor, n, None)))
+
+
+def _permitted(name: str) -> bool:
+    """No underscored name, no in-place function, nothing on the deny list."""
+    return not name.startswith("_") and not name.endswith("_") and name not in DENIED
+
+
+@cache
+def _library(name: str) -> tuple[dict[str, Callable[..., Any]], dict[str, type[nn.Module]]]:
+    """The leaf functions and modules that a library declares; none where it is not installed."""
+    try:
+        if name == "timm":
+            import_module("timm.models")
+            fx_helpers = import_module("timm.layers._fx")
+            functions, modules = fx_helpers.get_notrace_functions(), fx_helpers.get_notrace_modules()
+        else:
+            ops = import_module("torchvision.ops")
+            members = [v for k, v in vars(ops).items() if not k.startswith("_")]
+            functions = [v for v in members if inspect.isfunction(v)]
+            modules = [v for v in members if inspect.isclass(v) and issubclass(v, nn.Module)]
+    except ImportError:
+        return {}, {}
+    return {_qualified(f): f for f in functions}, {_qualified(m): m for m in modules}
+
+
+def _qualified(thing: Any) -> str:
+    return f"{thing.__module__}.{thing.__qualname__}"

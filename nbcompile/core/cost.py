@@ -1,0 +1,170 @@
+"""What a network costs: multiply-accumulates and parameters, layer by layer.
+
+The model is run once and the operators that PyTorch really executes are counted, so functional calls, shared
+layers and attention are in, and auxiliary heads that the eval run never reaches are not. MACs are those of
+convolutions, linear layers and matrix products (attention's q·kᵀ and attn·v included, causal or not); FLOPs are
+2 × MACs. Norms, biases and unread parameters have columns of their own.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from nbcompile.core.errors import PreconditionError, UsageError
+from nbcompile.core.example import ExampleInput, inputs_for
+from nbcompile.core.macs import NORMS, Run, watch_run
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One module that has parameters of its own, or ran operators of its own.
+
+    Attributes:
+        name: qualified name in the model; empty for the model itself (functional calls in its ``forward``).
+        kind: class name.
+        macs: multiply-accumulates per sample, over all calls.
+        params: elements of its own parameters; one shared with an earlier layer is counted there.
+        norm_params: those of ``params`` that belong to a norm.
+        bias_params: those of ``params`` that are biases, norms' excepted.
+        norm_elements: elements that a norm outputs per sample, over all calls.
+        calls: how often it ran.
+    """
+
+    name: str
+    kind: str
+    macs: int
+    params: int
+    norm_params: int
+    bias_params: int
+    norm_elements: int
+    calls: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of a model; every total is the sum of its layers'.
+
+    Attributes:
+        layers: in the order of ``model.named_modules()``.
+        unread_params: elements of parameters that the eval run never reads (auxiliary heads).
+    """
+
+    layers: tuple[LayerCost, ...]
+    unread_params: int
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates per sample."""
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def flops(self) -> int:
+        """2 × MACs."""
+        return 2 * self.macs
+
+    @property
+    def params(self) -> int:
+        """Elements of all parameters, norms included, each shared tensor once."""
+        return sum(layer.params for layer in self.layers)
+
+    @property
+    def norm_params(self) -> int:
+        """Elements of the parameters of norms."""
+        return sum(layer.norm_params for layer in self.layers)
+
+    @property
+    def bias_params(self) -> int:
+        """Elements of biases, norms' excepted."""
+        return sum(layer.bias_params for layer in self.layers)
+
+    @property
+    def norm_elements(self) -> int:
+        """Elements that norms output per sample."""
+        return sum(layer.norm_elements for layer in self.layers)
+
+    def to_json(self) -> dict[str, Any]:
+        """Totals and layers in plain JSON types."""
+        totals = ("macs", "flops", "params", "norm_params", "bias_params", "norm_elements", "unread_params")
+        return {key: getattr(self, key) for key in totals} | {"layers": [asdict(layer) for layer in self.layers]}
+
+    def render(self, title: str | None = None) -> "Table":
+        """A rich table: one row per layer, the totals in the footer."""
+        from rich import box
+        from rich.table import Table
+
+        table = Table(
+            title=title,
+            box=box.SIMPLE,
+            padding=(0, 1, 0, 0),
+            caption=f"FLOPs (2 × MACs): {self.flops:,}",
+            show_footer=True,
+        )
+        table.add_column("layer", "total", overflow="fold")
+        table.add_column("kind", overflow="fold")
+        table.add_column("calls", justify="right")
+        numbers = {"macs": "MACs", "params": "params", "norm_params": "norm params"}
+        numbers |= {"bias_params": "biases", "norm_elements": "norm elements"}
+        for key, head in numbers.items():
+            table.add_column(head, f"{getattr(self, key):,}", justify="right", overflow="fold")
+        for layer in self.layers:
+            cells = (f"{getattr(layer, key):,}" for key in ("calls", *numbers))
+            table.add_row(layer.name or "(the model itself)", layer.kind, *cells)
+        if self.unread_params:
+            table.caption = f"{table.caption}; parameters never read in eval mode: {self.unread_params:,}"
+        return table
+
+
+def cost(model: nn.Module, example_input: ExampleInput | None = None) -> Cost:
+    """Count ``model`` in eval mode on the first sample of ``example_input``.
+
+    The model is left as it was: modes, buffers and random state included.
+
+    Args:
+        model: any module; its parameters may live on any device, ``meta`` included.
+        example_input: one tensor or a tuple of them, batch first; None where the model remembers it.
+
+    Raises:
+        UsageError: if there is no example input, its batch is empty, or the model does not run on it.
+        PreconditionError: if the model has lazy parameters that have no shape yet.
+    """
+    lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
+    if lazy:
+        raise PreconditionError(f"cost: parameter '{lazy[0]}' has no shape yet; run the model once, then count it")
+    inputs = tuple(x[:1] if x.ndim else x for x in inputs_for(model, example_input, who="cost"))
+    shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+    if any(x.numel() == 0 for x in inputs):
+        raise UsageError(f"cost needs at least one sample; the first of the example input has shape {shapes}")
+    try:
+        run = watch_run(model, inputs)
+    except Exception as error:
+        kind, what = type(model).__name__, type(error).__name__
+        raise UsageError(f"cost could not run {kind} on an input of shape {shapes}: {what}: {error}") from error
+    unread = sum(p.numel() for p in model.parameters() if not run.read(p))
+    return Cost(tuple(_layers(model, run)), unread)
+
+
+def _layers(model: nn.Module, run: Run) -> Iterator[LayerCost]:
+    """Modules with parameters or operators of their own; a shared parameter is its first owner's."""
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        own = {key: p for key, p in module.named_parameters(recurse=False) if id(p) not in seen}
+        seen.update(map(id, own.values()))
+        params = sum(p.numel() for p in own.values())
+        norm = isinstance(module, NORMS)
+        if params or run.macs[name] or run.norm_elements[name]:
+            yield LayerCost(
+                name=name,
+                kind=type(module).__name__,
+                macs=run.macs[name],
+                params=params,
+                norm_params=params if norm else 0,
+                bias_params=0 if norm else sum(p.numel() for key, p in own.items() if "bias" in key and p.ndim == 1),
+                norm_elements=run.norm_elements[name],
+                calls=run.calls[name],
+            )

@@ -1,0 +1,172 @@
+"""A graph as JSON, and back.
+
+Writing refuses what reading would refuse, so that it is known at expand, not after days of training, whether a
+``trained.pt`` can be fused without the user's code. Reading trusts nothing: names are looked up in the allow-list,
+identifiers are matched against a pattern (fx writes them into Python source), and the graph is run on ``meta`` tensors
+first, where sizes cost nothing, to bound what it would allocate (:mod:`nbcompile.core.rebuild`).
+"""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from nbcompile.core import allowed
+from nbcompile.core.errors import CheckpointError
+
+MAX_NODES = 100_000
+IDENTIFIER = re.compile(r"(?!__)[A-Za-z_][A-Za-z0-9_]*\Z")
+_PATH = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*\Z")
+DTYPES = {str(v).removeprefix("torch."): v for v in vars(torch).values() if isinstance(v, torch.dtype)}
+_FORMATS = {
+    str(f): f for f in (torch.contiguous_format, torch.channels_last, torch.channels_last_3d, torch.preserve_format)
+}
+
+
+class NotSerialisable(ValueError):  # noqa: N818 - a verdict; the caller says it to the user
+    """The graph cannot be written; the message says why."""
+
+
+def graph_to_json(graph: fx.Graph) -> list[dict[str, Any]]:
+    """The nodes of ``graph``, JSON-able.
+
+    Raises:
+        NotSerialisable: naming the node that could not be read back.
+    """
+    return [_node_to_json(node) for node in graph.nodes]
+
+
+def graph_from_json(nodes: Any) -> fx.Graph:
+    """The graph that :func:`graph_to_json` wrote.
+
+    Raises:
+        CheckpointError: if it is malformed or names what is not allowed.
+    """
+    if not isinstance(nodes, list) or not 0 < len(nodes) <= MAX_NODES:
+        raise CheckpointError(f"the graph must be a list of 1 to {MAX_NODES:,} nodes")
+    graph = fx.Graph()
+    made: dict[str, fx.Node] = {}
+    for data in nodes:
+        try:
+            name, op = data["name"], data["op"]
+            match(IDENTIFIER, name, "node")
+            args = decode(data["args"], made)
+            kwargs = {match(IDENTIFIER, k, "argument"): decode(v, made) for k, v in data["kwargs"].items()}
+            target = _target(op, data["target"])
+            if target is getattr and not (len(args) == 2 and args[1] in allowed.ATTRIBUTES):
+                raise CheckpointError(f"the graph reads the attribute {args[1:]!r}, which no graph in a file may read")
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise CheckpointError(f"the graph has a malformed node: {type(error).__name__}: {error}") from None
+        if name in made:
+            raise CheckpointError(f"the graph has two nodes called '{name}'")
+        made[name] = graph.create_node(op, target, tuple(args), kwargs, name=name)
+    if [n.op for n in graph.nodes].count("output") != 1 or next(iter(reversed(graph.nodes))).op != "output":
+        raise CheckpointError("the graph must end in its one output")
+    return graph
+
+
+def _node_to_json(node: fx.Node) -> dict[str, Any]:
+    try:
+        if not IDENTIFIER.match(node.name):
+            raise NotSerialisable(f"the name '{node.name}'")
+        if callable(node.target):
+            target = allowed.function_name(node.target)
+            if target is None:
+                raise NotSerialisable(f"a call of {getattr(node.target, '__qualname__', node.target)}")
+        else:
+            target = node.target
+        _target(node.op, target)
+        return {
+            "op": node.op,
+            "name": node.name,
+            "target": target,
+            "args": encode(node.args),
+            "kwargs": {key: encode(value) for key, value in node.kwargs.items()},
+        }
+    except (NotSerialisable, CheckpointError) as error:
+        raise NotSerialisable(f"node '{node.name}': {error}") from None
+
+
+def _target(op: str, target: Any) -> str | Callable[..., Any]:
+    if op == "call_function":
+        return allowed.function(target)
+    if op == "call_method":
+        return allowed.method(target)
+    if op in ("placeholder", "output"):
+        return match(IDENTIFIER, target, op)
+    if op in ("call_module", "get_attr"):
+        return match(_PATH, target, op)
+    raise CheckpointError(f"the graph has a node of unknown kind {op!r}")
+
+
+def match(pattern: re.Pattern[str], value: Any, what: str) -> str:
+    """``value``, if it is a plain name; fx writes names into Python source."""
+    if not isinstance(value, str) or len(value) > 1000 or not pattern.match(value) or "__" in value[:2]:
+        raise CheckpointError(f"the graph has a {what} called {str(value)[:80]!r}, which is no plain name")
+    return value
+
+
+_TAGS: tuple[tuple[type, str, Callable[[Any], Any]], ...] = (
+    (torch.dtype, "dtype", lambda v: str(v).removeprefix("torch.")),
+    (torch.device, "device", lambda v: v.type),
+    (torch.memory_format, "memory_format", str),
+    (fx.Node, "node", lambda v: v.name),
+)
+
+
+def encode(value: Any) -> Any:
+    """JSON for an argument; everything that JSON lacks is ``{tag: payload}``."""
+    if value is None or isinstance(value, (bool, str)) or (isinstance(value, int) and type(value) is int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"float": str(value)}
+    if isinstance(value, (tuple, list)):
+        return {"tuple" if isinstance(value, tuple) else "list": [encode(v) for v in value]}
+    if isinstance(value, dict) and all(isinstance(k, str) for k in value):
+        return {"dict": {k: encode(v) for k, v in value.items()}}
+    if isinstance(value, slice):
+        return {"slice": [encode(v) for v in (value.start, value.stop, value.step)]}
+    if value is Ellipsis:
+        return {"ellipsis": 0}
+    for kind, tag, write in _TAGS:
+        if isinstance(value, kind):
+            return {tag: write(value)}
+    raise NotSerialisable(f"an argument of type {type(value).__name__}")
+
+
+def decode(value: Any, made: dict[str, fx.Node]) -> Any:
+    """The inverse of :func:`encode`; ``made`` has the nodes that arguments may name."""
+    if value is None or isinstance(value, (bool, str, float)):
+        return value
+    if isinstance(value, int):
+        if abs(value) >= 2**63:
+            raise CheckpointError(f"the graph holds the number {value:.3e}, which is out of bounds")
+        return value
+    if not isinstance(value, dict) or len(value) != 1:
+        raise CheckpointError(f"the graph holds an argument that cannot be read: {str(value)[:80]}")
+    ((tag, payload),) = value.items()
+    match tag:
+        case "tuple":
+            return tuple(decode(v, made) for v in payload)
+        case "list":
+            return [decode(v, made) for v in payload]
+        case "dict":
+            return {str(k): decode(v, made) for k, v in payload.items()}
+        case "slice":
+            return slice(*(decode(v, made) for v in payload))
+        case "ellipsis":
+            return Ellipsis
+        case "float":
+            return float(payload)
+        case "device":
+            return torch.device("cpu")  # where a file was trained is no matter here
+        case "node" if payload in made:
+            return made[payload]
+        case "dtype" if payload in DTYPES:
+            return DTYPES[payload]
+        case "memory_format" if payload in _FORMATS:
+            return _FORMATS[payload]
+    raise CheckpointError(f"the graph holds an argument that cannot be read: {str(value)[:80]}")

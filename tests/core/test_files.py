@@ -1,0 +1,200 @@
+import os
+import random
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nbcompile.core.errors import UsageError
+from nbcompile.core.files import atomic, check_target
+
+OLD, NEW = b"old" * 1000, b"new!" * 100_000
+
+WRITER = """
+import sys, time
+from nbcompile.core.files import atomic
+with atomic(sys.argv[1]) as temporary:
+    with open(temporary, "wb") as f:
+        f.write(b"new!" * 50_000); f.flush()
+        print("half", flush=True)
+        time.sleep(float(sys.argv[2]))
+        f.write(b"new!" * 50_000)
+"""
+
+
+def writer(path: Path, pause: float) -> subprocess.Popen[str]:
+    """A real process that stops for ``pause`` seconds in the middle of writing ``NEW`` to ``path``."""
+    process = subprocess.Popen([sys.executable, "-c", WRITER, path, str(pause)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "half\n"
+    return process
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if ".nbcompile-" in p.name)
+
+
+def test_the_file_appears_when_it_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.onnx"
+    with atomic(path) as temporary:
+        assert temporary.parent == tmp_path
+        assert temporary.name.startswith(".tiny.onnx.nbcompile-")
+        assert temporary.suffix == ".onnx"
+        temporary.write_bytes(NEW)
+        assert not path.exists()
+    assert path.read_bytes() == NEW
+    assert os.listdir(tmp_path) == ["tiny.onnx"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_exception_leaves_the_old_bytes_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "tiny.pt"
+    path.write_bytes(OLD)
+
+    def write() -> None:
+        with atomic(path) as temporary:
+            temporary.write_bytes(NEW)
+            raise error
+
+    with pytest.raises(error):
+        write()
+    assert path.read_bytes() == OLD
+    assert os.listdir(tmp_path) == ["tiny.pt"]
+
+
+def test_a_writer_may_replace_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.pt"
+    with atomic(path) as temporary:
+        temporary.unlink()
+        temporary.write_bytes(NEW)
+    assert path.read_bytes() == NEW
+
+
+def test_killed_in_the_middle_the_old_bytes_stay_and_the_next_run_sweeps(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.onnx"
+    path.write_bytes(OLD)
+    (tmp_path / ".other.onnx.nbcompile-0.onnx").write_bytes(b"of another name")
+    kill(writer(path, pause=600))
+    assert path.read_bytes() == OLD
+    assert len(leftovers(tmp_path)) == 2
+    check_target(path)
+    assert leftovers(tmp_path) == [".other.onnx.nbcompile-0.onnx"]
+    assert path.read_bytes() == OLD
+
+
+def test_killed_at_any_moment_the_bytes_are_old_or_new(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.onnx"
+    pick = random.Random(0)
+    for _ in range(6):
+        path.write_bytes(OLD)
+        process = writer(path, pause=0)
+        time.sleep(pick.uniform(0, 0.01))
+        kill(process)
+        assert path.read_bytes() in (OLD, NEW)
+
+
+def test_a_run_that_is_alive_is_not_swept(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.onnx"
+    process = writer(path, pause=600)
+    try:
+        with atomic(path) as temporary:
+            temporary.write_bytes(b"quick")
+        assert len(leftovers(tmp_path)) == 1
+    finally:
+        kill(process)
+    assert path.read_bytes() == b"quick"
+
+
+def test_permissions_are_the_old_files_or_the_umasks(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.pt"
+    before = os.umask(0o027)
+    try:
+        with atomic(path) as temporary:
+            temporary.write_bytes(NEW)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    path.chmod(0o604)
+    with atomic(path) as temporary:
+        temporary.write_bytes(OLD)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o604
+
+
+def test_a_symbolic_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "latest.pt").symlink_to(Path("store") / "tiny.pt")
+    for data in (OLD, NEW):  # first a dangling link, then one to a file
+        with atomic(tmp_path / "latest.pt") as temporary:
+            assert temporary.parent == tmp_path / "store"
+            temporary.write_bytes(data)
+        assert (tmp_path / "latest.pt").is_symlink()
+        assert (tmp_path / "store" / "tiny.pt").read_bytes() == data
+
+
+def test_a_bare_name_is_written_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with atomic("tiny") as temporary:
+        temporary.write_bytes(NEW)
+    assert (tmp_path / "tiny").read_bytes() == NEW
+
+
+def test_check_target_leaves_no_trace(tmp_path: Path) -> None:
+    check_target(tmp_path / "tiny.onnx")
+    assert os.listdir(tmp_path) == []
+
+
+def test_unusable_targets_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(OLD)
+    for path, reason in [
+        (tmp_path, "it is a folder; name a file in it"),
+        (tmp_path / "missing" / "tiny.onnx", "missing does not exist; create it first"),
+        (tmp_path / "file" / "tiny.onnx", "file is a file, not a folder"),
+        (tmp_path / ("x" * 250), r"no file can be created in .* \(File name too long\)"),
+    ]:
+        with pytest.raises(UsageError, match=f"^cannot write {path}: .*{reason}"):
+            check_target(path)
+        with pytest.raises(UsageError, match=reason), atomic(path):
+            pytest.fail("a block without a file must not run")
+
+
+@pytest.fixture
+def nobody() -> Iterator[None]:
+    """Root may write anywhere: be an ordinary user for the length of a test."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    yield
+    os.seteuid(0)
+
+
+@pytest.fixture
+def read_only() -> Iterator[Path]:
+    """A folder that everybody may look into and nobody may change."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "closed").mkdir(mode=0o000)
+        folder.chmod(0o555)
+        yield folder
+        folder.chmod(0o755)
+
+
+def test_a_read_only_folder_is_refused(read_only: Path, nobody: None) -> None:
+    with pytest.raises(UsageError, match=r"no file can be created in .* \(Permission denied\)"):
+        check_target(read_only / "tiny.onnx")
+
+
+def test_a_folder_that_may_not_be_entered_is_refused(read_only: Path, nobody: None) -> None:
+    with pytest.raises(UsageError, match=r"^cannot write .*closed.tiny.onnx: Permission denied"):
+        check_target(read_only / "closed" / "tiny.onnx")
