@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from nbcompile.expansion import expand as expand
     from nbcompile.exporting import export as export
     from nbcompile.fusion import fuse as fuse
-    from nbcompile.plt import PLT as PLT  # noqa: N817
+    from nbcompile.plt import PLT as PLT
     from nbcompile.verification import Verification as Verification
     from nbcompile.verification import verify as verify
 
@@ -53,7 +53,7 @@ _HOME = {
     "UsageError": "nbcompile.core.errors",
 }
 
-__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:

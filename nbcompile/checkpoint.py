@@ -15,12 +15,10 @@ from nbcompile.core.description import describe, origin_from_json, rebuild
 from nbcompile.core.errors import CaptureError, CheckpointError
 from nbcompile.core.example import ExampleInput, Origin, inputs_for, origin_of, remember, specs
 from nbcompile.core.files import atomic
-from nbcompile.core.reading import EXTRA, Weights, choose, find, read
+from nbcompile.core.reading import EXTRA, RECORD, Weights, choose, find, read
 from nbcompile.core.wrappers import unwrap
 
 log = logging.getLogger("nbcompile")
-
-RECORD = "nbcompile_record"
 
 
 def save(model: nn.Module, path: str | Path, example_input: ExampleInput | None = None) -> None:
@@ -129,16 +127,12 @@ def _into(model: nn.Module, weights: Weights, payload: Mapping[str, Any] | None)
 def _insert(model: nn.Module, name: str, value: Tensor) -> None:
     from nbcompile.expansion import put
 
-    data = record.decode(value, name)
     try:
         layer = model.get_submodule(name)
-        spec = SiteSpec.from_json(data["site"])
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except AttributeError:
         raise CheckpointError(
             f"the file has an expansion block at '{name}', where {type(model).__name__} has no layer"
         ) from None
     if isinstance(layer, Expanded):
         return  # an alias of a site that is in place already
-    block = Expanded(spec, layer)
-    block.attach_record({k: v for k, v in data.items() if k not in ("site", "format")})
-    put(model, layer, block)
+    put(model, layer, Expanded.from_record(value, name, layer))

@@ -109,7 +109,6 @@ class _Linearised(torch.autograd.Function):
         return torch.lerp(through, gradient, weight), None, None
 
 
-@torch.fx.wrap
 def linearised(x: Tensor, slope: Tensor, name: str, parameter: float | str | None = None) -> Tensor:
     """The activation ``name`` at ``slope``: 0 is the activation as it was, 1 the identity.
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.fx import _symbolic_trace
 
 from nbcompile.core.errors import CheckpointError
 
@@ -146,12 +147,17 @@ def _library(name: str) -> tuple[dict[str, Callable[..., Any]], dict[str, type[n
             fx_helpers = import_module("timm.layers._fx")
             functions, modules = fx_helpers.get_notrace_functions(), fx_helpers.get_notrace_modules()
         else:
+            import_module("torchvision.models")
             ops = import_module("torchvision.ops")
             members = [v for k, v in vars(ops).items() if not k.startswith("_")]
             functions = [v for v in members if inspect.isfunction(v)]
             modules = [v for v in members if inspect.isclass(v) and issubclass(v, nn.Module)]
     except ImportError:
         return {}, {}
+    wrapped = _symbolic_trace._wrapped_fns_to_patch.items()  # what torch.fx.wrap was called for
+    functions += [
+        g[f] for (_, f), g in wrapped if g["__name__"].startswith(f"{name}.") and inspect.isfunction(g.get(f))
+    ]
     return {_qualified(f): f for f in functions}, {_qualified(m): m for m in modules}
 
 

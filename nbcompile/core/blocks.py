@@ -13,13 +13,15 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from nbcompile.core import record
 from nbcompile.core.activations import Activation, linearised
 from nbcompile.core.algebra import AffineMap, add, compose
 from nbcompile.core.errors import CheckpointError
 from nbcompile.core.layers import LayerSpec, Scale, lift, memory_format
+
+fx.wrap("linearised")  # a leaf for every tracer, so that a block can be traced into
 
 KINDS = ("inverted-residual", "bottleneck", "basic")
 _NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -178,6 +180,27 @@ class Expanded(nn.Module):
     def attach_record(self, payload: dict[str, Any]) -> None:
         """Let the block carry ``payload`` beside its own spec, constant from now on."""
         self._record = record.encode({"site": self.spec.to_json(), **payload})
+
+    @classmethod
+    def from_record(cls, value: Tensor, where: str, layer: nn.Module | None = None) -> "Expanded":
+        """The block that wrote ``value`` as its extra state, with the same record; its weights are not set.
+
+        Args:
+            value: the extra state.
+            where: its key, named in errors.
+            layer: the layer it replaces; None makes one of the recorded hyper-parameters.
+
+        Raises:
+            CheckpointError: if it is no record of a block.
+        """
+        data = record.decode(value, where)
+        try:
+            spec = SiteSpec.from_json(data["site"])
+            block = cls(spec, spec.layer.build() if layer is None else layer)
+        except Exception as error:
+            raise CheckpointError(f"the record '{where}' is of no block: {type(error).__name__}: {error}") from None
+        block._record = value.round().to(torch.uint8).cpu().clone()
+        return block
 
     def get_extra_state(self) -> Tensor:
         """The record, as a fresh uint8 tensor: who averages state_dicts in place must not reach our bytes."""

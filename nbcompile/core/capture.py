@@ -5,7 +5,9 @@ class is what users train. Leaves are torch's own modules, our blocks and, where
 torchvision and timm themselves declare untraceable.
 """
 
+import copy
 import inspect
+import math
 import sys
 import traceback
 from collections.abc import Iterator
@@ -20,6 +22,8 @@ from nbcompile.core.errors import CaptureError
 
 
 class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True  # what is computed from a buffer must follow when training changes the buffer
+
     def __init__(self, leaves: frozenset[type]) -> None:
         modules, functions = _library_wraps()
         super().__init__(autowrap_modules=modules, autowrap_functions=functions)
@@ -46,6 +50,8 @@ def capture(model: nn.Module, inputs: int | None = None) -> fx.GraphModule:
     Raises:
         CaptureError: with the place in the code that cannot be traced.
     """
+    if isinstance(model, fx.GraphModule) and _calls_leaves_only(model):
+        return fx.GraphModule(model, copy.deepcopy(model.graph), type(model).__name__)
     failure: Exception | None = None
     with eval_mode(model):
         for leaves in (frozenset[type](), _library_leaves()):
@@ -77,9 +83,13 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _library_wraps() -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    import math
+def _calls_leaves_only(gm: fx.GraphModule) -> bool:
+    tracer = _Tracer(_library_leaves())
+    called = [str(node.target) for node in gm.graph.find_nodes(op="call_module")]
+    return all(tracer.is_leaf_module(gm.get_submodule(name), name) for name in called)
 
+
+def _library_wraps() -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     modules: list[Any] = [math]
     functions: list[Any] = []
     if ops := sys.modules.get("torchvision.ops"):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from nbcompile.core.blocks import Expanded, SiteSpec
+from nbcompile.core.blocks import Expanded
 from nbcompile.core.errors import CheckpointError
 from nbcompile.core.example import Origin, TensorSpec, remember
 from nbcompile.core.graph import module_of
@@ -54,6 +54,7 @@ def describe(model: nn.Module, gm: fx.GraphModule, origin: Origin) -> dict[str, 
             "modules": modules,
             "constants": _constants(gm, tensors),
             "keys": list(tensors),
+            "parameters": [key for key, _ in model.named_parameters(remove_duplicate=False)],
             "shared": _shared(model, tensors),
         }
     except NotSerialisable as reason:
@@ -83,17 +84,21 @@ def rebuild(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[fx.
     notes: list[str] = []
     root: dict[str, Any] = {}
     for name, module_data in _mapping(data, "modules").items():
-        if "site" in module_data:
-            root[name] = _block(module_data["site"])
+        key = f"{name}._extra_state"
+        if key in tensors:
+            with torch.device("meta"):
+                root[name] = Expanded.from_record(tensors[key], key).eval()
         else:
             root[name] = resize(name, module_from_json(module_data), tensors, notes)
     graph = graph_from_json(data["graph"])
     constants = _constants_from_json(_mapping(data, "constants"))
+    parameters = set(data.get("parameters") or [])
     for node in graph.find_nodes(op="get_attr"):
         key = str(node.target)
         if key not in constants and key not in tensors:
             raise CheckpointError(f"the graph reads '{key}', which the file does not hold")
-        root[key] = torch.empty_like(constants.get(key, tensors.get(key)), device="meta")
+        hollow = torch.empty_like(constants.get(key, tensors.get(key)), device="meta")
+        root[key] = nn.Parameter(hollow, requires_grad=False) if key in parameters else hollow
     missing = [n.target for n in graph.find_nodes(op="call_module") if n.target not in root]
     if missing:
         raise CheckpointError(f"the graph calls '{missing[0]}', which the file does not describe")
@@ -177,27 +182,17 @@ def _with_shared(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict
     return complete
 
 
-def _block(data: Any) -> Expanded:
-    try:
-        spec = SiteSpec.from_json(data)
-        with torch.device("meta"):
-            return Expanded(spec, spec.layer.build()).eval()
-    except CheckpointError:
-        raise
-    except Exception as error:
-        raise CheckpointError(f"the record of a block is malformed: {type(error).__name__}: {error}") from None
-
-
 def _fill(
     gm: fx.GraphModule, tensors: Mapping[str, Tensor], constants: Mapping[str, Tensor], data: Mapping[str, Any]
 ) -> None:
     """Put the real tensors in, keep what the graph does not read, and restore the order of the keys."""
     for key, value in constants.items():
-        _set(gm, key, value, persistent=False)
+        _set(gm, key, value, parameter=False, persistent=False)
     own = gm.state_dict(keep_vars=True)
+    parameters = set(data.get("parameters") or [])
     for key, value in tensors.items():
         if key not in own and not key.endswith("_extra_state"):
-            _set(gm, key, value, persistent=True)
+            _set(gm, key, value, parameter=key in parameters)
     try:
         gm.load_state_dict(dict(tensors), strict=False, assign=True)
     except RuntimeError as error:
@@ -209,7 +204,7 @@ def _fill(
     _order(gm, data.get("keys") or [])
 
 
-def _set(root: nn.Module, key: str, value: Tensor, *, persistent: bool) -> None:
+def _set(root: nn.Module, key: str, value: Tensor, *, parameter: bool, persistent: bool = True) -> None:
     *path, name = key.split(".")
     module = root
     for part in path:
@@ -219,7 +214,7 @@ def _set(root: nn.Module, key: str, value: Tensor, *, persistent: bool) -> None:
     if name in module._buffers or name in module._parameters:
         module._buffers.pop(name, None)
         module._parameters.pop(name, None)
-    if persistent and value.is_floating_point():
+    if parameter:
         module.register_parameter(name, nn.Parameter(value, requires_grad=False))
     else:
         module.register_buffer(name, value, persistent=persistent)

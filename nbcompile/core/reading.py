@@ -18,6 +18,8 @@ from nbcompile.core.errors import CheckpointError
 from nbcompile.core.record import decode, is_record
 
 EXTRA = "_extra_state"
+RECORD = "nbcompile_record"
+"""Beside the weights of a plain network: the record of the model. A giant carries it in its blocks."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ def _dicts(content: Any, place: str, depth: int = 0) -> Iterator[tuple[str, Mapp
         return
     if isinstance(content, Mapping):
         tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+        tensors.pop(RECORD, None)
         if tensors:
             yield place, tensors
     items = content.items() if isinstance(content, Mapping) else enumerate(content) if _listed(content) else ()

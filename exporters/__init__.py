@@ -1,0 +1,104 @@
+"""First floor: one file format per file; exporters never optimise.
+
+``FORMATS`` is the one table: suffix to exporter. An exporter, and what it needs, is imported when it is first used.
+"""
+
+import inspect
+from collections.abc import Collection
+from dataclasses import dataclass
+from importlib import import_module
+from os import PathLike
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, cast
+
+from nbcompile.core.errors import UsageError, missing_extra
+
+if TYPE_CHECKING:
+    from nbcompile.exporters.base import Exporter
+    from nbcompile.exporters.onnx_layers import OnnxLayer
+
+if __name__ != "nbcompile.exporters":
+    raise ImportError("import nbcompile.exporters: the bare name 'exporters' would load a second copy")
+
+
+@dataclass(frozen=True)
+class Format:
+    """One row of the table.
+
+    Attributes:
+        suffix: of the files, with the dot.
+        module: that has the function ``export``, an `nbcompile.exporters.base.Exporter`.
+        extra: of nbcompile, that brings what the module imports; None: the core install does.
+        graph: whether the file holds a graph, which is lowered to deploy form first; else it holds weights only.
+    """
+
+    suffix: str
+    module: str
+    extra: str | None
+    graph: bool
+
+    def exporter(self) -> "Exporter":
+        """Import the exporter.
+
+        Raises:
+            UsageError: if a package that it needs is not installed.
+        """
+        module = _load(self.module, self.extra, f"writing {self.suffix} files")
+        return cast("Exporter", module.export)
+
+    def check_options(self, options: Collection[str]) -> None:
+        """Raise UsageError if one of ``options`` is not an option of this format."""
+        parameters = inspect.signature(self.exporter()).parameters.values()
+        known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "reference"]
+        for option in options:
+            if option not in known:
+                raise UsageError(
+                    f"'{option}' is not an option of {self.suffix} files; they have {', '.join(known) or 'none'}"
+                )
+
+
+FORMATS: dict[str, Format] = {
+    row.suffix: row
+    for row in (
+        Format(".onnx", "nbcompile.exporters.to_onnx", extra="onnx", graph=True),
+        Format(".pt", "nbcompile.exporters.to_state_dict", extra=None, graph=False),
+        Format(".safetensors", "nbcompile.exporters.to_state_dict", extra=None, graph=False),
+    )
+}
+
+
+def format_of(path: str | PathLike[str]) -> Format:
+    """The row of the table that the suffix of ``path`` names.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix == ".tflite":
+        raise UsageError(f"cannot write {path}: this version of nbcompile has no .tflite exporter; write .onnx instead")
+    if suffix not in FORMATS:
+        found = f"the extension '{suffix}' is unknown" if suffix else "it has no extension"
+        raise UsageError(f"cannot write {path}: {found}; known are {', '.join(FORMATS)}")
+    return FORMATS[suffix]
+
+
+def read_layers(path: str | PathLike[str]) -> "tuple[OnnxLayer, ...]":
+    """The layers of an ONNX file: `nbcompile.exporters.onnx_layers.read_layers`, imported when it is first used.
+
+    Raises:
+        UsageError: if onnx is not installed.
+        CheckpointError: if the file cannot be read.
+    """
+    module = _load("nbcompile.exporters.onnx_layers", "onnx", "reading .onnx files")
+    return cast("tuple[OnnxLayer, ...]", module.read_layers(path))
+
+
+def _load(module: str, extra: str | None, what: str) -> ModuleType:
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if extra is None or package == "nbcompile":
+            raise
+        raise missing_extra(extra, what, package) from error

@@ -1,0 +1,108 @@
+"""Run an ONNX file in ONNX Runtime and compare it with PyTorch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from nbcompile.core.errors import ExportError
+from nbcompile.core.example import Inputs, random_inputs, specs
+from nbcompile.core.numerics import flatten, relative_error, tolerance
+
+BATCHES = (1, 3, 1, 3)
+"""Batch sizes of the check: the smallest, and one that no tracing ever saw; each with inputs of its own."""
+
+_ERRORS_ONLY = 3  # ONNX Runtime's log severity
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs, and what PyTorch gives for them."""
+
+    inputs: Inputs
+    output: Any
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """The tensors of ``output``."""
+        return flatten(self.output)
+
+
+def cases(reference: nn.Module, inputs: Inputs, dynamic_batch: bool) -> list[Case]:
+    """Seeded random inputs, with the outputs of ``reference``: at several batch sizes, or only at that of ``inputs``.
+
+    Raises:
+        ExportError: if ``reference`` does not run on them, or gives NaN.
+    """
+    batches = BATCHES if dynamic_batch else (inputs[0].shape[:1].numel(),) * 2
+    return [_case(reference, resized(inputs, batch, seed)) for seed, batch in enumerate(batches)]
+
+
+def allowed(found: list[Case]) -> float:
+    """The largest relative error that counts as equal, by the dtypes of the outputs."""
+    return max((tolerance(output.dtype) for case in found for output in case.outputs), default=0.0)
+
+
+def measure(path: Path, found: list[Case]) -> float:
+    """The largest relative error of the file's outputs over all cases, no unit.
+
+    Raises:
+        ExportError: if ONNX Runtime cannot load or run the file.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        names = [value.name for value in session.get_inputs()]
+        runs = [session.run(None, {n: x.numpy() for n, x in zip(names, case.inputs, strict=True)}) for case in found]
+    except Exception as error:  # ONNX Runtime raises many kinds, RuntimeError their only common base
+        raise ExportError(f"ONNX Runtime cannot run the exported graph: {str(error).splitlines()[0]}") from error
+    return max(
+        relative_error([torch.as_tensor(y) for y in run], case.outputs) for run, case in zip(runs, found, strict=True)
+    )
+
+
+def has_batch(x: Tensor, inputs: Inputs) -> bool:
+    """Whether the first dimension of ``x`` is the batch, which is that of the first input."""
+    return bool(x.ndim and inputs[0].ndim and len(x) == len(inputs[0]))
+
+
+def resized(inputs: Inputs, batch: int, seed: int | None = None) -> Inputs:
+    """``inputs`` at another batch size; those without a batch stay as they are.
+
+    Floating-point values are drawn anew from ``seed``. Without a seed, and in other dtypes (token numbers, masks),
+    the samples of ``inputs`` are repeated in turn.
+    """
+    drawn = inputs if seed is None else random_inputs(specs(inputs), seed=seed, batch=batch)
+    made = []
+    for x, new in zip(inputs, drawn, strict=True):
+        if not has_batch(x, inputs):
+            made.append(x)
+        elif seed is not None and x.is_floating_point():
+            made.append(new)
+        else:
+            made.append(x[torch.arange(batch) % len(x)])
+    return tuple(made)
+
+
+def _case(reference: nn.Module, inputs: Inputs) -> Case:
+    shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+    try:
+        with torch.no_grad():
+            case = Case(inputs, reference(*inputs))
+    except RuntimeError as error:
+        raise ExportError(
+            f"the model does not run on inputs of shape {shapes}: {str(error).splitlines()[0]}; "
+            f"if it takes one batch size only, export with dynamic_batch=False"
+        ) from error
+    for i, output in enumerate(case.outputs):
+        nan = int(output.isnan().sum())
+        if nan:
+            raise ExportError(
+                f"output {i} of the model has {nan:,} NaN of {output.numel():,} values on random inputs of shape "
+                f"{shapes}: its file could not be checked"
+            )
+    return case

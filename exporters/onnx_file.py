@@ -1,0 +1,115 @@
+"""Read an ONNX file, and know the size of every value in it."""
+
+from os import PathLike
+from pathlib import Path
+
+import onnx
+import onnx.inliner
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import ModelProto, shape_inference
+
+from nbcompile.core.errors import CheckpointError
+
+Sizes = dict[str, tuple[int, ...]]
+
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
+"""Operators that multiply and accumulate."""
+
+REFUSED = (
+    *("QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "MatMulNBits", "QGemm"),
+    *("FusedConv", "FusedGemm", "FusedMatMul"),
+)
+"""What quantisers and ONNX Runtime's own optimiser put in their place."""
+
+
+def sizes_per_batch(model: ModelProto, path: str | PathLike[str]) -> tuple[int, Sizes]:
+    """The batch, which is 1 if it is symbolic, and the sizes of all values that are known at it.
+
+    Inferred by ONNX from inputs and weights; where it cannot know (behind a Range, say), as the file records them.
+
+    Args:
+        model: its symbolic batch is made 1.
+        path: named in the error.
+
+    Raises:
+        CheckpointError: if the graph contradicts itself.
+    """
+    batch, recorded = _at_batch_one(model)
+    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    return batch, recorded | _sizes(_infer(model, path)) | weights
+
+
+def read_model(path: Path) -> ModelProto:
+    """The model, checked, functions inlined; without external data: shapes are in the file itself.
+
+    Raises:
+        CheckpointError: if the file is missing, is no ONNX file, is not complete, or holds layers in ``REFUSED``, in
+            branches or in loops.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        model = onnx.load_model_from_string(data)
+    except DecodeError as error:
+        raise CheckpointError(f"cannot read {path}: it is no ONNX file, or not a complete one") from error
+    if not model.graph.node or not model.opset_import:
+        raise CheckpointError(f"cannot read {path}: it holds no ONNX graph")
+    try:
+        onnx.checker.check_model(path)  # by path, so that external data is looked for beside the file
+    except onnx.checker.ValidationError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"cannot read {path}: it is no valid ONNX graph ({reason})") from error
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    for node in model.graph.node:
+        if node.op_type in REFUSED:
+            raise CheckpointError(
+                f"{path}: node '{node.name}' is a quantised or fused layer ({node.op_type}); "
+                f"only {', '.join(LAYERS)} can be compared"
+            )
+        for attribute in node.attribute:
+            if any(inner.op_type in LAYERS for inner in attribute.g.node):
+                raise CheckpointError(f"{path}: node '{node.name}' ({node.op_type}) has layers inside a branch or loop")
+    return model
+
+
+def _at_batch_one(model: ModelProto) -> tuple[int, Sizes]:
+    """Make a symbolic batch 1, in place; the batch that is left, and the sizes that the file records at it."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [v for v in model.graph.input if v.name not in constants and v.type.tensor_type.shape.dim]
+    firsts = [value.type.tensor_type.shape.dim[0] for value in inputs]
+    symbols = {first.dim_param for first in firsts if first.dim_param}
+    for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in symbols:
+                dim.dim_value = 1
+    for first in firsts:
+        if not first.HasField("dim_value"):  # symbolic without a name
+            first.dim_value = 1
+    return max(1, firsts[0].dim_value) if firsts else 1, _sizes(model)
+
+
+def _sizes(model: ModelProto) -> Sizes:
+    """Sizes of the values whose every dimension is known."""
+    return {
+        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        for value in (*model.graph.input, *model.graph.value_info, *model.graph.output)
+        if value.type.tensor_type.HasField("shape")
+        and all(dim.HasField("dim_value") for dim in value.type.tensor_type.shape.dim)
+    }
+
+
+def _infer(model: ModelProto, path: str | PathLike[str]) -> ModelProto:
+    """A copy of ``model`` with the sizes that ONNX infers from its inputs and weights, and no other."""
+    bare = ModelProto()
+    bare.CopyFrom(model)
+    del bare.graph.value_info[:]
+    for value in bare.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    try:
+        return shape_inference.infer_sizes(bare, check_type=True, strict_mode=True, data_prop=True)
+    except shape_inference.InferenceError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise CheckpointError(f"{path}: its shapes do not fit together ({reason})") from error

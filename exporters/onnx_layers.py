@@ -1,0 +1,177 @@
+"""The layers of an ONNX file, whatever tool wrote it: names, shapes, MACs and parameters.
+
+Everything is taken from the graph itself: weights from the initializers, sizes from ONNX's own shape inference. What
+the file says *about* itself (its metadata) is not looked at.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto, NodeProto, TensorProto, helper
+
+from nbcompile.core.errors import CheckpointError
+from nbcompile.exporters.onnx_file import LAYERS, Sizes, read_model, sizes_per_batch
+
+_VIEWS = ("Identity", "Transpose", "Cast", "DequantizeLinear")  # what may stand between a weight and its layer
+
+
+@dataclass(frozen=True)
+class OnnxLayer:
+    """One convolution, linear layer or matrix product; several nodes that read the same weight are one layer.
+
+    Attributes:
+        name: of the weight's initializer without ``.weight``; where there is no weight, the node's name.
+        kind: one of ``LAYERS``.
+        weight: shape as PyTorch has it, ``(C_out, C_in // groups, *kernel)`` or ``(out, in)``; ``()`` without a weight.
+        macs: multiply-accumulates per sample, over all its nodes.
+        params: elements of weight and bias.
+        calls: how many nodes read it.
+    """
+
+    name: str
+    kind: str
+    weight: tuple[int, ...]
+    macs: int
+    params: int
+    calls: int = 1
+
+
+def read_layers(path: str | PathLike[str]) -> tuple[OnnxLayer, ...]:
+    """The layers of an ONNX file in the order of its graph; totals are the sums over them.
+
+    MACs are per sample, at the file's own input shape: a symbolic first dimension counts as 1. Padding counts, as
+    everywhere in nbcompile.
+
+    Raises:
+        CheckpointError: if the file is missing, is no ONNX file, is not complete, or its sizes cannot be inferred.
+    """
+    model = read_model(Path(path))
+    batch, sizes = sizes_per_batch(model, path)
+    layers: dict[str, OnnxLayer] = {}
+    for found in _nodes(model):
+        macs = _macs(found, sizes, path) // batch
+        key = found.weight_name or f"node {found.name}"
+        if key in layers:
+            layers[key] = replace(layers[key], macs=layers[key].macs + macs, calls=layers[key].calls + 1)
+        else:
+            params = math.prod(found.weight) + found.bias if found.weight else 0
+            layers[key] = OnnxLayer(found.name, found.node.op_type, found.torch_weight, macs, params)
+    return tuple(layers.values())
+
+
+def layer_names(model: ModelProto) -> list[str]:
+    """Names of the layers that have weights, in the order of the graph, each once."""
+    return list(dict.fromkeys(found.name for found in _nodes(model) if found.weight))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A node that multiplies; ``weight`` as the node reads it, ``bias`` in elements."""
+
+    node: NodeProto
+    name: str
+    weight_name: str
+    weight: tuple[int, ...]
+    bias: int
+
+    @property
+    def torch_weight(self) -> tuple[int, ...]:
+        if self.node.op_type == "MatMul" or (self.node.op_type == "Gemm" and not _attribute(self.node, "transB", 0)):
+            return self.weight[::-1]
+        return self.weight
+
+
+def _nodes(model: ModelProto) -> Iterator[_Found]:
+    """Nodes of ``LAYERS`` with their weights and biases, in the order of the graph."""
+    graph = model.graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    tensors |= {node.output[0]: _attribute(node, "value", None) for node in graph.node if node.op_type == "Constant"}
+    made_by = {output: node for node in graph.node for output in node.output}
+    readers: dict[str, list[NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+
+    def constant(name: str) -> tuple[str, tuple[int, ...]] | None:
+        """Name of the tensor that ``name`` shows, and its shape as seen there."""
+        if isinstance(tensors.get(name), TensorProto):
+            return name, tuple(tensors[name].dims)
+        node = made_by.get(name)
+        if node is None or node.op_type not in _VIEWS:
+            return None
+        source = constant(node.input[0])
+        if source is None or node.op_type != "Transpose":
+            return source
+        order = _attribute(node, "perm", range(len(source[1]))[::-1])
+        return source[0], tuple(source[1][axis] for axis in order)
+
+    for node in graph.node:
+        if node.op_type in LAYERS:
+            source = constant(node.input[1]) if len(node.input) > 1 else None
+            bias_name = _bias(node, readers)
+            bias = constant(bias_name) if bias_name else None
+            name, shape = source or ("", ())
+            yield _Found(
+                node=node,
+                name=name.removesuffix(".weight") if name else node.name or node.output[0],
+                weight_name=name,
+                weight=shape,
+                bias=math.prod(bias[1]) if bias else 0,
+            )
+
+
+def _bias(node: NodeProto, readers: dict[str, list[NodeProto]]) -> str | None:
+    """Name of the bias: the third input, or what the only reader of a MatMul adds to it."""
+    if node.op_type not in ("MatMul", "Einsum"):
+        return node.input[2] if len(node.input) > 2 else None
+    after = readers.get(node.output[0], [])
+    if len(after) != 1 or after[0].op_type != "Add":
+        return None
+    return next((name for name in after[0].input if name != node.output[0]), None)
+
+
+def _macs(found: _Found, sizes: Sizes, path: str | PathLike[str]) -> int:
+    """Multiply-accumulates of one node over the whole batch.
+
+    Every position that a kernel is laid on (output positions; input positions, if transposed) meets every weight.
+    """
+    node = found.node
+
+    def size(name: str) -> tuple[int, ...]:
+        if name not in sizes:
+            raise CheckpointError(
+                f"{path}: the size of '{name}' at layer '{found.name}' cannot be inferred; "
+                f"export the model with fixed sizes (all but the batch)"
+            )
+        return sizes[name]
+
+    if node.op_type in ("Conv", "ConvTranspose"):
+        over = size(node.input[0] if node.op_type == "ConvTranspose" else node.output[0])
+        return over[0] * math.prod(over[2:]) * math.prod(found.weight or size(node.input[1]))
+    if node.op_type == "Einsum":
+        return math.prod(_letters(found, [size(name) for name in node.input], path).values())
+    left = size(node.input[0])
+    inner = left[0] if node.op_type == "Gemm" and _attribute(node, "transA", 0) else left[-1]
+    return math.prod(size(node.output[0])) * inner
+
+
+def _letters(found: _Found, sizes: list[tuple[int, ...]], path: str | PathLike[str]) -> dict[str, int]:
+    """Size of every index of an Einsum of two operands; together they count its multiply-accumulates."""
+    equation = _attribute(found.node, "equation", b"").decode().replace(" ", "")
+    operands = equation.partition("->")[0].split(",")
+    if len(operands) != 2 or "." in equation:
+        raise CheckpointError(f"{path}: the MACs of node '{found.name}' (Einsum '{equation}') cannot be counted")
+    return {
+        letter: n for names, size in zip(operands, sizes, strict=True) for letter, n in zip(names, size, strict=True)
+    }
+
+
+def _attribute(node: NodeProto, name: str, default: Any) -> Any:
+    for attribute in node.attribute:
+        if attribute.name == name:
+            return helper.get_attribute_value(attribute)
+    return default

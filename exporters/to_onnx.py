@@ -1,0 +1,158 @@
+"""Write ONNX: one file, dynamic batch, run in ONNX Runtime before it gets its name.
+
+    deploy form -> torch.export -> torch.onnx (dynamo) -> constant folding -> onnxsim -> check -> file
+
+Weights keep the names of the layers (``features.0.0.weight``). If onnxsim fails, or what it gives is not the same
+function, the file is written without it and the result says so.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import onnxsim
+import torch
+from onnx import ModelProto, numpy_helper
+from torch import Tensor, nn
+
+from nbcompile import __version__
+from nbcompile.core.errors import ExportError, UsageError
+from nbcompile.core.example import Inputs
+from nbcompile.core.files import atomic
+from nbcompile.exporters.base import ExportResult
+from nbcompile.exporters.onnx_check import Case, allowed, cases, measure
+from nbcompile.exporters.onnx_graph import onnx_graph, quiet, reason
+from nbcompile.exporters.onnx_layers import layer_names
+
+_LARGEST = 2**31 - 1  # bytes of a protobuf message
+
+
+def export(
+    graph: nn.Module,
+    inputs: Inputs,
+    path: Path,
+    *,
+    reference: nn.Module | None = None,
+    opset: int | None = None,
+    dynamic_batch: bool = True,
+) -> ExportResult:
+    """Write ``graph`` as ONNX; see `base.Exporter`.
+
+    Args:
+        graph: on the CPU, in eval mode.
+        inputs: example, batch first; those whose first dimension is that of the first input share the batch.
+        path: the output file.
+        reference: the model whose outputs the file must give; None: ``graph`` itself.
+        opset: ONNX operator set; None: the exporter's default.
+        dynamic_batch: whether the file takes any batch size; else it takes that of ``inputs`` only.
+
+    Raises:
+        ExportError: if the graph cannot be expressed, or ONNX Runtime does not give the same outputs.
+        UsageError: if the file cannot be written, or ``inputs`` holds no sample.
+    """
+    started = time.perf_counter()
+    if any(x.numel() == 0 for x in inputs):
+        raise UsageError("the example input holds no sample; exporting needs at least one")
+    found = cases(graph if reference is None else reference, inputs, dynamic_batch)
+    with quiet():
+        plain = onnx_graph(graph, inputs, output=found[0].output, opset=opset, dynamic_batch=dynamic_batch)
+        if plain.ByteSize() > _LARGEST:
+            raise ExportError(f"{path}: the graph has {plain.ByteSize():,} bytes; an ONNX file holds {_LARGEST:,}")
+        candidates, note = _simplified(plain)
+    for candidate in candidates:
+        _name_weights(candidate, graph.state_dict())
+        _describe(candidate)
+    with atomic(path) as temporary:
+        chosen, error = _keep(candidates, temporary, path, found)
+        size = temporary.stat().st_size
+    if chosen is not candidates[0]:
+        note = "what onnxsim made of the graph was not the same function, so the file is not simplified"
+    return ExportResult(
+        path=path,
+        format="onnx",
+        bytes=size,
+        error=error,
+        tolerance=allowed(found),
+        versions=_versions(chosen),
+        notes=(note,) if note else (),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _simplified(plain: ModelProto) -> tuple[list[ModelProto], str]:
+    """The graphs to try, the best first, and what there is to say about them."""
+    try:
+        # Equal weights of two layers stay two weights, each with its layer's name.
+        simple, sound = onnxsim.simplify(plain, skipped_optimizers=["eliminate_duplicate_initializer"])
+    except Exception as error:  # a simplifier may fail in any way; the file can do without it
+        return [plain], f"onnxsim failed ({reason(error)}), so the file is not simplified"
+    if not sound:
+        return [plain], "onnxsim's own check failed, so the file is not simplified"
+    return [simple, plain], ""
+
+
+def _keep(candidates: list[ModelProto], temporary: Path, path: Path, found: list[Case]) -> tuple[ModelProto, float]:
+    """Write the first of ``candidates`` that gives the same outputs as PyTorch, and its relative error."""
+    for candidate in candidates:
+        temporary.write_bytes(candidate.SerializeToString())
+        try:
+            error = measure(temporary, found)
+        except ExportError:
+            if candidate is candidates[-1]:
+                raise
+            continue
+        if error <= allowed(found):
+            return candidate, error
+    raise ExportError(
+        f"{path}: ONNX Runtime and PyTorch differ by a relative error of {error:.2g} on random inputs, and "
+        f"{allowed(found):.0e} is allowed; no file was kept"
+    )
+
+
+def _name_weights(model: ModelProto, weights: Mapping[str, Tensor]) -> None:
+    """Give transposed weights, which folding names ``val_3``, the names that they have in the state_dict."""
+    present = {tensor.name for tensor in model.graph.initializer}
+    missing = {name: w.numpy() for name, w in weights.items() if w.ndim == 2 and name not in present}
+    renamed: dict[str, str] = {}
+    for tensor in model.graph.initializer:
+        if tensor.name in weights or len(tensor.dims) != 2:
+            continue
+        value = numpy_helper.to_array(tensor)
+        for name, weight in missing.items():
+            if any(np.array_equal(value, w) for w in (weight, weight.T)):
+                renamed[tensor.name] = name
+                tensor.name = name
+                del missing[name]
+                break
+    for node in model.graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+
+
+def _describe(model: ModelProto) -> None:
+    """Say who wrote the file; the tools' own notes, which hold paths of this machine, go."""
+    for node in model.graph.node:
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    model.graph.ClearField("metadata_props")
+    model.producer_name, model.producer_version = "nbcompile", __version__
+    notes = {
+        "nbcompile": __version__,
+        "opset": str(_versions(model)["opset"]),
+        "layers": json.dumps(layer_names(model)),
+    }
+    onnx.helper.set_model_props(model, notes)
+
+
+def _versions(model: ModelProto) -> dict[str, str | int]:
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    return {
+        "opset": opset,
+        "ir": model.ir_version,
+        "torch": torch.__version__,
+        "onnxsim": onnxsim.__version__.lstrip("v"),
+        "onnxruntime": onnxruntime.__version__,
+    }

@@ -1,0 +1,82 @@
+"""Write the weights alone: ``.pt`` or ``.safetensors``.
+
+Both hold the plain state_dict, so that ``model.load_state_dict`` of the original class takes it. A ``.pt`` is what
+``torch.load(path, weights_only=True)`` reads.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from nbcompile.core.errors import ExportError
+from nbcompile.core.example import Inputs
+from nbcompile.core.files import atomic
+from nbcompile.exporters.base import ExportResult
+
+
+def export(graph: nn.Module, inputs: Inputs, path: Path, *, reference: nn.Module | None = None) -> ExportResult:
+    """Write the state_dict of ``graph``, read it back and compare every bit; see `base.Exporter`.
+
+    Args:
+        graph: the model whose weights are written.
+        inputs: not used: weights have no inputs.
+        path: ends in ``.pt`` or ``.safetensors``.
+        reference: not used: the weights are compared with those of ``graph``.
+
+    Raises:
+        ExportError: if the state_dict holds something other than tensors, or what is read back is not equal.
+        UsageError: if the file cannot be written.
+    """
+    started = time.perf_counter()
+    safe = path.suffix.lower() == ".safetensors"
+    weights = _weights(graph)
+    with atomic(path) as temporary:
+        if safe:
+            # This format refuses shared and strided tensors: every key gets bytes of its own.
+            own = {key: x.clone(memory_format=torch.contiguous_format) for key, x in weights.items()}
+            safetensors.torch.save_file(own, temporary, metadata={"format": "pt"})
+            back = safetensors.torch.load_file(temporary)
+        else:
+            torch.save(weights, temporary)
+            back = torch.load(temporary, map_location="cpu", weights_only=True)
+        _compare(back, weights, path)
+        size = temporary.stat().st_size
+    return ExportResult(
+        path=path,
+        format="safetensors" if safe else "state_dict",
+        bytes=size,
+        error=0.0,
+        tolerance=0.0,
+        versions={"torch": torch.__version__} | ({"safetensors": safetensors.__version__} if safe else {}),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    weights = {key: value.detach() if isinstance(value, Tensor) else value for key, value in model.state_dict().items()}
+    for key, value in weights.items():
+        if not isinstance(value, Tensor):
+            raise ExportError(
+                f"the state_dict entry '{key}' is of type {type(value).__name__}, not a tensor: "
+                f"a file of plain weights cannot hold it"
+            )
+    return weights
+
+
+def _compare(back: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: Path) -> None:
+    """Raise ExportError unless both hold the same keys and the same bits."""
+    if back.keys() != weights.keys():
+        raise ExportError(f"{path}: the keys that were read back are not those that were written; no file was kept")
+    for key, value in weights.items():
+        # As bytes: NaN must equal NaN, and -0.0 is not 0.0.
+        if back[key].dtype != value.dtype or back[key].shape != value.shape or _bytes(back[key]) != _bytes(value):
+            raise ExportError(f"{path}: '{key}' was not read back as it was written; no file was kept")
+
+
+def _bytes(x: Tensor) -> bytes:
+    return x.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() if x.numel() else b""

@@ -1,0 +1,75 @@
+"""Write a deploy file: ``nbcompile.export(tiny, "tiny.onnx", example_input)``."""
+
+from copy import deepcopy
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nbcompile.core.blocks import sites
+from nbcompile.core.errors import PreconditionError
+from nbcompile.core.example import ExampleInput, inputs_for
+from nbcompile.core.files import check_target
+from nbcompile.core.wrappers import unwrap
+from nbcompile.exporters import format_of
+from nbcompile.exporters.base import ExportResult
+
+
+def export(
+    model: nn.Module, path: str | PathLike[str], example_input: ExampleInput | None = None, **options: Any
+) -> ExportResult:
+    """Write ``model`` to ``path`` in the format that the extension names, checked before the file gets its name.
+
+    ``.onnx`` holds the deploy form: eval mode, norms folded, run in ONNX Runtime and compared with ``model``.
+    ``.pt`` and ``.safetensors`` hold the plain state_dict. ``model`` itself is left as it is.
+
+    Args:
+        model: a network without expansion blocks, such as `nbcompile.fuse` returns; wrappers are seen through.
+        path: the output file; what it held before stays until the new file is complete.
+        example_input: one tensor or a tuple of them, batch first; None where the model remembers it. Formats that
+            hold weights only do not need it.
+        options: of the format. ``.onnx``: ``opset`` (None: the exporter's default) and ``dynamic_batch`` (True).
+
+    Raises:
+        UsageError: if ``path`` cannot be written, its extension or an option is unknown, a package is missing, or
+            there is no example input.
+        PreconditionError: if ``model`` is a giant, or has weights that are not finite.
+        ExportError: if the format cannot express the model, or the file does not give the same outputs.
+    """
+    path = Path(path)
+    check_target(path)
+    form = format_of(path)
+    form.check_options(options)
+    model = unwrap(model)
+    _refuse_giant(model)
+    _refuse_not_finite(model)
+    model = deepcopy(model).cpu().eval()
+    if not form.graph:
+        return form.exporter()(model, (), path, **options)
+    from nbcompile.fusion import deploy
+
+    inputs = inputs_for(model, example_input, who="export")
+    return form.exporter()(deploy(model, inputs), inputs, path, reference=model, **options)
+
+
+def _refuse_giant(model: nn.Module) -> None:
+    found = sites(model)
+    if found:
+        raise PreconditionError(
+            f"{type(model).__name__} still has {len(found)} expansion blocks (the first is '{next(iter(found))}'): "
+            f"export what nbcompile.fuse(model) returns; nbcompile.save keeps a giant"
+        )
+
+
+def _refuse_not_finite(model: nn.Module) -> None:
+    """A NaN anywhere, or an infinite parameter, spreads to every output; masks may hold infinities as buffers."""
+    for kind, tensors in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
+        for name, x in tensors:
+            bad = x.isnan() if kind == "buffer" else ~torch.isfinite(x)
+            if count := int(bad.sum()):
+                raise PreconditionError(
+                    f"{kind} '{name}' has {count:,} of {x.numel():,} values that are NaN or infinite: "
+                    f"the training diverged; go back to an earlier checkpoint"
+                )

@@ -1,0 +1,33 @@
+"""Where a report was made: versions and machine."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+_PACKAGES = ("nbcompile", "torch", "torchvision", "onnx", "onnxruntime", "onnxsim", "numpy", "lightning")
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of those packages of the project that are installed."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue  # an extra that is not installed took no part
+    return found
+
+
+def machine() -> str:
+    """Processor, cores and system in one line."""
+    return f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown processor"

@@ -1,0 +1,52 @@
+"""How numbers are written on the page; what is not known, or not a number, is a dash."""
+
+import math
+from typing import TypeGuard
+
+DASH = "–"
+_GAP = "\u00a0"  # between a number and its unit: no line break
+
+
+def known(value: float | None) -> TypeGuard[float]:
+    """Whether ``value`` is a number."""
+    return value is not None and not math.isnan(value)
+
+
+def count(value: float | None) -> str:
+    """A whole number with thousands separators: ``23,499,152``."""
+    return f"{value:,.0f}" if known(value) else DASH
+
+
+def percent(value: float | None) -> str:
+    """A fraction in per cent: ``97.22 %``."""
+    return f"{100 * value:.2f}{_GAP}%" if known(value) else DASH
+
+
+def times(value: float | None) -> str:
+    """A ratio: ``2.30 ×``."""
+    return f"{value:.2f}{_GAP}×" if known(value) else DASH
+
+
+def size(value: float | None) -> str:
+    """A number of bytes, in the unit that suits it: ``2.93 MB``."""
+    if not known(value):
+        return DASH
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= scale:
+            return f"{value / scale:.2f}{_GAP}{unit}"
+    return f"{value:.0f}{_GAP}B"
+
+
+def small(value: float | str | None) -> str:
+    """A measured number, in powers of ten where it is tiny or huge: ``3.1e-07``; a text as it is."""
+    if isinstance(value, str):
+        return value
+    if not known(value):
+        return DASH
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if value == int(value) and abs(value) < 1e15:
+        return count(value)
+    if 1e-3 <= abs(value) < 1e6:
+        return f"{value:.4g}" if abs(value) < 1e3 else f"{value:,.1f}"
+    return f"{value:.1e}"

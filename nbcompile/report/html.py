@@ -1,0 +1,52 @@
+"""Renders a report as one HTML file: no script, nothing loaded from elsewhere, light and dark."""
+
+from importlib.resources import files
+from pathlib import Path
+
+from nbcompile.core.errors import missing_extra
+from nbcompile.core.files import atomic
+from nbcompile.report import formats
+from nbcompile.report.curves import draw_curves
+from nbcompile.report.data import Report
+from nbcompile.report.drawing import draw
+from nbcompile.report.summary import summary
+
+
+def render(report: Report) -> str:
+    """The page as a string.
+
+    Raises:
+        UsageError: if jinja2 is not installed, or matplotlib where there are training curves to draw.
+    """
+    try:
+        from jinja2 import Environment, StrictUndefined
+    except ImportError as error:
+        raise missing_extra("train", "writing a report", "jinja2") from error
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    for form in (formats.count, formats.percent, formats.times, formats.size, formats.small):
+        environment.filters[form.__name__] = form
+    template = environment.from_string((files("nbcompile.report") / "report.html.j2").read_text(encoding="utf-8"))
+    return template.render(
+        report=report,
+        summary=summary(report),
+        has={
+            column: any(getattr(row, column) is not None for row in report.models)
+            for column in ("accuracy", "bytes", "latency")
+        },
+        failed=sum(not check.passed for check in report.checks),
+        curves=draw_curves(report.runs),
+        graphs=[(graph, draw(graph)) for graph in report.graphs],
+        dash=formats.DASH,
+    )
+
+
+def write(report: Report, path: str | Path) -> None:
+    """Writes the page to ``path``, which holds the old bytes or the complete new ones, never half a page.
+
+    Raises:
+        UsageError: if the folder is missing or not writable, or a package is missing (see :func:`render`).
+    """
+    page = render(report)
+    with atomic(Path(path)) as temporary:
+        Path(temporary).write_text(page, encoding="utf-8")

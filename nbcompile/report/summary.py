@@ -1,0 +1,88 @@
+"""What the page says first: the result in a few plain sentences, from the report's own numbers and nothing else."""
+
+from collections.abc import Iterator
+from pathlib import PurePath
+
+from nbcompile.report.data import ModelRow, Report, Run
+from nbcompile.report.formats import count, known, percent, size, small
+
+
+def summary(report: Report) -> tuple[str, ...]:
+    """One sentence per thing that is known; nothing is said about what is not."""
+    return (*_cost(report), *_accuracy(report), *_error(report), *_checks(report), *_files(report))
+
+
+def _cost(report: Report) -> Iterator[str]:
+    original, giant, tiny = (_model(report, name) for name in ("original", "giant", "tiny"))
+    if tiny is None or tiny.macs is None or tiny.params is None:
+        return
+    cost = f"The tiny network needs {count(tiny.macs)} MACs and has {count(tiny.params)} parameters"
+    if original is None or original.macs is None or original.params is None:
+        yield f"{cost}."
+    elif (original.macs, original.params) == (tiny.macs, tiny.params):
+        yield f"{cost}, exactly as many as the original: the expansion costs nothing on the device."
+    else:
+        yield f"{cost}; the original {count(original.macs)} and {count(original.params)}."
+    if giant is not None and giant.macs and tiny.macs:
+        sites = len(report.sites)
+        where = f" with {sites} expanded layer{'s' if sites > 1 else ''}" if sites else ""
+        ratio = f"{giant.macs / tiny.macs:.2f}"
+        yield f"It was fused from a giant{where}: {count(giant.macs)} MACs, {ratio} times as many."
+
+
+def _accuracy(report: Report) -> Iterator[str]:
+    tiny, original = _model(report, "tiny"), _model(report, "original")
+    reached = None if tiny is None else tiny.accuracy
+    baseline = None if original is None else original.accuracy
+    if known(reached) and known(baseline):
+        yield _compared("The tiny network", reached, "the original, trained by itself,", baseline)
+    elif known(reached):
+        yield f"The tiny network is right on {percent(reached)} of the validation set."
+    else:
+        for run in report.runs:
+            final = _final_accuracy(run)
+            if known(final):
+                yield f"After its last epoch, {run.label} is right on {percent(final)} of the validation set."
+
+
+def _compared(who: str, reached: float, other: str, baseline: float) -> str:
+    points = 100 * (reached - baseline)
+    verdict = "as good" if points == 0 else f"{abs(points):.2f} points {'better' if points > 0 else 'worse'}"
+    return f"{who} is right on {percent(reached)} of the validation set, {other} on {percent(baseline)}: {verdict}."
+
+
+def _final_accuracy(run: Run) -> float | None:
+    return run.history[-1].get("val_accuracy") if run.history else None
+
+
+def _error(report: Report) -> Iterator[str]:
+    measured = [(row.error, row) for row in report.layers if known(row.error)]
+    if not measured:
+        return
+    error, row = max(measured, key=lambda pair: pair[0])
+    if error == 0:
+        yield "Every layer gives exactly the giant's output."
+    else:
+        place = row.measured_at or row.name
+        yield f"No layer's output differs from the giant's by more than {small(error)} of its largest ({place})."
+
+
+def _checks(report: Report) -> Iterator[str]:
+    failed = [check.name for check in report.checks if not check.passed]
+    total = len(report.checks)
+    if failed:
+        yield f"{len(failed)} of {total} checks failed: {', '.join(failed)}."
+    elif total:
+        yield "The one check passed." if total == 1 else f"All {total} checks passed."
+
+
+def _files(report: Report) -> Iterator[str]:
+    written = [
+        PurePath(file.path).name + (f" ({size(file.bytes)})" if known(file.bytes) else "") for file in report.files
+    ]
+    if written:
+        yield f"Written: {', '.join(written)}."
+
+
+def _model(report: Report, name: str) -> ModelRow | None:
+    return next((row for row in report.models if row.name == name), None)

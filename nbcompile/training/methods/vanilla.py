@@ -1,0 +1,21 @@
+"""The network as it is: the baseline that every other method is measured against."""
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from nbcompile.training.methods.base import Method
+
+
+class Vanilla(Method):
+    """Trains the network as it is."""
+
+    name: ClassVar[str] = "vanilla"
+
+    def prepare(self, model: nn.Module, example: Tensor) -> nn.Module:
+        """The network itself."""
+        return model
+
+    def phase(self, epoch: int) -> str:
+        """Always the same."""
+        return "train"

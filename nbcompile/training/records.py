@@ -1,0 +1,121 @@
+"""What a training run tells while it runs, and what it gives back."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """The run begins, or goes on.
+
+    Attributes:
+        method: its name.
+        data: the data set's name.
+        epochs: of the whole run.
+        done: epochs that a resumed run has behind it; 0 for a new one.
+        steps_per_epoch: optimiser steps.
+        run_dir: where checkpoints and metrics go.
+        resume_found_nothing: True if resuming was asked for and there was no checkpoint yet.
+    """
+
+    method: str
+    data: str
+    epochs: int
+    done: int
+    steps_per_epoch: int
+    run_dir: Path
+    resume_found_nothing: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepped:
+    """One optimiser step is done.
+
+    Attributes:
+        epoch: counted from 1.
+        step: optimiser steps since the beginning of the run.
+        loss: mean of this batch, in nats, over all processes.
+        accuracy: of the epoch so far on this process, in [0, 1].
+        slope: of the inserted activations after the step; None where there are none.
+        lr: of the step.
+        phase: what the method is doing.
+    """
+
+    epoch: int
+    step: int
+    loss: float
+    accuracy: float
+    slope: float | None
+    lr: float
+    phase: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """One epoch is done: one line of metrics.jsonl.
+
+    Attributes:
+        epoch: counted from 1.
+        step: optimiser steps since the beginning of the run.
+        phase: what the method was doing.
+        loss: mean training loss, in nats, over all processes.
+        train_accuracy: on augmented images, during the epoch, in [0, 1].
+        val_accuracy: on the held-out images, after the epoch, in [0, 1].
+        slope: at the end; None where the method has none.
+        lr: of the last step.
+        seconds: wall time of the epoch, measuring included.
+    """
+
+    epoch: int
+    step: int
+    phase: str
+    loss: float
+    train_accuracy: float
+    val_accuracy: float
+    slope: float | None
+    lr: float
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """A finished run.
+
+    Attributes:
+        method: its name.
+        data: the data set's name.
+        history: one entry per epoch, those before a resume included.
+        accuracy: on the held-out images, after the last epoch, in [0, 1].
+        fused_accuracy: of the fused network on the same images; None where there is nothing to fuse.
+        seconds: wall time of all epochs.
+        output: the trained file.
+        run_dir: config.json, metrics.jsonl, last.ckpt.
+        model: what was trained, in eval mode on the CPU (netbooster: the linear giant).
+    """
+
+    method: str
+    data: str
+    history: tuple[Epoch, ...]
+    accuracy: float
+    fused_accuracy: float | None
+    seconds: float
+    output: Path
+    run_dir: Path
+    model: nn.Module
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the model."""
+        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "model"}
+        history = [epoch.to_json() for epoch in self.history]
+        return plain | {"history": history, "output": str(self.output), "run_dir": str(self.run_dir)}
+
+
+Event = Started | Stepped | Epoch | TrainResult

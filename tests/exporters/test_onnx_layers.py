@@ -1,0 +1,232 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from nbcompile.core.cost import cost
+from nbcompile.core.errors import CheckpointError
+from nbcompile.exporters.onnx_layers import OnnxLayer, read_layers
+from nbcompile.exporters.to_onnx import export
+
+
+class Mixed(nn.Module):
+    """Every kind of layer, one of them used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 6, (3, 5), stride=2, padding=1, groups=2)
+        self.up = nn.ConvTranspose2d(6, 4, 3, stride=2, groups=2, bias=False)
+        self.again = nn.Conv2d(4, 4, 1)
+        self.tokens = nn.Linear(5, 3)
+        self.head = nn.Linear(4, 7)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.again(self.again(self.up(self.conv(x))).relu())
+        z = self.tokens(y[..., :5])
+        return self.head(y.mean((2, 3))), z @ z.transpose(2, 3)
+
+
+def write(path: Path, nodes: list[NodeProto], weights: dict[str, tuple[int, ...]], shape: list[int | str]) -> Path:
+    """A file of another tool: no recorded sizes of inner values and outputs."""
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "other",
+        [value("x", TensorProto.FLOAT, shape)],
+        [value("y", TensorProto.FLOAT, [None] * len(shape))],
+        [numpy_helper.from_array(np.ones(dims, np.float32), name) for name, dims in weights.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), path)
+    return path
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "tiny.onnx"
+
+
+def test_layers_cost_what_pytorch_counts(path: Path) -> None:
+    model, x = Mixed().eval(), torch.randn(2, 4, 11, 13)
+    export(model, (x,), path)
+    layers = {layer.name: layer for layer in read_layers(path)}
+    counted = {layer.name: layer for layer in cost(model, x).layers}
+    matmul = layers.pop(next(name for name, layer in layers.items() if not layer.weight))
+    assert matmul.macs == counted.pop("").macs
+    assert list(layers) == ["conv", "up", "again", "tokens", "head"]
+    for name, layer in layers.items():
+        assert (layer.macs, layer.params, layer.calls) == (
+            counted[name].macs,
+            counted[name].params,
+            counted[name].calls,
+        )
+        assert layer.weight == tuple(model.state_dict()[f"{name}.weight"].shape)
+    assert layers["conv"].kind == "Conv"
+    assert layers["up"].kind == "ConvTranspose"
+    assert layers["head"].kind == "Gemm"
+
+
+def test_a_fixed_batch_is_counted_per_sample(path: Path) -> None:
+    model, x = Mixed().eval(), torch.randn(4, 4, 11, 13)
+    export(model, (x,), path, dynamic_batch=False)
+    assert sum(layer.macs for layer in read_layers(path)) == cost(model, x).macs
+
+
+def test_what_the_file_says_about_itself_is_not_believed(path: Path) -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), torch.randn(1, 3, 8, 8)
+    export(model, (x,), path)
+    before, proto = read_layers(path), onnx.load(path)
+    helper.set_model_props(proto, {"layers": '["something", "else"]', "macs": "1"})
+    for value in (*proto.graph.value_info, *proto.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            dim.dim_value = 1
+    onnx.save(proto, path)
+    assert read_layers(path) == before == (OnnxLayer("0", "Conv", (4, 3, 3, 3), 108 * 36, 112),)
+
+
+def test_weights_of_other_tools(path: Path) -> None:
+    nodes = [
+        helper.make_node("Transpose", ["w"], ["wt"], perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "wt"], ["a"], name="MatMul_0"),
+        helper.make_node("Add", ["b", "a"], ["c"]),
+        helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(np.ones((5, 2), np.float32))),
+        helper.make_node("Gemm", ["c", "k"], ["d"]),
+        helper.make_node("MatMul", ["d", "e.weight"], ["f"]),
+        helper.make_node("Add", ["f", "f"], ["y"]),
+    ]
+    write(path, nodes, {"w": (5, 3), "b": (5,), "e.weight": (2, 2)}, ["N", 3])
+    assert read_layers(path) == (
+        OnnxLayer("w", "MatMul", (3, 5)[::-1], 15, 20),
+        OnnxLayer("k", "Gemm", (2, 5), 10, 10),
+        OnnxLayer("e", "MatMul", (2, 2), 4, 4),
+    )
+
+
+def test_einsum(path: Path) -> None:
+    def einsum(equation: str, *inputs: str) -> list[NodeProto]:
+        return [helper.make_node("Einsum", inputs, ["y"], "node_e", equation=equation)]
+
+    write(path, einsum("b i j, k j -> b i k", "x", "w"), {"w": (5, 4)}, ["N", 3, 4])
+    assert read_layers(path) == (OnnxLayer("w", "Einsum", (5, 4), 3 * 4 * 5, 20),)
+    write(path, einsum("bij,bkj->bik", "x", "x"), {}, [2, 3, 4])
+    assert read_layers(path) == (OnnxLayer("node_e", "Einsum", (), 3 * 4 * 3, 0),)
+    for nodes in (einsum("...j->...", "x"), einsum("...j,jk->...k", "x", "w")):
+        with pytest.raises(CheckpointError, match=r"the MACs of node '.+' \(Einsum '\.\.\.j.*'\) cannot be counted"):
+            read_layers(write(path, nodes, {"w": (4, 4)}, [2, 3, 4]))
+
+
+def test_layers_inside_functions_are_found(path: Path) -> None:
+    function = helper.make_function(
+        "own", "Double", ["i", "w"], ["o"], [helper.make_node("MatMul", ["i", "w"], ["o"])],
+        [helper.make_opsetid("", 18)],
+    )  # fmt: skip
+    write(path, [helper.make_node("Double", ["x", "a.weight"], ["y"], domain="own")], {"a.weight": (3, 4)}, [1, 3])
+    model = onnx.load(path)
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    onnx.save(model, path)
+    assert read_layers(path) == (OnnxLayer("a", "MatMul", (4, 3), 12, 12),)
+
+
+def _conv(path: Path, shape: list[int | str], **attributes: Any) -> Path:
+    node = helper.make_node("Conv", ["x", "stem.weight"], ["y"], "stem", **attributes)
+    return write(path, [node], {"stem.weight": (4, 3, 3, 3)}, shape)
+
+
+def test_files_that_are_not_onnx_are_refused(tmp_path: Path) -> None:
+    good = _conv(tmp_path / "good.onnx", [1, 3, 8, 8]).read_bytes()
+    for name, data, reason in [
+        ("truncated", good[: len(good) // 2], "it is no ONNX file, or not a complete one"),
+        ("empty", b"", "it holds no ONNX graph"),
+        ("text", b"hello, this is no protobuf", "it is no ONNX file, or not a complete one"),
+        ("headless", ModelProto(ir_version=9).SerializeToString(), "it holds no ONNX graph"),
+    ]:
+        path = tmp_path / f"{name}.onnx"
+        path.write_bytes(data)
+        with pytest.raises(CheckpointError, match=f"^cannot read {path}: {reason}$"):
+            read_layers(path)
+
+
+def test_every_truncation_is_refused(path: Path) -> None:
+    data = _conv(path, [1, 3, 8, 8]).read_bytes()
+    for length in range(0, len(data), 5):
+        path.write_bytes(data[:length])
+        with pytest.raises(CheckpointError):
+            read_layers(path)
+
+
+def test_files_that_cannot_be_opened_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"^cannot read .*none.onnx: No such file or directory$"):
+        read_layers(tmp_path / "none.onnx")
+    with pytest.raises(CheckpointError, match="Is a directory"):
+        read_layers(tmp_path)
+
+
+def test_sizes_behind_a_range_are_those_that_the_file_records(path: Path) -> None:
+    zero, one = (numpy_helper.from_array(np.array(n)) for n in (0, 1))
+    nodes = [
+        helper.make_node("Constant", [], ["zero"], value=zero),
+        helper.make_node("Constant", [], ["one"], value=one),
+        helper.make_node("Shape", ["x"], ["sizes"]),
+        helper.make_node("ReduceMin", ["sizes"], ["least"], keepdims=0),
+        helper.make_node("Range", ["zero", "least", "one"], ["rows"]),
+        helper.make_node("Gather", ["x", "rows"], ["taken"]),
+        helper.make_node("MatMul", ["taken", "head.weight"], ["y"]),
+    ]
+    write(path, nodes, {"head.weight": (3, 5)}, ["batch", 3])
+    with pytest.raises(CheckpointError, match=r"the size of '(taken|y)' at layer 'head' cannot be inferred"):
+        read_layers(path)
+    model = onnx.load(path)
+    model.graph.value_info.append(helper.make_tensor_value_info("taken", TensorProto.FLOAT, ["batch", 3]))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 5]))
+    onnx.save(model, path)
+    assert read_layers(path) == (OnnxLayer("head", "MatMul", (5, 3), 15, 15),)
+
+
+def test_sizes_that_cannot_be_inferred_are_refused(path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"the size of 'y' at layer 'stem' cannot be inferred; export the model"):
+        read_layers(_conv(path, ["N", 3, "H", "W"]))
+
+
+def test_shapes_that_do_not_fit_are_refused(path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"its shapes do not fit together \(.*Conv"):
+        read_layers(_conv(path, [1, 3, 8, 8], kernel_shape=[3, 3, 3]))
+
+
+def test_graphs_that_are_not_valid_are_refused(path: Path) -> None:
+    unsorted = [helper.make_node("Identity", ["a"], ["b"]), helper.make_node("Identity", ["b"], ["a"])]
+    layer = helper.make_node("MatMul", ["x", "a"], ["y"])
+    for nodes in ([*unsorted, layer], [helper.make_node("Gemm", ["x"], ["y"])]):
+        with pytest.raises(CheckpointError, match=r"^cannot read .*tiny.onnx: it is no valid ONNX graph \(.+\)$"):
+            read_layers(write(path, nodes, {}, [1, 3]))
+
+
+def test_weights_may_be_in_another_file(path: Path) -> None:
+    _conv(path, [1, 3, 8, 8])
+    before = read_layers(path)
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="weights", size_threshold=0)
+    assert read_layers(path) == before
+    (path.parent / "weights").unlink()
+    with pytest.raises(CheckpointError, match=r"it is no valid ONNX graph \(.*weights"):
+        read_layers(path)
+
+
+def test_quantised_layers_are_refused(path: Path) -> None:
+    node = helper.make_node("ConvInteger", ["x", "w"], ["y"], "node_q")
+    with pytest.raises(
+        CheckpointError, match=r"node 'node_q' is a quantised or fused layer \(ConvInteger\); only Conv, "
+    ):
+        read_layers(write(path, [node], {"w": (4, 3, 3, 3)}, [1, 3, 8, 8]))
+
+
+def test_layers_in_branches_are_refused(path: Path) -> None:
+    output = helper.make_tensor_value_info("o", TensorProto.FLOAT, [None, None])
+    inner = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["o"])], "branch", [], [output])
+    flag = helper.make_node("Constant", [], ["flag"], value=numpy_helper.from_array(np.array(True)))
+    node = helper.make_node("If", ["flag"], ["y"], "node_if", then_branch=inner, else_branch=inner)
+    with pytest.raises(CheckpointError, match=r"node 'node_if' \(If\) has layers inside a branch or loop"):
+        read_layers(write(path, [flag, node], {"w": (3, 3)}, [1, 3]))

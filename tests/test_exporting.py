@@ -1,0 +1,142 @@
+import os
+import sys
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+import nbcompile
+from nbcompile import PreconditionError, UsageError, exporters
+from nbcompile.core.example import Origin, TensorSpec, remember
+
+
+def network() -> Any:
+    torch.manual_seed(0)
+    layers = OrderedDict(
+        conv=nn.Conv2d(3, 4, 3, padding=1, bias=False),
+        norm=nn.BatchNorm2d(4),
+        act=nn.ReLU6(inplace=True),
+        pool=nn.AdaptiveAvgPool2d(1),
+        flat=nn.Flatten(),
+        head=nn.Linear(4, 2),
+    )
+    model: Any = nn.Sequential(layers)
+    for tensor in (model.norm.weight, model.norm.bias, model.norm.running_mean, model.norm.running_var):
+        nn.init.uniform_(tensor, 0.5, 1.5)
+    return model
+
+
+X = torch.randn(1, 3, 9, 7)
+
+
+def test_onnx_holds_the_deploy_form(tmp_path: Path) -> None:
+    model = network()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    result = nbcompile.export(model, tmp_path / "tiny.onnx", X)
+    assert result.error <= 1e-5
+    assert "BatchNormalization" not in {node.op_type for node in onnx.load(result.path).graph.node}
+    assert [layer.name for layer in exporters.read_layers(result.path)] == ["conv", "head"]
+    assert model.training
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+
+
+def test_weights_need_no_example_and_no_graph(tmp_path: Path) -> None:
+    model = network()
+    for name in ("tiny.pt", "tiny.safetensors"):
+        nbcompile.export(model, str(tmp_path / name))
+    network().load_state_dict(torch.load(tmp_path / "tiny.pt", weights_only=True))
+
+
+def test_the_example_may_be_remembered(tmp_path: Path) -> None:
+    model = network()
+    with pytest.raises(UsageError, match="export needs an example_input: Sequential does not remember"):
+        nbcompile.export(model, tmp_path / "tiny.onnx")
+    remember(model, Origin((TensorSpec((1, 3, 9, 7)),)))
+    assert nbcompile.export(model, tmp_path / "tiny.onnx").error <= 1e-5
+
+
+def test_wrappers_are_seen_through(tmp_path: Path) -> None:
+    model = network()
+    nbcompile.export(AveragedModel(model), tmp_path / "tiny.pt")
+    assert set(torch.load(tmp_path / "tiny.pt", weights_only=True)) == set(model.state_dict())
+
+
+def test_giants_are_refused(tmp_path: Path) -> None:
+    giant = nbcompile.expand(network(), X, where=["conv"])
+    with pytest.raises(PreconditionError, match=r"has 1 expansion blocks \(the first is 'conv'\): export what nbcomp"):
+        nbcompile.export(giant, tmp_path / "tiny.onnx")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["tiny.onnx", "tiny.pt"])
+def test_values_that_are_not_finite_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    model = network()
+    model.conv.weight.data[0, 0, 0, :2] = torch.tensor([float("nan"), float("inf")])
+    with pytest.raises(PreconditionError, match=r"parameter 'conv.weight' has 2 of 108 values that are NaN or inf"):
+        nbcompile.export(model, tmp_path / name, X)
+    model = network()
+    model.norm.running_var[1] = float("nan")
+    with pytest.raises(PreconditionError, match=r"buffer 'norm.running_var' has 1 of 4 values"):
+        nbcompile.export(model, tmp_path / name, X)
+    assert os.listdir(tmp_path) == []
+
+
+class Masked(nn.Module):
+    mask: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.softmax(x + self.mask, -1)
+
+
+def test_an_infinite_mask_is_no_mistake(tmp_path: Path) -> None:
+    assert nbcompile.export(Masked(), tmp_path / "tiny.onnx", torch.randn(1, 2)).error <= 1e-5
+
+
+def test_targets_are_checked_before_anything_else(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"the folder .*missing does not exist; create it first"):
+        nbcompile.export(network(), tmp_path / "missing" / "tiny.onnx")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("tiny.tflite", r"this version of nbcompile has no .tflite exporter; write .onnx instead"),
+        ("tiny.h5", r"the extension '.h5' is unknown; known are .onnx, .pt, .safetensors"),
+        ("tiny", r"it has no extension; known are .onnx, .pt, .safetensors"),
+    ],
+)
+def test_unknown_extensions_are_refused(tmp_path: Path, name: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        nbcompile.export(network(), tmp_path / name)
+
+
+def test_extensions_in_capitals_are_known(tmp_path: Path) -> None:
+    assert nbcompile.export(network(), tmp_path / "TINY.PT").format == "state_dict"
+
+
+def test_unknown_options_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"'calibration' is not an option of .onnx files; they have opset, dynamic_b"):
+        nbcompile.export(network(), tmp_path / "tiny.onnx", X, calibration=X)
+    with pytest.raises(UsageError, match=r"'opset' is not an option of .pt files; they have none"):
+        nbcompile.export(network(), tmp_path / "tiny.pt", opset=18)
+
+
+def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in [name for name in sys.modules if name.startswith("nbcompile.exporters.")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "onnx", None)  # what Python itself does to forbid an import
+    install = r"needs onnx, which is not installed: pip install 'nbcompile\[onnx\]'"
+    with pytest.raises(UsageError, match=f"writing .onnx files {install}"):
+        nbcompile.export(network(), tmp_path / "tiny.onnx", X)
+    with pytest.raises(UsageError, match=f"reading .onnx files {install}"):
+        exporters.read_layers(tmp_path / "tiny.onnx")
+    assert nbcompile.export(network(), tmp_path / "tiny.pt").format == "state_dict"

@@ -1,0 +1,67 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import nbcompile
+from nbcompile import CheckpointError, UsageError
+from nbcompile.models import build
+from nbcompile.training.command import run
+
+MODEL = "nbcompile:dscnn?num_classes=10&in_channels=1"
+SHORT: dict[str, Any] = {"epochs": 2, "batch_size": 256, "warmup_epochs": 1, "accelerator": "cpu"}
+
+
+def test_a_model_string(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run(MODEL, output=tmp_path / "trained.pt", method="vanilla", lr=None, **SHORT)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines()[0] == "vanilla on digits: 2 epochs of 5 steps"
+    assert len(captured.err.splitlines()) == 3
+    loaded = nbcompile.load(tmp_path / "trained.pt")
+    trained = result.model.state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in loaded.state_dict().items())
+
+
+def test_the_seed_decides_the_initial_weights(tmp_path: Path) -> None:
+    losses = []
+    for noise in (1, 2):
+        torch.manual_seed(noise)
+        result = run(MODEL, output=tmp_path / "trained.pt", method="vanilla", quiet=True, **SHORT)
+        losses.append([epoch.loss for epoch in result.history])
+    assert losses[0] == losses[1]
+
+
+def test_a_giants_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    giant = nbcompile.expand(build(MODEL).model, torch.zeros(1, 1, 8, 8), where="last:1", ratio=2)
+    nbcompile.save(giant, tmp_path / "giant.pt")
+    path = str(tmp_path / "giant.pt")
+    result = run(path, output=tmp_path / "trained.pt", method="netbooster", quiet=True, **SHORT)
+    assert result.history[-1].slope == 1.0
+    assert capsys.readouterr().err == ""
+    tiny = nbcompile.fuse(nbcompile.load(tmp_path / "trained.pt"))
+    build(MODEL).model.load_state_dict(tiny.state_dict())
+
+
+def test_a_folder_of_images_at_the_models_size(folder: Path, tmp_path: Path) -> None:
+    model = "nbcompile:dscnn?num_classes=2&in_channels=3"
+    options = SHORT | {"batch_size": 3, "data": f"imagefolder:{folder}"}
+    result = run(model, output=tmp_path / "trained.pt", method="netbooster", quiet=True, **options)
+    assert [epoch.step for epoch in result.history] == [2, 4]
+    assert result.accuracy in (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "error", "sentence"),
+    [
+        (MODEL, {"learning_rate": 1}, UsageError, "no training option is called learning_rate"),
+        ("nbcompile:dscnn?num_classes=5&in_channels=1", {}, UsageError, "digits has 10 classes: write MODEL"),
+        ("nbcompile:nothing", {}, UsageError, "nothing"),
+        (__file__, {}, CheckpointError, "test_command.py"),
+        ("missing.pt", {}, CheckpointError, "missing.pt"),
+    ],
+)
+def test_refuses(model: str, options: dict[str, Any], error: type[Exception], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(error, match=sentence):
+        run(model, output=tmp_path / "trained.pt", method="vanilla", **SHORT, **options)

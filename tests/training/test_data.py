@@ -1,0 +1,158 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from nbcompile import UsageError
+from nbcompile.training import TrainConfig
+from nbcompile.training.data import BatchOrder, Loader, load_data
+from nbcompile.training.digits import load_digits, shifted
+
+
+def flat(order: BatchOrder) -> list[int]:
+    return [index for batch in order for index in batch]
+
+
+def test_the_order_is_a_function_of_seed_and_epoch() -> None:
+    first, second = (BatchOrder(100, 8, seed=3) for _ in range(2))
+    first.epoch = second.epoch = 5
+    torch.manual_seed(1)
+    assert list(first) == list(second)
+    second.epoch = 6
+    assert list(first) != list(second)
+    assert list(first) != list(BatchOrder(100, 8, seed=4))
+
+
+def test_training_drops_the_incomplete_batch_and_measuring_keeps_it() -> None:
+    assert [len(batch) for batch in BatchOrder(20, 8, seed=0)] == [8, 8]
+    assert list(BatchOrder(20, 8, seed=None)) == [list(range(8)), list(range(8, 16)), list(range(16, 20))]
+
+
+@pytest.mark.parametrize("seed", [0, None])
+def test_processes_share_one_global_batch(seed: int | None) -> None:
+    alone = list(BatchOrder(21, 8, seed=seed))
+    shares = [list(BatchOrder(21, 8, seed=seed, rank=rank, world=4)) for rank in range(4)]
+    assert sorted(index for share in shares for batch in share for index in batch) == sorted(
+        index for batch in alone for index in batch
+    )
+    assert set(shares[0][0]) | set(shares[1][0]) | set(shares[2][0]) | set(shares[3][0]) == set(alone[0])
+
+
+def test_digits_split_and_scale() -> None:
+    data = load_digits()
+    assert (len(data.train), len(data.val), data.shape) == (1437, 360, (1, 8, 8))
+    assert data.classes == tuple("0123456789")
+    images, labels = data.val[list(range(360))]  # type: ignore[misc]
+    assert abs(images.mean()) < 0.05
+    assert abs(images.std() - 1) < 0.05
+    assert labels.bincount().min() >= 34  # stratified: 360 / 10 within the classes' own spread
+    raw = {tuple(image.flatten().tolist()) for image in data.train.pixels}  # type: ignore[attr-defined]
+    assert len(raw) >= 1430, "the training part holds copies"
+
+
+def test_digits_at_another_size() -> None:
+    data = load_digits(12)
+    assert data.shape == (1, 12, 12)
+    images, _ = data.train[[0, 1, 2]]  # type: ignore[misc]
+    assert images.shape == (3, 1, 12, 12)
+
+
+def test_shift_moves_by_at_most_one_pixel() -> None:
+    images = torch.zeros(200, 1, 8, 8)
+    images[:, :, 4, 3] = 1
+    moved = shifted(images).flatten(1).argmax(1)
+    assert shifted(images).sum() == 200
+    assert {(int(i) // 8 - 4, int(i) % 8 - 3) for i in moved} == {(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)}
+
+
+def test_shift_moves_zeros_in() -> None:
+    moved = shifted(torch.ones(100, 1, 3, 3))
+    assert set(moved.sum(dim=(1, 2, 3)).tolist()) == {4, 6, 9}
+
+
+def load(folder: Path, size: int | None = 16) -> object:
+    return load_data(TrainConfig(data=f"imagefolder:{folder}"), size)
+
+
+@pytest.mark.parametrize("held_out", ["val", "test"])
+def test_imagefolder(folder: Path, held_out: str) -> None:
+    (folder / "val").rename(folder / held_out)
+    data = load_data(TrainConfig(data=f"imagefolder:{folder}"), 16)
+    assert (len(data.train), len(data.val), data.classes, data.shape) == (6, 4, ("cat", "dog"), (3, 16, 16))
+    images, labels = data.val[[0, 3]]  # type: ignore[misc]
+    assert images.shape == (2, 3, 16, 16)
+    assert labels.tolist() == [0, 1]
+    assert torch.equal(images, data.val[[0, 3]][0])  # type: ignore[index]  # measuring draws nothing at random
+    assert not torch.equal(data.train[[0]][0], data.train[[0]][0])  # type: ignore[index]
+
+
+def test_input_size_wins_over_the_models(folder: Path) -> None:
+    assert load_data(TrainConfig(data=f"imagefolder:{folder}", input_size=8), 16).shape == (3, 8, 8)
+
+
+def test_workers_give_the_same_batches_in_every_run(folder: Path) -> None:
+    data = load_data(TrainConfig(data=f"imagefolder:{folder}"), 16)
+
+    def epoch(number: int) -> list[torch.Tensor]:
+        loader = Loader(data.train, BatchOrder(6, 2, seed=0), 1, lambda batch: batch)
+        return [images for images, _ in loader.epoch(number)]
+
+    assert all(map(torch.equal, epoch(1), epoch(1)))
+    assert not any(map(torch.equal, epoch(1), epoch(2)))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_is_named(folder: Path, workers: int) -> None:
+    broken = folder / "train" / "dog" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    data = load_data(TrainConfig(data=f"imagefolder:{folder}"), 16)
+    loader = Loader(data.train, BatchOrder(6, 2, seed=0), workers, lambda batch: batch)
+    with pytest.raises(UsageError, match=rf"^{broken} cannot be read as an image: .*$"):
+        list(loader.epoch(0))
+
+
+def test_refuses_a_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=rf"{tmp_path}/train is missing: expected DIR/train/CLASS/\*.jpg and"):
+        load(tmp_path)
+
+
+def test_refuses_a_missing_validation_part(folder: Path) -> None:
+    (folder / "val").rename(folder / "elsewhere")
+    with pytest.raises(UsageError, match=f"{folder}/test is missing"):
+        load(folder)
+
+
+def test_refuses_no_classes(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    with pytest.raises(UsageError, match=f"{tmp_path}/train cannot be used: Couldn't find any class folder"):
+        load(tmp_path)
+
+
+def test_refuses_an_empty_class(folder: Path) -> None:
+    (folder / "train" / "eel").mkdir()
+    with pytest.raises(UsageError, match="train cannot be used: Found no valid file for the classes eel"):
+        load(folder)
+
+
+def test_refuses_one_class(folder: Path) -> None:
+    for part in ("train", "val"):
+        (folder / part / "cat").rename(folder / f"{part}-cat")
+    with pytest.raises(UsageError, match="train has one class, 'dog': training needs at least two"):
+        load(folder)
+
+
+def test_refuses_different_classes(folder: Path) -> None:
+    (folder / "val" / "cat").rename(folder / "val" / "cow")
+    with pytest.raises(UsageError, match="must have the same classes; only one has cat, cow"):
+        load(folder)
+
+
+def test_refuses_an_unknown_size(folder: Path) -> None:
+    with pytest.raises(UsageError, match="needs input_size: the model remembers no square input"):
+        load(folder, None)
+
+
+@pytest.mark.parametrize("name", ["cifar", "imagefolder:", "digits:8", ""])
+def test_refuses_an_unknown_data_set(name: str) -> None:
+    with pytest.raises(UsageError, match=f"^data must be 'digits' or 'imagefolder:DIR', not '{name}'$"):
+        load_data(TrainConfig(data=name))

@@ -1,0 +1,78 @@
+import io
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from nbcompile.training import Epoch, Started, Stepped
+from nbcompile.training.progress import Display
+
+
+def started(done: int = 0, nothing: bool = False) -> Started:
+    return Started(
+        method="netbooster",
+        data="digits",
+        epochs=4,
+        done=done,
+        steps_per_epoch=22,
+        run_dir=Path("my-run"),
+        resume_found_nothing=nothing,
+    )
+
+
+STEPPED = Stepped(epoch=1, step=11, loss=2.31, accuracy=0.25, slope=0.4, lr=0.05, phase="plt")
+EPOCH = Epoch(
+    epoch=1,
+    step=22,
+    phase="plt",
+    loss=1.2345,
+    train_accuracy=0.5,
+    val_accuracy=0.75,
+    slope=1.0,
+    lr=0.05,
+    seconds=1.26,
+)
+
+
+def shown(*events: Started | Stepped | Epoch, terminal: bool) -> str:
+    out = io.StringIO()
+    with Display(Console(file=out, force_terminal=terminal, width=110, color_system=None)) as display:
+        for event in events:
+            display(event)
+    return re.sub(r"\x1b\[[0-9?]*[A-Za-z]", "", out.getvalue())
+
+
+def test_log_lines_where_there_is_no_terminal() -> None:
+    assert shown(started(), STEPPED, EPOCH, terminal=False).splitlines() == [
+        "netbooster on digits: 4 epochs of 22 steps",
+        "epoch 1/4  plt  loss 1.234  train 50.0%  val 75.0%  slope 1.00  lr 0.05  1.3 s  left 0:00:04",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("event", "line"),
+    [
+        (started(done=2), "resuming my-run after epoch 2 of 4"),
+        (started(nothing=True), "no checkpoint in my-run: starting from the beginning"),
+    ],
+)
+def test_says_what_resuming_found(event: Started, line: str) -> None:
+    assert shown(event, terminal=False).splitlines()[0] == line
+
+
+def test_bars_on_a_terminal() -> None:
+    text = shown(started(), STEPPED, EPOCH, terminal=True)
+    assert "plt 1/4" in text
+    assert "loss 2.310  accuracy 25.0%  slope 0.40" in text
+    assert "left" in text
+    assert "epoch 1/4  plt  loss 1.234" in text
+
+
+def test_no_slope_where_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with Display() as display:
+        display(Epoch(**(EPOCH.to_json() | {"slope": None})))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "slope" not in captured.err
+    assert "val 75.0%" in captured.err
