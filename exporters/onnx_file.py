@@ -22,23 +22,6 @@ REFUSED = (
 """What quantisers and ONNX Runtime's own optimiser put in their place."""
 
 
-def sizes_per_batch(model: ModelProto, path: str | PathLike[str]) -> tuple[int, Sizes]:
-    """The batch, which is 1 if it is symbolic, and the sizes of all values that are known at it.
-
-    Inferred by ONNX from inputs and weights; where it cannot know (behind a Range, say), as the file records them.
-
-    Args:
-        model: its symbolic batch is made 1.
-        path: named in the error.
-
-    Raises:
-        CheckpointError: if the graph contradicts itself.
-    """
-    batch, recorded = _at_batch_one(model)
-    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    return batch, recorded | _sizes(_infer(model, path)) | weights
-
-
 def read_model(path: Path) -> ModelProto:
     """The model, checked, functions inlined; without external data: shapes are in the file itself.
 
@@ -75,6 +58,23 @@ def read_model(path: Path) -> ModelProto:
     return model
 
 
+def sizes_per_batch(model: ModelProto, path: str | PathLike[str]) -> tuple[int, Sizes]:
+    """The batch, which is 1 if it is symbolic, and the sizes of all values that are known at it.
+
+    Inferred by ONNX from inputs and weights; where it cannot know (behind a Range, say), as the file records them.
+
+    Args:
+        model: its symbolic batch is made 1.
+        path: named in the error.
+
+    Raises:
+        CheckpointError: if the graph contradicts itself.
+    """
+    batch, recorded = _at_batch_one(model)
+    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    return batch, recorded | _sizes(_infer(model, path)) | weights
+
+
 def _at_batch_one(model: ModelProto) -> tuple[int, Sizes]:
     """Make a symbolic batch 1, in place; the batch that is left, and the sizes that the file records at it."""
     constants = {tensor.name for tensor in model.graph.initializer}
@@ -109,7 +109,7 @@ def _infer(model: ModelProto, path: str | PathLike[str]) -> ModelProto:
     for value in bare.graph.output:
         value.type.tensor_type.ClearField("shape")
     try:
-        return shape_inference.infer_sizes(bare, check_type=True, strict_mode=True, data_prop=True)
+        return shape_inference.infer_shapes(bare, check_type=True, strict_mode=True, data_prop=True)
     except shape_inference.InferenceError as error:
         reason = str(error).strip().splitlines()[-1]
         raise CheckpointError(f"{path}: its shapes do not fit together ({reason})") from error

@@ -120,7 +120,7 @@ def _nodes(model: ModelProto) -> Iterator[_Found]:
                 name=name.removesuffix(".weight") if name else node.name or node.output[0],
                 weight_name=name,
                 weight=shape,
-                bias=math.prod(bias[1]) if bias else 0,
+                bias=bias[1][0] if bias is not None and len(bias[1]) == 1 else 0,  # not a position embedding
             )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nbcompile.core import record
-from nbcompile.core.blocks import Expanded, SiteSpec, sites
+from nbcompile.core.blocks import Expanded, sites
 from nbcompile.core.capture import capture
 from nbcompile.core.description import describe, origin_from_json, rebuild
 from nbcompile.core.errors import CaptureError, CheckpointError

@@ -156,7 +156,7 @@ def _library(name: str) -> tuple[dict[str, Callable[..., Any]], dict[str, type[n
         return {}, {}
     wrapped = _symbolic_trace._wrapped_fns_to_patch.items()  # what torch.fx.wrap was called for
     functions += [
-        g[f] for (_, f), g in wrapped if g["__name__"].startswith(f"{name}.") and inspect.isfunction(g.get(f))
+        g[f] for (_, f), g in wrapped if str(g.get("__name__")).startswith(f"{name}.") and inspect.isfunction(g.get(f))
     ]
     return {_qualified(f): f for f in functions}, {_qualified(m): m for m in modules}
 

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from nbcompile.core.errors import PreconditionError, UsageError
 from nbcompile.core.example import ExampleInput, inputs_for
 from nbcompile.core.macs import NORMS, Run, watch_run
+from nbcompile.core.wrappers import unwrap
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -133,6 +134,7 @@ def cost(model: nn.Module, example_input: ExampleInput | None = None) -> Cost:
         UsageError: if there is no example input, its batch is empty, or the model does not run on it.
         PreconditionError: if the model has lazy parameters that have no shape yet.
     """
+    model = unwrap(model)
     lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
     if lazy:
         raise PreconditionError(f"cost: parameter '{lazy[0]}' has no shape yet; run the model once, then count it")

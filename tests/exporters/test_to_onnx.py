@@ -270,7 +270,8 @@ def test_a_graph_that_cannot_be_captured_is_refused(path: Path) -> None:
 
 class NoOperator(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return torch.special.bessel_j0(x)
+        y: Tensor = torch.special.bessel_j0(x)
+        return y
 
 
 def test_an_operator_that_onnx_lacks_is_named(path: Path) -> None:
