@@ -4,17 +4,18 @@
 """
 
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from nbcompile.core.errors import UsageError, missing_extra
 
 if TYPE_CHECKING:
+    from nbcompile.core.example import Inputs
     from nbcompile.exporters.base import Exporter
     from nbcompile.exporters.onnx_layers import OnnxLayer
 
@@ -102,3 +103,29 @@ def _load(module: str, extra: str | None, what: str) -> ModuleType:
         if extra is None or package == "nbcompile":
             raise
         raise missing_extra(extra, what, package) from error
+
+
+def file_error(path: str | PathLike[str], cases: "Sequence[tuple[Inputs, Any]]") -> float:
+    """Run an ONNX file in ONNX Runtime: the largest relative error of its outputs, no unit.
+
+    Args:
+        path: the file.
+        cases: inputs, and the outputs that are expected for them.
+
+    Raises:
+        UsageError: if onnxruntime is not installed.
+        ExportError: if ONNX Runtime cannot load or run it.
+    """
+    module = _load("nbcompile.exporters.onnx_check", "onnx", "running .onnx files")
+    return cast(float, module.measure(Path(path), [module.Case(inputs, output) for inputs, output in cases]))
+
+
+def input_sizes(path: str | PathLike[str]) -> tuple[tuple[int, ...], ...]:
+    """The input shapes of an ONNX file, at batch size 1 where its batch is symbolic.
+
+    Raises:
+        UsageError: if onnx is not installed.
+        CheckpointError: if the file cannot be read.
+    """
+    module = _load("nbcompile.exporters.onnx_file", "onnx", "reading .onnx files")
+    return cast("tuple[tuple[int, ...], ...]", module.input_sizes(Path(path)))

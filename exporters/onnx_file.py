@@ -75,6 +75,18 @@ def sizes_per_batch(model: ModelProto, path: str | PathLike[str]) -> tuple[int, 
     return batch, recorded | _sizes(_infer(model, path)) | weights
 
 
+def input_sizes(path: Path) -> tuple[tuple[int, ...], ...]:
+    """Shapes of the inputs, at batch size 1 where the batch is symbolic.
+
+    Raises:
+        CheckpointError: if the file cannot be read.
+    """
+    model = read_model(path)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    _, sizes = sizes_per_batch(model, path)
+    return tuple(sizes[value.name] for value in model.graph.input if value.name not in constants)
+
+
 def _at_batch_one(model: ModelProto) -> tuple[int, Sizes]:
     """Make a symbolic batch 1, in place; the batch that is left, and the sizes that the file records at it."""
     constants = {tensor.name for tensor in model.graph.initializer}

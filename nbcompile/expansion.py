@@ -1,21 +1,24 @@
 """``expand``: the user's network with expansion blocks in it, of the user's own class."""
 
-import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from functools import partial
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from nbcompile.core.blocks import Expanded, sites
 from nbcompile.core.capture import capture
 from nbcompile.core.description import describe
 from nbcompile.core.errors import CaptureError, PreconditionError
 from nbcompile.core.example import ExampleInput, Inputs, Origin, inputs_for, origin_of, remember, specs
-from nbcompile.core.graph import aliases
-from nbcompile.core.wrappers import unwrap
+from nbcompile.core.graph import aliases, calls
+from nbcompile.core.layers import CONVOLUTIONS
+from nbcompile.core.observe import observe
+from nbcompile.core.wrappers import copied, unwrap
 from nbcompile.passes import ExpandSites
+from nbcompile.passes.select import named
 from nbcompile.pipeline import run
 
 log = logging.getLogger("nbcompile")
@@ -61,8 +64,9 @@ def expand(
     model = unwrap(model)
     inputs = inputs_for(model, example_input, who="expand")
     expander = ExpandSites(where, block, ratio, preserve, pad_first)
-    giant = _copied(model)
+    giant = copied(model)
     gm = _graph(giant, inputs, where)
+    _require_called(giant, gm, named(where) or [])
     layers = dict(gm.named_modules())
     (result,) = run((expander,), gm, inputs if verify_each and preserve else None)
     for name in result.rewritten:
@@ -82,49 +86,62 @@ def put(tree: nn.Module, old: nn.Module, new: nn.Module) -> None:
         tree.set_submodule(name, new)
 
 
-def _copied(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise PreconditionError(f"expand: {type(model).__name__} cannot be copied: {error}") from error
-
-
 def _graph(giant: nn.Module, inputs: Inputs, where: str | Sequence[str]) -> fx.GraphModule:
     try:
         return capture(giant, len(inputs))
     except CaptureError:
-        if where == "all" or (isinstance(where, str) and ":" in where):
+        if named(where) is None:
             raise
-        from nbcompile.core.observe import observe
-
         return observe(giant, inputs)
+
+
+def _require_called(giant: nn.Module, gm: fx.GraphModule, patterns: Sequence[str]) -> None:
+    """Say why a layer that the model has, and ``where`` names, is not in the graph."""
+    nodes = calls(gm)
+    layers = {n: m for n, m in giant.named_modules(remove_duplicate=False) if isinstance(m, (*CONVOLUTIONS, nn.Linear))}
+    for pattern in patterns:
+        found = [name for name in layers if fnmatchcase(name, pattern)]
+        if not found or any(layers[name] in nodes for name in found):
+            continue
+        parts = found[0].split(".")
+        parents = {path: giant.get_submodule(path) for i in range(1, len(parts)) if (path := ".".join(parts[:i]))}
+        why = next(
+            (
+                f"it is inside '{p}' ({type(m).__name__}), which reads its weight directly"
+                for p, m in parents.items()
+                if m in nodes
+            ),
+            "it is not reached by the example input in eval mode",
+        )
+        raise PreconditionError(f"expand: '{found[0]}' cannot be expanded: {why}; name other layers with where=[...]")
 
 
 def _probe(giant: nn.Module, model: nn.Module, inputs: Inputs) -> None:
     """Run a copy in eval and train mode: every block must be reached, and nobody may ask it for a weight."""
     for training in (False, True):
-        copied = copy.deepcopy(giant).train(training)
+        probe = copied(giant).train(training)
         reached: set[str] = set()
-        for name, block in sites(copied).items():
-            block.register_forward_hook(partial(_note, reached, name))
-        failure = _failure(copied, inputs)
+        for site, block in sites(probe).items():  # no hooks: torch's transformer layers take another path with them
+            object.__setattr__(block, "forward", partial(_noting, reached, site, block.forward))
+        failure = _failure(probe, inputs)
         if failure is not None:
-            if name := _weightless(failure, copied):
+            if name := _weightless(failure, probe):
                 raise PreconditionError(
                     f"expand: '{name}' cannot be expanded: other code reads its weight directly "
                     f"({failure}); name other layers with where=[...]"
                 ) from failure
-            if _failure(copy.deepcopy(model).train(training), inputs) is None:
+            if _failure(copied(model).train(training), inputs) is None:
                 raise PreconditionError(f"expand: the giant does not run on the example input: {failure}") from failure
-        elif not training and (missed := [name for name in sites(copied) if name not in reached]):
+        elif not training and (missed := [name for name in sites(probe) if name not in reached]):
             raise PreconditionError(
                 f"expand: '{missed[0]}' was replaced, but the model still calls the old layer (it is kept somewhere "
                 "outside the module tree); name other layers with where=[...]"
             )
 
 
-def _note(reached: set[str], name: str, *_: object) -> None:
+def _noting(reached: set[str], name: str, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     reached.add(name)
+    return forward(x)
 
 
 def _failure(model: nn.Module, inputs: Inputs) -> Exception | None:

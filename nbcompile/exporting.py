@@ -1,6 +1,5 @@
 """Write a deploy file: ``nbcompile.export(tiny, "tiny.onnx", example_input)``."""
 
-from copy import deepcopy
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from nbcompile.core.blocks import sites
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import ExampleInput, inputs_for
 from nbcompile.core.files import check_target
-from nbcompile.core.wrappers import unwrap
+from nbcompile.core.wrappers import copied, unwrap
 from nbcompile.exporters import format_of
 from nbcompile.exporters.base import ExportResult
 
@@ -45,7 +44,7 @@ def export(
     model = unwrap(model)
     _refuse_giant(model)
     _refuse_not_finite(model)
-    model = deepcopy(model).cpu().eval()
+    model = copied(model).cpu().eval()
     if not form.graph:
         return form.exporter()(model, (), path, **options)
     from nbcompile.fusion import deploy

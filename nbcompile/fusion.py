@@ -1,6 +1,5 @@
 """``fuse``: the giant contracted back to the original's architecture; and the deploy form that exporters lower."""
 
-import copy
 import logging
 from typing import Literal
 
@@ -12,7 +11,7 @@ from nbcompile.core.capture import capture
 from nbcompile.core.errors import CaptureError, PreconditionError, UsageError
 from nbcompile.core.example import Inputs, inputs_for, origin_of, remember
 from nbcompile.core.numerics import relative_error
-from nbcompile.core.wrappers import unwrap
+from nbcompile.core.wrappers import copied, unwrap
 from nbcompile.expansion import put
 from nbcompile.passes import FUSE, PASSES, ContractSites, Pass
 from nbcompile.passes.contract_sites import is_linear
@@ -50,9 +49,9 @@ def fuse(model: nn.Module, scope: Scope | None = None, *, force: bool = False, v
     scope = scope or ("sites" if sites(model) else "all")
     if scope == "sites" and not sites(model):
         raise PreconditionError(f"fuse: {type(model).__name__} has no expansion blocks; expand it, or use scope='all'")
-    copied = copy.deepcopy(model).eval()
-    remember(copied, origin_of(model))
-    tiny = _contract(copied, force, verify_each) if sites(copied) else copied
+    tiny = copied(model).eval()
+    if sites(tiny):
+        _contract(tiny, force, verify_each)
     if force and any(not is_linear(block) for block in sites(model).values()):
         _report_error(model, tiny)
     return _deploy_graph(tiny, None, verify_each) if scope == "all" else tiny
@@ -68,39 +67,38 @@ def deploy(model: nn.Module, inputs: Inputs) -> nn.Module:
     Returns:
         A GraphModule with identities removed and norms folded; a copy in eval mode where the model cannot be traced.
     """
-    copied = copy.deepcopy(model).eval()
+    ready = copied(model).eval()
     try:
-        return _deploy_graph(copied, len(inputs), False)
+        return _deploy_graph(ready, len(inputs), False)
     except CaptureError as error:
         log.warning("the norms are not folded: %s", error)
-        return copied
+        return ready
 
 
-def _contract(copied: nn.Module, force: bool, verify_each: bool) -> nn.Module:
-    gm = _graph(copied)
+def _contract(tree: nn.Module, force: bool, verify_each: bool) -> None:
+    gm = _graph(tree)
     blocks = dict(sites(gm))
     contract = ContractSites(force)
-    run((contract,), gm, inputs_for(copied, None, who="verify_each") if verify_each and not force else None)
+    run((contract,), gm, inputs_for(tree, None, who="verify_each") if verify_each and not force else None)
     for name, block in blocks.items():
-        put(copied, block, gm.get_submodule(name))
-    return copied
+        put(tree, block, gm.get_submodule(name))
 
 
-def _graph(copied: nn.Module) -> fx.GraphModule:
+def _graph(tree: nn.Module) -> fx.GraphModule:
     """The captured graph; where that cannot be had, a list of the blocks, which is all that contraction needs."""
     try:
-        gm = capture(copied)
-        if len(sites(gm)) == len(sites(copied)):
+        gm = capture(tree)
+        if len(sites(gm)) == len(sites(tree)):
             return gm
     except CaptureError:
         pass
     graph = fx.Graph()
     x = graph.placeholder("x")
-    graph.output([graph.call_module(name, (x,)) for name in sites(copied)])
-    for block in sites(copied).values():
+    graph.output([graph.call_module(name, (x,)) for name in sites(tree)])
+    for block in sites(tree).values():
         for key in block.spec.absorbers:
             graph.get_attr(key)
-    return fx.GraphModule(copied, graph)
+    return fx.GraphModule(tree, graph)
 
 
 def _deploy_graph(model: nn.Module, inputs: int | None, verify_each: bool) -> fx.GraphModule:
@@ -118,7 +116,7 @@ def _report_error(giant: nn.Module, tiny: nn.Module) -> None:
         log.warning("fuse: forced with slopes below 1; the error is not known, for want of an example input")
         return
     inputs = inputs_for(giant, None, who="fuse")
-    reference = copy.deepcopy(giant).eval()
+    reference = copied(giant).eval()
     with torch.no_grad():
         error = relative_error(tiny(*inputs), reference(*inputs))
     log.warning("fuse: forced with slopes below 1: the output changed by a relative error of %.3g", error)

@@ -124,8 +124,8 @@ def _bent(bent: dict[str, Expanded], total: int) -> str:
     name, block = min(bent.items(), key=lambda item: float(item[1].slope))
     step, start, steps = (int(v) for v in block.ramp)
     head = (
-        f"contract-sites: {len(bent)} of {total} sites are not linear yet: '{name}' has slope {float(block.slope):.6g}, "
-        "not 1.0, so its block is not one layer"
+        f"contract-sites: {len(bent)} of {total} sites are not linear yet: "
+        f"'{name}' has slope {float(block.slope):.6g}, not 1.0, so its block is not one layer"
     )
     scheduled = min(max((step - start) / steps, 0.0), 1.0) if steps else 0.0
     if steps and abs(scheduled - float(block.slope)) > SLOPE_ROUNDING:

@@ -54,7 +54,8 @@ class ExpandSites(Pass):
         if found := sites(gm):
             first = next(iter(found))
             raise PreconditionError(
-                f"{self.name}: the model already has {len(found)} expansion blocks (the first: '{first}'); fuse it first"
+                f"{self.name}: the model already has {len(found)} expansion blocks (the first: '{first}'); "
+                "fuse it first"
             )
 
     def call(self, gm: fx.GraphModule) -> PassResult:

@@ -23,19 +23,27 @@ def select(where: str | Sequence[str], candidates: Sequence[str], layers: Sequen
     Raises:
         UsageError: if it cannot be read or matches nothing; the message lists the candidates.
     """
-    if isinstance(where, str):
-        word, _, value = where.partition(":")
-        if word in ("uniform", "first", "middle", "last", "all"):
-            return _ruled(where, word, value, candidates, layers)
-        where = [part.strip() for part in where.split(",") if part.strip()]
-    unmatched = [p for p in where if not any(fnmatchcase(name, p) for name in layers)]
-    if unmatched or not where:
+    patterns = named(where)
+    if patterns is None:
+        return _ruled(str(where), candidates, layers)
+    unmatched = [p for p in patterns if not any(fnmatchcase(name, p) for name in layers)]
+    if unmatched or not patterns:
         found = ", ".join(repr(p) for p in unmatched) or "nothing"
         raise UsageError(f"where: no convolution or linear layer is called {found}; {_offer(candidates, layers)}")
-    return tuple(name for name in layers if any(fnmatchcase(name, p) for p in where))
+    return tuple(name for name in layers if any(fnmatchcase(name, p) for p in patterns))
 
 
-def _ruled(where: str, word: str, value: str, candidates: Sequence[str], layers: Sequence[str]) -> tuple[str, ...]:
+def named(where: str | Sequence[str]) -> list[str] | None:
+    """The names and globs of ``where``; None where it is a rule over the candidates."""
+    if not isinstance(where, str):
+        return list(where)
+    if where.partition(":")[0] in ("uniform", "first", "middle", "last", "all"):
+        return None
+    return [part.strip() for part in where.split(",") if part.strip()]
+
+
+def _ruled(where: str, candidates: Sequence[str], layers: Sequence[str]) -> tuple[str, ...]:
+    word, _, value = where.partition(":")
     n = len(candidates)
     if not n:
         raise UsageError(

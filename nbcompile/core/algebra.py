@@ -57,11 +57,6 @@ class AffineMap:
         """Whether any axis is padded."""
         return any(low or high for low, high in self.padding)
 
-    @property
-    def pointwise(self) -> bool:
-        """Whether every output position reads exactly one input position."""
-        return all(k == 1 for k in self.kernel)
-
 
 def per_channel(scale: Tensor, shift: Tensor | None, axes: int) -> AffineMap:
     """``y = scale * x + shift`` per channel, as a depthwise map of kernel 1.
@@ -114,14 +109,10 @@ def compose(first: AffineMap, second: AffineMap) -> AffineMap:
         for k1, d1, k2, d2 in zip(first.kernel, first.dilation, second.kernel, steps, strict=True)
     )
     weight = _full_convolution(_spread(rows, first.dilation, dilation), second, steps, dilation)
-    if second.pads and not first.pads and second.padding_mode != "zeros":
-        padding, mode = second.padding, second.padding_mode
-    else:
-        padding = tuple(
-            (low1 + s * low2, high1 + s * high2)
-            for (low1, high1), (low2, high2), s in zip(first.padding, second.padding, first.stride, strict=True)
-        )
-        mode = first.padding_mode
+    padding = tuple(
+        (low1 + s * low2, high1 + s * high2)
+        for (low1, high1), (low2, high2), s in zip(first.padding, second.padding, first.stride, strict=True)
+    )
     return AffineMap(
         weight=weight,
         bias=_composed_bias(first, second),
@@ -129,7 +120,7 @@ def compose(first: AffineMap, second: AffineMap) -> AffineMap:
         padding=padding,
         dilation=dilation,
         groups=groups,
-        padding_mode=mode,
+        padding_mode=second.padding_mode if second.pads else first.padding_mode,
     )
 
 
@@ -145,18 +136,17 @@ def add(a: AffineMap, b: AffineMap) -> AffineMap:
         raise NotExact(f"the branches have strides {a.stride} and {b.stride}")
     if a.weight.shape[0] != b.weight.shape[0]:
         raise NotExact(f"the branches have {a.weight.shape[0]} and {b.weight.shape[0]} output channels")
-    same_border = a.padding == b.padding and a.padding_mode == b.padding_mode
-    if not same_border and (a.padding_mode, b.padding_mode) != ("zeros", "zeros"):
-        raise NotExact(f"the branches pad differently: {a.padding} {a.padding_mode} and {b.padding} {b.padding_mode}")
+    modes = sorted({m.padding_mode for m in (a, b) if m.pads})
+    if len(modes) > 1:
+        raise NotExact(f"one branch pads by '{modes[0]}', the other by '{modes[1]}'")
     groups = gcd(a.groups, b.groups)
     geometry = [_sum_axis(a, b, axis) for axis in range(len(a.kernel))]
     dilation = tuple(step for step, _ in geometry)
     padding = tuple(pads for _, pads in geometry)
     weight = _placed(a, groups, dilation, padding) + _placed(b, groups, dilation, padding)
     biases = [m.bias for m in (a, b) if m.bias is not None]
-    mode = a.padding_mode if same_border else "zeros"
     bias = sum(biases[1:], biases[0]) if biases else None
-    return AffineMap(weight, bias, a.stride, padding, dilation, groups, mode)
+    return AffineMap(weight, bias, a.stride, padding, dilation, groups, modes[0] if modes else "zeros")
 
 
 def embed_groups(weight: Tensor, groups: int, fewer: int) -> Tensor:
@@ -181,24 +171,27 @@ def embed_groups(weight: Tensor, groups: int, fewer: int) -> Tensor:
 
 
 def _refuse_inner_border(first: AffineMap, second: AffineMap) -> None:
-    if not second.pads:
+    """Axis by axis: the first layer must carry the second one's padding through to its own input (R4, R5)."""
+    padded = [axis for axis, sides in enumerate(second.padding) if any(sides)]
+    if not padded:
         return
-    if second.padding_mode != "zeros":
-        unit = all(s == 1 for s in first.stride)
-        if first.pads or not first.pointwise or not unit:
-            raise NotExact(f"the second layer pads by '{second.padding_mode}' what is not a plain pointwise map")
-        return
-    if first.padding_mode != "zeros":
-        raise NotExact(f"zeros are padded around a map that was padded by '{first.padding_mode}'")
-    if not first.pointwise:
+    mode = second.padding_mode
+    if first.pads and first.padding_mode != mode:
+        raise NotExact(f"the layers pad by '{first.padding_mode}' and by '{mode}', which no one layer does")
+    if any(first.kernel[axis] > 1 for axis in padded):
         raise NotExact(
-            f"the second layer pads with zeros between two kernels {first.kernel} and {second.kernel}: "
+            f"the second layer pads by '{mode}' between two kernels {first.kernel} and {second.kernel}: "
             "the merged layer would differ at the border"
         )
-    if first.bias is not None:
+    if mode == "zeros" and first.bias is not None:
         raise NotExact(
             "the second layer pads with zeros but the first adds a bias: the merged layer would differ at the "
             "border; pad before the first layer instead"
+        )
+    if mode != "zeros" and any(first.stride[axis] > 1 or any(first.padding[axis]) for axis in padded):
+        raise NotExact(
+            f"the second layer pads by '{mode}' where the first strides or pads: "
+            "the merged layer would differ at the border"
         )
 
 

@@ -71,11 +71,20 @@ def capture(model: nn.Module, inputs: int | None = None) -> fx.GraphModule:
     ) from failure
 
 
+def is_leaf(module: nn.Module, name: str) -> bool:
+    """Whether ``module``, called ``name`` in its model, stays one node of a graph."""
+    return _Tracer(frozenset()).is_leaf_module(module, name)
+
+
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode inside; each back in its own mode after."""
+    """Every module in eval mode inside; each back in its own mode after.
+
+    Flags are set one by one: a model's own ``eval`` may do more, such as merging weights.
+    """
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    for module, _ in modes:
+        module.training = False
     try:
         yield
     finally:

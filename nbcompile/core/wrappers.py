@@ -1,10 +1,14 @@
 """What trainers wrap around a model, and how to see through it."""
 
+import copy
 import sys
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
+
+from nbcompile.core.errors import PreconditionError
+from nbcompile.core.example import origin_of, remember
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -17,3 +21,17 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = model.module
         else:
             return model
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy that remembers what ``model`` remembers; a GraphModule's own forgets plain attributes.
+
+    Raises:
+        PreconditionError: if the model cannot be copied.
+    """
+    try:
+        copy_ = copy.deepcopy(model)
+    except Exception as error:
+        raise PreconditionError(f"{type(model).__name__} cannot be copied: {error}") from error
+    remember(copy_, origin_of(model))
+    return copy_

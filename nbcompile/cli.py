@@ -1,0 +1,223 @@
+"""The command line: parse, call :mod:`nbcompile.commands`, print.
+
+Results go to stdout, complaints to stderr. Exit codes: 0 done; 1 the model cannot be compiled or a check failed;
+2 wrong usage or unreadable input. Nothing heavy is imported before a command runs.
+"""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from nbcompile.core.errors import NBCompileError
+
+MODEL_HELP = (
+    "torchvision:NAME?key=value, timm:NAME?key=value, nbcompile:NAME (the paper's networks: mobilenetv2_tiny, "
+    "mobilenetv2_35, mobilenetv2_50, mobilenetv2_100, mcunet; and dscnn), or package.module:factory"
+)
+
+app = typer.Typer(
+    name="nbcompile",
+    help="Tiny networks made more accurate at no cost on the device: expand, train, linearise, fuse, export.\n\n"
+    "MODEL is " + MODEL_HELP + ".",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Output = Annotated[Path, typer.Option("-o", "--output", help="File to write.")]
+Input = Annotated[str | None, typer.Option("--input", help="Shape of the input, such as 1x3x96x96.")]
+Key = Annotated[
+    str | None, typer.Option(help="Which weights of the file, such as state_dict_ema; default: the EMA, if any.")
+]
+Model = Annotated[str | None, typer.Option(help="The MODEL whose weights a file holds that does not describe itself.")]
+Json = Annotated[
+    Path | None, typer.Option("--json", help="Write the result as JSON, too; - is stdout, instead of tables.")
+]
+Where = Annotated[str, typer.Option(help="all, uniform:F, first:N, middle:N, last:N, or names and globs with commas.")]
+Block = Annotated[str, typer.Option(help="inverted-residual, bottleneck or basic.")]
+Ratio = Annotated[int, typer.Option(help="Hidden width over the layer's input channels.")]
+Preserve = Annotated[
+    bool, typer.Option("--preserve", help="Keep each layer as a parallel branch: the function is unchanged.")
+]
+
+
+@app.command()
+def expand(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
+    output: Output,
+    where: Where = "uniform:0.5",
+    block: Block = "inverted-residual",
+    ratio: Ratio = 6,
+    preserve: Preserve = False,
+    weights: Annotated[Path | None, typer.Option(help="Trained weights of MODEL.")] = None,
+    input: Input = None,
+    json: Json = None,
+) -> None:
+    """Expand layers of MODEL into blocks and write the giant."""
+    from nbcompile.commands import run_expand
+    from nbcompile.display import show_expand
+
+    found = run_expand(
+        model, output, where=where, block=block, ratio=ratio, preserve=preserve, weights=weights, input_shape=input
+    )
+    _give(found, json, show_expand)
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Argument(metavar="GIANT.pt|MODEL", help="A giant, or a " + MODEL_HELP)],
+    output: Output,
+    data: Annotated[str, typer.Option(help="digits, or imagefolder:DIR with DIR/train/CLASS and DIR/val/CLASS.")],
+    method: Annotated[str, typer.Option(help="vanilla, or netbooster.")] = "netbooster",
+    epochs: Annotated[int | None, typer.Option(help="Of the whole run.")] = None,
+    giant_epochs: Annotated[int | None, typer.Option(help="Before the slopes rise; default: half of --epochs.")] = None,
+    plt_epochs: Annotated[int | None, typer.Option(help="E_d, length of the rise; default: 20 % of the rest.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per optimiser step, over all processes.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of SGD; norms and biases get none.")] = None,
+    warmup_epochs: Annotated[float | None, typer.Option(help="Linear warm-up.")] = None,
+    label_smoothing: Annotated[float | None, typer.Option(help="Share of the target spread over all classes.")] = None,
+    input_size: Annotated[int | None, typer.Option(help="Side of the square input, in pixels.")] = None,
+    where: Where = "uniform:0.5",
+    block: Block = "inverted-residual",
+    ratio: Ratio = 6,
+    preserve: Preserve = False,
+    seed: Annotated[int | None, typer.Option(help="Of weights, data order and augmentation.")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Folder of checkpoints and metrics.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder.")] = False,
+    num_workers: Annotated[int | None, typer.Option(help="Processes that read images.")] = None,
+    accelerator: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    devices: Annotated[int | None, typer.Option(help="Training processes to start.")] = None,
+    precision: Annotated[str | None, typer.Option(help="32-true or bf16-mixed.")] = None,
+    json: Json = None,
+) -> None:
+    """Train by the reference recipe; under torchrun, too. A killed run goes on with --resume."""
+    from nbcompile.display import show_train
+    from nbcompile.training.command import run as run_train
+    from nbcompile.training.engine import is_main_process
+
+    options = {
+        "data": data, "method": method, "epochs": epochs, "giant_epochs": giant_epochs, "plt_epochs": plt_epochs,
+        "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "warmup_epochs": warmup_epochs,
+        "label_smoothing": label_smoothing, "input_size": input_size, "where": where, "block": block, "ratio": ratio,
+        "preserve": preserve, "seed": seed, "num_workers": num_workers, "accelerator": accelerator,
+        "devices": devices, "precision": precision,
+    }  # fmt: skip
+    result = run_train(model, output=output, run_dir=run_dir, resume=resume, **options)
+    if is_main_process():
+        _give(result.to_json(), json, show_train)
+
+
+@app.command()
+def fuse(
+    source: Annotated[str, typer.Argument(metavar="TRAINED.pt|MODEL", help="A trained file, or a " + MODEL_HELP)],
+    output: Annotated[
+        list[Path], typer.Option("-o", "--output", help="tiny.onnx, tiny.pt, tiny.safetensors; may be repeated.")
+    ],
+    model: Model = None,
+    key: Key = None,
+    input: Input = None,
+    force: Annotated[bool, typer.Option("--force", help="Fuse slopes below 1, too, and report the error.")] = False,
+    verify_each: Annotated[bool, typer.Option("--verify-each", help="Prove every pass by numbers.")] = False,
+    report: Annotated[Path | None, typer.Option(help="Write a page with tables, graphs and checks.")] = None,
+    json: Json = None,
+) -> None:
+    """Contract a trained giant to the original network and write deploy files, each checked in its own runtime."""
+    from nbcompile.commands import run_fuse
+    from nbcompile.display import show_fuse
+
+    found = run_fuse(
+        source,
+        output,
+        model=model,
+        key=key,
+        input_shape=input,
+        force=force,
+        verify_each=verify_each,
+        report=report,
+        command=" ".join(["nbcompile", *sys.argv[1:]]),
+    )
+    _give(found, json, show_fuse)
+
+
+@app.command()
+def verify(
+    candidate: Annotated[
+        str, typer.Argument(metavar="CANDIDATE", help="tiny.onnx, tiny.pt, tiny.safetensors or a MODEL.")
+    ],
+    against: Annotated[str, typer.Option(help="The original: a MODEL (structure and cost) or a file (numbers, too).")],
+    model: Model = None,
+    key: Key = None,
+    input: Input = None,
+    json: Json = None,
+) -> None:
+    """For CI: exit 0 if CANDIDATE has the original's layers, MACs and params, 1 with the first layer that differs."""
+    from nbcompile.commands import run_verify
+    from nbcompile.display import show_verify
+
+    checked = run_verify(candidate, against, model=model, key=key, input_shape=input)
+    _give(checked.to_json(), json, show_verify)
+    checked.raise_on_failure()
+
+
+@app.command()
+def inspect(
+    source: Annotated[str, typer.Argument(metavar="FILE|MODEL", help="A trained or deploy file, or a " + MODEL_HELP)],
+    model: Model = None,
+    key: Key = None,
+    input: Input = None,
+    json: Json = None,
+) -> None:
+    """Layers, expansion sites with their slopes, candidates, MACs and params."""
+    from nbcompile.commands import run_inspect
+    from nbcompile.display import show_inspect
+
+    _give(run_inspect(source, model=model, key=key, input_shape=input), json, show_inspect)
+
+
+def run() -> None:
+    """Entry point: errors become one sentence on stderr and an exit code."""
+    _log_to_stderr()
+    try:
+        app()
+    except NBCompileError as error:
+        _complain(str(error))
+        sys.exit(error.exit_code)
+    except OSError as error:
+        _complain(f"{error.filename or 'a file'}: {error.strerror or error}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _complain("stopped; no output file was changed")
+        sys.exit(130)
+
+
+def _give(found: dict[str, Any], path: Path | None, show: Any) -> None:
+    if path is not None and str(path) == "-":
+        print(json.dumps(found, default=str))
+        return
+    if path is not None:
+        from nbcompile.core.files import atomic
+
+        with atomic(path) as temporary:
+            temporary.write_text(json.dumps(found, default=str, indent=1) + "\n")
+    show(found, Console())
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("nbcompile: %(message)s"))
+    logger = logging.getLogger("nbcompile")
+    logger.addHandler(handler)
+    logger.propagate = False
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def _complain(sentence: str) -> None:
+    print(f"nbcompile: error: {sentence}", file=sys.stderr)

@@ -1,0 +1,227 @@
+"""What the commands do, without parsing and printing: each returns what it found, JSON-able."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from nbcompile.checkpoint import load, save
+from nbcompile.core.blocks import sites
+from nbcompile.core.capture import capture
+from nbcompile.core.cost import cost
+from nbcompile.core.errors import CaptureError, CheckpointError, UsageError
+from nbcompile.core.example import Origin, origin_of, random_inputs, remember
+from nbcompile.core.files import check_target
+from nbcompile.core.reading import choose, find, read
+from nbcompile.expansion import expand
+from nbcompile.exporters import format_of, input_sizes, read_layers
+from nbcompile.exporting import export
+from nbcompile.fusion import fuse
+from nbcompile.models import build, parse_input
+from nbcompile.passes.patterns import locate
+from nbcompile.verification import Verification, verify
+
+log = logging.getLogger("nbcompile")
+
+WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".safetensors")
+
+
+def run_expand(
+    spec: str,
+    output: Path,
+    *,
+    where: str,
+    block: str,
+    ratio: int,
+    preserve: bool,
+    weights: Path | None,
+    input_shape: str | None,
+) -> dict[str, Any]:
+    """``nbcompile expand``: a MODEL becomes ``giant.pt``."""
+    check_target(output)
+    model = build(spec, input_shape).model
+    if weights is not None:
+        model = load(weights, model=model).train()
+    original = cost(model)
+    giant = expand(model, where=where, block=block, ratio=ratio, preserve=preserve)
+    if weights is not None and not preserve:
+        names = list(sites(giant))
+        log.warning(
+            "the trained weights of %d expanded layers are discarded (the first: '%s'); --preserve keeps them",
+            len(names),
+            names[0],
+        )
+    save(giant, output)
+    return {
+        "giant": str(output),
+        "sites": _sites(giant),
+        "original": _totals(original),
+        "giant_cost": _totals(cost(giant)),
+    }
+
+
+def run_fuse(
+    source: str,
+    outputs: Sequence[Path],
+    *,
+    model: str | None,
+    key: str | None,
+    input_shape: str | None,
+    force: bool,
+    verify_each: bool,
+    report: Path | None,
+    command: str,
+) -> dict[str, Any]:
+    """``nbcompile fuse``: a trained file, or a MODEL, becomes deploy files, each checked before it gets its name."""
+    for path in outputs:
+        format_of(path)
+    for path in (*outputs, *([report] if report else [])):
+        check_target(path)
+    trained = open_network(source, model=model, key=key, input_shape=input_shape)
+    tiny = fuse(trained, force=force, verify_each=verify_each) if sites(trained) else trained.eval()
+    checked = verify(trained, tiny, numbers=not force)
+    checked.raise_on_failure()
+    results = [export(tiny, path) for path in outputs]
+    found = {
+        "source": source,
+        "sites": _sites(trained),
+        "giant": _totals(cost(trained)) if sites(trained) else None,
+        "tiny": _totals(cost(tiny)),
+        "checks": [asdict(check) for check in checked.checks],
+        "files": [result.to_json() for result in results],
+    }
+    if report is not None:
+        _write_report(report, command, trained, tiny, checked, results)
+    return found
+
+
+def run_verify(
+    candidate: str, against: str, *, model: str | None, key: str | None, input_shape: str | None
+) -> Verification:
+    """``nbcompile verify``: structure and cost against a MODEL, and numbers too against a file."""
+    path = Path(candidate)
+    from_file = is_file(against)
+    if path.suffix.lower() == ".onnx":
+        if not path.is_file():
+            raise CheckpointError(f"{path} cannot be read: there is no such file")
+        shape = input_shape or ",".join("x".join(map(str, size)) for size in input_sizes(path))
+        reference = open_network(against, model=model, key=key, input_shape=None if "," in shape else shape)
+        return verify(reference, path, numbers=from_file)
+    reference = open_network(against, model=model, key=key, input_shape=input_shape)
+    if not is_file(candidate):
+        return verify(reference, build(candidate, input_shape).model, numbers=False)
+    return verify(reference, _filled(reference, path), numbers=from_file)
+
+
+def run_inspect(source: str, *, model: str | None, key: str | None, input_shape: str | None) -> dict[str, Any]:
+    """``nbcompile inspect``: layers, sites, slopes, candidates, MACs and params."""
+    path = Path(source)
+    if path.suffix.lower() == ".onnx":
+        layers = [asdict(layer) for layer in read_layers(path)]
+        totals = {name: sum(layer[name] for layer in layers) for name in ("macs", "params")}
+        return {"source": source, "cost": totals | {"flops": 2 * totals["macs"]}, "layers": layers}
+    network = open_network(source, model=model, key=key, input_shape=input_shape)
+    found = cost(network)
+    origin = origin_of(network)
+    return {
+        "source": source,
+        "class": type(network).__name__,
+        "inputs": [list(spec.shape) for spec in origin.inputs] if origin else [],
+        "cost": _totals(found),
+        "sites": _sites(network),
+        "candidates": _candidates(network),
+        "layers": [asdict(layer) for layer in found.layers],
+    }
+
+
+def is_file(source: str) -> bool:
+    """Whether ``source`` is meant as a file and not as a MODEL; a missing one is: the complaint is about the file."""
+    return Path(source).suffix.lower() in (*WEIGHTS, ".onnx") or Path(source).exists()
+
+
+def open_network(source: str, *, model: str | None, key: str | None, input_shape: str | None) -> nn.Module:
+    """The network that a command is given: a file (with the MODEL whose weights it holds, if it needs one), or a MODEL.
+
+    Raises:
+        UsageError: if the words do not fit.
+        CheckpointError: if the file cannot be read.
+    """
+    if not is_file(source):
+        if model is not None or key is not None:
+            raise UsageError(f"--model and --key go with a file; '{source}' is a MODEL")
+        log.warning("'%s' is built without weights: this is an untrained network", source)
+        return build(source, input_shape).model
+    network = load(source, model=build(model, input_shape).model if model else None, key=key)
+    if input_shape is not None:
+        known = origin_of(network)
+        spec = parse_input(input_shape)
+        remember(network, replace(known, inputs=(spec,)) if known else Origin((spec,)))
+    return network
+
+
+def _filled(reference: nn.Module, path: Path) -> nn.Module:
+    """The reference's architecture with the weights in ``path``; where they do not fit, as empty as they are."""
+    from nbcompile.core.reading import EXTRA
+    from nbcompile.structure import holding, skeleton
+
+    weights, _ = choose(find(read(path), path), None, path)
+    blocks = [name for name in weights.tensors if name.endswith(EXTRA)]
+    if blocks:
+        raise UsageError(
+            f"{path} still has {len(blocks)} expansion blocks (the first: '{blocks[0].removesuffix('.' + EXTRA)}'): "
+            "fuse it first"
+        )
+    return holding(skeleton(reference), weights.tensors)
+
+
+def _sites(network: nn.Module) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "slope": float(block.slope), "step": [int(v) for v in block.ramp], **block.spec.to_json()}
+        for name, block in sites(network).items()
+    ]
+
+
+def _candidates(network: nn.Module) -> dict[str, Any] | None:
+    if sites(network):
+        return None
+    try:
+        pattern, nodes = locate(capture(network))
+    except CaptureError as error:
+        return {"pattern": None, "why": str(error)}
+    return {"pattern": pattern or None, "names": [str(node.target) for node in nodes]}
+
+
+def _totals(found: Any) -> dict[str, int]:
+    names = ("macs", "flops", "params", "norm_params", "bias_params", "norm_elements", "unread_params")
+    return {name: getattr(found, name) for name in names}
+
+
+def _write_report(
+    path: Path, command: str, trained: nn.Module, tiny: nn.Module, checked: Verification, results: Sequence[Any]
+) -> None:
+    from nbcompile.report import data
+    from nbcompile.report.collect import report_on
+    from nbcompile.report.html import write
+    from nbcompile.structure import skeleton
+
+    origin = origin_of(trained)
+    if origin is None:
+        raise UsageError(f"--report {path} needs the shape of the input: --input 1x3x96x96")
+    giant = trained if sites(trained) else None
+    inputs = random_inputs(origin.inputs, batch=2)
+    page = report_on(
+        "A fused network", command, tiny, inputs, giant=giant, original=skeleton(trained) if giant is not None else None
+    )
+    checks = [
+        data.Check(name=c.name, passed=c.passed, measured=c.detail if c.limit is None else c.value, limit=c.limit)
+        for c in checked.checks
+    ]
+    checks += [
+        data.Check(name=f"{r.path.name} against torch", passed=True, measured=r.error, limit=r.tolerance)
+        for r in results
+    ]
+    files = [data.FileRow(path=str(r.path), what=r.format, bytes=r.bytes) for r in results]
+    write(replace(page, checks=tuple(checks), files=tuple(files)), path)

@@ -1,0 +1,99 @@
+"""The structure of a network as numbers: keys and shapes, and the cost of every layer."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from nbcompile.core.blocks import sites
+from nbcompile.core.cost import cost
+from nbcompile.core.example import Inputs
+from nbcompile.core.wrappers import copied
+from nbcompile.expansion import put
+
+PRODUCTS = "(other matrix products)"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer.
+
+    Attributes:
+        macs: multiply-accumulates per sample.
+        params: elements of its own parameters.
+    """
+
+    macs: int
+    params: int
+
+
+def skeleton(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` with a layer of the original's class in the place of every block; their weights are not set.
+
+    It shows the architecture that a giant must come back to, from what ``expand`` recorded and not from any merge.
+    """
+    bare = copied(model).eval()
+    for block in list(sites(bare).values()):
+        layer = block.layer()
+        for parameter in layer.parameters():
+            parameter.data.zero_()
+        put(bare, block, layer)
+    return bare
+
+
+def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor in the state_dict."""
+    return {key: tuple(value.shape) for key, value in model.state_dict().items() if isinstance(value, Tensor)}
+
+
+def rows(model: nn.Module, inputs: Inputs) -> dict[str, Row]:
+    """The cost of every module that has parameters or multiplies."""
+    return {layer.name: Row(layer.macs, layer.params) for layer in cost(model, inputs).layers}
+
+
+def deploy_rows(model: nn.Module, inputs: Inputs) -> dict[str, Row]:
+    """The cost of every convolution and linear layer of a deploy form, and of all other products as one row."""
+    found: dict[str, Row] = {}
+    for layer in cost(model, inputs).layers:
+        if layer.macs and layer.kind.startswith(("Conv", "Linear")):
+            found[layer.name] = Row(layer.macs, layer.params)
+        elif layer.macs:  # an attention: in a file, its products bear other names
+            found[PRODUCTS] = Row(layer.macs + (found[PRODUCTS].macs if PRODUCTS in found else 0), 0)
+    return found
+
+
+def file_rows(layers: Iterable[tuple[str, Row]], wanted: Mapping[str, Row]) -> dict[str, Row]:
+    """The layers of a deploy file, in the terms of :func:`deploy_rows`.
+
+    Args:
+        layers: name and cost of every layer in the file.
+        wanted: what it is compared with; only where that has other products do unknown names count among them.
+    """
+    found: dict[str, Row] = {}
+    for name, row in layers:
+        if name in wanted or PRODUCTS not in wanted:
+            found[name] = row
+        else:
+            found[PRODUCTS] = Row(row.macs + (found[PRODUCTS].macs if PRODUCTS in found else 0), 0)
+    return found
+
+
+def holding(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """``model`` with ``tensors`` where they fit; where keys or shapes differ, a bare module that just holds them.
+
+    The bare module cannot be run: it is for the comparison that will name the first difference.
+    """
+    wanted = shapes(model)
+    if {key: tuple(value.shape) for key, value in tensors.items()} == wanted:
+        model.load_state_dict(dict(tensors))
+        return model
+    bare = nn.Module()
+    for key, value in tensors.items():
+        *path, name = key.split(".")
+        module = bare
+        for part in path:
+            if part not in module._modules:
+                module.add_module(part, nn.Module())
+            module = module.get_submodule(part)
+        module.register_buffer(name, value)
+    return bare

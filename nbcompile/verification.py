@@ -1,0 +1,194 @@
+"""``verify``: is this the network it should be? Keys, layers, MACs, params, and numbers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nbcompile.core.blocks import sites
+from nbcompile.core.errors import PreconditionError, UsageError, VerificationError
+from nbcompile.core.example import ExampleInput, Inputs, as_inputs, inputs_for, random_inputs, specs
+from nbcompile.core.numerics import flatten, relative_error, tolerance
+from nbcompile.core.wrappers import copied, unwrap
+from nbcompile.exporters import file_error, read_layers
+from nbcompile.fusion import deploy
+from nbcompile.structure import Row, deploy_rows, file_rows, rows, shapes, skeleton
+
+SEEDS = range(4)
+"""Of the random inputs on which numbers are compared, two samples each."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was compared.
+
+    Attributes:
+        name: ``keys and shapes``, ``layers``, ``MACs``, ``params`` or ``numbers``.
+        passed: whether it holds.
+        detail: one sentence; for a failure, the first thing that differs.
+        value: what was measured, if it is a number.
+        limit: what it may be at most, if there is a limit.
+    """
+
+    name: str
+    passed: bool
+    detail: str
+    value: float | None = None
+    limit: float | None = None
+
+
+@dataclass(frozen=True)
+class LayerPair:
+    """Cost of one layer on both sides; None where a side lacks it."""
+
+    name: str
+    reference: Row | None
+    candidate: Row | None
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was compared, and how it came out."""
+
+    checks: tuple[Check, ...]
+    layers: tuple[LayerPair, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check holds."""
+        return all(check.passed for check in self.checks)
+
+    def raise_on_failure(self) -> None:
+        """Raise VerificationError with the first failure's sentence."""
+        for check in self.checks:
+            if not check.passed:
+                raise VerificationError(f"{check.name} differ: {check.detail}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {"passed": self.passed} | asdict(self)
+
+
+def verify(
+    reference: nn.Module,
+    candidate: nn.Module | str | Path,
+    example_input: ExampleInput | None = None,
+    *,
+    inputs: Sequence[ExampleInput] = (),
+    numbers: bool = True,
+) -> Verification:
+    """Compare ``candidate`` with what ``reference`` stands for.
+
+    A giant as ``reference`` stands for its original's architecture (as ``expand`` recorded it) and for its own
+    outputs. Two modules are compared as they stand: keys, shapes, MACs and params of every layer. Against a deploy
+    file (``.onnx``) both are compared in deploy form, the layers matched by their names.
+
+    Args:
+        reference: a giant or any network.
+        candidate: a module, or the path of an ``.onnx`` file.
+        example_input: what they are called with; may be left out where ``reference`` remembers.
+        inputs: more inputs to compare outputs on, beside seeded random ones.
+        numbers: whether to compare outputs; False where the weights of ``reference`` mean nothing.
+
+    Raises:
+        UsageError: if the candidate's extension is unknown, or there is no example input.
+        PreconditionError: if the candidate still has expansion blocks.
+        CheckpointError: if the file cannot be read.
+    """
+    reference = unwrap(reference)
+    example = inputs_for(reference, example_input, who="verify")
+    wanted = skeleton(reference) if sites(reference) else reference
+    if isinstance(candidate, nn.Module):
+        candidate = unwrap(candidate)
+        if found := sites(candidate):
+            raise PreconditionError(
+                f"verify: the candidate still has {len(found)} expansion blocks (the first: '{next(iter(found))}'): "
+                "fuse it first"
+            )
+        checks = [_keys(shapes(wanted), shapes(candidate))]
+        if not checks[0].passed:  # it may not even run; the first difference says it all
+            return Verification(tuple(checks), ())
+        pairs = _pairs(rows(wanted, example), rows(candidate, example))
+    else:
+        candidate = Path(candidate)
+        if candidate.suffix.lower() != ".onnx":
+            raise UsageError(f"verify: {candidate} is no .onnx file; load it first (nbcompile.load)")
+        lowered = deploy_rows(deploy(wanted, example), example)
+        held = ((layer.name, Row(layer.macs, layer.params)) for layer in read_layers(candidate))
+        pairs = _pairs(lowered, file_rows(held, lowered))
+        checks = []
+    checks += _costs(pairs)
+    if numbers:
+        checks.append(_numbers(reference, candidate, example, [as_inputs(x) for x in inputs]))
+    return Verification(tuple(checks), tuple(pairs))
+
+
+def _keys(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> Check:
+    for key, shape in wanted.items():
+        if key not in found:
+            return Check("keys and shapes", False, f"'{key}' {shape} is missing in the candidate")
+        if found[key] != shape:
+            return Check("keys and shapes", False, f"'{key}' is {found[key]} in the candidate, {shape} in the original")
+    for key in found:
+        if key not in wanted:
+            return Check("keys and shapes", False, f"the candidate has '{key}', which the original lacks")
+    return Check("keys and shapes", True, f"{len(wanted)} tensors, all of the same shape")
+
+
+def _pairs(wanted: Mapping[str, Row], found: Mapping[str, Row]) -> list[LayerPair]:
+    return [LayerPair(name, wanted.get(name), found.get(name)) for name in dict.fromkeys((*wanted, *found))]
+
+
+def _costs(pairs: Sequence[LayerPair]) -> list[Check]:
+    checks = [Check("layers", True, f"{len(pairs)} layers, each with the same MACs and params")]
+    for pair in pairs:
+        if pair.reference != pair.candidate:
+            checks = [Check("layers", False, _difference(pair))]
+            break
+    for name, field in (("MACs", "macs"), ("params", "params")):
+        totals = [
+            sum(getattr(row, field) for pair in pairs if (row := getattr(pair, side)) is not None)
+            for side in ("reference", "candidate")
+        ]
+        checks.append(
+            Check(
+                name,
+                totals[0] == totals[1],
+                f"{totals[1]:,} in the candidate, {totals[0]:,} in the original",
+                totals[1],
+            )
+        )
+    return checks
+
+
+def _difference(pair: LayerPair) -> str:
+    name = f"'{pair.name}'" if pair.name else "the model itself"
+    if pair.candidate is None:
+        return f"{name} is missing in the candidate"
+    if pair.reference is None:
+        return f"the candidate has a layer {name}, which the original lacks"
+    return (
+        f"{name} has {pair.candidate.macs:,} MACs and {pair.candidate.params:,} params in the candidate, "
+        f"{pair.reference.macs:,} and {pair.reference.params:,} in the original"
+    )
+
+
+def _numbers(reference: nn.Module, candidate: nn.Module | Path, example: Inputs, more: Sequence[Inputs]) -> Check:
+    """The largest relative error over all inputs; a giant is the reference for the outputs, too."""
+    reference = copied(reference).eval()
+    drawn = [random_inputs(specs(example), seed=seed, batch=2) for seed in SEEDS]
+    cases = []
+    with torch.no_grad():
+        for inputs in (*drawn, *more):
+            placed = inputs_for(reference, inputs, who="verify")
+            cases.append((placed, reference(*placed)))
+        if isinstance(candidate, Path):
+            error = file_error(candidate, cases)
+        else:
+            evaluated = copied(candidate).eval()
+            error = max(relative_error(evaluated(*inputs), output) for inputs, output in cases)
+    limit = max(tolerance(output.dtype) for _, outputs in cases for output in flatten(outputs))
+    return Check("numbers", error <= limit, f"largest relative error {error:.2e} on {len(cases)} inputs", error, limit)
