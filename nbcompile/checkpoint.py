@@ -97,7 +97,7 @@ def _payload(content: Any, weights: Weights) -> Mapping[str, Any] | None:
         found = record.decode(weights.tensors[weights.described], weights.described)["model"]
         return found if isinstance(found, dict) else None
     beside = content.get(RECORD) if isinstance(content, dict) else None
-    if record.is_record(beside):
+    if isinstance(beside, Tensor) and record.is_record(beside):
         found = record.decode(beside, RECORD).get("model")
         return found if isinstance(found, dict) else None
     return None

@@ -103,7 +103,7 @@ def train(
     from nbcompile.training.command import run as run_train
     from nbcompile.training.engine import is_main_process
 
-    options = {
+    options: dict[str, Any] = {
         "data": data, "method": method, "epochs": epochs, "giant_epochs": giant_epochs, "plt_epochs": plt_epochs,
         "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "warmup_epochs": warmup_epochs,
         "label_smoothing": label_smoothing, "input_size": input_size, "where": where, "block": block, "ratio": ratio,

@@ -12,16 +12,17 @@ from nbcompile.checkpoint import load, save
 from nbcompile.core.blocks import sites
 from nbcompile.core.capture import capture
 from nbcompile.core.cost import cost
-from nbcompile.core.errors import CaptureError, CheckpointError, UsageError
+from nbcompile.core.errors import CaptureError, CheckpointError, UsageError, VerificationError
 from nbcompile.core.example import Origin, origin_of, random_inputs, remember
 from nbcompile.core.files import check_target
-from nbcompile.core.reading import choose, find, read
+from nbcompile.core.reading import EXTRA, choose, find, read
 from nbcompile.expansion import expand
 from nbcompile.exporters import format_of, input_sizes, read_layers
 from nbcompile.exporting import export
 from nbcompile.fusion import fuse
 from nbcompile.models import build, parse_input
 from nbcompile.passes.patterns import locate
+from nbcompile.structure import holding, skeleton
 from nbcompile.verification import Verification, verify
 
 log = logging.getLogger("nbcompile")
@@ -81,6 +82,8 @@ def run_fuse(
     for path in (*outputs, *([report] if report else [])):
         check_target(path)
     trained = open_network(source, model=model, key=key, input_shape=input_shape)
+    if not is_file(source):
+        log.warning("'%s' is built without weights: this exports an untrained network", source)
     tiny = fuse(trained, force=force, verify_each=verify_each) if sites(trained) else trained.eval()
     checked = verify(trained, tiny, numbers=not force)
     checked.raise_on_failure()
@@ -152,7 +155,6 @@ def open_network(source: str, *, model: str | None, key: str | None, input_shape
     if not is_file(source):
         if model is not None or key is not None:
             raise UsageError(f"--model and --key go with a file; '{source}' is a MODEL")
-        log.warning("'%s' is built without weights: this is an untrained network", source)
         return build(source, input_shape).model
     network = load(source, model=build(model, input_shape).model if model else None, key=key)
     if input_shape is not None:
@@ -164,13 +166,10 @@ def open_network(source: str, *, model: str | None, key: str | None, input_shape
 
 def _filled(reference: nn.Module, path: Path) -> nn.Module:
     """The reference's architecture with the weights in ``path``; where they do not fit, as empty as they are."""
-    from nbcompile.core.reading import EXTRA
-    from nbcompile.structure import holding, skeleton
-
     weights, _ = choose(find(read(path), path), None, path)
     blocks = [name for name in weights.tensors if name.endswith(EXTRA)]
     if blocks:
-        raise UsageError(
+        raise VerificationError(
             f"{path} still has {len(blocks)} expansion blocks (the first: '{blocks[0].removesuffix('.' + EXTRA)}'): "
             "fuse it first"
         )
@@ -205,8 +204,6 @@ def _write_report(
     from nbcompile.report import data
     from nbcompile.report.collect import report_on
     from nbcompile.report.html import write
-    from nbcompile.structure import skeleton
-
     origin = origin_of(trained)
     if origin is None:
         raise UsageError(f"--report {path} needs the shape of the input: --input 1x3x96x96")

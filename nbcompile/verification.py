@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nbcompile.core.blocks import sites
-from nbcompile.core.errors import PreconditionError, UsageError, VerificationError
+from nbcompile.core.errors import UsageError, VerificationError
 from nbcompile.core.example import ExampleInput, Inputs, as_inputs, inputs_for, random_inputs, specs
 from nbcompile.core.numerics import flatten, relative_error, tolerance
 from nbcompile.core.wrappers import copied, unwrap
@@ -95,7 +95,7 @@ def verify(
 
     Raises:
         UsageError: if the candidate's extension is unknown, or there is no example input.
-        PreconditionError: if the candidate still has expansion blocks.
+        VerificationError: if the candidate still has expansion blocks.
         CheckpointError: if the file cannot be read.
     """
     reference = unwrap(reference)
@@ -104,7 +104,7 @@ def verify(
     if isinstance(candidate, nn.Module):
         candidate = unwrap(candidate)
         if found := sites(candidate):
-            raise PreconditionError(
+            raise VerificationError(
                 f"verify: the candidate still has {len(found)} expansion blocks (the first: '{next(iter(found))}'): "
                 "fuse it first"
             )

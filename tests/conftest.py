@@ -26,7 +26,7 @@ def scramble() -> Scramble:
 
     def scramble_(model: nn.Module) -> nn.Module:
         for norm in model.modules():
-            if isinstance(norm, _BatchNorm):
+            if isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None:
                 nn.init.normal_(norm.running_mean)
                 nn.init.uniform_(norm.running_var, 0.5, 2.0)
                 if norm.affine:

@@ -219,11 +219,11 @@ def _full_convolution(rows: Tensor, second: AffineMap, steps: Sequence[int], dil
     size = [k1 + (k2 - 1) * o for k1, k2, o in zip(rows.shape[2:], second.kernel, offsets, strict=True)]
     grouped = rows.reshape(g, inner, -1)
     result = rows.new_zeros(outputs, rows.shape[1], *size)
-    for tap in product(*map(range, second.kernel)):
-        matrix = second.weight[(slice(None), slice(None), *tap)].reshape(g, outputs // g, inner)
+    for tap in product(*[range(k) for k in second.kernel]):
+        matrix = second.weight[:, :, *tap].reshape(g, outputs // g, inner)
         part = torch.bmm(matrix, grouped).reshape(outputs, *rows.shape[1:])
         window = tuple(slice(j * o, j * o + k) for j, o, k in zip(tap, offsets, rows.shape[2:], strict=True))
-        result[(slice(None), slice(None), *window)] += part
+        result[:, :, *window] += part
     return result
 
 

@@ -140,17 +140,19 @@ class Expanded(nn.Module):
         for name, value in _offered(spec.layer).items():
             setattr(self, name, value)
         if memory_format(weight) is not torch.contiguous_format:
-            self.to(memory_format=memory_format(weight))  # type: ignore[call-overload]
+            self.to(memory_format=memory_format(weight))
 
     def forward(self, x: Tensor) -> Tensor:
         """As the layer it replaces."""
-        y = x
+        y: Tensor = x
         for stage in self.stages:
             y = stage(y, self.slope)
         y = self.last(y)
         if self.last_norm is not None:
             y = self.last_norm(y)
-        return y if self.original is None else self.original(x) + y
+        if self.original is not None:
+            y = self.original(x) + y
+        return y
 
     def merged(self, dtype: torch.dtype = torch.float64) -> AffineMap:
         """The block as one affine map, as it is at slope 1 in eval mode (reference: module algebra).

@@ -95,9 +95,10 @@ def rebuild(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[fx.
     parameters = set(data.get("parameters") or [])
     for node in graph.find_nodes(op="get_attr"):
         key = str(node.target)
-        if key not in constants and key not in tensors:
+        value = constants.get(key, tensors.get(key))
+        if value is None:
             raise CheckpointError(f"the graph reads '{key}', which the file does not hold")
-        hollow = torch.empty_like(constants.get(key, tensors.get(key)), device="meta")
+        hollow = torch.empty_like(value, device="meta")
         root[key] = nn.Parameter(hollow, requires_grad=False) if key in parameters else hollow
     missing = [n.target for n in graph.find_nodes(op="call_module") if n.target not in root]
     if missing:
@@ -231,8 +232,8 @@ def _order(gm: nn.Module, keys: list[str]) -> None:
         prefix = f"{name}." if name else ""
         for children in (module._modules, module._parameters, module._buffers):
             ordered = sorted(children.items(), key=lambda item: place.get(prefix + item[0], len(keys)))
-            children.clear()  # type: ignore[attr-defined]
-            children.update(ordered)  # type: ignore[attr-defined]
+            children.clear()
+            children.update(ordered)
 
 
 def _mapping(data: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -83,7 +83,8 @@ class LayerSpec:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "LayerSpec":
         """The inverse of :meth:`to_json`."""
-        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in data.items()})
+        fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
+        return cls(**fields)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -128,7 +129,7 @@ class LayerSpec:
             dilation=cast(Any, self.dilation),
             groups=self.groups,
             bias=self.bias,
-            padding_mode=self.padding_mode,
+            padding_mode=cast(Any, self.padding_mode),
             **place,
         )
 

@@ -411,5 +411,7 @@ def test_is_differentiable() -> None:
         assert whole.bias is not None
         return whole.weight, whole.bias
 
-    operands = [t.requires_grad_() for t in (first.weight, first.bias, second.weight, beside.weight, norm) if t is not None]
+    operands = [
+        t.requires_grad_() for t in (first.weight, first.bias, second.weight, beside.weight, norm) if t is not None
+    ]
     assert torch.autograd.gradcheck(merged, operands)
