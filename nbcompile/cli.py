@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from nbcompile.core.errors import NBCompileError
 
@@ -207,6 +206,8 @@ def _give(found: dict[str, Any], path: Path | None, show: Any) -> None:
 
         with atomic(path) as temporary:
             temporary.write_text(json.dumps(found, default=str, indent=1) + "\n")
+    from rich.console import Console
+
     show(found, Console())
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from nbcompile.core.capture import capture, eval_mode
+from nbcompile.core.capture import capture
 from nbcompile.core.graph import render
 from nbcompile.core.numerics import flatten, relative_error, tolerance
 from nbcompile.passes import Pass, PassResult
@@ -73,9 +73,7 @@ def check_pass(
     Raises:
         AssertionError: saying which of these the pass broke.
     """
-    copied = copy.deepcopy(model)
-    gm = capture(copied, len(inputs))
-    gm.training = False
+    gm = capture(copy.deepcopy(model), len(inputs)).eval()
     before, expected = _snapshot(gm), _run(gm, inputs)
     result = pass_(gm)
     result.gm.graph.lint()
@@ -100,7 +98,7 @@ def _expect(holds: bool, message: str) -> None:
 
 
 def _run(gm: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Any:
-    with torch.no_grad(), eval_mode(gm):
+    with torch.no_grad():
         return gm(*(x.clone() for x in inputs))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from nbcompile.core.algebra import AffineMap, compose, frozen_norm
 from nbcompile.core.errors import PreconditionError
-from nbcompile.core.graph import argument, calls, layer_of, module_of, norm_of
+from nbcompile.core.graph import argument, calls, layer_of, module_of, norm_of, readers
 from nbcompile.core.layers import CONVOLUTIONS, lift, why_no_layer
 from nbcompile.passes.base import Pass, PassResult, Skip
 
@@ -36,28 +36,33 @@ class FoldNorm(Pass):
     def call(self, gm: fx.GraphModule) -> PassResult:
         """Fold what can be folded."""
         rewritten, skipped = [], []
-        nodes = calls(gm)
         for node in list(gm.graph.nodes):
             norm = norm_of(gm, node)
             if norm is None or not norm.batch:
                 continue
             source = node.all_input_nodes[0]
-            if reason := _why_not(gm, source, norm.running_mean, nodes):
+            if reason := _why_not(gm, source, node, norm.running_mean):
                 skipped.append(Skip(node.name, reason))
                 continue
             conv = gm.get_submodule(cast(str, source.target))
             gm.set_submodule(cast(str, source.target), _folded(conv, _lift_norm(gm, node)))
             node.replace_all_uses_with(source)
-            gm.graph.erase_node(node)
+            _erase(gm.graph, node)
             rewritten.append(str(source.target))
         gm.delete_all_unused_submodules()
-        gm.graph.eliminate_dead_code()
         return PassResult(gm, tuple(rewritten), tuple(skipped))
 
 
-def _why_not(
-    gm: fx.GraphModule, source: fx.Node, running_mean: str | None, nodes: dict[nn.Module, list[fx.Node]]
-) -> str | None:
+def _erase(graph: fx.Graph, norm: fx.Node) -> None:
+    """Only the norm and its constants: other nodes without readers may write in place."""
+    constants = [node for node in norm.all_input_nodes if node.op == "get_attr"]
+    graph.erase_node(norm)
+    for node in constants:
+        if not node.users:
+            graph.erase_node(node)
+
+
+def _why_not(gm: fx.GraphModule, source: fx.Node, norm: fx.Node, running_mean: str | None) -> str | None:
     layer = layer_of(gm, source)
     if not isinstance(layer, CONVOLUTIONS):
         return f"its input '{source.name}' is no convolution"
@@ -65,10 +70,12 @@ def _why_not(
         return f"'{source.target}' is left alone: {reason}"
     if running_mean is None:
         return "it has no running statistics: it normalises by the batch, also in eval mode"
-    if len(source.users) > 1:
-        return f"'{source.target}' has {len(source.users)} readers"
-    if len(nodes[layer]) > 1:
-        return f"'{source.target}' is called {len(nodes[layer])} times: its weights are shared"
+    if computed := [n.name for n in norm.all_input_nodes[1:] if n.op != "get_attr"]:
+        return f"'{computed[0]}', one of its parameters, is computed"
+    if len(readers(source)) > 1:
+        return f"'{source.target}' has {len(readers(source))} readers"
+    if (times := len(calls(gm)[layer])) > 1:
+        return f"'{source.target}' is called {times} times: its weights are shared"
     own = {id(p) for p in layer.parameters()}
     if any(id(p) in own for m in gm.modules() if m is not layer for p in m.parameters(recurse=False)):
         return f"'{source.target}' shares a parameter with another module"

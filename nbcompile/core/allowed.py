@@ -20,20 +20,31 @@ from torch.fx import _symbolic_trace
 
 from nbcompile.core.errors import CheckpointError
 
-ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device", "is_cuda", "T", "mT", "H", "mH", "requires_grad"})
+ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device", "T", "mT", "H", "mH", "requires_grad"})
 
-# Functions that reach beyond values: storage, hooks, autograd's own state, serialisation, devices, vendor kernels.
+# Functions that reach beyond values (storage, hooks, autograd's own state, serialisation, devices, uninitialised
+# memory), draw random numbers whatever the mode, or loop as often as a number says.
 DENIED = frozenset(
     {
-        *("storage", "untyped_storage", "typed_storage", "storage_type", "storage_offset", "data_ptr"),
-        *("const_data_ptr", "is_set_to", "is_shared", "is_pinned", "pin_memory", "share_memory", "record_stream"),
+        *("storage", "untyped_storage", "storage_type", "storage_offset", "data_ptr", "const_data_ptr", "is_set_to"),
+        *("is_shared", "is_pinned", "pin_memory", "record_stream", "as_strided", "as_strided_copy"),
+        *("as_strided_scatter", "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes", "resize", "resize_as", "put"),
         *("register_hook", "register_post_accumulate_grad_hook", "backward", "retain_grad", "module_load"),
-        *("numpy", "tolist", "item", "apply", "map", "map2", "reinforce", "resize", "resize_as", "put"),
-        *("cuda", "cpu", "xpu", "ipu", "hpu", "mtia", "get_device", "from_file", "save", "load", "to_mkldnn"),
-        *("fbgemm_linear_fp16_weight", "fbgemm_linear_fp16_weight_fp32_activation", "fbgemm_linear_int8_weight"),
-        *("fbgemm_linear_int8_weight_fp32_activation", "fbgemm_linear_quantize_weight"),
-        *("fbgemm_pack_gemm_matrix_fp16", "fbgemm_pack_quantized_matrix", "as_strided", "as_strided_scatter"),
-        *("unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes", "handle_torch_function", "set"),
+        *("numpy", "tolist", "item", "autocast", "hash_tensor", "batch_norm_update_stats"),
+        *("cuda", "cpu", "xpu", "ipu", "mtia", "get_device", "to_mkldnn", "empty_like"),
+        *("bernoulli", "binomial", "multinomial", "poisson", "gumbel_softmax"),
+        *("lobpcg", "svd_lowrank", "pca_lowrank", "combinations", "mvlgamma", "multigammaln"),
+        *("choose_qparams_optimized", "fused_moving_avg_obs_fake_quant"),
+    }
+)
+# Kernels of one vendor or of quantised tensors, most without checks of their own; polynomials loop over their degree.
+DENIED_PARTS = ("fbgemm_", "miopen_", "cudnn_", "mkldnn", "quantize", "quantized_", "fake_quantize", "polynomial")
+
+# Modules that hold what they are given, are shaped by their first input, or move themselves to devices.
+DENIED_MODULES = frozenset(
+    {
+        *("Module", "Container", "Sequential", "ModuleList", "ModuleDict", "ParameterList", "ParameterDict"),
+        *("DataParallel", "Transformer", "TransformerEncoder", "TransformerDecoder"),
     }
 )
 
@@ -88,7 +99,8 @@ def module_class(name: str) -> type[nn.Module]:
     found = getattr(nn, tail, None) if head == "torch.nn" and not tail.startswith("_") else None
     if found is None and (library := name.partition(".")[0]) in ("timm", "torchvision"):
         found = _library(library)[1].get(name)
-    if not (inspect.isclass(found) and issubclass(found, nn.Module) and found is not nn.Module):
+    denied = tail in DENIED_MODULES or tail.startswith("Lazy")
+    if denied or not (inspect.isclass(found) and issubclass(found, nn.Module)):
         raise CheckpointError(f"the graph holds a module of class '{name}', which no graph in a file may hold")
     return found
 
@@ -135,7 +147,9 @@ def _methods() -> frozenset[str]:
 
 def _permitted(name: str) -> bool:
     """No underscored name, no in-place function, nothing on the deny list."""
-    return not name.startswith("_") and not name.endswith("_") and name not in DENIED
+    if name.startswith("_") or name.endswith("_") or name in DENIED:
+        return False
+    return not any(part in name for part in DENIED_PARTS)
 
 
 @cache

@@ -201,7 +201,7 @@ class Expanded(nn.Module):
             block = cls(spec, spec.layer.build() if layer is None else layer)
         except Exception as error:
             raise CheckpointError(f"the record '{where}' is of no block: {type(error).__name__}: {error}") from None
-        block._record = value.round().to(torch.uint8).cpu().clone()
+        block._record = record.as_bytes(value)
         return block
 
     def get_extra_state(self) -> Tensor:

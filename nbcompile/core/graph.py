@@ -41,7 +41,7 @@ class Norm:
 
     Attributes:
         batch: whether it is of the batch-norm family; the fields below are set only then.
-        running_mean: key of its running mean in the state_dict, or None where it tracks none.
+        running_mean: key of its running mean in the state_dict, or None where eval mode does not use one.
         eps: added to the variance.
         momentum: of the running statistics.
         sync: whether it is a SyncBatchNorm.
@@ -78,7 +78,8 @@ def norm_of(gm: fx.GraphModule, node: fx.Node) -> Norm | None:
         return None
     if node.target is F.batch_norm:
         mean = argument(node, 1, "running_mean")
-        tracked = str(mean.target) if isinstance(mean, fx.Node) and mean.op == "get_attr" else None
+        fixed = isinstance(mean, fx.Node) and mean.op == "get_attr" and not argument(node, 5, "training", False)
+        tracked = str(mean.target) if fixed else None
         eps, momentum = argument(node, 7, "eps", 1e-5), argument(node, 6, "momentum", 0.1)
         return Norm(True, tracked, float(eps), None if momentum is None else float(momentum))
     return Norm(False) if node.target in (F.layer_norm, F.group_norm, F.instance_norm) else None

@@ -5,7 +5,8 @@ import collections
 import pathlib
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from torch import Tensor
 from nbcompile.core.errors import CheckpointError
 from nbcompile.core.record import decode, is_record
 
+_ZIP = b"PK"
+_LARGE = 2**24
 EXTRA = "_extra_state"
 RECORD = "nbcompile_record"
 """Beside the weights of a plain network: the record of the model. A giant carries it in its blocks."""
@@ -30,11 +33,13 @@ class Weights:
         place: where it stands: keys of nested dicts and, behind a colon, the prefix of its keys; ``""`` at the root.
         tensors: by key, without the prefix and without ``_orig_mod.``.
         described: the key of the record that holds the model, or None.
+        damaged: what is wrong with its records, or None; said when it is chosen, for another set may be sound.
     """
 
     place: str
     tensors: dict[str, Tensor]
-    described: str | None
+    described: str | None = None
+    damaged: str | None = None
 
     @property
     def averaged(self) -> bool:
@@ -53,9 +58,14 @@ def read(path: Path) -> Any:
             raise CheckpointError(f"{path} is a folder, not a file")
         if path.stat().st_size == 0:
             raise CheckpointError(f"{path} is empty: was its writer stopped?")
+        with path.open("rb") as file:
+            head = file.read(9)  # of safetensors: the length of a JSON object, and its first character
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    if path.suffix == ".safetensors" or (head[8:] == b"{" and not head.startswith(_ZIP)):
+        return _read_safetensors(path)
+    _refuse_bomb(path)
+    return _read_pickle(path)
 
 
 def find(content: Any, path: Path) -> list[Weights]:
@@ -64,34 +74,45 @@ def find(content: Any, path: Path) -> list[Weights]:
     Raises:
         CheckpointError: if there is none.
     """
-    found = [weights for place, tensors in _dicts(content, "") for weights in _split(place, tensors)]
+    found = [weights for place, tensors in _dicts(content, "", set()) for weights in _split(place, tensors)]
     if not found:
         raise CheckpointError(f"{path} holds no weights: no dict of tensors is in it")
+    if large := next((key for w in found for key, value in w.tensors.items() if _inflated(value)), None):
+        raise CheckpointError(f"{path} holds a tensor '{large}' that is many times larger than its data")
     return sorted(found, key=lambda w: w.described is None)
 
 
-def choose(found: list[Weights], key: str | None, path: Path) -> tuple[Weights, str | None]:
+def choose(
+    found: list[Weights], key: str | None, path: Path, keys: Collection[str] = ()
+) -> tuple[Weights, str | None]:
     """The set to take, and a sentence about it where there was a choice.
 
     Args:
         found: from :func:`find`.
         key: a place, as the user wrote it; None takes an EMA where there is one, else the first.
         path: for the messages.
+        keys: of the model that is to take the weights, if it is known: sets that hold them all are preferred, and what
+            stands before them (``module.``, ``model.``) is dropped.
 
     Raises:
-        CheckpointError: if ``key`` names none; the places are listed.
+        CheckpointError: if ``key`` names none (the places are listed), or the records of the chosen set are damaged.
     """
-    places = ", ".join(f"'{w.place}'" for w in found)
+    described = [w for w in found if w.described or w.damaged] or list(_fitting(found, keys)) or found
     if key is not None:
-        for weights in found:
-            if key in (weights.place, weights.place.rstrip(":."), weights.place.replace(":", ".").rstrip(".")):
-                return weights, None
-        raise CheckpointError(f"{path} has no weights at '{key}'; it has them at {places}")
-    described = [w for w in found if w.described] or found
-    chosen = next((w for w in described if w.averaged), described[0])
-    if len(described) == 1:
-        return chosen, None
-    return chosen, f"{path} holds weights at {places}: '{chosen.place}' was taken (--key chooses)"
+        named = [w for w in (*described, *found) if key in _spellings(w.place)]
+        if not named:
+            places = ", ".join(f"'{w.place}'" for w in described)
+            raise CheckpointError(f"{path} has no weights at '{key}'; it has them at {places}")
+        chosen, note = named[0], None
+    else:
+        chosen, note = next((w for w in described if w.averaged), described[0]), None
+        if len(described) > 1:
+            places = ", ".join(f"'{w.place}'" for w in described)
+            note = f"{path} holds weights at {places}: '{chosen.place}' was taken (--key chooses)"
+    if chosen.damaged is not None:
+        sound = next((f"; the weights at '{w.place}' are sound (--key)" for w in described if not w.damaged), "")
+        raise CheckpointError(f"{path}: {chosen.damaged}{sound}")
+    return chosen, note
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -102,6 +123,20 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return dict(load_file(path))
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is no whole safetensors file: {error}") from None
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Torch writes its archives uncompressed, but reads compressed ones, too: a small file could fill the memory."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise CheckpointError(f"{path} is damaged or no torch file: {error}") from None
+    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise CheckpointError(f"{path} is a compressed archive, which torch does not write: save the weights with torch")
 
 
 def _read_pickle(path: Path) -> Any:
@@ -138,40 +173,80 @@ def _inert() -> list[Any]:
     ]
 
 
-def _dicts(content: Any, place: str, depth: int = 0) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-    """All dicts that map strings to tensors (at least one), however nested."""
-    if depth > 8:
+def _dicts(
+    content: Any, place: str, seen: set[int], depth: int = 0
+) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+    """All dicts that map strings to tensors (at least one), however nested; each object once."""
+    if depth > 8 or id(content) in seen:
         return
+    seen.add(id(content))
     if isinstance(content, Mapping):
         tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
         tensors.pop(RECORD, None)
         if tensors:
             yield place, tensors
-    items = content.items() if isinstance(content, Mapping) else enumerate(content) if _listed(content) else ()
+    items = content.items() if isinstance(content, Mapping) else enumerate(content)
     for key, value in items:
-        if isinstance(value, Mapping) or _listed(value):
-            yield from _dicts(value, f"{place}.{key}" if place else str(key), depth + 1)
+        if isinstance(key, (str, int)) and (isinstance(value, Mapping) or _listed(value)):
+            yield from _dicts(value, f"{place}.{key}" if place else str(key), seen, depth + 1)
 
 
 def _listed(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) <= 10_000
 
 
+def _inflated(value: Tensor) -> bool:
+    """Whether a tensor says that it is large and has little data (strides of 0)."""
+    if value.layout is not torch.strided:
+        return True
+    return value.numel() > _LARGE and value.numel() * value.element_size() > value.untyped_storage().nbytes()
+
+
 def _split(place: str, tensors: Mapping[str, Tensor]) -> Iterator[Weights]:
     """One set per record of a model: what stands before the record's own key is the prefix of that model's keys."""
     plain = {key.replace("_orig_mod.", ""): value for key, value in tensors.items()}
-    heads = [key for key, value in plain.items() if key.endswith(EXTRA) and is_record(value) and _describes(value)]
+    heads, misplaced = {}, None
+    for key, value in plain.items():
+        if not key.endswith(f".{EXTRA}") or not is_record(value):
+            continue
+        try:
+            payload = decode(value, key)
+        except CheckpointError as error:
+            yield Weights(place, plain, damaged=str(error))
+            return
+        if "model" not in payload:
+            continue
+        own = f"{_site(payload)}.{EXTRA}"
+        prefix = key.removesuffix(own)
+        if key == prefix + own and (not prefix or prefix.endswith(".")):
+            heads.setdefault(prefix, key)
+        else:  # an alias, or a block that was moved to another place
+            misplaced = f"the block at '{key}' was expanded as '{own}': give the whole model that expand returned"
+    for prefix, head in heads.items():
+        yield _below(place, plain, prefix, head.removeprefix(prefix))
     if not heads:
-        yield Weights(place, plain, None)
-    for head in heads:
-        prefix = head.removesuffix(f"{_own_site(plain[head])}.{EXTRA}")
-        inside = {key.removeprefix(prefix): value for key, value in plain.items() if key.startswith(prefix)}
-        yield Weights(f"{place}:{prefix}" if prefix else place, inside, head.removeprefix(prefix))
+        yield Weights(place, plain, damaged=misplaced)
 
 
-def _describes(value: Tensor) -> bool:
-    return "model" in decode(value, EXTRA)
+def _site(payload: Mapping[str, Any]) -> str:
+    site = payload.get("site")
+    return str(site.get("name")) if isinstance(site, dict) else ""
 
 
-def _own_site(value: Tensor) -> str:
-    return str(decode(value, EXTRA)["site"]["name"])
+def _below(place: str, plain: Mapping[str, Tensor], prefix: str, described: str | None) -> Weights:
+    inside = {key.removeprefix(prefix): value for key, value in plain.items() if key.startswith(prefix)}
+    return Weights(f"{place}:{prefix}" if prefix else place, inside, described)
+
+
+def _fitting(found: list[Weights], keys: Collection[str]) -> Iterator[Weights]:
+    """The sets that hold ``keys``, perhaps under a prefix."""
+    first = next(iter(keys), None)
+    for weights in found if first is not None else ():
+        for prefix in [k.removesuffix(str(first)) for k in weights.tensors if f".{k}".endswith(f".{first}")]:
+            if all(prefix + key in weights.tensors for key in keys):
+                yield _below(weights.place, weights.tensors, prefix, None) if prefix else weights
+                break
+
+
+def _spellings(place: str) -> tuple[str, ...]:
+    return place, place.partition(":")[0], place.replace(":", "."), place.replace(":", ".").rstrip(".")

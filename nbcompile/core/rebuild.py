@@ -1,65 +1,18 @@
-"""Rebuild the leaf modules of a graph, and bound what a graph from a file would allocate."""
+"""The leaf modules of a graph as JSON, and back."""
 
 import inspect
-import math
 from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from nbcompile.core import allowed
+from nbcompile.core.bounds import bounded
 from nbcompile.core.errors import CheckpointError
-from nbcompile.core.example import TensorSpec
 from nbcompile.core.serial import IDENTIFIER, NotSerialisable, decode, encode, match
-
-MAX_ELEMENTS = 2**28
-MAX_BYTES = 2**35
-
-
-class Bounds(fx.Interpreter):
-    """Runs a graph on ``meta`` tensors and refuses sizes that no network for a small device has."""
-
-    def __init__(self, gm: fx.GraphModule) -> None:
-        super().__init__(gm, garbage_collect_values=False)
-        self._bytes = 0
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run one node and count what it made."""
-        result = super().run_node(n)
-        for tensor in _tensors(result):
-            self._bytes += tensor.numel() * tensor.element_size()
-            if tensor.numel() > MAX_ELEMENTS or self._bytes > MAX_BYTES:
-                raise CheckpointError(
-                    f"the graph would make a tensor of shape {tuple(tensor.shape)} at '{n.name}': at most "
-                    f"{MAX_ELEMENTS:,} elements a tensor and {MAX_BYTES / 2**30:.0f} GiB in all are read from a file"
-                )
-        return result
-
-
-def check_bounds(gm: fx.GraphModule, inputs: tuple[TensorSpec, ...]) -> None:
-    """Prove on ``meta`` tensors that ``gm`` (itself on ``meta``) runs on its inputs, and in which sizes.
-
-    Raises:
-        CheckpointError: if it does not, or would allocate absurdly.
-    """
-    for spec in inputs:
-        if math.prod(spec.shape) > MAX_ELEMENTS:
-            raise CheckpointError(f"the recorded input has shape {spec.shape}: over {MAX_ELEMENTS:,} elements")
-    values = [torch.empty(spec.shape, dtype=spec.dtype, device="meta") for spec in inputs]
-    try:
-        with torch.no_grad():
-            Bounds(gm).run(*values)
-    except CheckpointError:
-        raise
-    except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-        raise CheckpointError(
-            f"the graph does not run on its recorded inputs: {type(error).__name__}: {first}"
-        ) from None
-
 
 def module_to_json(module: nn.Module) -> dict[str, Any]:
     """Class and constructor arguments of a leaf module, read from the attributes of the same names.
@@ -99,13 +52,13 @@ def module_from_json(data: Any) -> nn.Module:
     try:
         cls = allowed.module_class(data["class"])
         arguments = {match(IDENTIFIER, k, "argument"): decode(v, {}) for k, v in data["arguments"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"the graph has a malformed module: {type(error).__name__}: {error}") from None
     try:
-        with torch.device("meta"):
+        with bounded():
             return cls(**arguments).eval()
     except Exception as error:
-        raise CheckpointError(f"a module of class '{data['class']}' cannot be built: {error}") from None
+        raise CheckpointError(f"a module of class '{data['class']}' cannot be built: {str(error)[:300]}") from None
 
 
 def resize(name: str, module: nn.Module, tensors: Mapping[str, Tensor], notes: list[str]) -> nn.Module:
@@ -121,7 +74,7 @@ def resize(name: str, module: nn.Module, tensors: Mapping[str, Tensor], notes: l
     own = module._parameters.get("weight")
     if weight is None or own is None or weight.shape == own.shape or weight.ndim != own.ndim:
         return module
-    with torch.device("meta"):
+    with bounded():
         if isinstance(module, nn.Linear):
             new: nn.Module = nn.Linear(weight.shape[1], weight.shape[0], module.bias is not None)
         elif isinstance(module, _BatchNorm):
@@ -158,10 +111,3 @@ def _plain(value: Any) -> bool:
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in module.state_dict().items()}
 
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [t for v in value for t in _tensors(v)] if isinstance(value, (tuple, list)) else []

@@ -14,7 +14,7 @@ from torch import Tensor
 from nbcompile.core.errors import CheckpointError
 
 FORMAT = 1
-MAX_BYTES = 64 * 2**20
+MAX_BYTES = 32 * 2**20
 _MAGIC = b"nbcompile"
 _DIGEST = hashlib.sha256().digest_size
 
@@ -33,10 +33,18 @@ def encode(payload: dict[str, Any]) -> Tensor:
 
 def is_record(value: object) -> bool:
     """Whether ``value`` looks like a record: a vector of bytes (of any dtype) that starts with the magic word."""
-    head = len(_MAGIC)
-    if not isinstance(value, Tensor) or value.ndim != 1 or value.numel() < head or value.is_complex():
+    if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_meta or value.is_quantized:
         return False
-    return bytes(int(b) % 256 for b in value[:head].round().tolist()) == _MAGIC
+    if value.ndim != 1 or value.numel() < len(_MAGIC) or value.is_complex():
+        return False
+    return as_bytes(value[: len(_MAGIC)]).numpy().tobytes() == _MAGIC
+
+
+def as_bytes(value: Tensor) -> Tensor:
+    """A record as uint8 on the CPU, whatever dtype and device it was cast to."""
+    value = value.detach().cpu()
+    # through float64: an average is off by its rounding, and bool and float8 cannot be rounded
+    return value.clone() if value.dtype == torch.uint8 else value.double().round().to(torch.uint8)
 
 
 def decode(value: Tensor, where: str) -> dict[str, Any]:
@@ -51,21 +59,25 @@ def decode(value: Tensor, where: str) -> dict[str, Any]:
     """
     if value.numel() > MAX_BYTES + len(_MAGIC) + _DIGEST:
         raise CheckpointError(f"the record '{where}' has {value.numel():,} bytes; at most {MAX_BYTES:,} are read")
-    raw = value.round().to(torch.uint8).cpu().numpy().tobytes()
+    raw = as_bytes(value).numpy().tobytes()
     text = raw[len(_MAGIC) + _DIGEST :]
     if hashlib.sha256(text).digest() != raw[len(_MAGIC) : len(_MAGIC) + _DIGEST]:
         raise CheckpointError(
             f"the checksum of the record '{where}' fails: the file is damaged, or a tool changed the record's "
-            "bytes; take an earlier checkpoint, or load the weights into the expanded model in Python"
+            "bytes; take an earlier checkpoint, or give the expanded model: load(path, model=giant)"
         )
     try:
-        payload = json.loads(text)
+        payload = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"the record '{where}' is no JSON: {error}") from None
-    if not isinstance(payload, dict) or not isinstance(payload.get("format"), int):
+    if not isinstance(payload, dict) or type(payload.get("format")) is not int or payload["format"] < 1:
         raise CheckpointError(f"the record '{where}' has no format version")
     if payload["format"] > FORMAT:
         raise CheckpointError(
             f"the record '{where}' has format {payload['format']}, but this nbcompile reads up to {FORMAT}: upgrade it"
         )
     return payload
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")

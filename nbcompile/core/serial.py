@@ -3,9 +3,10 @@
 Writing refuses what reading would refuse, so that it is known at expand, not after days of training, whether a
 ``trained.pt`` can be fused without the user's code. Reading trusts nothing: names are looked up in the allow-list,
 identifiers are matched against a pattern (fx writes them into Python source), and the graph is run on ``meta`` tensors
-first, where sizes cost nothing, to bound what it would allocate (:mod:`nbcompile.core.rebuild`).
+first, where sizes cost nothing, to bound what it would allocate (:mod:`nbcompile.core.bounds`).
 """
 
+import keyword
 import math
 import re
 from collections.abc import Callable
@@ -17,9 +18,13 @@ from torch import fx
 from nbcompile.core import allowed
 from nbcompile.core.errors import CheckpointError
 
-MAX_NODES = 100_000
+MAX_NODES = 20_000
+MAX_ITEMS = 10_000
+MAX_DEPTH = 16
 IDENTIFIER = re.compile(r"(?!__)[A-Za-z_][A-Za-z0-9_]*\Z")
-_PATH = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*\Z")
+PATH = re.compile(r"(?!__)[A-Za-z0-9_\-]+(\.(?!__)[A-Za-z0-9_\-]+){0,31}\Z")
+# names that the Python source of a graph gives a meaning of their own
+_RESERVED = {"self", "torch", "math", "operator", "timm", "torchvision"}
 DTYPES = {str(v).removeprefix("torch."): v for v in vars(torch).values() if isinstance(v, torch.dtype)}
 _FORMATS = {
     str(f): f for f in (torch.contiguous_format, torch.channels_last, torch.channels_last_3d, torch.preserve_format)
@@ -56,9 +61,8 @@ def graph_from_json(nodes: Any) -> fx.Graph:
             args = decode(data["args"], made)
             kwargs = {match(IDENTIFIER, k, "argument"): decode(v, made) for k, v in data["kwargs"].items()}
             target = _target(op, data["target"])
-            if target is getattr and not (len(args) == 2 and args[1] in allowed.ATTRIBUTES):
-                raise CheckpointError(f"the graph reads the attribute {args[1:]!r}, which no graph in a file may read")
-        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+            _check_arguments(target, args, kwargs)
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"the graph has a malformed node: {type(error).__name__}: {error}") from None
         if name in made:
             raise CheckpointError(f"the graph has two nodes called '{name}'")
@@ -66,6 +70,13 @@ def graph_from_json(nodes: Any) -> fx.Graph:
     if [n.op for n in graph.nodes].count("output") != 1 or next(iter(reversed(graph.nodes))).op != "output":
         raise CheckpointError("the graph must end in its one output")
     return graph
+
+
+def _check_arguments(target: str | Callable[..., Any], args: Any, kwargs: Any) -> None:
+    if target is getattr and not (len(args) == 2 and args[1] in allowed.ATTRIBUTES):
+        raise CheckpointError(f"the graph reads the attribute {str(args[1:])[:80]}, which no graph in a file may read")
+    if "out" in kwargs:
+        raise CheckpointError("the graph writes into a tensor that it is given (out=), which no graph in a file may do")
 
 
 def _node_to_json(node: fx.Node) -> dict[str, Any]:
@@ -78,7 +89,7 @@ def _node_to_json(node: fx.Node) -> dict[str, Any]:
                 raise NotSerialisable(f"a call of {getattr(node.target, '__qualname__', node.target)}")
         else:
             target = node.target
-        _target(node.op, target)
+        _check_arguments(_target(node.op, target), node.args, node.kwargs)
         return {
             "op": node.op,
             "name": node.name,
@@ -98,13 +109,19 @@ def _target(op: str, target: Any) -> str | Callable[..., Any]:
     if op in ("placeholder", "output"):
         return match(IDENTIFIER, target, op)
     if op in ("call_module", "get_attr"):
-        return match(_PATH, target, op)
+        return match(PATH, target, op)
     raise CheckpointError(f"the graph has a node of unknown kind {op!r}")
 
 
 def match(pattern: re.Pattern[str], value: Any, what: str) -> str:
     """``value``, if it is a plain name; fx writes names into Python source."""
-    if not isinstance(value, str) or len(value) > 1000 or not pattern.match(value) or "__" in value[:2]:
+    if (
+        not isinstance(value, str)
+        or len(value) > 1000
+        or not pattern.match(value)
+        or not _RESERVED.isdisjoint(value.split("."))
+        or any(map(keyword.iskeyword, value.split(".")))
+    ):
         raise CheckpointError(f"the graph has a {what} called {str(value)[:80]!r}, which is no plain name")
     return value
 
@@ -137,7 +154,7 @@ def encode(value: Any) -> Any:
     raise NotSerialisable(f"an argument of type {type(value).__name__}")
 
 
-def decode(value: Any, made: dict[str, fx.Node]) -> Any:
+def decode(value: Any, made: dict[str, fx.Node], depth: int = 0) -> Any:
     """The inverse of :func:`encode`; ``made`` has the nodes that arguments may name."""
     if value is None or isinstance(value, (bool, str, float)):
         return value
@@ -148,15 +165,17 @@ def decode(value: Any, made: dict[str, fx.Node]) -> Any:
     if not isinstance(value, dict) or len(value) != 1:
         raise CheckpointError(f"the graph holds an argument that cannot be read: {str(value)[:80]}")
     ((tag, payload),) = value.items()
+    if isinstance(payload, (list, dict)) and (depth > MAX_DEPTH or len(payload) > MAX_ITEMS):
+        raise CheckpointError(f"the graph holds an argument nested over {MAX_DEPTH} deep or over {MAX_ITEMS:,} long")
     match tag:
         case "tuple":
-            return tuple(decode(v, made) for v in payload)
+            return tuple(decode(v, made, depth + 1) for v in payload)
         case "list":
-            return [decode(v, made) for v in payload]
+            return [decode(v, made, depth + 1) for v in payload]
         case "dict":
-            return {str(k): decode(v, made) for k, v in payload.items()}
+            return {str(k): decode(v, made, depth + 1) for k, v in payload.items()}
         case "slice":
-            return slice(*(decode(v, made) for v in payload))
+            return slice(*(decode(v, made, depth + 1) for v in payload))
         case "ellipsis":
             return Ellipsis
         case "float":

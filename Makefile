@@ -1,0 +1,38 @@
+# Two commands do it all: `make demo` and `make test`. Both make the environment in .venv first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# One thread a process: the suite runs one process a core.
+ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: setup demo test test-slow lint types clean
+
+setup: $(VENV)/.done
+
+$(VENV)/.done: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[all,dev]'
+	touch $@
+
+demo: setup
+	$(ENV) $(BIN)/python benchmarks/demo.py --out demo
+
+test: setup lint types
+	$(ENV) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-slow: setup
+	$(ENV) $(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy cannot see through package-dir: it reads the tree as it is installed.
+types: setup
+	rm -rf build/merged
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target build/merged .
+	cd build/merged && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p nbcompile
+
+clean:
+	rm -rf $(VENV) build demo

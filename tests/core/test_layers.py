@@ -1,0 +1,147 @@
+"""What a layer is, and its affine map, against torch's own layers."""
+
+import json
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+from nbcompile.core.algebra import AffineMap
+from nbcompile.core.layers import LayerSpec, Scale, lift, memory_format, why_no_layer
+
+CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+SIZES = {1: (7,), 2: (7, 5), 3: (5, 4, 6)}
+
+LAYERS = [
+    nn.Conv1d(4, 6, 3, stride=2, padding=1, groups=2),
+    nn.Conv2d(4, 8, (1, 3), stride=(2, 1), padding=(0, 2), bias=False),
+    nn.Conv2d(4, 4, 4, padding="same", dilation=(1, 2), groups=4),
+    nn.Conv2d(4, 4, 2, padding="valid", padding_mode="reflect"),
+    nn.Conv2d(4, 4, 2, padding="same", padding_mode="circular"),
+    nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+    nn.Conv2d(4, 4, 3, padding=1, padding_mode="replicate"),
+    nn.Conv3d(4, 6, (1, 2, 3), padding=(1, 0, 2), groups=2),
+    nn.Linear(4, 6),
+    nn.Linear(4, 6, bias=False),
+]
+
+
+def run(m: AffineMap, x: Tensor) -> Tensor:
+    if not m.kernel:
+        return F.linear(x, m.weight, m.bias)
+    mode = "constant" if m.padding_mode == "zeros" else m.padding_mode
+    padded = F.pad(x, [side for pads in reversed(m.padding) for side in pads], mode)
+    return CONVOLVE[len(m.kernel)](padded, m.weight, m.bias, m.stride, 0, m.dilation, m.groups)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")  # torch about its own copy
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_a_layer_is_its_spec_and_its_map(layer: nn.Module) -> None:
+    spec = LayerSpec.of(layer)
+    assert LayerSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    rebuilt = spec.build()
+    rebuilt.load_state_dict(layer.state_dict())
+    assert str(rebuilt) == str(layer)
+    x = torch.randn(2, *((4, *SIZES[spec.axes]) if spec.axes else (7, 4)), dtype=torch.float64)
+    layer.double()
+    torch.testing.assert_close(run(lift(layer, torch.float64, spec.axes), x), layer(x), rtol=0, atol=1e-12)
+    assert rebuilt(x.float()).shape == layer(x).shape
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_norms_and_scales_lift(axes: int) -> None:
+    x = torch.randn(2, 4, *SIZES[axes], dtype=torch.float64)
+    norm = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[axes](4, eps=1e-2).double()
+    for _ in range(3):
+        norm(x * torch.rand(4, *(1,) * axes) + 1)
+    scale = Scale(4, axes).double()
+    nn.init.normal_(scale.weight)
+    bare = type(norm)(4, affine=False).double()
+    for module in (norm.eval(), bare.eval(), scale):
+        torch.testing.assert_close(run(lift(module, torch.float64, axes), x), module(x), rtol=0, atol=1e-12)
+
+
+def test_build_takes_dtype_and_device() -> None:
+    like = torch.empty(1, dtype=torch.bfloat16, device="meta")
+    for layer in LAYERS:
+        weight = LayerSpec.of(layer).build(like).weight
+        assert isinstance(weight, Tensor)
+        assert (weight.dtype, weight.device.type) == (torch.bfloat16, "meta")
+
+
+def test_what_a_spec_says_of_its_kind() -> None:
+    point, deep = LayerSpec.of(nn.Conv2d(4, 8, 1)), LayerSpec.of(nn.Conv2d(4, 8, 3, groups=4))
+    single = LayerSpec.of(nn.Conv2d(1, 8, 3))
+    linear = LayerSpec.of(nn.Linear(4, 8))
+    assert (point.pointwise, deep.pointwise, linear.pointwise) == (True, False, True)
+    assert (point.depthwise, deep.depthwise, single.depthwise, linear.depthwise) == (False, True, False, False)
+    assert (point.axes, linear.axes) == (2, 0)
+
+
+class OwnForward(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2
+
+
+class Renamed(nn.Conv2d):
+    """Adds nothing: a plain convolution by another name."""
+
+
+def hooked() -> nn.Module:
+    layer = nn.Linear(2, 2)
+    layer.register_forward_hook(lambda *_: None)
+    return layer
+
+
+def whole_numbers() -> nn.Module:
+    layer = nn.Linear(2, 2)
+    layer.weight = nn.Parameter(torch.zeros(2, 2, dtype=torch.int8), requires_grad=False)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (nn.ConvTranspose2d(2, 2, 3), "it is a ConvTranspose2d, not a Conv1d, Conv2d, Conv3d or Linear layer"),
+        (OwnForward(2, 2, 1), "its class OwnForward computes something of its own"),
+        (
+            parametrizations.weight_norm(nn.Conv2d(2, 2, 1)),
+            "its weight is computed by a parametrization; remove it first",
+        ),
+        (hooked(), "it carries hooks, which would be lost; remove them first"),
+        (whole_numbers(), "its weight is int8, not floating point"),
+        (nn.Conv2d(2, 2, 1), None),
+        (Renamed(2, 2, 1), None),
+        (nn.Linear(2, 2), None),
+    ],
+)
+def test_why_no_layer(module: nn.Module, reason: str | None) -> None:
+    assert why_no_layer(module) == reason
+
+
+def test_the_spec_of_a_subclass_is_that_of_its_base() -> None:
+    assert LayerSpec.of(Renamed(2, 2, 1)).kind == "Conv2d"
+
+
+@pytest.mark.parametrize(
+    ("weight", "wanted"),
+    [
+        (torch.empty(4, 3, 3, 3), torch.contiguous_format),
+        (torch.empty(4, 3, 3, 3).to(memory_format=torch.channels_last), torch.channels_last),
+        (torch.empty(4, 3, 3, 3, 3).to(memory_format=torch.channels_last_3d), torch.channels_last_3d),
+        (torch.empty(4, 3, 1, 1).to(memory_format=torch.channels_last), torch.contiguous_format),  # both at once
+        (torch.empty(4, 3), torch.contiguous_format),
+    ],
+)
+def test_memory_format(weight: Tensor, wanted: torch.memory_format) -> None:
+    assert memory_format(weight) is wanted
+
+
+def test_scale_says_what_it_is() -> None:
+    x = torch.randn(2, 3, 4)
+    scale = Scale(3, 1)
+    assert torch.equal(scale(x), x)
+    assert re.fullmatch(r"Scale\(\)", str(scale))

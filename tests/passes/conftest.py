@@ -1,0 +1,20 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture
+def golden() -> Callable[[str, str], None]:
+    """Compare a text with the file of that name; NBCOMPILE_UPDATE_GOLDEN=1 rewrites the file."""
+
+    def check(name: str, text: str) -> None:
+        file = GOLDEN / f"{name}.txt"
+        if os.environ.get("NBCOMPILE_UPDATE_GOLDEN") == "1":
+            file.write_text(text)
+        assert text == file.read_text()
+
+    return check
