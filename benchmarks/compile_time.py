@@ -67,7 +67,8 @@ def commands(repeats: int) -> dict[str, dict[str, float]]:
         ours = [python, "-m", "nbcompile", "fuse", str(home / "trained.pt"), "-o", str(home / "tiny.onnx")]
         export = side_by_side({"ours": ours, "fixed": [*bare, "fixed"], "dynamic": [*bare, "dynamic"]}, repeats)
         helped = side_by_side(
-            {"ours": [python, "-m", "nbcompile", "--help"], "imports": [python, "-c", "import typer, rich"]}, 3 * repeats
+            {"ours": [python, "-m", "nbcompile", "--help"], "imports": [python, "-c", "import typer, rich"]},
+            3 * repeats,
         )
     return {
         **compared("command over fixed-batch export", export["ours"], export["fixed"]),
@@ -85,7 +86,9 @@ def side_by_side(commands: dict[str, list[str]], repeats: int) -> dict[str, list
     return {name: found[1:] for name, found in times.items()}
 
 
-def compared(name: str, ours: list[tuple[float, float]], bare: list[tuple[float, float]]) -> dict[str, dict[str, float]]:
+def compared(
+    name: str, ours: list[tuple[float, float]], bare: list[tuple[float, float]]
+) -> dict[str, dict[str, float]]:
     rows = {}
     for i, clock in enumerate(("wall clock", "CPU time")):
         above, below = [run[i] for run in ours], [run[i] for run in bare]

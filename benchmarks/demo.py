@@ -81,7 +81,12 @@ def make_report(
     tiny = nbcompile.fuse(trained)
     images = load_data(TrainConfig(data="digits")).val[list(range(4))][0]
     report = report_on(
-        "NetBooster on handwritten digits", command, tiny, images, giant=trained, original=nbcompile.load(vanilla.output)
+        "NetBooster on handwritten digits",
+        command,
+        tiny,
+        images,
+        giant=trained,
+        original=nbcompile.load(vanilla.output),
     )
     reached = {"original": vanilla.accuracy, "giant": giant.accuracy, "tiny": giant.fused_accuracy}
     rows = [replace(row, accuracy=reached[row.name]) for row in report.models]

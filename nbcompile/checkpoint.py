@@ -3,20 +3,23 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from nbcompile.core import record
-from nbcompile.core.blocks import Expanded, sites
+from nbcompile.core.blocks import Expanded, check_absorbers, sites
+from nbcompile.core.bounds import bounded
 from nbcompile.core.capture import capture
-from nbcompile.core.description import describe, origin_from_json, rebuild
-from nbcompile.core.errors import CaptureError, CheckpointError
+from nbcompile.core.description import describe, origin_from_json, rebuild, unreadable, with_shared
+from nbcompile.core.errors import CaptureError, CheckpointError, UsageError
 from nbcompile.core.example import ExampleInput, Origin, inputs_for, origin_of, remember, specs
 from nbcompile.core.files import atomic
+from nbcompile.core.layers import LayerSpec, why_no_layer
 from nbcompile.core.reading import EXTRA, RECORD, Weights, choose, find, read
 from nbcompile.core.wrappers import unwrap
+from nbcompile.expansion import put
 
 log = logging.getLogger("nbcompile")
 
@@ -31,8 +34,10 @@ def save(model: nn.Module, path: str | Path, example_input: ExampleInput | None 
             the record is not wanted.
 
     Raises:
-        UsageError: if ``path`` cannot be written.
+        UsageError: if ``path`` cannot be written, or names another format.
     """
+    if Path(path).suffix == ".safetensors":
+        raise UsageError(f"save writes torch's own format: name the file .pt, not '{Path(path).name}'")
     model = unwrap(model)
     content: dict[str, Any] = {"state_dict": model.state_dict()}
     if not sites(model) and (example_input is not None or origin_of(model) is not None):
@@ -55,13 +60,14 @@ def load(path: str | Path, model: nn.Module | None = None, key: str | None = Non
     """
     path = Path(path)
     content = read(path)
-    weights, note = choose(find(content, path), key, path)
+    model = None if model is None else unwrap(model)
+    weights, note = choose(find(content, path), key, path, () if model is None else model.state_dict())
     if note:
         log.warning("%s", note)
     payload = _payload(content, weights)
     try:
         if model is not None:
-            return _into(unwrap(model), weights, payload)
+            return _into(model, weights, payload)
         if payload is None:
             raise CheckpointError(
                 f"the weights describe no model (the first is '{next(iter(weights.tensors))}'): say which it is "
@@ -80,59 +86,80 @@ def _description(model: nn.Module, example_input: ExampleInput | None) -> dict[s
     known = origin_of(model)
     origin = Origin(specs(inputs), known.model if known else None, known.preprocessing if known else {})
     try:
-        return describe(model, capture(model, len(inputs)), origin)
+        gm = capture(model, len(inputs))
     except CaptureError as error:
-        return describe(model, _no_graph(), origin) | {"graph": None, "why": str(error)}
-
-
-def _no_graph() -> Any:
-    graph = torch.fx.Graph()
-    graph.output(())
-    return torch.fx.GraphModule(nn.Module(), graph)
+        return unreadable(model, origin, str(error))
+    return describe(model, gm, origin)
 
 
 def _payload(content: Any, weights: Weights) -> Mapping[str, Any] | None:
     """The description of the model: in the record of its first block, or beside the weights of a plain network."""
+    found = None
     if weights.described is not None:
         found = record.decode(weights.tensors[weights.described], weights.described)["model"]
-        return found if isinstance(found, dict) else None
-    beside = content.get(RECORD) if isinstance(content, dict) else None
-    if isinstance(beside, Tensor) and record.is_record(beside):
-        found = record.decode(beside, RECORD).get("model")
-        return found if isinstance(found, dict) else None
-    return None
+    elif isinstance(content, dict) and record.is_record(beside := content.get(RECORD)):
+        found = record.decode(cast(Tensor, beside), RECORD).get("model")
+    return found if isinstance(found, dict) else None
 
 
 def _into(model: nn.Module, weights: Weights, payload: Mapping[str, Any] | None) -> nn.Module:
     """The weights in the user's own class; blocks that it lacks are built from their records."""
+    tensors = weights.tensors if payload is None else with_shared(payload, weights.tensors)
     if not sites(model):
-        for key, value in weights.tensors.items():
-            if key.endswith(f".{EXTRA}") and record.is_record(value):
-                _insert(model, key.removesuffix(f".{EXTRA}"), value)
-    shared = payload.get("shared", {}) if payload else {}
-    tensors: dict[str, Tensor] = dict(weights.tensors)
-    for key, name in shared.items():
-        if name in tensors:
-            tensors.setdefault(key, tensors[name])
+        _insert(model, tensors)
+    for name, block in sites(model).items():  # a trainer may drop or damage what is no weight
+        if not _sound(tensors.get(f"{name}.{EXTRA}")):
+            tensors = {**tensors, f"{name}.{EXTRA}": block.get_extra_state()}
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
         raise CheckpointError(f"the weights do not fit {type(model).__name__}: {lines[0][:300]}") from None
+    check_absorbers(model)
     if payload:
         remember(model, origin_from_json(payload))
     return model.eval()
 
 
-def _insert(model: nn.Module, name: str, value: Tensor) -> None:
-    from nbcompile.expansion import put
-
+def _sound(value: Tensor | None) -> bool:
+    if not record.is_record(value):
+        return False
     try:
-        layer = model.get_submodule(name)
-    except AttributeError:
-        raise CheckpointError(
-            f"the file has an expansion block at '{name}', where {type(model).__name__} has no layer"
-        ) from None
-    if isinstance(layer, Expanded):
-        return  # an alias of a site that is in place already
-    put(model, layer, Expanded.from_record(value, name, layer))
+        record.decode(cast(Tensor, value), EXTRA)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _insert(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put the blocks of a file in the place of the layers that they replaced; all of them, or none."""
+    blocks: dict[nn.Module, Expanded] = {}
+    for key, value in tensors.items():
+        name = key.removesuffix(f".{EXTRA}")
+        if name == key or not record.is_record(value):
+            continue
+        try:
+            layer = model.get_submodule(name)
+        except AttributeError:
+            raise CheckpointError(
+                f"the file has an expansion block at '{name}', where {type(model).__name__} has no layer"
+            ) from None
+        if layer not in blocks:  # else an alias
+            _check_sizes(name, value, layer, tensors)
+            blocks[layer] = Expanded.from_record(value, name, layer)
+    for layer, block in blocks.items():
+        put(model, layer, block)
+
+
+def _check_sizes(name: str, value: Tensor, layer: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Build the block where sizes cost nothing, before it is built for good."""
+    with bounded():
+        block = Expanded.from_record(value, name)
+    recorded = block.spec.layer
+    if why_no_layer(layer) or LayerSpec.of(layer) != recorded:
+        raise CheckpointError(f"the file's block at '{name}' replaced another layer than the {layer} that is there")
+    for key, own in block.state_dict().items():
+        held = tensors.get(f"{name}.{key}")
+        if isinstance(own, Tensor) and not key.endswith(EXTRA) and (held is None or held.shape != own.shape):
+            found = "nothing" if held is None else f"shape {tuple(held.shape)}"
+            raise CheckpointError(f"'{name}.{key}' needs shape {tuple(own.shape)}; the file has {found}")

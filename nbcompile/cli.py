@@ -81,7 +81,9 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Images per optimiser step, over all processes.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Of SGD; norms and biases get none.")] = None,
-    warmup_epochs: Annotated[float | None, typer.Option(help="Linear warm-up.")] = None,
+    warmup_epochs: Annotated[
+        float | None, typer.Option(help="Linear warm-up; default: 2, at most a fifth of --epochs.")
+    ] = None,
     label_smoothing: Annotated[float | None, typer.Option(help="Share of the target spread over all classes.")] = None,
     input_size: Annotated[int | None, typer.Option(help="Side of the square input, in pixels.")] = None,
     where: Where = "uniform:0.5",

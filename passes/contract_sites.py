@@ -128,7 +128,7 @@ def _bent(bent: dict[str, Expanded], total: int) -> str:
         f"'{name}' has slope {float(block.slope):.6g}, not 1.0, so its block is not one layer"
     )
     scheduled = min(max((step - start) / steps, 0.0), 1.0) if steps else 0.0
-    if steps and abs(scheduled - float(block.slope)) > SLOPE_ROUNDING:
+    if abs(scheduled - float(block.slope)) > SLOPE_ROUNDING:  # only PLT moves a slope, and it moves the ramp with it
         return (
             f"{head}; its schedule stands at {scheduled:.6g}, so this is a lagging average (EMA) of the slopes: give "
             "the averaged model to PLT(giant, ..., also=[ema.module]), or fuse the model itself (--key)"

@@ -91,9 +91,15 @@ class ExpandSites(Pass):
             raise PreconditionError(
                 f"{self.name}: '{name}' cannot be expanded: it shares a parameter with '{other}', which would part them"
             )
+        if _read_directly(gm, layer):
+            raise PreconditionError(
+                f"{self.name}: '{name}' cannot be expanded: other code reads its weight directly; "
+                "name other layers with where=[...]"
+            )
         spec = LayerSpec.of(layer)
         absorbers = _absorbers(gm, nodes)
-        norm = next((n for reader in readers(nodes[0]) if (n := norm_of(gm, reader))), Norm(False))
+        beside = (norm_of(gm, reader) for node in nodes for reader in readers(node))
+        norm = next((n for n in beside if n), Norm(False))
         inner = "norm" if norm.batch and spec.axes else "bias"
         if not spec.bias and not absorbers:
             inner = "scale"
@@ -150,6 +156,12 @@ def _activation(gm: fx.GraphModule, name: str, nodes: list[fx.Node]) -> Activati
             if activation is not None:
                 return activation
     return Activation("relu")
+
+
+def _read_directly(gm: fx.GraphModule, layer: nn.Module) -> bool:
+    """Whether the graph reads a parameter of ``layer`` past the layer."""
+    names = aliases(gm, layer)
+    return any(str(node.target).rpartition(".")[0] in names for node in gm.graph.find_nodes(op="get_attr"))
 
 
 def _tied_to(gm: fx.GraphModule, layer: nn.Module) -> str | None:

@@ -28,9 +28,9 @@ DENIED = frozenset(
     {
         *("storage", "untyped_storage", "storage_type", "storage_offset", "data_ptr", "const_data_ptr", "is_set_to"),
         *("is_shared", "is_pinned", "pin_memory", "record_stream", "as_strided", "as_strided_copy"),
-        *("as_strided_scatter", "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes", "resize", "resize_as", "put"),
+        *("as_strided_scatter", "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes", "resize"),
         *("register_hook", "register_post_accumulate_grad_hook", "backward", "retain_grad", "module_load"),
-        *("numpy", "tolist", "item", "autocast", "hash_tensor", "batch_norm_update_stats"),
+        *("resize_as", "put", "numpy", "tolist", "item", "autocast", "hash_tensor", "batch_norm_update_stats"),
         *("cuda", "cpu", "xpu", "ipu", "mtia", "get_device", "to_mkldnn", "empty_like"),
         *("bernoulli", "binomial", "multinomial", "poisson", "gumbel_softmax"),
         *("lobpcg", "svd_lowrank", "pca_lowrank", "combinations", "mvlgamma", "multigammaln"),

@@ -75,6 +75,10 @@ class SiteSpec:
         fields["absorbers"] = tuple(fields["absorbers"])
         return cls(**fields)
 
+    def __post_init__(self) -> None:
+        if self.block not in KINDS or self.inner not in ("norm", "bias", "scale") or self.ratio < 1:
+            raise ValueError(f"no block is '{self.block}' with inner '{self.inner}' and ratio {self.ratio}")
+
 
 class Stage(nn.Module):
     """An inserted layer, what normalises it, and its activation at the block's slope."""
@@ -235,6 +239,21 @@ class Expanded(nn.Module):
 def sites(model: nn.Module) -> dict[str, Expanded]:
     """The expansion blocks of ``model`` by name, in the order of its modules; an aliased block once."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Expanded)}
+
+
+def check_absorbers(model: nn.Module) -> None:
+    """Check that every running mean that is to take a shift is there.
+
+    Raises:
+        CheckpointError: if not.
+    """
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    for name, block in sites(model).items():
+        prefix = name.removesuffix(block.spec.name)
+        for key in block.spec.absorbers:
+            mean = buffers.get(f"{prefix}{key}")
+            if mean is None or mean.shape != (block.spec.layer.outputs,):
+                raise CheckpointError(f"the block '{name}' needs the running mean '{prefix}{key}', which is not there")
 
 
 def _plan(spec: SiteSpec) -> list[LayerSpec]:

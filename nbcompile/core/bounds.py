@@ -27,11 +27,11 @@ MAX_INTEGER = 2**63
 _META = torch.device("meta")
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Puts all that is made inside on ``meta``, and counts it."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._bytes = 0
         self._tensors = 0
 

@@ -5,21 +5,33 @@ that the user's model has and the eval graph never reads (auxiliary heads) are k
 """
 
 import base64
+import logging
+import math
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from nbcompile.core.blocks import Expanded
+from nbcompile.core.blocks import Expanded, check_absorbers
+from nbcompile.core.bounds import MAX_ELEMENTS, bounded, check_bounds
 from nbcompile.core.errors import CheckpointError
 from nbcompile.core.example import Origin, TensorSpec, remember
 from nbcompile.core.graph import module_of
-from nbcompile.core.rebuild import check_bounds, module_from_json, module_to_json, resize
-from nbcompile.core.serial import DTYPES, NotSerialisable, graph_from_json, graph_to_json
+from nbcompile.core.reading import EXTRA
+from nbcompile.core.rebuild import module_from_json, module_to_json, resize
+from nbcompile.core.serial import DTYPES, PATH, NotSerialisable, graph_from_json, graph_to_json, match
+
+log = logging.getLogger("nbcompile")
 
 MAX_CONSTANT_BYTES = 2**24
+_TAKEN = frozenset(dir(fx.GraphModule({}, fx.Graph())))
+_INPUT_DTYPES = {
+    name: DTYPES[name]
+    for name in ("float16", "bfloat16", "float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64")
+}
 
 
 def describe(model: nn.Module, gm: fx.GraphModule, origin: Origin) -> dict[str, Any]:
@@ -31,14 +43,9 @@ def describe(model: nn.Module, gm: fx.GraphModule, origin: Origin) -> dict[str, 
         origin: its inputs.
 
     Returns:
-        A JSON-able description. Where the graph cannot be written, ``graph`` is None and ``why`` says why.
+        A JSON-able description, proven by rebuilding it. Where that cannot be done, ``graph`` is None, ``why`` says
+        why, and so does a warning: better now than after days of training.
     """
-    described = {
-        "class": type(model).__name__,
-        "inputs": [[list(s.shape), str(s.dtype).removeprefix("torch.")] for s in origin.inputs],
-        "spec": origin.model,
-        "preprocessing": origin.preprocessing,
-    }
     try:
         modules = {
             str(node.target): {"site": module.spec.to_json()}
@@ -48,17 +55,26 @@ def describe(model: nn.Module, gm: fx.GraphModule, origin: Origin) -> dict[str, 
             if (module := module_of(gm, node)) is not None
         }
         tensors = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
-        return {
-            **described,
+        whole = {
+            **_head(model, origin),
             "graph": graph_to_json(gm.graph),
             "modules": modules,
             "constants": _constants(gm, tensors),
             "keys": list(tensors),
             "parameters": [key for key, _ in model.named_parameters(remove_duplicate=False)],
-            "shared": _shared(model, tensors),
+            "aliases": _aliases(model),
         }
-    except NotSerialisable as reason:
-        return {**described, "graph": None, "why": f"the graph holds {reason}"}
+        rebuild(whole, tensors)
+        return whole
+    except (NotSerialisable, CheckpointError) as reason:
+        return unreadable(model, origin, str(reason))
+
+
+def unreadable(model: nn.Module, origin: Origin, why: str) -> dict[str, Any]:
+    """The description of a model that cannot be rebuilt without its code; it says so."""
+    name = type(model).__name__
+    log.warning("files of this %s will need its code (--model, or load(path, model=...)): %s", name, why)
+    return {**_head(model, origin), "graph": None, "why": why}
 
 
 def rebuild(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[fx.GraphModule, list[str]]:
@@ -74,25 +90,46 @@ def rebuild(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[fx.
     Raises:
         CheckpointError: if the description is malformed or forbidden, or the tensors are not the model's.
     """
+    try:
+        return _rebuild(data, tensors)
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever a hostile record provokes inside torch is the record's fault
+        first = (str(error).strip() or "no message").splitlines()[0][:300]
+        raise CheckpointError(f"the model cannot be rebuilt: {type(error).__name__}: {first}") from error
+
+
+def _head(model: nn.Module, origin: Origin) -> dict[str, Any]:
+    return {
+        "class": type(model).__name__,
+        "inputs": [[list(s.shape), str(s.dtype).removeprefix("torch.")] for s in origin.inputs],
+        "spec": origin.model,
+        "preprocessing": origin.preprocessing,
+        "shared": _shared(model),
+    }
+
+
+def _rebuild(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[fx.GraphModule, list[str]]:
     origin = origin_from_json(data)
     if not data.get("graph"):
         raise CheckpointError(
-            f"the file cannot be read without the model's code, because {data.get('why', 'it holds no graph')}: "
+            f"the file cannot be read without the model's code ({data.get('why', 'it holds no graph')}): "
             "give the model (--model package.module:factory, or load(path, model=...))"
         )
-    tensors = _with_shared(data, tensors)
+    tensors = with_shared(data, tensors)
+    _require_keys(tensors, _names(data, "keys"))
     notes: list[str] = []
     root: dict[str, Any] = {}
     for name, module_data in _mapping(data, "modules").items():
-        key = f"{name}._extra_state"
+        key = f"{name}.{EXTRA}"
         if key in tensors:
-            with torch.device("meta"):
+            with bounded():
                 root[name] = Expanded.from_record(tensors[key], key).eval()
         else:
             root[name] = resize(name, module_from_json(module_data), tensors, notes)
     graph = graph_from_json(data["graph"])
     constants = _constants_from_json(_mapping(data, "constants"))
-    parameters = set(data.get("parameters") or [])
+    parameters = set(_names(data, "parameters"))
     for node in graph.find_nodes(op="get_attr"):
         key = str(node.target)
         value = constants.get(key, tensors.get(key))
@@ -100,12 +137,21 @@ def rebuild(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[fx.
             raise CheckpointError(f"the graph reads '{key}', which the file does not hold")
         hollow = torch.empty_like(value, device="meta")
         root[key] = nn.Parameter(hollow, requires_grad=False) if key in parameters else hollow
-    missing = [n.target for n in graph.find_nodes(op="call_module") if n.target not in root]
-    if missing:
+    called = [str(n.target) for n in graph.find_nodes(op="call_module")]
+    if missing := [name for name in called if name not in root]:
         raise CheckpointError(f"the graph calls '{missing[0]}', which the file does not describe")
+    _refuse_taken([*called, *tensors, *constants])
     gm = fx.GraphModule(root, graph, "StandIn").eval()
+    for name, target in _pairs(data, "aliases").items():
+        _alias(gm, name, target)
+    _fill(gm, _hollow(tensors), _hollow(constants), parameters)  # the file's sizes and dtypes, in no memory
     check_bounds(gm, origin.inputs)
-    _fill(gm, tensors, constants, data)
+    _fill(gm, tensors, constants, parameters)
+    if left := [key for key, value in gm.state_dict().items() if isinstance(value, Tensor) and value.is_meta]:
+        raise CheckpointError(f"the file lacks '{left[0]}' ({len(left)} such)")
+    _tie(gm, _pairs(data, "shared"))
+    _order(gm, _names(data, "keys"))
+    check_absorbers(gm)
     remember(gm, origin)
     return gm, notes
 
@@ -113,10 +159,18 @@ def rebuild(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[fx.
 def origin_from_json(data: Mapping[str, Any]) -> Origin:
     """The inputs and preprocessing of a description."""
     try:
-        inputs = tuple(TensorSpec(tuple(int(n) for n in shape), DTYPES[dtype]) for shape, dtype in data["inputs"])
-        return Origin(inputs, data.get("spec"), dict(data.get("preprocessing") or {}))
+        inputs = tuple(TensorSpec(tuple(map(_size, shape)), _INPUT_DTYPES[dtype]) for shape, dtype in data["inputs"])
+        preprocessing = dict(data.get("preprocessing") or {})
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the record's inputs are malformed: {type(error).__name__}: {error}") from None
+    elements = sum(math.prod(spec.shape) for spec in inputs)
+    if not inputs or elements > MAX_ELEMENTS or any(len(spec.shape) > 8 for spec in inputs):
+        raise CheckpointError(
+            f"the recorded inputs have {elements:,} elements in {len(inputs)} tensors; at least one tensor of at most "
+            f"8 dimensions, and at most {MAX_ELEMENTS:,} elements, are read from a file"
+        )
+    spec = data.get("spec")
+    return Origin(inputs, spec if isinstance(spec, str) else None, preprocessing)
 
 
 def _constants(gm: fx.GraphModule, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -150,49 +204,75 @@ def _constants_from_json(data: Mapping[str, Any]) -> dict[str, Tensor]:
         raise CheckpointError(f"the record's constants are malformed: {type(error).__name__}: {error}") from None
 
 
-def _shared(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def _shared(model: nn.Module) -> dict[str, str]:
     """Keys that name the same tensor as an earlier key: aliased modules, tied weights."""
     first: dict[int, str] = {}
     live = model.state_dict(keep_vars=True)
-    shared = {}
-    for key in tensors:
-        if key.endswith("_extra_state"):
-            continue
-        name = first.setdefault(id(live[key]), key)
-        if name != key:
-            shared[key] = name
-    return shared
+    kept = {key: value for key, value in live.items() if isinstance(value, Tensor) and not key.endswith(EXTRA)}
+    names = {key: first.setdefault(id(value), key) for key, value in kept.items()}
+    return {key: name for key, name in names.items() if key != name}
 
 
-def _with_shared(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``tensors``, with what a writer dropped as a duplicate (safetensors) put back, and checked for completeness."""
-    complete = dict(tensors)
-    shared = _mapping(data, "shared")
-    for key, name in shared.items():
+def _aliases(model: nn.Module) -> dict[str, str]:
+    """Further names of modules, with the first name of each; not the names inside them."""
+    first: dict[int, str] = {}
+    found: dict[str, str] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        known = first.setdefault(id(module), name)
+        if known != name and name.rpartition(".")[0] not in found:
+            found[name] = known
+        elif known != name:
+            found.setdefault(name, "")  # inside an alias
+    return {name: known for name, known in found.items() if known}
+
+
+def with_shared(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors``, with what a writer dropped as a duplicate (safetensors) put back."""
+    whole = dict(tensors)
+    for key, name in _pairs(data, "shared").items():
         for absent, present in ((key, name), (name, key)):
-            if absent not in complete and present in complete:
-                complete[absent] = complete[present]
-    keys = data.get("keys") or []
-    known = {k for k in keys if not k.endswith("_extra_state")}
-    found = {k for k in complete if not k.endswith("_extra_state")}
+            if absent not in whole and present in whole:
+                whole[absent] = whole[present]
+    return whole
+
+
+def _require_keys(tensors: Mapping[str, Tensor], keys: list[str]) -> None:
+    known = {k for k in keys if not k.endswith(EXTRA)}
+    found = {k for k in tensors if not k.endswith(EXTRA)}
     if known != found:
         lacking, foreign = sorted(known - found), sorted(found - known)
         what = [f"lacks '{lacking[0]}' ({len(lacking)} such)"] if lacking else []
         what += [f"has an unknown '{foreign[0]}' ({len(foreign)} such)"] if foreign else []
         raise CheckpointError(f"the weights are not those of the recorded model: the file {' and '.join(what)}")
-    return complete
+
+
+def _refuse_taken(names: list[str]) -> None:
+    """The stand-in is a GraphModule: a child called like one of its own attributes would break it."""
+    for name in names:
+        if name.partition(".")[0] in _TAKEN:
+            raise CheckpointError(f"'{name}' has a name that torch.fx.GraphModule needs for itself: rename it")
+
+
+def _alias(gm: nn.Module, name: str, target: str) -> None:
+    parent, _, child = name.rpartition(".")
+    with suppress(AttributeError):  # the eval graph never reads it: it is hung up with its keys
+        _module_at(gm, parent).add_module(child, gm.get_submodule(target))
+
+
+def _hollow(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same on ``meta``; records stay as they are."""
+    return {k: v if k.endswith(EXTRA) else torch.empty_like(v, device="meta") for k, v in tensors.items()}
 
 
 def _fill(
-    gm: fx.GraphModule, tensors: Mapping[str, Tensor], constants: Mapping[str, Tensor], data: Mapping[str, Any]
+    gm: fx.GraphModule, tensors: Mapping[str, Tensor], constants: Mapping[str, Tensor], parameters: set[str]
 ) -> None:
-    """Put the real tensors in, keep what the graph does not read, and restore the order of the keys."""
+    """Put the tensors in, and keep what the graph does not read."""
     for key, value in constants.items():
         _set(gm, key, value, parameter=False, persistent=False)
     own = gm.state_dict(keep_vars=True)
-    parameters = set(data.get("parameters") or [])
     for key, value in tensors.items():
-        if key not in own and not key.endswith("_extra_state"):
+        if key not in own and not key.endswith(EXTRA):
             _set(gm, key, value, parameter=key in parameters)
     try:
         gm.load_state_dict(dict(tensors), strict=False, assign=True)
@@ -200,18 +280,21 @@ def _fill(
         raise CheckpointError(
             f"the weights do not fit the recorded model: {str(error).splitlines()[-1].strip()}"
         ) from None
-    if left := [key for key, value in gm.state_dict().items() if isinstance(value, Tensor) and value.is_meta]:
-        raise CheckpointError(f"the file lacks '{left[0]}' ({len(left)} such)")
-    _order(gm, data.get("keys") or [])
+
+
+def _tie(gm: nn.Module, shared: Mapping[str, str]) -> None:
+    """Let keys that shared one parameter share it again, if they still hold the same values."""
+    for key, name in shared.items():
+        (path, _, leaf), (first_path, _, first_leaf) = key.rpartition("."), name.rpartition(".")
+        mine, theirs = gm.get_submodule(path)._parameters, gm.get_submodule(first_path)._parameters
+        one, other = mine.get(leaf), theirs.get(first_leaf)
+        if one is not None and other is not None and one is not other and torch.equal(one, other):
+            mine[leaf] = other
 
 
 def _set(root: nn.Module, key: str, value: Tensor, *, parameter: bool, persistent: bool = True) -> None:
-    *path, name = key.split(".")
-    module = root
-    for part in path:
-        if part not in module._modules:
-            module.add_module(part, nn.Module())
-        module = module.get_submodule(part)
+    path, _, name = key.rpartition(".")
+    module = _module_at(root, path)
     if name in module._buffers or name in module._parameters:
         module._buffers.pop(name, None)
         module._parameters.pop(name, None)
@@ -219,6 +302,15 @@ def _set(root: nn.Module, key: str, value: Tensor, *, parameter: bool, persisten
         module.register_parameter(name, nn.Parameter(value, requires_grad=False))
     else:
         module.register_buffer(name, value, persistent=persistent)
+
+
+def _module_at(root: nn.Module, path: str) -> nn.Module:
+    """The module at ``path``; what is missing on the way is made."""
+    for part in path.split(".") if path else ():
+        if part not in root._modules:
+            root.add_module(part, nn.Module())
+        root = root.get_submodule(part)
+    return root
 
 
 def _order(gm: nn.Module, keys: list[str]) -> None:
@@ -240,4 +332,21 @@ def _mapping(data: Mapping[str, Any], name: str) -> dict[str, Any]:
     value = data.get(name)
     if not isinstance(value, dict):
         raise CheckpointError(f"the record has no '{name}'")
+    return value
+
+
+def _names(data: Mapping[str, Any], field: str) -> list[str]:
+    value = data.get(field)
+    if not isinstance(value, list):
+        raise CheckpointError(f"the record has no '{field}'")
+    return [match(PATH, name, "key") for name in value]
+
+
+def _pairs(data: Mapping[str, Any], field: str) -> dict[str, str]:
+    return {match(PATH, k, "key"): match(PATH, v, "key") for k, v in _mapping(data, field).items()}
+
+
+def _size(value: Any) -> int:
+    if type(value) is not int or not 0 < value <= MAX_ELEMENTS:
+        raise ValueError(f"{str(value)[:40]} is no size")
     return value

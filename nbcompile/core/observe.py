@@ -65,7 +65,7 @@ def observe(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
 
 def one_run_only() -> None:
     """Stands in every observed graph, so that it can neither be run nor saved as if it were the model."""
-    raise PreconditionError("an observed graph is one run of a model, not the model: it cannot be run")
+    raise PreconditionError("a graph observed in one run is not the model and cannot be run; do without verify_each")
 
 
 class _Recorder(TorchFunctionMode):

@@ -77,14 +77,10 @@ def find(content: Any, path: Path) -> list[Weights]:
     found = [weights for place, tensors in _dicts(content, "", set()) for weights in _split(place, tensors)]
     if not found:
         raise CheckpointError(f"{path} holds no weights: no dict of tensors is in it")
-    if large := next((key for w in found for key, value in w.tensors.items() if _inflated(value)), None):
-        raise CheckpointError(f"{path} holds a tensor '{large}' that is many times larger than its data")
     return sorted(found, key=lambda w: w.described is None)
 
 
-def choose(
-    found: list[Weights], key: str | None, path: Path, keys: Collection[str] = ()
-) -> tuple[Weights, str | None]:
+def choose(found: list[Weights], key: str | None, path: Path, keys: Collection[str] = ()) -> tuple[Weights, str | None]:
     """The set to take, and a sentence about it where there was a choice.
 
     Args:
@@ -97,21 +93,23 @@ def choose(
     Raises:
         CheckpointError: if ``key`` names none (the places are listed), or the records of the chosen set are damaged.
     """
-    described = [w for w in found if w.described or w.damaged] or list(_fitting(found, keys)) or found
+    likely = [w for w in found if w.described or w.damaged] or list(_fitting(found, keys))
+    likely = likely or sorted(found, key=lambda w: -len(w.tensors))  # an optimiser's sets are small and many
+    places = ", ".join(f"'{w.place}'" for w in likely[:8]) + (f" and {len(likely) - 8} more" if likely[8:] else "")
+    note = None
     if key is not None:
-        named = [w for w in (*described, *found) if key in _spellings(w.place)]
-        if not named:
-            places = ", ".join(f"'{w.place}'" for w in described)
+        chosen = next((w for w in (*likely, *found) if key in _spellings(w.place)), None)
+        if chosen is None:
             raise CheckpointError(f"{path} has no weights at '{key}'; it has them at {places}")
-        chosen, note = named[0], None
     else:
-        chosen, note = next((w for w in described if w.averaged), described[0]), None
-        if len(described) > 1:
-            places = ", ".join(f"'{w.place}'" for w in described)
+        chosen = next((w for w in likely if w.averaged), likely[0])
+        if len(likely) > 1:
             note = f"{path} holds weights at {places}: '{chosen.place}' was taken (--key chooses)"
     if chosen.damaged is not None:
-        sound = next((f"; the weights at '{w.place}' are sound (--key)" for w in described if not w.damaged), "")
+        sound = next((f"; the weights at '{w.place}' are sound (--key)" for w in likely if not w.damaged), "")
         raise CheckpointError(f"{path}: {chosen.damaged}{sound}")
+    if wrong := next((name for name, value in chosen.tensors.items() if _unusable(value)), None):
+        raise CheckpointError(f"{path}: '{wrong}' is no plain tensor with data of its own size")
     return chosen, note
 
 
@@ -136,7 +134,7 @@ def _refuse_bomb(path: Path) -> None:
         raise CheckpointError(f"{path} is damaged or no torch file: {error}") from None
     packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise CheckpointError(f"{path} is a compressed archive, which torch does not write: save the weights with torch")
+        raise CheckpointError(f"{path} is a compressed archive; torch writes uncompressed ones: use torch.save")
 
 
 def _read_pickle(path: Path) -> Any:
@@ -173,9 +171,7 @@ def _inert() -> list[Any]:
     ]
 
 
-def _dicts(
-    content: Any, place: str, seen: set[int], depth: int = 0
-) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+def _dicts(content: Any, place: str, seen: set[int], depth: int = 0) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
     """All dicts that map strings to tensors (at least one), however nested; each object once."""
     if depth > 8 or id(content) in seen:
         return
@@ -195,9 +191,9 @@ def _listed(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) <= 10_000
 
 
-def _inflated(value: Tensor) -> bool:
-    """Whether a tensor says that it is large and has little data (strides of 0)."""
-    if value.layout is not torch.strided:
+def _unusable(value: Tensor) -> bool:
+    """Sparse, quantised or without data; or large by strides of 0 alone, which could fill the memory when copied."""
+    if value.layout is not torch.strided or value.is_meta or value.is_quantized:
         return True
     return value.numel() > _LARGE and value.numel() * value.element_size() > value.untyped_storage().nbytes()
 
@@ -205,7 +201,8 @@ def _inflated(value: Tensor) -> bool:
 def _split(place: str, tensors: Mapping[str, Tensor]) -> Iterator[Weights]:
     """One set per record of a model: what stands before the record's own key is the prefix of that model's keys."""
     plain = {key.replace("_orig_mod.", ""): value for key, value in tensors.items()}
-    heads, misplaced = {}, None
+    heads: dict[str, str] = {}
+    misplaced = None
     for key, value in plain.items():
         if not key.endswith(f".{EXTRA}") or not is_record(value):
             continue

@@ -14,6 +14,7 @@ from nbcompile.core.bounds import bounded
 from nbcompile.core.errors import CheckpointError
 from nbcompile.core.serial import IDENTIFIER, NotSerialisable, decode, encode, match
 
+
 def module_to_json(module: nn.Module) -> dict[str, Any]:
     """Class and constructor arguments of a leaf module, read from the attributes of the same names.
 
@@ -110,4 +111,3 @@ def _plain(value: Any) -> bool:
 
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in module.state_dict().items()}
-

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from nbcompile.checkpoint import load
+from nbcompile.core.example import origin_of
 from nbcompile.models import build
 from nbcompile.training.config import TrainConfig
 from nbcompile.training.data import seed_everything
@@ -15,6 +16,7 @@ from nbcompile.training.loop import train
 from nbcompile.training.progress import Display
 from nbcompile.training.records import TrainResult
 
+LIBRARIES = ("nbcompile", "torchvision", "timm")  # a package.module:factory in a file would run whatever it names
 FILES = (".pt", ".pth", ".ckpt", ".safetensors")  # read as files even where missing: the complaint is about the file
 
 
@@ -50,6 +52,15 @@ def run(
 def _network(model: str, config: TrainConfig) -> nn.Module:
     """The network to train, which remembers the size of its input."""
     if Path(model).suffix in FILES or Path(model).is_file():
-        return load(model)
+        return _loaded(model)
     seed_everything(config.seed)  # the initial weights
     return build(model).model
+
+
+def _loaded(path: str) -> nn.Module:
+    """The network in a file, of its own class where a library has it: a traced stand-in trains without dropout."""
+    stand_in = load(path)
+    origin = origin_of(stand_in)
+    if origin is None or (origin.model or "").partition(":")[0] not in LIBRARIES:
+        return stand_in
+    return load(path, model=build(origin.model or "").model)

@@ -26,7 +26,8 @@ class TrainConfig:
         lr: peak learning rate for one batch of ``batch_size``, > 0.
         momentum: of SGD, in [0, 1).
         weight_decay: per optimiser step times ``lr``, >= 0; biases and norm parameters get none.
-        warmup_epochs: length of the linear warm-up, in epochs, in [0, ``epochs``).
+        warmup_epochs: length of the linear warm-up, in epochs, in [0, ``epochs``); None is 2, at most a fifth of
+            ``epochs``.
         label_smoothing: share of the target spread over all classes, in [0, 1).
         seed: of initial weights, data order and augmentation, >= 0.
         input_size: side of the square input, in pixels; None is the data set's own (digits: 8) or the model's.
@@ -54,7 +55,7 @@ class TrainConfig:
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    warmup_epochs: float = 2.0
+    warmup_epochs: float | None = None
     label_smoothing: float = 0.1
     seed: int = 0
     input_size: int | None = None
@@ -95,13 +96,18 @@ class TrainConfig:
             self._check(name, ">= 0", lambda x: x >= 0)
         for name in ("momentum", "label_smoothing"):
             self._check(name, "in [0, 1)", lambda x: 0 <= x < 1)
-        if self.warmup_epochs >= self.epochs:
+        if self.warmup >= self.epochs:
             raise UsageError(f"warmup_epochs must be less than epochs {self.epochs}, not {self.warmup_epochs}")
 
     def _check(self, name: str, bound: str, fine: Callable[[float], bool]) -> None:
         value = getattr(self, name)
         if value is not None and not (math.isfinite(value) and fine(value)):
             raise UsageError(f"{name} must be {bound}, not {value}")
+
+    @property
+    def warmup(self) -> float:
+        """Length of the linear warm-up, in epochs."""
+        return min(2.0, self.epochs / 5) if self.warmup_epochs is None else self.warmup_epochs
 
     @property
     def ramp(self) -> tuple[int, int]:

@@ -111,7 +111,7 @@ def set_up(
         model=wrapped,
         bare=bare,
         optimizer=optimizer,
-        schedule=WarmupCosine(peak=config.lr, warmup=round(config.warmup_epochs * steps), steps=config.epochs * steps),
+        schedule=WarmupCosine(peak=config.lr, warmup=round(config.warmup * steps), steps=config.epochs * steps),
         train=train,
         val=val,
         tell=tell,

@@ -93,9 +93,7 @@ def expanded(layer: nn.Module, **options: Any) -> Expanded:
 
 
 def of_case(case: Case, layer: nn.Module) -> Expanded:
-    return expanded(
-        layer, block=case.block, inner=case.inner, pad_first=case.pad_first, preserve=case.preserve
-    )
+    return expanded(layer, block=case.block, inner=case.inner, pad_first=case.pad_first, preserve=case.preserve)
 
 
 def run(m: AffineMap, x: Tensor) -> Tensor:

@@ -51,7 +51,9 @@ def test_folds(groups: int, bias: bool, affine: bool, dtype: torch.dtype) -> Non
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
-@pytest.mark.parametrize("options", [{}, {"stride": 2, "dilation": 2}, {"padding_mode": "reflect"}, {"padding": "same"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"stride": 2, "dilation": 2}, {"padding_mode": "reflect"}, {"padding": "same"}]
+)
 def test_folds_whatever_the_geometry(axes: int, options: dict[str, Any]) -> None:
     x = torch.randn(2, 4, *(7, 5, 6)[:axes], dtype=torch.float64)
     assert check_pass(FoldNorm(), ConvNorm(axes, **options).double(), x).modified

@@ -1,0 +1,244 @@
+"""The commands as a user types them: real files, real runtimes, bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import nbcompile
+from nbcompile import cli
+from nbcompile.core.blocks import sites
+from nbcompile.testing import scramble_
+
+NETWORKS = {"mobilenetv2_tiny": 144, "mobilenetv2_50": 160, "mobilenetv2_100": 160, "mcunet": 176}
+WRONG = "nbcompile:mobilenetv2_35"
+DSCNN = "nbcompile:dscnn"
+
+
+class Result:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """Type a command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def typed(*words: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["nbcompile", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.run()
+        out, err = capsys.readouterr()
+        code = stop.value.code
+        return Result(code if isinstance(code, int) else 0, out, err)
+
+    return typed
+
+
+def linear_giant(path: Path, model: nn.Module, size: int, channels: int = 3, **options) -> nn.Module:
+    giant = nbcompile.expand(model, torch.randn(1, channels, size, size), **options)
+    scramble_(giant)
+    nbcompile.PLT(giant, steps=1).step()
+    nbcompile.save(giant, path)
+    return giant
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    path = tmp_path / "trained.pt"
+    linear_giant(path, nbcompile.zoo.dscnn(), 8, channels=1)
+    return path
+
+
+@pytest.mark.parametrize(("name", "size"), NETWORKS.items())
+def test_ci_gate_on_the_papers_networks(run, tmp_path: Path, name: str, size: int) -> None:
+    linear_giant(tmp_path / "trained.pt", getattr(nbcompile.zoo, name)(), size)
+    assert run("fuse", "trained.pt", "-o", "tiny.onnx", "-o", "tiny.pt").code == 0
+    for file in ("tiny.onnx", "tiny.pt"):
+        good = run("verify", file, "--against", f"nbcompile:{name}")
+        assert good.code == 0, good.err
+        assert "FAIL" not in good.out
+        bad = run("verify", file, "--against", WRONG)
+        assert bad.code == 1
+        assert "in the candidate" in bad.err
+        assert "'features." in bad.err
+    numbers = run("verify", "tiny.onnx", "--against", "trained.pt")
+    assert numbers.code == 0, numbers.err
+    assert "numbers: largest relative error" in numbers.out
+
+
+def test_story_from_model_to_onnx(run, tmp_path: Path) -> None:
+    assert run("expand", DSCNN, "-o", "giant.pt", "--where", "first:2", "--ratio", 3, "--preserve").code == 0
+    found = json.loads(run("inspect", "giant.pt", "--json", "-").out)
+    assert [site["ratio"] for site in found["sites"]] == [3, 3]
+    assert [site["slope"] for site in found["sites"]] == [0.0, 0.0]
+    giant = nbcompile.load("giant.pt")
+    nbcompile.PLT(giant, steps=1).step()
+    torch.save({"epoch": 3, "model": giant.state_dict()}, "trained.pt")
+    result = run(
+        "fuse", "trained.pt", "-o", "tiny.onnx", "-o", "tiny.safetensors", "--verify-each", "--json", "out.json"
+    )
+    assert result.code == 0, result.err
+    written = json.loads(Path("out.json").read_text())
+    assert written["tiny"]["macs"] == nbcompile.cost(nbcompile.zoo.dscnn(), torch.zeros(1, 1, 8, 8)).macs
+    assert all(check["passed"] for check in written["checks"])
+    nbcompile.zoo.dscnn().load_state_dict(nbcompile.load("tiny.safetensors", model=nbcompile.zoo.dscnn()).state_dict())
+
+
+def test_expand_trained_weights(run, tmp_path: Path) -> None:
+    model = scramble_(nbcompile.zoo.dscnn()).eval()
+    torch.save(model.state_dict(), "tiny.pt")
+    dropped = run("expand", DSCNN, "-o", "giant.pt", "--weights", "tiny.pt")
+    assert dropped.code == 0
+    assert (
+        "the trained weights of 3 expanded layers are discarded (the first: 'features.block0.expand.conv')"
+        in dropped.err
+    )
+    kept = run("expand", DSCNN, "-o", "giant.pt", "--weights", "tiny.pt", "--preserve")
+    assert "discarded" not in kept.err
+    x = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(nbcompile.load("giant.pt")(x), model(x), rtol=0, atol=0)
+
+
+def test_fuse_a_model_says_it_is_untrained(run) -> None:
+    result = run("fuse", DSCNN, "-o", "plain.onnx", "--report", "report.html")
+    assert result.code == 0
+    assert f"'{DSCNN}' is built without weights: this exports an untrained network" in result.err
+    assert "<html" in Path("report.html").read_text()
+
+
+def test_slope_below_one(run, tmp_path: Path) -> None:
+    giant = nbcompile.expand(nbcompile.zoo.dscnn(), torch.randn(1, 1, 8, 8))
+    plt = nbcompile.PLT(giant, steps=1000, start=10)
+    for _ in range(260):
+        plt.step()
+    nbcompile.save(giant, tmp_path / "trained.pt")
+    Path("tiny.onnx").write_text("old bytes")
+    refused = run("fuse", "trained.pt", "-o", "tiny.onnx")
+    assert refused.code == 1
+    assert "'features.block0.expand.conv' has slope 0.25, not 1.0" in refused.err
+    assert "750 optimiser steps remain" in refused.err
+    assert "--force" in refused.err
+    assert "Traceback" not in refused.err
+    assert Path("tiny.onnx").read_text() == "old bytes"
+    forced = run("fuse", "trained.pt", "-o", "tiny.onnx", "--force")
+    assert forced.code == 0
+    assert "the output changed by a relative error of" in forced.err
+
+
+def test_lagging_ema_is_recognised(run, trained: Path) -> None:
+    content = torch.load(trained, weights_only=True)
+    average = {key: value.clone() for key, value in content["state_dict"].items()}
+    for key in average:
+        if key.endswith(".slope"):
+            average[key].fill_(0.93)
+    torch.save({"state_dict": content["state_dict"], "state_dict_ema": average}, trained)
+    refused = run("fuse", trained, "-o", "tiny.onnx")
+    assert refused.code == 1
+    assert "'state_dict_ema' was taken (--key chooses)" in refused.err
+    assert "lagging average (EMA)" in refused.err
+    assert "also=[ema.module]" in refused.err
+    assert run("fuse", trained, "-o", "tiny.pt", "--key", "state_dict").code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (("fuse", "nope.pt", "-o", "x.onnx"), 2, "nope.pt cannot be read: No such file or directory"),
+        (("fuse", "trained.pt", "-o", "nope/x.onnx"), 2, "nope does not exist"),
+        (
+            ("fuse", "trained.pt", "-o", "x.foo"),
+            2,
+            "the extension '.foo' is unknown; known are .onnx, .pt, .safetensors",
+        ),
+        (("fuse", "trained.pt", "-o", "x.tflite"), 2, "has no .tflite exporter"),
+        (("fuse", "trained.pt", "-o", "x.onnx", "--key", "ema"), 2, "has no weights at 'ema'; it has them at"),
+        (("fuse", DSCNN, "-o", "x.onnx", "--key", "ema"), 2, "--model and --key go with a file"),
+        (("fuse", "empty.pt", "-o", "x.onnx"), 2, "empty.pt is empty"),
+        (("fuse", "state.pt", "-o", "x.onnx"), 2, "describe no model"),
+        (("fuse", "nan.pt", "-o", "x.onnx"), 1, "holds NaN or Inf"),
+        (("fuse", "whole.pt", "-o", "x.onnx"), 2, "holds an object of class"),
+        (("expand", DSCNN, "-o", "g.pt", "--where", "head.*"), 2, "candidates: features.block0.expand.conv"),
+        (("expand", DSCNN, "-o", "g.pt", "--ratio", "0"), 2, "ratio=0 must be a whole number from 1 to 64"),
+        (("expand", DSCNN, "-o", "g.pt", "--block", "wide"), 2, "block='wide' is unknown; one of inverted-residual"),
+        (("expand", "nbcompile:dscn", "-o", "g.pt"), 2, "dscnn"),
+        (("expand", "nowhere:make", "-o", "g.pt", "--input", "1x3x8x8"), 2, "nowhere"),
+        (("verify", "nope.onnx", "--against", DSCNN), 2, "nope.onnx cannot be read"),
+        (("verify", "trained.pt", "--against", DSCNN), 1, "still has 3 expansion blocks"),
+        (("verify", "state.pt", "--against", WRONG), 1, "'features.stem.conv.weight' is (8, 1, 3, 3) in the candidate"),
+        (("inspect", "text.onnx"), 2, "text.onnx"),
+    ],
+)
+def test_bad_input(run, trained: Path, words: tuple[str, ...], code: int, sentence: str) -> None:
+    Path("empty.pt").touch()
+    Path("text.onnx").write_text("this is no model")
+    torch.save(nbcompile.zoo.dscnn().state_dict(), "state.pt")
+    torch.save(nbcompile.zoo.dscnn(), "whole.pt")
+    content = torch.load(trained, weights_only=True)["state_dict"]
+    torch.save({**content, "features.block0.expand.conv.last.weight": torch.full((24, 48, 1, 1), torch.nan)}, "nan.pt")
+    before = {path.name for path in Path().iterdir()}
+    result = run(*words)
+    assert result.code == code, result.err
+    assert sentence in result.err
+    assert result.err.strip().count("nbcompile: error: ") == 1
+    assert "Traceback" not in result.err
+    assert {path.name for path in Path().iterdir()} == before, "something was left behind"
+
+
+def test_wrong_usage_exits_two(run) -> None:
+    result = run("fuse", "trained.pt")
+    assert result.code == 2
+    assert "--output" in result.err
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, nbcompile.cli\n"
+        "sys.argv = ['nbcompile', '--help']\n"
+        "try: nbcompile.cli.run()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'tensorflow', 'numpy', 'lightning'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Contract a trained giant" in done.stdout
+
+
+def test_module_is_the_command(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "nbcompile", "fuse", "nope.pt", "-o", "x.onnx"],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("nbcompile: error: nope.pt cannot be read")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [0.5, 1.5, 2.5, 3.5, 4.5, 5.5])
+def test_kill_leaves_old_bytes_or_new(trained: Path, after: float) -> None:
+    target = trained.parent / "tiny.onnx"
+    target.write_text("old bytes")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nbcompile", "fuse", str(trained), "-o", str(target)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    time.sleep(after)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    if target.read_bytes() != b"old bytes":
+        assert nbcompile.verify(nbcompile.load(trained), target).passed
+
+
+def test_a_fused_file_has_no_site_left(run, trained: Path) -> None:
+    assert run("fuse", trained, "-o", "tiny.pt").code == 0
+    assert not sites(nbcompile.load("tiny.pt", model=nbcompile.zoo.dscnn()))
