@@ -13,6 +13,7 @@ import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from _common import PAPER, parser, write
@@ -71,7 +72,7 @@ def main() -> None:
     cases = grid((2,) if args.quick else range(2, 9), PAPER[:2] if args.quick else PAPER)
     with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         found = list(track(pool.map(measure, cases, chunksize=4), "giant to tiny", total=len(cases)))
-    results = {
+    results: dict[str, Any] = {
         "giants": len(cases),
         "comparisons_each": f"{len(SIZES)} sizes × features and logits × 4",
         "same_macs_and_params_layer_by_layer": sum(f.same_cost for f in found),
@@ -81,13 +82,11 @@ def main() -> None:
         "worst": {key: worst(cases, found, key) for key in ERRORS},
         "worst_by": {
             axis: {
-                str(value): {key: max(getattr(f, key) for c, f in zip(cases, found, strict=True) if at(c, axis) == value)
-                             for key in ERRORS}
-                for value in dict.fromkeys(at(case, axis) for case in cases)
+                str(value): worst_at(cases, found, axis, value) for value in dict.fromkeys(at(c, axis) for c in cases)
             }
             for axis in ("network", "where", "block", "ratio", "preserve", "pad_first")
         },
-    }  # fmt: skip
+    }
     Console().print(summary(results))
     units = {
         "float64, float32_*": "max|tiny - giant| / max|giant|, no unit",
@@ -144,9 +143,10 @@ def lively_(giant: nn.Module) -> None:
     giant.train()(torch.randn(8, 3, *SIZES[1]))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-        norm.running_var.clamp_(min=0.1 * norm.running_var.mean())  # a channel dead in this batch need not be in others
-        norm.running_mean += 0.5 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean)
-        norm.running_var *= 0.5 + 1.5 * torch.rand_like(norm.running_var)
+        mean, var = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+        var.clamp_(min=0.1 * var.mean())  # a channel dead in this batch need not be so in others
+        mean.add_(0.5 * var.sqrt() * torch.randn_like(mean))
+        var.mul_(0.5 + 1.5 * torch.rand_like(var))
     giant.eval()
 
 
@@ -175,12 +175,17 @@ def at(case: Case, axis: str) -> object:
     return "named" if value == NAMED else value
 
 
-def worst(cases: Sequence[Case], found: Sequence[Found], key: str) -> dict[str, object]:
+def worst(cases: Sequence[Case], found: Sequence[Found], key: str) -> dict[str, Any]:
     case, measured = max(zip(cases, found, strict=True), key=lambda pair: getattr(pair[1], key))
     return {"error": getattr(measured, key), "of": asdict(case)}
 
 
-def summary(results: dict[str, object]) -> Table:
+def worst_at(cases: Sequence[Case], found: Sequence[Found], axis: str, value: object) -> dict[str, float]:
+    chosen = [measured for case, measured in zip(cases, found, strict=True) if at(case, axis) == value]
+    return {key: max(getattr(measured, key) for measured in chosen) for key in ERRORS}
+
+
+def summary(results: dict[str, Any]) -> Table:
     worst_by, n = results["worst_by"], results["giants"]
     title = (
         f"{n} giants: {results['same_macs_and_params_layer_by_layer']} with the original's MACs and params layer by "

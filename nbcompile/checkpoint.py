@@ -153,6 +153,7 @@ def _insert(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def _check_sizes(name: str, value: Tensor, layer: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Build the block where sizes cost nothing, before it is built for good."""
+    value = record.as_bytes(value)
     with bounded():
         block = Expanded.from_record(value, name)
     recorded = block.spec.layer

@@ -6,9 +6,11 @@ full of threads must not be forked, and two that import everything anew take twi
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import distributed, multiprocessing, nn
+from torch import distributed, nn
+from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 import nbcompile
@@ -33,7 +35,7 @@ def train(rank: int, giant: nn.Module, folder: Path) -> None:
         optimizer.step()
         plt.step()
         seen.append([float(block.slope) for block in sites(giant).values()])
-    result = {"slopes": seen, "parameters": dict(giant.named_parameters())}
+    result: dict[str, Any] = {"slopes": seen, "parameters": dict(giant.named_parameters())}
     if rank == 0:
         x = torch.randn(4, 1, 8, 8)
         tiny = nbcompile.fuse(wrapped)
@@ -47,4 +49,4 @@ def train(rank: int, giant: nn.Module, folder: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     arguments = (nbcompile.expand(zoo.dscnn(), torch.randn(1, 1, 8, 8)), Path(sys.argv[1]))
-    multiprocessing.start_processes(train, arguments, nprocs=2, start_method="fork")
+    start_processes(train, arguments, nprocs=2, start_method="fork")

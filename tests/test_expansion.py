@@ -45,6 +45,7 @@ class Case(NamedTuple):
     preserve: bool
     pad_first: bool
     size: int
+    statistics: str
 
 
 GRID = {
@@ -54,16 +55,15 @@ GRID = {
     "ratio": (2, 3, 4, 5, 6, 7, 8),
     "preserve": (False, True),
     "pad_first": (True, False),
-    "size": (48, 65),
+    "size": (40, 33),
+    "statistics": ("random", "own"),
 }
 
 
 def pairwise(grid: dict[str, tuple[Any, ...]]) -> list[Case]:
     """Cases that hold every pair of values of two options; each is grown from a pair not seen yet."""
     names = list(grid)
-    open_pairs = [
-        (a, x, b, y) for i, a in enumerate(names) for b in names[i + 1 :] for x in grid[a] for y in grid[b]
-    ]
+    open_pairs = [(a, x, b, y) for i, a in enumerate(names) for b in names[i + 1 :] for x in grid[a] for y in grid[b]]
     cases = []
     while open_pairs:
         a, x, b, y = open_pairs[0]
@@ -80,32 +80,38 @@ def _met(case: dict[str, Any], pairs: list[tuple[str, Any, str, Any]]) -> int:
     return sum(a in case and b in case and case[a] == x and case[b] == y for a, x, b, y in pairs)
 
 
-def check(case: Case) -> tuple[float, float]:
-    """Expand, linearise, fuse; compare logits and the last feature map. The errors in float64 and float32."""
-    network = zoo.NETWORKS[case.network]
-    original = scramble_(network.factory(num_classes=10))
-    x = torch.randn(2, 3, case.size, case.size, generator=torch.Generator().manual_seed(1))
+def check(case: Case) -> None:
+    """Expand, linearise, fuse; compare the last feature map and the logits, which the whole of it reaches.
+
+    With random statistics a deep network hardly sees its input. With those of its own activations it does, but being
+    untrained it amplifies rounding, so that in float32 the forward pass itself is off by 1e-5 to 1e-4: there the tiny
+    network may be as far from the giant as the giant is from itself in float64.
+    """
     options = case._asdict()
-    del options["network"], options["size"]
-    giant = settled_(scramble_(nbcompile.expand(original, x, **options), seed=1), x)
+    network, size, statistics = (options.pop(key) for key in ("network", "size", "statistics"))
+    original = scramble_(zoo.NETWORKS[network].factory(num_classes=10))
+    x = torch.randn(8, 3, size, size, generator=torch.Generator().manual_seed(1))
+    giant = linear_(scramble_(nbcompile.expand(original, x, **options), seed=1))
+    if statistics == "own":
+        settle_(giant, x)
     tiny = nbcompile.fuse(giant)
     same_architecture(original, tiny, x)
     wide = copy.deepcopy(giant).double()
-    errors = (
-        relative_error(outputs(nbcompile.fuse(wide), x.double()), outputs(wide, x.double())),
-        relative_error(outputs(tiny, x), outputs(giant, x)),
-    )
-    import os
-    if os.environ.get("SHOW"): open(os.environ["SHOW"],"a").write(f"{errors} {case}\n")
-    assert errors[0] <= 1e-12, case
-    assert errors[1] <= 1e-6, case
-    return errors
+    x = x[:2]
+    reference, found = outputs(wide, x.double()), outputs(giant, x)
+    noise = relative_error(found, reference)
+    assert relative_error(outputs(nbcompile.fuse(wide), x.double()), reference) <= 1e-12, case
+    assert relative_error(outputs(tiny, x), found) <= (1e-6 if statistics == "random" else 4 * noise), case
 
 
-def settled_(giant: nn.Module, x: Tensor) -> nn.Module:
-    """Linear, in eval mode, with the statistics of its own activations: so that inputs reach the outputs undamped."""
+def linear_(giant: nn.Module) -> nn.Module:
     for block in sites(giant).values():
         block.slope.fill_(1)
+    return giant.eval()
+
+
+def settle_(giant: nn.Module, x: Tensor) -> None:
+    """Give every norm the statistics of its own input."""
     norms = [m for m in giant.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -114,7 +120,7 @@ def settled_(giant: nn.Module, x: Tensor) -> nn.Module:
         giant.train()(x)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    return giant.eval()
+    giant.eval()
 
 
 def outputs(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,7 +141,7 @@ def same_architecture(original: nn.Module, tiny: nn.Module, x: Tensor) -> None:
         assert torch.equal(taken(x), tiny(x))
 
 
-@pytest.mark.parametrize("case", pairwise(GRID), ids=lambda c: "-".join(map(str, c)))
+@pytest.mark.parametrize("case", pairwise({**GRID, "ratio": (2, 5, 8)}), ids=lambda c: "-".join(map(str, c)))
 def test_giant_to_tiny(case: Case) -> None:
     check(case)
 
@@ -149,7 +155,8 @@ def test_giant_to_tiny_the_whole_grid(network: str, where: str, block: str) -> N
         for preserve in (False, True):
             for pad_first in (True, False):
                 for size in GRID["size"]:
-                    check(Case(network, where, block, ratio, preserve, pad_first, size))
+                    for statistics in GRID["statistics"]:
+                        check(Case(network, where, block, ratio, preserve, pad_first, size, statistics))
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:
@@ -224,8 +231,7 @@ def test_the_giant_remembers() -> None:
     assert known is not None
     assert known.inputs[0].shape == (2, 1, 8, 8)
     assert isinstance(giant, zoo.InvertedResidualNet)
-    tiny = nbcompile.fuse(giant) if all(b.slope == 1 for b in sites(giant).values()) else giant
-    assert origin_of(tiny) == known
+    assert origin_of(nbcompile.fuse(linear_(giant))) == known
     with pytest.raises(UsageError, match="expand needs an example_input: InvertedResidualNet does not remember"):
         nbcompile.expand(zoo.dscnn())
 
@@ -259,8 +265,7 @@ def test_aliased_and_shared_layers(calls: int, preserve: bool) -> None:
     x = torch.randn(2, 4, 7, 6, dtype=torch.float64)
     giant = cast(Shared, nbcompile.expand(model, x, where=["conv"], preserve=preserve))
     assert giant.conv is giant.nested[0]
-    scramble_(giant, seed=2).eval()
-    next(iter(sites(giant).values())).slope.fill_(1)
+    linear_(scramble_(giant, seed=2))
     tiny = cast(Shared, nbcompile.fuse(giant))
     assert tiny.conv is tiny.nested[0]
     same_architecture(model, tiny, x)
@@ -340,12 +345,16 @@ def test_refuses_a_giant_and_a_model_that_cannot_be_copied() -> None:
         nbcompile.expand(giant, torch.randn(1, 1, 8, 8))
     model = zoo.dscnn()
     model.register_buffer("graph", torch.ones(1, requires_grad=True) * 2)
-    with pytest.raises(PreconditionError, match="InvertedResidualNet cannot be copied: Only Tensors created explicitly"):
+    with pytest.raises(
+        PreconditionError, match="InvertedResidualNet cannot be copied: Only Tensors created explicitly"
+    ):
         nbcompile.expand(model, torch.randn(1, 1, 8, 8))
 
 
 def test_a_model_that_cannot_be_traced_says_where() -> None:
-    message = r"Awkward cannot be traced into a graph: .*test_expansion\.py:\d+ in forward: TraceError: .*where=\[\.\.\.\]"
+    message = (
+        r"Awkward cannot be traced into a graph: .*test_expansion\.py:\d+ in forward: TraceError: .*where=\[\.\.\.\]"
+    )
     for where in ("uniform:0.5", "all"):
         with pytest.raises(CaptureError, match=message):
             nbcompile.expand(Awkward("branches"), X, where=where)
@@ -357,8 +366,7 @@ def test_a_model_that_cannot_be_traced_is_expanded_at_named_layers() -> None:
     giant = nbcompile.expand(model, X.double(), where=["conv"])
     block = sites(giant)["conv"]
     assert (block.spec.inner, block.spec.absorbers) == ("norm", ("norm.running_mean",))
-    scramble_(giant, seed=1).eval()
-    block.slope.fill_(1)
+    linear_(scramble_(giant, seed=1))
     tiny = nbcompile.fuse(giant)
     same_architecture(model, tiny, X.double())
     with torch.no_grad():
@@ -379,12 +387,10 @@ def test_blocks_without_norms_are_told(caplog: pytest.LogCaptureFixture) -> None
 
 @pytest.mark.parametrize("name", ["resnet10t", "densenetblur121d", "mobilenetv3_small_050", "deit_tiny_patch16_224"])
 def test_timms_networks_come_back(name: str) -> None:
-    size = 224 if name.startswith("deit") else 64
+    size = 224 if name.startswith("deit") else 32
     model = scramble_(timm.create_model(name)).double()
     x = torch.randn(2, 3, size, size, dtype=torch.float64)
-    giant = scramble_(nbcompile.expand(model, x, where="uniform:0.1", ratio=2, preserve=True), seed=1).eval()
-    for block in sites(giant).values():
-        block.slope.fill_(1)
+    giant = linear_(scramble_(nbcompile.expand(model, x, where="uniform:0.05", ratio=2, preserve=True), seed=1))
     tiny = nbcompile.fuse(giant)
     with torch.no_grad():
         assert relative_error(tiny(x), giant(x)) <= 1e-12
@@ -404,6 +410,5 @@ def test_a_graph_module_is_a_model_too() -> None:
     gm = fx.symbolic_trace(zoo.dscnn().eval())
     giant = nbcompile.expand(gm, torch.randn(2, 1, 8, 8), where="all")
     assert len(sites(giant)) == 5
-    for block in sites(giant).values():
-        block.slope.fill_(1)
+    linear_(giant)
     assert list(nbcompile.fuse(giant).state_dict()) == list(gm.state_dict())

@@ -185,13 +185,13 @@ def test_a_converted_original_gets_synchronised_blocks() -> None:
 
 
 def test_resuming_mid_ramp_is_bit_identical(prototype: nn.Module) -> None:
-    whole, optimizer = copy.deepcopy(prototype), None
+    whole = copy.deepcopy(prototype)
     optimizer, plt = sgd(whole), PLT(whole, steps=4, start=1)
     file = io.BytesIO()
     for step in range(STEPS):
         if step == 3:
-            state = {"model": whole, "optimizer": optimizer, "plt": plt}
-            torch.save({name: part.state_dict() for name, part in state.items()}, file)
+            state = {"model": whole.state_dict(), "optimizer": optimizer.state_dict(), "plt": plt.state_dict()}
+            torch.save(state, file)
         learn(whole, optimizer, step)
         plt.step()
     file.seek(0)
@@ -223,6 +223,11 @@ AVERAGES: dict[str, Average] = {
 every_average = pytest.mark.parametrize("average", AVERAGES.values(), ids=list(AVERAGES))
 
 
+def averaged(ema: nn.Module) -> nn.Module:
+    assert isinstance(ema.module, nn.Module)
+    return ema.module
+
+
 def update(ema: nn.Module, model: nn.Module) -> None:
     if isinstance(ema, AveragedModel):
         ema.update_parameters(model)
@@ -234,7 +239,7 @@ def update(ema: nn.Module, model: nn.Module) -> None:
 @pytest.mark.parametrize("average_first", [True, False])
 def test_ema_through_to_a_fused_average(giant: nn.Module, average: Average, average_first: bool) -> None:
     ema = average(giant)
-    plt, optimizer = PLT(giant, STEPS, also=[ema.module]), sgd(giant)
+    plt, optimizer = PLT(giant, STEPS, also=[averaged(ema)]), sgd(giant)
     for step in range(STEPS):
         learn(giant, optimizer, step)
         if average_first:
@@ -245,9 +250,11 @@ def test_ema_through_to_a_fused_average(giant: nn.Module, average: Average, aver
     for _ in range(20):  # tuning after the ramp, which only averages
         update(ema, giant)
     assert plt.done
-    tiny = check_fused(ema.module)
+    tiny = check_fused(averaged(ema))
     weights = torch.cat([p.flatten() for p in tiny.parameters()])
     assert not torch.allclose(weights, torch.cat([p.flatten() for p in nbcompile.fuse(giant).parameters()]))
+    for block, ours in zip(sites(averaged(ema)).values(), sites(giant).values(), strict=True):
+        assert torch.equal(block.get_extra_state(), ours.get_extra_state())
 
 
 @every_average
@@ -261,4 +268,13 @@ def test_an_average_without_also_is_recognised(giant: nn.Module, average: Averag
         plt.step()
         update(ema, giant)
     with pytest.raises(PreconditionError, match=r"lagging average \(EMA\) of the slopes: .*also=\[ema\.module\]"):
-        nbcompile.fuse(ema.module)
+        nbcompile.fuse(averaged(ema))
+
+
+def test_the_rounding_of_an_average_is_no_slope(giant: nn.Module) -> None:
+    plt = PLT(giant, 1)
+    plt.step()
+    for block in sites(giant).values():
+        block.slope.copy_(torch.nextafter(block.slope, torch.zeros(())))
+        assert float(block.slope) < 1
+    check_fused(giant)

@@ -106,7 +106,7 @@ class _Linearised(torch.autograd.Function):
         kept, weight = ctx.saved_tensors
         phi = _PHI[ctx.activation.name]
         through = phi.backward(gradient, kept, ctx.activation.parameter)
-        return torch.lerp(through, gradient, weight), None, None
+        return through.lerp_(gradient, weight), None, None
 
 
 def linearised(x: Tensor, slope: Tensor, name: str, parameter: float | str | None = None) -> Tensor:

@@ -21,6 +21,9 @@ from nbcompile.core.blocks import Expanded
 from nbcompile.core.errors import CaptureError
 
 
+TAKEN = frozenset(dir(fx.GraphModule({}, fx.Graph()))) - frozenset(dir(nn.Module()))
+
+
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True  # what is computed from a buffer must follow when training changes the buffer
 
@@ -50,6 +53,7 @@ def capture(model: nn.Module, inputs: int | None = None) -> fx.GraphModule:
     Raises:
         CaptureError: with the place in the code that cannot be traced.
     """
+    require_free_names(model)
     if isinstance(model, fx.GraphModule) and _calls_leaves_only(model):
         return fx.GraphModule(model, copy.deepcopy(model.graph), type(model).__name__)
     failure: Exception | None = None
@@ -69,6 +73,19 @@ def capture(model: nn.Module, inputs: int | None = None) -> fx.GraphModule:
         f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else 'no message'}. Make that code "
         "independent of tensor values, or name the layers to expand with where=[...]"
     ) from failure
+
+
+def require_free_names(model: nn.Module) -> None:
+    """Check that no child is called like an attribute that every GraphModule has: it could not be put in one.
+
+    Raises:
+        CaptureError: naming the child.
+    """
+    if taken := sorted(TAKEN.intersection(dict(model.named_children()))):
+        raise CaptureError(
+            f"{type(model).__name__} has a child called '{taken[0]}', a name that torch.fx.GraphModule needs for "
+            "itself: rename it"
+        )
 
 
 def is_leaf(module: nn.Module, name: str) -> bool:

@@ -5,6 +5,7 @@ that the user's model has and the eval graph never reads (auxiliary heads) are k
 """
 
 import base64
+import copy
 import logging
 import math
 from collections.abc import Mapping
@@ -17,21 +18,33 @@ from torch import Tensor, fx, nn
 
 from nbcompile.core.blocks import Expanded, check_absorbers
 from nbcompile.core.bounds import MAX_ELEMENTS, bounded, check_bounds
+from nbcompile.core.capture import TAKEN
 from nbcompile.core.errors import CheckpointError
 from nbcompile.core.example import Origin, TensorSpec, remember
 from nbcompile.core.graph import module_of
 from nbcompile.core.reading import EXTRA
+from nbcompile.core.record import as_bytes, is_record
 from nbcompile.core.rebuild import module_from_json, module_to_json, resize
 from nbcompile.core.serial import DTYPES, PATH, NotSerialisable, graph_from_json, graph_to_json, match
 
 log = logging.getLogger("nbcompile")
 
 MAX_CONSTANT_BYTES = 2**24
-_TAKEN = frozenset(dir(fx.GraphModule({}, fx.Graph())))
 _INPUT_DTYPES = {
     name: DTYPES[name]
     for name in ("float16", "bfloat16", "float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64")
 }
+
+
+class StandIn(fx.GraphModule):
+    """A GraphModule whose copies keep what its graph does not read (auxiliary heads, aliases)."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> fx.GraphModule:
+        """The copy of a GraphModule, with all children."""
+        made = super().__deepcopy__(memo)
+        for name in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+            made.__dict__[name] = copy.deepcopy(self.__dict__[name], memo)
+        return made
 
 
 def describe(model: nn.Module, gm: fx.GraphModule, origin: Origin) -> dict[str, Any]:
@@ -116,7 +129,7 @@ def _rebuild(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[fx
             f"the file cannot be read without the model's code ({data.get('why', 'it holds no graph')}): "
             "give the model (--model package.module:factory, or load(path, model=...))"
         )
-    tensors = with_shared(data, tensors)
+    tensors = {k: as_bytes(v) if is_record(v) else v for k, v in with_shared(data, tensors).items()}
     _require_keys(tensors, _names(data, "keys"))
     notes: list[str] = []
     root: dict[str, Any] = {}
@@ -141,7 +154,7 @@ def _rebuild(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[fx
     if missing := [name for name in called if name not in root]:
         raise CheckpointError(f"the graph calls '{missing[0]}', which the file does not describe")
     _refuse_taken([*called, *tensors, *constants])
-    gm = fx.GraphModule(root, graph, "StandIn").eval()
+    gm = StandIn(root, graph, "StandIn").eval()
     for name, target in _pairs(data, "aliases").items():
         _alias(gm, name, target)
     _fill(gm, _hollow(tensors), _hollow(constants), parameters)  # the file's sizes and dtypes, in no memory
@@ -249,7 +262,7 @@ def _require_keys(tensors: Mapping[str, Tensor], keys: list[str]) -> None:
 def _refuse_taken(names: list[str]) -> None:
     """The stand-in is a GraphModule: a child called like one of its own attributes would break it."""
     for name in names:
-        if name.partition(".")[0] in _TAKEN:
+        if name.partition(".")[0] in TAKEN:
             raise CheckpointError(f"'{name}' has a name that torch.fx.GraphModule needs for itself: rename it")
 
 

@@ -28,8 +28,8 @@ _ELEMENTWISE = tuple(
     for name in nn.modules.activation.__all__
     if isinstance(cls := getattr(nn, name), type) and not issubclass(cls, _GATES)
 )
-_METADATA_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda"}
-_METADATA_METHODS = {"size", "dim", "numel", "ndimension", "is_floating_point"}
+_METADATA_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda", "requires_grad", "layout", "is_nested"}
+_METADATA_METHODS = {"size", "dim", "numel", "nelement", "ndimension", "is_floating_point", "__len__", "get_device"}
 _PASSING_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
 MULS = (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_")

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
-from nbcompile.core.capture import eval_mode, is_leaf
+from nbcompile.core.capture import eval_mode, is_leaf, require_free_names
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import Inputs
 
@@ -36,7 +36,9 @@ def observe(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
 
     Raises:
         PreconditionError: if the model does not run on ``inputs``.
+        CaptureError: if a child has a name that graphs need for themselves.
     """
+    require_free_names(model)
     buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
     known: dict[int, str] = {id(tensor): key for key, tensor in (*model.named_parameters(), *buffers.items())}
     recorder = _Recorder(known)

@@ -25,15 +25,12 @@ def module_to_json(module: nn.Module) -> dict[str, Any]:
     if name is None:
         raise NotSerialisable(f"a module of class {type(module).__module__}.{type(module).__qualname__}")
     arguments: dict[str, Any] = {}
-    for parameter in inspect.signature(type(module).__init__).parameters.values():
-        if parameter.name in ("self", "device", "dtype") or parameter.kind in (
-            parameter.VAR_POSITIONAL,
-            parameter.VAR_KEYWORD,
-        ):
-            continue
+    for parameter in _constructor_parameters(type(module)):
         value = _constructor_argument(module, parameter.name)
-        if value is not parameter.empty and _plain(value):
+        if _plain(value):
             arguments[parameter.name] = encode(value)
+        elif parameter.default is not None:
+            raise NotSerialisable(f"a {type(module).__name__}, which does not tell its argument '{parameter.name}'")
     data = {"class": name, "arguments": arguments}
     try:
         again = module_from_json(data)
@@ -90,6 +87,19 @@ def resize(name: str, module: nn.Module, tensors: Mapping[str, Tensor], notes: l
         f"'{name}' was rebuilt to {tuple(weight.shape)}, as the file holds it; the record has {tuple(own.shape)}"
     )
     return new.eval()
+
+
+def _constructor_parameters(cls: type[nn.Module]) -> list[inspect.Parameter]:
+    """What the constructor takes, but for where the module is and what it is filled with."""
+    found = dict(inspect.signature(cls.__init__).parameters)
+    skipped = {"self", "device", "dtype"}
+    if issubclass(cls, nn.RNNBase):  # GRU, LSTM and RNN hand on what they are given
+        found |= inspect.signature(nn.RNNBase.__init__).parameters
+        skipped |= {"mode"} if cls is nn.LSTM else {"mode", "proj_size"}
+    if cls is nn.RNN:
+        found["nonlinearity"] = inspect.Parameter("nonlinearity", inspect.Parameter.KEYWORD_ONLY)
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p for name, p in found.items() if p.kind not in variable and name not in skipped and name[0] != "_"]
 
 
 def _constructor_argument(module: nn.Module, name: str) -> Any:

@@ -1,0 +1,145 @@
+import builtins
+import os
+import pickle
+import re
+import subprocess
+
+import pytest
+import torch
+from torch import nn
+from torch.overrides import get_overridable_functions
+
+from nbcompile.core import allowed
+from nbcompile.core.errors import CheckpointError
+
+FUNCTIONS = allowed._functions()[0]
+OVERRIDABLE = {id(f) for functions in get_overridable_functions().values() for f in functions}
+
+
+def test_the_list_has_what_networks_call() -> None:
+    for name in (
+        "torch.cat", "torch.flatten", "torch.nn.functional.conv2d", "torch.nn.functional.dropout", "operator.add",
+        "operator.getitem", "math.sqrt", "torch._assert", "getattr", "torch.linalg.vector_norm", "torch.einsum",
+        "torchvision.models.swin_transformer.shifted_window_attention", "torchvision.ops.stochastic_depth.stochastic_depth",
+    ):  # fmt: skip
+        function = allowed.function(name)
+        assert allowed.function(str(allowed.function_name(function))) is function
+
+
+@pytest.mark.parametrize("name", [n for n in FUNCTIONS if n.startswith("torch.")])
+def test_every_torch_function_is_a_function_of_tensors(name: str) -> None:
+    assert name == "torch._assert" or id(FUNCTIONS[name]) in OVERRIDABLE
+
+
+def test_the_others_are_the_written_ones() -> None:
+    others = {n for n in FUNCTIONS if not n.startswith("torch.")}
+    named = {f"operator.{n}" for n in allowed._OPERATORS} | {f"math.{n}" for n in allowed._MATH} | {"getattr"}
+    assert others == named
+
+
+@pytest.mark.parametrize("name", sorted(allowed.DENIED))
+def test_denied(name: str) -> None:
+    for space in ("torch", "torch.nn.functional", "torch.linalg", "torch.special", "torch.Tensor"):
+        with pytest.raises(CheckpointError, match=rf"^the graph calls '{re.escape(space)}\.{name}', which no graph"):
+            allowed.function(f"{space}.{name}")
+    with pytest.raises(CheckpointError, match=rf"^the graph calls the method '{name}', which no graph in a file may call$"):
+        allowed.method(name)
+
+
+@pytest.mark.parametrize("part", allowed.DENIED_PARTS)
+def test_denied_parts(part: str) -> None:
+    assert not [n for n in (*FUNCTIONS, *allowed._methods()) if part in n]
+    assert any(part in getattr(f, "__name__", "") for fs in get_overridable_functions().values() for f in fs)
+
+
+def test_nothing_underscored_or_in_place() -> None:
+    tails = [n.rpartition(".")[2] for n in FUNCTIONS if n not in ("torch._assert", "operator.and_", "operator.or_", "operator.not_")]
+    assert not [n for n in (*tails, *allowed._methods()) if n.startswith("_") or n.endswith("_")]
+
+
+# Nothing may reach files, processes, devices, global state, other objects' attributes, or memory as such.
+REACHING = re.compile(
+    r"(^|_)(file|load|save|open|exec|eval|compile|import|hub|jit|package|serial|pickle|storage|ptr|pointer|memory|"
+    r"pin|share|stream|cuda|device|seed|rng|rand|randn|randint|randperm|generator|hook|grad|thread|default|backend|"
+    r"empty|resize|set|strided|numpy|dlpack|script|trace_module|deterministic)(_|$)"
+)
+
+
+def test_no_name_that_reaches_beyond_values() -> None:
+    assert not [n for n in (*FUNCTIONS, *allowed._methods()) if REACHING.search(n.rpartition(".")[2])]
+    for library in ("timm", "torchvision"):
+        functions, modules = allowed._library(library)
+        assert not [n for n in (*functions, *modules) if REACHING.search(n.rpartition(".")[2])]
+        assert all(f.__module__.startswith(f"{library}.") for f in functions.values())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os.system", "builtins.eval", "builtins.exec", "builtins.open", "builtins.__import__", "subprocess.run", "eval",
+        "torch.load", "torch.save", "torch.hub.load", "torch.jit.load", "torch.jit.script", "torch.compile",
+        "torch.Tensor.numpy", "torch.Tensor.__reduce__", "torch.ops.load_library", "torch._C._set_deterministic_algorithms",
+        "torch.set_default_device", "torch.manual_seed", "torch.from_file", "torch.frombuffer", "torch.nn.Module.apply",
+        "torch.utils.data.DataLoader", "torch.fx.symbolic_trace", "torch.package.PackageImporter", "torch.empty",
+        "operator.attrgetter", "operator.methodcaller", "operator.setitem", "operator.delitem", "operator.call",
+        "math.factorial", "math.comb", "setattr", "delattr", "vars", "__import__", "pickle.loads", "numpy.load",
+        "timm.create_model", "timm.models.load_checkpoint", "timm.models._helpers.load_checkpoint", "torchvision.io.read_image",
+        "torchvision.models.get_model", "torchvision.ops.os.system", "", ".", "torch.", "torch.nn.functional",
+    ],
+)  # fmt: skip
+def test_refused_functions(name: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"^the graph calls '{re.escape(name)}', which no graph in a file may call$"):
+        allowed.function(name)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [os.system, builtins.eval, builtins.open, subprocess.run, pickle.loads, torch.load, torch.save, torch.hub.load,
+     torch.jit.load, torch.compile, torch.manual_seed, torch.empty, setattr],
+)  # fmt: skip
+def test_refused_functions_are_not_written(function: object) -> None:
+    assert allowed.function_name(function) is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["__reduce__", "__class__", "__getattribute__", "_make_subclass", "apply_", "map_", "add_", "copy_", "set_", "to_",
+     "requires_grad_", "data", "grad", "new", "new_empty", "format", "mro", "append", "pop", "", "numpy()"],
+)  # fmt: skip
+def test_refused_methods(name: str) -> None:
+    with pytest.raises(CheckpointError, match=r"^the graph calls the method '.*', which no graph in a file may call$"):
+        allowed.method(name)
+
+
+@pytest.mark.parametrize("name", ["__class__", "__globals__", "__dict__", "_modules", "data", "grad", "grad_fn", "is_cuda"])
+def test_refused_attributes(name: str) -> None:
+    assert name not in allowed.ATTRIBUTES
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"torch.nn.{name}" for name in sorted(allowed.DENIED_MODULES)),
+        *(f"torch.nn.{name}" for name in dir(nn) if name.startswith("Lazy")),
+        "torch.nn.modules.module.Module", "torch.nn.modules.Linear", "torch.nn.Parameter", "torch.nn.Buffer", "torch.nn.functional",
+        "torch.nn.init", "torch.nn.parallel.DistributedDataParallel", "torch.fx.GraphModule", "torch.jit.ScriptModule",
+        "torch.nn._reduction", "torch.nn.modules", "os.system", "builtins.eval", "Linear", "nbcompile.core.blocks.Expanded",
+        "timm.models.vision_transformer.VisionTransformer", "torchvision.models.resnet.ResNet", "torchvision.datasets.MNIST", "",
+    ],
+)  # fmt: skip
+def test_refused_module_classes(name: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"^the graph holds a module of class '{re.escape(name)}', which no graph"):
+        allowed.module_class(name)
+
+
+def test_module_classes_by_name() -> None:
+    for module in (nn.Conv2d(1, 1, 1), nn.LSTM(2, 2), nn.MultiheadAttention(2, 1), nn.Hardswish()):
+        name = allowed.module_class_name(module)
+        assert name == f"torch.nn.{type(module).__name__}"
+        assert allowed.module_class(name) is type(module)
+
+    class Own(nn.Conv2d):
+        pass
+
+    Own.__name__ = "Conv2d"
+    assert allowed.module_class_name(Own(1, 1, 1)) is None
