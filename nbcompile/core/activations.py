@@ -3,7 +3,7 @@
 One formula serves all. For ReLU it is the paper's ``max(a * x, x)`` (NetBooster Eq. 2), for ReLU6 it has slope ``a``
 below 0 *and* above 6 (``min(max(a * x, x), 6)`` would not end as the identity), for LeakyReLU the slope runs from its
 own to 1. It is computed by ``torch.lerp``, which is exact at both ends: ``a = 0`` gives ``phi`` and ``a = 1`` gives
-``x``, bit by bit.
+``x``, bit by bit for finite ``x``.
 
 Memory is that of torch's own activations: piecewise-linear ones keep only their output for backward (which piece an
 element was on can be read from it, for every slope), smooth ones only their input.

@@ -1,0 +1,153 @@
+"""``verify``: what must pass passes, and every single difference is found and named."""
+
+import copy
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import nbcompile
+from nbcompile.core.errors import UsageError, VerificationError
+from nbcompile.structure import holding, shapes, skeleton
+from nbcompile.testing import scramble_
+
+
+@pytest.fixture
+def giant() -> nn.Module:
+    giant = nbcompile.expand(nbcompile.zoo.dscnn(), torch.randn(1, 1, 8, 8), preserve=True)
+    nbcompile.PLT(giant, steps=1).step()
+    return scramble_(giant)
+
+
+@pytest.fixture
+def tiny(giant: nn.Module) -> nn.Module:
+    return nbcompile.fuse(giant)
+
+
+def failures(result: nbcompile.Verification) -> dict[str, str]:
+    return {check.name: check.detail for check in result.checks if not check.passed}
+
+
+def test_a_fused_network_passes(giant: nn.Module, tiny: nn.Module) -> None:
+    result = nbcompile.verify(giant, tiny, inputs=[torch.ones(2, 1, 8, 8)])
+    result.raise_on_failure()
+    assert result.passed
+    assert [check.name for check in result.checks] == ["keys and shapes", "layers", "MACs", "params", "numbers"]
+    numbers = result.checks[-1]
+    assert numbers.value is not None
+    assert 0 < numbers.value <= 1e-5 == numbers.limit
+    assert "on 5 inputs" in numbers.detail
+    assert result.to_json()["passed"] is True
+    assert len(result.layers) == sum(1 for m in tiny.modules() if next(m.parameters(recurse=False), None) is not None)
+
+
+def test_reference_and_candidate_are_left_alone(giant: nn.Module, tiny: nn.Module) -> None:
+    giant.train()
+    before = {key: value.clone() for key, value in giant.state_dict().items()}
+    nbcompile.verify(giant, tiny)
+    assert giant.training
+    assert all(torch.equal(value, before[key]) for key, value in giant.state_dict().items())
+
+
+def test_other_weights_fail_by_numbers(giant: nn.Module, tiny: nn.Module) -> None:
+    with torch.no_grad():
+        tiny.get_parameter("classifier.weight")[0, 0] += 0.1
+    result = nbcompile.verify(giant, tiny)
+    assert list(failures(result)) == ["numbers"]
+    with pytest.raises(VerificationError, match=r"numbers differ: largest relative error .* on 4 inputs"):
+        result.raise_on_failure()
+    assert nbcompile.verify(giant, tiny, numbers=False).passed
+
+
+def test_nan_is_no_match(giant: nn.Module, tiny: nn.Module) -> None:
+    with torch.no_grad():
+        tiny.get_parameter("classifier.bias").fill_(torch.nan)
+    assert list(failures(nbcompile.verify(giant, tiny))) == ["numbers"]
+
+
+def test_a_missing_an_added_and_a_reshaped_tensor_are_named(giant: nn.Module, tiny: nn.Module) -> None:
+    added = copy.deepcopy(tiny)
+    added.register_buffer("extra", torch.zeros(2))
+    assert failures(nbcompile.verify(giant, added)) == {
+        "keys and shapes": "the candidate has 'extra', which the original lacks"
+    }
+    assert failures(nbcompile.verify(added, tiny, torch.zeros(1, 1, 8, 8))) == {
+        "keys and shapes": "'extra' (2,) is missing in the candidate"
+    }
+    wider = nbcompile.zoo.dscnn(num_classes=11)
+    assert failures(nbcompile.verify(giant, wider)) == {
+        "keys and shapes": "'classifier.weight' is (11, 16) in the candidate, (10, 16) in the original"
+    }
+
+
+def test_same_keys_at_another_cost_are_named(giant: nn.Module, tiny: nn.Module) -> None:
+    stem = tiny.get_submodule("features.stem.conv")
+    assert isinstance(stem, nn.Conv2d)
+    stem.stride = (2, 2)
+    result = nbcompile.verify(giant, tiny, numbers=False)
+    assert list(failures(result)) == ["layers", "MACs"]
+    assert failures(result)["layers"].startswith("'features.stem.conv' has ")
+
+
+def test_a_giant_is_no_candidate(giant: nn.Module) -> None:
+    with pytest.raises(VerificationError, match=r"still has 3 expansion blocks .*fuse it first"):
+        nbcompile.verify(giant, giant)
+
+
+def test_a_deploy_file_passes_and_a_changed_one_does_not(giant: nn.Module, tiny: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.onnx"
+    nbcompile.export(tiny, path)
+    good = nbcompile.verify(giant, path)
+    assert good.passed, failures(good)
+    assert [check.name for check in good.checks] == ["layers", "MACs", "params", "numbers"]
+
+    model = onnx.load(path)
+    weight = next(t for t in model.graph.initializer if t.name == "classifier.weight")
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[0, 0] += 0.1
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(model, path)
+    assert list(failures(nbcompile.verify(giant, path))) == ["numbers"]
+
+    wrong = nbcompile.verify(nbcompile.zoo.dscnn(num_classes=12), path, torch.zeros(1, 1, 8, 8), numbers=False)
+    assert failures(wrong)["layers"].startswith(
+        "'classifier' has 160 MACs and 170 params in the candidate, 192 and 204"
+    )
+
+
+def test_attention_is_compared_in_total(tmp_path: Path) -> None:
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.head = nn.Linear(8, 3)
+            for parameter in self.parameters():  # a zero bias would be dropped from the file
+                nn.init.normal_(parameter)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.attention(x, x, x, need_weights=False)[0])
+
+    model, x = Attends().eval(), torch.randn(1, 5, 8)
+    nbcompile.export(model, tmp_path / "attends.onnx", x)
+    result = nbcompile.verify(model, tmp_path / "attends.onnx", x)
+    assert result.passed, failures(result)
+    assert {pair.name for pair in result.layers} == {"head", "(other matrix products)"}
+
+
+def test_other_extensions_are_refused(giant: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"verify: .*x\.pt is no \.onnx file"):
+        nbcompile.verify(giant, tmp_path / "x.pt")
+
+
+def test_the_skeleton_is_the_original_without_its_weights(giant: nn.Module) -> None:
+    bare = skeleton(giant)
+    original = nbcompile.zoo.dscnn()
+    assert shapes(bare) == shapes(original)
+    assert not bare.get_parameter("features.block0.expand.conv.weight").any()
+
+
+def test_tensors_that_do_not_fit_are_held_as_they_are() -> None:
+    held = holding(nbcompile.zoo.dscnn(), {"a.b": torch.zeros(3), "c": torch.zeros(1)})
+    assert shapes(held) == {"c": (1,), "a.b": (3,)}
