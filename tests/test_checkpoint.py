@@ -226,7 +226,6 @@ def test_the_fused_stand_in_is_strict_for_the_original(cls: type[nn.Module], tmp
                 (zoo.mcunet, (7,), 48),
                 (torchvision.models.resnet18, (), 40),
                 (torchvision.models.swin_t, (), 64),
-                (torchvision.models.vit_b_16, (), 224),
                 (timm.create_model, ("mobilenetv3_small_050",), 48),
                 (timm.create_model, ("tf_efficientnet_b0",), 40),
                 (timm.create_model, ("deit_tiny_patch16_224",), 224),

@@ -70,7 +70,7 @@ def pairwise(grid: dict[str, tuple[Any, ...]]) -> list[Case]:
         case = {a: x, b: y}
         for name in names:
             if name not in case:
-                case[name] = max(grid[name], key=lambda v: _met({**case, name: v}, open_pairs))  # noqa: B023
+                case[name] = max(grid[name], key=lambda v: _met({**case, name: v}, open_pairs))
         cases.append(Case(**case))
         open_pairs = [(a, x, b, y) for a, x, b, y in open_pairs if (case[a], case[b]) != (x, y)]
     return cases
@@ -154,9 +154,8 @@ def test_giant_to_tiny_the_whole_grid(network: str, where: str, block: str) -> N
     for ratio in GRID["ratio"]:
         for preserve in (False, True):
             for pad_first in (True, False):
-                for size in GRID["size"]:
-                    for statistics in GRID["statistics"]:
-                        check(Case(network, where, block, ratio, preserve, pad_first, size, statistics))
+                for size, statistics in zip(GRID["size"], GRID["statistics"], strict=True):
+                    check(Case(network, where, block, ratio, preserve, pad_first, size, statistics))
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:
@@ -198,8 +197,10 @@ def test_expand_draws_only_for_new_weights() -> None:
     assert all(torch.equal(a, b) for a, b in zip(giant.parameters(), again.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("name", ["mobilenetv2_tiny", "mcunet"])
-@pytest.mark.parametrize("block", ["inverted-residual", "bottleneck", "basic"])
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [("mobilenetv2_tiny", "inverted-residual"), ("mobilenetv2_tiny", "basic"), ("mcunet", "bottleneck")],
+)
 def test_preserve_starts_as_the_original(name: str, block: str) -> None:
     model = scramble_(zoo.NETWORKS[name].factory(num_classes=5))
     x = torch.randn(3, 3, 48, 48)

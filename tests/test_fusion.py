@@ -60,9 +60,9 @@ def test_a_ramp_in_the_middle_is_refused_with_what_remains() -> None:
     with pytest.raises(PreconditionError) as caught:
         nbcompile.fuse(giant)
     assert str(caught.value) == (
-        "contract-sites: 1 of 3 sites are not linear yet: 'features.block0.expand.conv' has slope 0.25, not 1.0, so its "
-        "block is not one layer; 1,200 optimiser steps remain. Train on with PLT, or fuse with force=True (--force) and "
-        "accept that the output changes"
+        "contract-sites: 1 of 3 sites are not linear yet: 'features.block0.expand.conv' has slope 0.25, not 1.0, so "
+        "its block is not one layer; 1,200 optimiser steps remain. Train on with PLT, or fuse with force=True "
+        "(--force) and accept that the output changes"
     )
 
 
@@ -174,5 +174,5 @@ def test_a_merge_that_is_wrong_is_caught(monkeypatch: pytest.MonkeyPatch) -> Non
     """Plant a fault in the algebra: the running mean forgotten."""
     giant = linear_giant()
     monkeypatch.setattr("nbcompile.passes.contract_sites._absorbers", lambda *_: ())
-    with pytest.raises(PostconditionError, match="contract-sites changed the function: relative error .*e-0"):
+    with pytest.raises(PostconditionError, match=r"contract-sites changed the function: relative error .*e-0"):
         nbcompile.fuse(giant, verify_each=True)

@@ -83,7 +83,7 @@ def test_check_pass_leaves_the_model_alone() -> None:
     before = copy.deepcopy(model.state_dict())
     result = check_pass(Planted(), model, X)
     assert not result.modified
-    assert model.training and model.norm.training
+    assert (model.training, model.norm.training) == (True, True)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 

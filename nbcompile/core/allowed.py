@@ -38,7 +38,7 @@ DENIED = frozenset(
     }
 )
 # Kernels of one vendor or of quantised tensors, most without checks of their own; polynomials loop over their degree.
-DENIED_PARTS = ("fbgemm_", "miopen_", "cudnn_", "mkldnn", "quantize", "quantized_", "fake_quantize", "polynomial")
+DENIED_PARTS = ("fbgemm_", "miopen_", "mkldnn", "quantize", "quantized_", "fake_quantize", "polynomial")
 
 # Modules that hold what they are given, are shaped by their first input, or move themselves to devices.
 DENIED_MODULES = frozenset(

@@ -21,7 +21,8 @@ from nbcompile.core.example import TensorSpec
 
 MAX_ELEMENTS = 2**28
 MAX_BYTES = 2**35
-MAX_TENSORS = 200_000
+MAX_TENSORS = 50_000
+MAX_TENSORS_OF_A_MODULE = 2_000
 MAX_ITEMS = 2**16
 MAX_INTEGER = 2**63
 _META = torch.device("meta")
@@ -30,8 +31,9 @@ _META = torch.device("meta")
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Puts all that is made inside on ``meta``, and counts it."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._most = most
         self._bytes = 0
         self._tensors = 0
 
@@ -50,22 +52,25 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _count(self, tensor: Tensor) -> None:
         self._tensors += 1
         self._bytes += tensor.numel() * tensor.element_size()
-        if tensor.numel() > MAX_ELEMENTS or self._bytes > MAX_BYTES or self._tensors > MAX_TENSORS:
+        if tensor.numel() > MAX_ELEMENTS or self._bytes > MAX_BYTES or self._tensors > self._most:
             raise CheckpointError(
                 f"the file asks for tensors that no small network has (the last of {self._tensors:,} has shape "
                 f"{tuple(tensor.shape)}): at most {MAX_ELEMENTS:,} elements each, {MAX_BYTES // 2**30} GiB and "
-                f"{MAX_TENSORS:,} tensors in all are made"
+                f"{self._most:,} tensors in all are made"
             )
 
 
 @contextmanager
-def bounded() -> Iterator[None]:
+def bounded(most: int = MAX_TENSORS_OF_A_MODULE) -> Iterator[None]:
     """Inside, tensors are made on ``meta`` and counted.
+
+    Args:
+        most: how many may be made.
 
     Raises:
         CheckpointError: at the tensor that is too much.
     """
-    with torch.no_grad(), _META, _Counter():
+    with torch.no_grad(), _META, _Counter(most):
         yield
 
 
@@ -104,9 +109,12 @@ def check_bounds(gm: fx.GraphModule, inputs: tuple[TensorSpec, ...]) -> None:
     Raises:
         CheckpointError: if not.
     """
+    takes = gm.graph.find_nodes(op="placeholder")
+    if not sum(not node.args for node in takes) <= len(inputs) <= len(takes):
+        raise CheckpointError(f"the graph takes {len(takes)} inputs, but {len(inputs)} are recorded")
     dtype = next((p.dtype for p in gm.parameters() if p.is_floating_point()), None)
     try:
-        with bounded():
+        with bounded(MAX_TENSORS):
             values = [torch.empty(s.shape, dtype=(s.dtype.is_floating_point and dtype) or s.dtype) for s in inputs]
             _Runner(gm).run(*values)
     except CheckpointError:

@@ -20,7 +20,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nbcompile.core.blocks import Expanded
 from nbcompile.core.errors import CaptureError
 
-
 TAKEN = frozenset(dir(fx.GraphModule({}, fx.Graph()))) - frozenset(dir(nn.Module()))
 
 

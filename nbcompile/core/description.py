@@ -30,6 +30,7 @@ from nbcompile.core.serial import DTYPES, PATH, NotSerialisable, graph_from_json
 log = logging.getLogger("nbcompile")
 
 MAX_CONSTANT_BYTES = 2**24
+_MODULES_OWN = frozenset(dir(nn.Module()))
 _INPUT_DTYPES = {
     name: DTYPES[name]
     for name in ("float16", "bfloat16", "float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64")
@@ -153,9 +154,10 @@ def _rebuild(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[fx
     called = [str(n.target) for n in graph.find_nodes(op="call_module")]
     if missing := [name for name in called if name not in root]:
         raise CheckpointError(f"the graph calls '{missing[0]}', which the file does not describe")
-    _refuse_taken([*called, *tensors, *constants])
+    aliases = _pairs(data, "aliases")
+    _refuse_taken([*called, *tensors, *constants, *aliases])
     gm = StandIn(root, graph, "StandIn").eval()
-    for name, target in _pairs(data, "aliases").items():
+    for name, target in aliases.items():
         _alias(gm, name, target)
     _fill(gm, _hollow(tensors), _hollow(constants), parameters)  # the file's sizes and dtypes, in no memory
     check_bounds(gm, origin.inputs)
@@ -262,8 +264,8 @@ def _require_keys(tensors: Mapping[str, Tensor], keys: list[str]) -> None:
 def _refuse_taken(names: list[str]) -> None:
     """The stand-in is a GraphModule: a child called like one of its own attributes would break it."""
     for name in names:
-        if name.partition(".")[0] in TAKEN:
-            raise CheckpointError(f"'{name}' has a name that torch.fx.GraphModule needs for itself: rename it")
+        if name.partition(".")[0] in TAKEN or not _MODULES_OWN.isdisjoint(name.split(".")):
+            raise CheckpointError(f"'{name}' has a name that torch's modules need for themselves: rename it")
 
 
 def _alias(gm: nn.Module, name: str, target: str) -> None:

@@ -89,10 +89,7 @@ class _Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         nodes, named = self._arguments(args), self._arguments(kwargs)
         out = func(*args, **kwargs)
-        node = _written(self.graph, func, nodes, named)
-        self.link(out, node)
-        if out is None and args and isinstance(args[0], Tensor):  # x[i] = y: who reads x from now on reads this
-            self.link(args[0], node)
+        self.link(out, _written(self.graph, func, nodes, named))
         return out
 
     def watch(self, stack: ExitStack, name: str, module: nn.Module) -> None:

@@ -149,7 +149,7 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _refusal(path: Path, message: str) -> str:
-    unsafe = re.search(r"(?:GLOBAL|global|class)\s+`?([A-Za-z_][\w.]*\.\w+)`?", message)
+    unsafe = re.search(r"(?:GLOBAL|class)\s+`?([A-Za-z_][\w.]*)", message)
     if unsafe is None:
         return f"{path} is damaged or no torch file: it is no pickle that holds only weights"
     return (
@@ -181,7 +181,7 @@ def _dicts(content: Any, place: str, seen: set[int], depth: int = 0) -> Iterator
         tensors.pop(RECORD, None)
         if tensors:
             yield place, tensors
-    items = content.items() if isinstance(content, Mapping) else enumerate(content)
+    items = content.items() if isinstance(content, Mapping) else enumerate(content) if _listed(content) else ()
     for key, value in items:
         if isinstance(key, (str, int)) and (isinstance(value, Mapping) or _listed(value)):
             yield from _dicts(value, f"{place}.{key}" if place else str(key), seen, depth + 1)

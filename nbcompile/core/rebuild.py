@@ -24,6 +24,8 @@ def module_to_json(module: nn.Module) -> dict[str, Any]:
     name = allowed.module_class_name(module)
     if name is None:
         raise NotSerialisable(f"a module of class {type(module).__module__}.{type(module).__qualname__}")
+    if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
+        raise NotSerialisable(f"a {type(module).__name__} whose forward was changed, or hooked")
     arguments: dict[str, Any] = {}
     for parameter in _constructor_parameters(type(module)):
         value = _constructor_argument(module, parameter.name)
@@ -105,7 +107,7 @@ def _constructor_parameters(cls: type[nn.Module]) -> list[inspect.Parameter]:
 def _constructor_argument(module: nn.Module, name: str) -> Any:
     if name == "bias" and isinstance(module, nn.MultiheadAttention):
         return module.in_proj_bias is not None
-    if name in ("add_bias_kv",):
+    if name == "add_bias_kv":
         return cast(nn.MultiheadAttention, module).bias_k is not None
     value = getattr(module, name, inspect.Parameter.empty)
     if name == "bias" and (value is None or isinstance(value, torch.Tensor)):

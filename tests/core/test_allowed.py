@@ -66,7 +66,8 @@ REACHING = re.compile(
 
 
 def test_no_name_that_reaches_beyond_values() -> None:
-    assert not [n for n in (*FUNCTIONS, *allowed._methods()) if REACHING.search(n.rpartition(".")[2])]
+    values = {"torch.affine_grid_generator"}  # generates a grid, not random numbers
+    assert not [n for n in {*FUNCTIONS, *allowed._methods()} - values if REACHING.search(n.rpartition(".")[2])]
     for library in ("timm", "torchvision"):
         functions, modules = allowed._library(library)
         assert not [n for n in (*functions, *modules) if REACHING.search(n.rpartition(".")[2])]

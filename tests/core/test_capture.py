@@ -98,7 +98,6 @@ def test_a_graph_module_is_its_own_capture() -> None:
         ("timm", "efficientnet_b0"),
         ("timm", "resnet10t"),
         ("timm", "convnext_atto"),
-        ("timm", "vovnet39a"),
     ],
 )
 def test_libraries_networks(library: str, name: str) -> None:

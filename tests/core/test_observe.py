@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nbcompile.core.blocks import sites
 from nbcompile.core.capture import capture
 from nbcompile.core.errors import CaptureError, PreconditionError
 from nbcompile.core.graph import activation_of, calls, norm_of, readers, render
 from nbcompile.core.observe import observe
 from nbcompile.passes import ExpandSites
-from nbcompile.core.blocks import sites
 
 X = torch.randn(2, 3, 6, 5, generator=torch.Generator().manual_seed(0))
 
@@ -143,7 +143,7 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 def test_a_model_that_does_not_run() -> None:
-    with pytest.raises(PreconditionError, match="Net does not run on the example input: RuntimeError: .*channels"):
+    with pytest.raises(PreconditionError, match=r"Net does not run on the example input: RuntimeError: .*channels"):
         observe(Net(), (torch.randn(1, 7, 4, 4),))
 
 

@@ -35,10 +35,10 @@ def test_words(where: str, indices: list[int]) -> None:
     assert taken(where) == indices
 
 
-@pytest.mark.parametrize("share", ["0.1", "1/3", "0.29", "0.3", "2/7", "0.75", "0.999", "1e-3"])
-@pytest.mark.parametrize("n", [1, 2, 7, 16, 61, 100])
+@pytest.mark.parametrize("share", ["0.1", "1/3", "0.07", "0.14", "0.29", "2/7", "0.75", "0.999", "1e-3"])
+@pytest.mark.parametrize("n", [1, 2, 7, 16, 50, 61, 100])
 def test_uniform_is_exact_arithmetic(share: str, n: int) -> None:
-    """0.29 · 100 is 28.999999999999996 in floating point; the rule takes exactly ⌈n·f⌉ of n, the first among them."""
+    """0.07 · 100 is 7.000000000000001 in floating point; the rule takes exactly ⌈n·f⌉ of n, the first among them."""
     f = Fraction(share)
     chosen = taken(f"uniform:{share}", n)
     assert chosen == [i for i in range(n) if ceil((i + 1) * f) > ceil(i * f)]
@@ -75,7 +75,7 @@ def test_what_matches_nothing_is_told_what_there_is() -> None:
         select([], CANDIDATES, LAYERS)
     with pytest.raises(UsageError, match="is called 'x'; layers that can be named: stem, head"):
         select("x", (), ("stem", "head"))
-    with pytest.raises(UsageError, match="where='all': no pattern of layers to expand is in this network; .*: none"):
+    with pytest.raises(UsageError, match=r"where='all': no pattern of layers to expand is in this network; .*: none"):
         select("all", (), ())
 
 
