@@ -76,20 +76,25 @@ def deploy(model: nn.Module, inputs: Inputs) -> nn.Module:
 
 
 def _contract(tree: nn.Module, force: bool, verify_each: bool) -> None:
-    gm = _graph(tree)
+    gm, runs = _graph(tree)
     blocks = dict(sites(gm))
-    contract = ContractSites(force)
-    run((contract,), gm, inputs_for(tree, None, who="verify_each") if verify_each and not force else None)
+    proven = verify_each and runs and not force
+    run((ContractSites(force),), gm, inputs_for(tree, None, who="verify_each") if proven else None)
     for name, block in blocks.items():
         put(tree, block, gm.get_submodule(name))
 
 
-def _graph(tree: nn.Module) -> fx.GraphModule:
-    """The captured graph; where that cannot be had, a list of the blocks, which is all that contraction needs."""
+def _graph(tree: nn.Module) -> tuple[fx.GraphModule, bool]:
+    """The captured graph; where that cannot be had, a list of the blocks, which is all that contraction needs.
+
+    Returns:
+        The graph, and whether it can be run.
+    """
+    origin = origin_of(tree)
     try:
-        gm = capture(tree)
+        gm = capture(tree, len(origin.inputs) if origin else None)
         if len(sites(gm)) == len(sites(tree)):
-            return gm
+            return gm, True
     except CaptureError:
         pass
     graph = fx.Graph()
@@ -98,7 +103,7 @@ def _graph(tree: nn.Module) -> fx.GraphModule:
     for block in sites(tree).values():
         for key in block.spec.absorbers:
             graph.get_attr(key)
-    return fx.GraphModule(tree, graph)
+    return fx.GraphModule(tree, graph), False
 
 
 def _deploy_graph(model: nn.Module, inputs: int | None, verify_each: bool) -> fx.GraphModule:

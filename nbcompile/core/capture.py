@@ -6,12 +6,14 @@ torchvision and timm themselves declare untraceable.
 """
 
 import copy
+import dis
 import inspect
 import math
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import CodeType
 from typing import Any
 
 from torch import fx, nn
@@ -36,6 +38,25 @@ class _Tracer(fx.Tracer):
         if isinstance(m, Expanded) or type(m) in self._leaves:
             return True
         return super().is_leaf_module(m, module_qualified_name)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """An ``assert`` on a traced value is taken as true: it guards the path that is captured and chooses none.
+
+        fx's own ``trace_asserts`` does not recognise the bytecode of Python 3.11 and later.
+        """
+        frame = sys._getframe(1)
+        while "/torch/fx/" in frame.f_code.co_filename and frame.f_back is not None:
+            frame = frame.f_back
+        if _is_assert(frame.f_code, frame.f_lasti):
+            return True
+        return super().to_bool(obj)
+
+
+def _is_assert(code: CodeType, at: int) -> bool:
+    """Whether the truth value asked for at bytecode offset ``at`` decides only if an AssertionError is raised."""
+    following = [i for i in dis.get_instructions(code) if i.offset >= at and i.opname != "CACHE"][:4]
+    raises = [n for n, i in enumerate(following) if "ASSERTION_ERROR" in i.opname or i.argval is AssertionError]
+    return bool(raises) and any(i.opname.endswith("IF_TRUE") for i in following[: raises[0]])
 
 
 def capture(model: nn.Module, inputs: int | None = None) -> fx.GraphModule:
@@ -171,6 +192,7 @@ def _erase_checks(graph: fx.Graph, node: fx.Node) -> None:
 def _where(error: Exception) -> str:
     """File and line of the innermost frame that is the model's, not torch's."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "/torch/fx/" not in f.filename and "/torch/nn/modules/module" not in f.filename]
+    others = ("/torch/fx/", "/torch/nn/modules/module", __file__)
+    own = [f for f in frames if not any(other in f.filename for other in others)]
     frame = (own or list(frames))[-1]
     return f"{frame.filename}:{frame.lineno} in {frame.name}"

@@ -156,3 +156,38 @@ def test_eval_mode_calls_no_eval_of_the_models_own() -> None:
     with pytest.raises(KeyError), eval_mode(model):
         raise KeyError
     assert all(m.training for m in model.modules())
+
+
+ASSERTING = """
+class Asserting(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.conv, self.how = nn.Conv2d(3, 4, 1), how
+
+    def forward(self, x):
+        if self.how == "plain":
+            assert x.shape[1] == 3
+        elif self.how == "message":
+            assert x.shape[1] == self.conv.in_channels, f"{x.shape[1]} channels"
+        elif x.shape[1] == 3:
+            raise ValueError("a choice, no assert")
+        return self.conv(x)
+"""
+
+
+def asserting(how: str) -> nn.Module:
+    """Compiled here: pytest rewrites the asserts of test modules."""
+    space: dict[str, Any] = {"nn": nn}
+    exec(compile(ASSERTING, "asserting.py", "exec"), space)
+    model: nn.Module = space["Asserting"](how)
+    return model
+
+
+@pytest.mark.parametrize("how", ["plain", "message"])
+def test_an_assert_on_a_shape_is_no_control_flow(how: str) -> None:
+    assert capture(asserting(how)).graph.find_nodes(op="call_module", target="conv")
+
+
+def test_a_choice_that_raises_is_control_flow() -> None:
+    with pytest.raises(CaptureError, match=r"asserting\.py:\d+ in forward"):
+        capture(asserting("choice"))
