@@ -38,7 +38,7 @@ def main() -> None:
     args = parser("onnx_runtime", __doc__).parse_args()
     torch.set_num_threads(1)
     networks = PAPER[:1] if args.quick else PAPER
-    rows = {name: measure(name, 20 if args.quick else 300) for name in networks}
+    rows = {name: measure(name, 20 if args.quick else 2000) for name in networks}
     table = Table(
         "network", "Conv", "of the original", "BatchNorm", "error, batch 1", "batch 3", "ms", "original (ms)",
         "latency ratio", "quartiles", "noise", title="tiny.onnx over the vanilla network's .onnx",

@@ -34,7 +34,7 @@ def main() -> None:
     args = made.parse_args()
     console = Console()
     table = Table("threads", "giant", "vanilla (ms)", "giant (ms)", "ratio", "quartiles", title="One training step")
-    rows, profiles = [], {}
+    rows = []
     for threads in args.threads:
         torch.set_num_threads(threads)
         steps = {name: trainer(model) for name, model in models().items()}
@@ -47,12 +47,17 @@ def main() -> None:
             table.add_row(
                 f"{threads}", name, f"{1e3 * vanilla:.0f}", f"{1e3 * own:.0f}", f"{ratio['median']:.2f}", spread
             )
-        profiles[f"{threads} threads"] = {name: by_operator(step) for name, step in steps.items()}
     console.print(table)
-    for title, found in profiles.items():
-        console.print(profile_table(title, found))
+    torch.set_num_threads(1)
+    profiles = {name: by_operator(trainer(model)) for name, model in models().items()}
+    console.print(profile_table(profiles))
     macs = {name: nbcompile.cost(model, torch.randn(1, 3, SIZE, SIZE)).macs for name, model in models().items()}
-    units = {"*_ms": "ms a step", "median": "ratio", "profiles": "ms a step by operator", "macs": "per image, forward"}
+    units = {
+        "*_ms": "ms a step",
+        "median": "ratio",
+        "profiles": "ms a step by operator, one thread",
+        "macs": "per image, forward",
+    }
     write(args, SEED, units, {"batch": BATCH, "size": SIZE, "macs": macs, "steps": rows, "profiles": profiles})
 
 
@@ -88,6 +93,7 @@ def trainer(model: nn.Module) -> Callable[[], object]:
 
 def by_operator(step: Callable[[], object], repeats: int = 2) -> dict[str, float]:
     """Milliseconds a step that each group of operators takes itself."""
+    step()
     with profile(activities=[ProfilerActivity.CPU]) as found:
         for _ in range(repeats):
             step()
@@ -98,8 +104,8 @@ def by_operator(step: Callable[[], object], repeats: int = 2) -> dict[str, float
     return totals
 
 
-def profile_table(title: str, found: dict[str, dict[str, float]]) -> Table:
-    table = Table("operators", *(f"{name} (ms)" for name in found), title=f"Where a step's time goes, {title}")
+def profile_table(found: dict[str, dict[str, float]]) -> Table:
+    table = Table("operators", *(f"{name} (ms)" for name in found), title="Where a step's time goes, one thread")
     for group in (*GROUPS, "other"):
         table.add_row(group, *(f"{times[group]:.0f}" for times in found.values()))
     table.add_row("all", *(f"{sum(times.values()):.0f}" for times in found.values()))

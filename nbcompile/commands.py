@@ -204,6 +204,7 @@ def _write_report(
     from nbcompile.report import data
     from nbcompile.report.collect import report_on
     from nbcompile.report.html import write
+
     origin = origin_of(trained)
     if origin is None:
         raise UsageError(f"--report {path} needs the shape of the input: --input 1x3x96x96")

@@ -32,7 +32,7 @@ def expand(
     ratio: int = 6,
     preserve: bool = False,
     *,
-    pad_first: bool = True,
+    pad_first: bool = False,
     verify_each: bool = False,
 ) -> nn.Module:
     """A giant: a copy of ``model`` in which some layers are expansion blocks.
@@ -47,8 +47,9 @@ def expand(
         ratio: hidden width over the layer's *input* channels, >= 1.
         preserve: keep each original layer as a parallel branch: outputs are the model's own at first, so a *trained*
             network can be expanded.
-        pad_first: where the layer's kernel is over 1: move its padding to a first 1×1 layer (else the k×k layer
-            comes first). Both contract exactly.
+        pad_first: where the layer's kernel is over 1: move its padding to a first 1×1 layer, instead of putting the
+            k×k layer first. Both contract exactly; the zero ring of the former disturbs the inner norm's batch
+            statistics, and trained worse (``benchmarks/kernel_order.py``).
         verify_each: with ``preserve``, run the graph before and after the pass and compare.
 
     Returns:

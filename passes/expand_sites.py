@@ -41,7 +41,7 @@ class ExpandSites(Pass):
     block: str = "inverted-residual"
     ratio: int = 6
     preserve: bool = False
-    pad_first: bool = True
+    pad_first: bool = False
 
     def __post_init__(self) -> None:
         if self.block not in KINDS:

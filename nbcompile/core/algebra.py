@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import gcd
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -220,7 +221,8 @@ def _full_convolution(rows: Tensor, second: AffineMap, steps: Sequence[int], dil
     grouped = rows.reshape(g, inner, -1)
     result = rows.new_zeros(outputs, rows.shape[1], *size)
     for tap in product(*[range(k) for k in second.kernel]):
-        matrix = second.weight[:, :, *tap].reshape(g, outputs // g, inner)
+        at: tuple[Any, ...] = (slice(None), slice(None), *tap)
+        matrix = second.weight[at].reshape(g, outputs // g, inner)
         part = torch.bmm(matrix, grouped).reshape(outputs, *rows.shape[1:])
         window = tuple(slice(j * o, j * o + k) for j, o, k in zip(tap, offsets, rows.shape[2:], strict=True))
         result[:, :, *window] += part

@@ -58,7 +58,7 @@ class SiteSpec:
     eps: float = 1e-5
     momentum: float | None = 0.1
     sync: bool = False
-    pad_first: bool = True
+    pad_first: bool = False
     absorbers: tuple[str, ...] = ()
     pattern: str = "named"
 
@@ -68,16 +68,28 @@ class SiteSpec:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "SiteSpec":
-        """The inverse of :meth:`to_json`."""
+        """The inverse of :meth:`to_json`; a file may say anything.
+
+        Raises:
+            ValueError: if no such block can be.
+        """
         fields = dict(data)
         fields["layer"] = LayerSpec.from_json(fields["layer"])
         fields["activation"] = Activation(**fields["activation"])
         fields["absorbers"] = tuple(fields["absorbers"])
-        return cls(**fields)
-
-    def __post_init__(self) -> None:
-        if self.block not in KINDS or self.inner not in ("norm", "bias", "scale") or self.ratio < 1:
-            raise ValueError(f"no block is '{self.block}' with inner '{self.inner}' and ratio {self.ratio}")
+        spec = cls(**fields)
+        numbers = (spec.eps, 0.0 if spec.momentum is None else spec.momentum)
+        if (
+            not all(isinstance(text, str) for text in (spec.name, spec.pattern, *spec.absorbers))
+            or spec.block not in KINDS
+            or spec.inner not in ("norm", "bias", "scale")
+            or type(spec.ratio) is not int
+            or spec.ratio < 1
+            or not all(type(flag) is bool for flag in (spec.preserve, spec.sync, spec.pad_first))
+            or not all(type(number) in (int, float) for number in numbers)
+        ):
+            raise ValueError(f"no block is '{spec.block}' with inner '{spec.inner}' and ratio {spec.ratio}")
+        return spec
 
 
 class Stage(nn.Module):
@@ -274,7 +286,7 @@ def _plan(spec: SiteSpec) -> list[LayerSpec]:
     if spec.block == "basic":
         return [replace(target, outputs=hidden, bias=ends), out]
     symmetric = all(low == high for low, high in target.padding_sides)
-    if not (spec.pad_first and symmetric):  # a convolution cannot pad its two sides differently
+    if not target.pointwise and not (spec.pad_first and symmetric):  # a convolution cannot pad its sides differently
         first = replace(target, outputs=hidden, bias=ends)
         if spec.block == "inverted-residual":
             first = replace(first, groups=target.inputs)

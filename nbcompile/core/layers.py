@@ -82,9 +82,27 @@ class LayerSpec:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "LayerSpec":
-        """The inverse of :meth:`to_json`."""
+        """The inverse of :meth:`to_json`; a file may say anything.
+
+        Raises:
+            ValueError: if no such layer can be.
+        """
         fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
-        return cls(**fields)
+        spec = cls(**fields)
+        axes = int(spec.kind[4:-1]) if spec.kind in ("Conv1d", "Conv2d", "Conv3d") else 0
+        sizes = (spec.inputs, spec.outputs, spec.groups, *spec.kernel, *spec.stride, *spec.dilation)
+        pads = () if isinstance(spec.padding, str) else spec.padding
+        if (
+            spec.kind not in _CLASSES
+            or {len(spec.kernel), len(spec.stride), len(spec.dilation)} != {axes}
+            or not (spec.padding in ("same", "valid") or len(pads) == axes)
+            or any(type(n) is not int or n < 1 for n in sizes)
+            or any(type(n) is not int or n < 0 for n in pads)
+            or type(spec.bias) is not bool
+            or spec.padding_mode not in ("zeros", "reflect", "replicate", "circular")
+        ):
+            raise ValueError(f"no layer is {str(spec)[:200]}")
+        return spec
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""

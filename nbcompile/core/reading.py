@@ -20,6 +20,7 @@ from nbcompile.core.record import decode, is_record
 
 _ZIP = b"PK"
 _LARGE = 2**24
+_DTYPES = ("bool", "U1", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8")
 EXTRA = "_extra_state"
 RECORD = "nbcompile_record"
 """Beside the weights of a plain network: the record of the model. A giant carries it in its blocks."""
@@ -64,7 +65,7 @@ def read(path: Path) -> Any:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     if path.suffix == ".safetensors" or (head[8:] == b"{" and not head.startswith(_ZIP)):
         return _read_safetensors(path)
-    _refuse_bomb(path)
+    _refuse_archives(path)
     return _read_pickle(path)
 
 
@@ -105,7 +106,9 @@ def choose(found: list[Weights], key: str | None, path: Path, keys: Collection[s
         chosen = next((w for w in likely if w.averaged), likely[0])
         if len(likely) > 1:
             note = f"{path} holds weights at {places}: '{chosen.place}' was taken (--key chooses)"
-    if chosen.damaged is not None:
+    if chosen.damaged is not None and (fitting := next(_fitting([chosen], keys), None)):
+        chosen = fitting  # the expanded model itself is at hand, and needs no record
+    elif chosen.damaged is not None:
         sound = next((f"; the weights at '{w.place}' are sound (--key)" for w in likely if not w.damaged), "")
         raise CheckpointError(f"{path}: {chosen.damaged}{sound}")
     if wrong := next((name for name, value in chosen.tensors.items() if _unusable(value)), None):
@@ -123,8 +126,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is no whole safetensors file: {error}") from None
 
 
-def _refuse_bomb(path: Path) -> None:
-    """Torch writes its archives uncompressed, but reads compressed ones, too: a small file could fill the memory."""
+def _refuse_archives(path: Path) -> None:
+    """Torch writes weights uncompressed, but reads compressed ones, too: a small file could fill the memory."""
     try:
         if not zipfile.is_zipfile(path):
             return
@@ -132,6 +135,10 @@ def _refuse_bomb(path: Path) -> None:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise CheckpointError(f"{path} is damaged or no torch file: {error}") from None
+    if any("/code/" in entry.filename for entry in entries):
+        raise CheckpointError(
+            f"{path} is a TorchScript archive: save the weights alone, torch.save(model.state_dict(), ...)"
+        )
     packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
         raise CheckpointError(f"{path} is a compressed archive; torch writes uncompressed ones: use torch.save")
@@ -149,12 +156,12 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _refusal(path: Path, message: str) -> str:
-    unsafe = re.search(r"(?:GLOBAL|class)\s+`?([A-Za-z_][\w.]*)", message)
+    unsafe = re.search(r"(?:GLOBAL|class)\s+[`']?([A-Za-z_][\w.]*)", message)
     if unsafe is None:
         return f"{path} is damaged or no torch file: it is no pickle that holds only weights"
     return (
-        f"{path} holds an object of class {unsafe[1]}, and unpickling it could run any code: save the weights alone, "
-        "torch.save(giant.state_dict(), ...) or nbcompile.save(giant, ...)"
+        f"{path} holds an object of class {unsafe[1]}, which is not read, because unpickling could run any code: save "
+        "the weights alone, torch.save(giant.state_dict(), ...) or nbcompile.save(giant, ...)"
     )
 
 
@@ -166,8 +173,8 @@ def _inert() -> list[Any]:
         *(pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.Path),
         *(collections.defaultdict, collections.deque, collections.Counter, collections.OrderedDict),
         *(np.dtype, np.ndarray, np._core.multiarray._reconstruct, scalar, (scalar, "numpy.core.multiarray.scalar")),  # type: ignore[attr-defined]
-        *(type(np.dtype(name)) for name in ("bool", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8")),
-        *(dict, list, tuple, set, int, float, str, bool, complex, slice),
+        *(type(np.dtype(name)) for name in _DTYPES),
+        *(dict, list, tuple, set, frozenset, range, int, float, str, bool, complex, slice),
     ]
 
 

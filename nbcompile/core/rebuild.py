@@ -1,125 +1,181 @@
-"""The leaf modules of a graph as JSON, and back."""
+"""From a description back to a model that runs: checked name by name, then run on ``meta`` before it gets its weights.
 
-import inspect
+What comes back is a stand-in, a GraphModule with the user's own names and keys, for where the user's class is not at
+hand. Tensors that the user's model has and the eval graph never reads (auxiliary heads) are kept under their keys.
+"""
+
+import base64
+import math
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
+from torch import Tensor, fx, nn
 
-from nbcompile.core import allowed
-from nbcompile.core.bounds import bounded
+from nbcompile.core.blocks import Expanded, check_absorbers
+from nbcompile.core.bounds import MAX_ELEMENTS, bounded, check_bounds
+from nbcompile.core.capture import TAKEN
 from nbcompile.core.errors import CheckpointError
-from nbcompile.core.serial import IDENTIFIER, NotSerialisable, decode, encode, match
+from nbcompile.core.example import Origin, TensorSpec, remember
+from nbcompile.core.modules import module_from_json, resize
+from nbcompile.core.reading import EXTRA
+from nbcompile.core.record import as_bytes, is_record
+from nbcompile.core.serial import DTYPES, PATH, graph_from_json, match
+from nbcompile.core.stand_in import StandIn, alias, fill, hollow, order, tie
+
+_MODULES_OWN = frozenset(dir(nn.Module()))
+_INPUT_DTYPES = {
+    name: DTYPES[name]
+    for name in ("float16", "bfloat16", "float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64")
+}
 
 
-def module_to_json(module: nn.Module) -> dict[str, Any]:
-    """Class and constructor arguments of a leaf module, read from the attributes of the same names.
-
-    Raises:
-        NotSerialisable: if it could not be rebuilt to the same shapes.
-    """
-    name = allowed.module_class_name(module)
-    if name is None:
-        raise NotSerialisable(f"a module of class {type(module).__module__}.{type(module).__qualname__}")
-    if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
-        raise NotSerialisable(f"a {type(module).__name__} whose forward was changed, or hooked")
-    arguments: dict[str, Any] = {}
-    for parameter in _constructor_parameters(type(module)):
-        value = _constructor_argument(module, parameter.name)
-        if _plain(value):
-            arguments[parameter.name] = encode(value)
-        elif parameter.default is not None:
-            raise NotSerialisable(f"a {type(module).__name__}, which does not tell its argument '{parameter.name}'")
-    data = {"class": name, "arguments": arguments}
-    try:
-        again = module_from_json(data)
-    except CheckpointError as error:
-        raise NotSerialisable(str(error)) from None
-    if _shapes(again) != _shapes(module) or again.extra_repr() != module.extra_repr():
-        raise NotSerialisable(f"a {type(module).__name__} that its own constructor arguments do not rebuild")
-    return data
-
-
-def module_from_json(data: Any) -> nn.Module:
-    """The module that :func:`module_to_json` wrote, on ``meta``, in eval mode.
-
-    Raises:
-        CheckpointError: if its class is not allowed or does not take its arguments.
-    """
-    try:
-        cls = allowed.module_class(data["class"])
-        arguments = {match(IDENTIFIER, k, "argument"): decode(v, {}) for k, v in data["arguments"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"the graph has a malformed module: {type(error).__name__}: {error}") from None
-    try:
-        with bounded():
-            return cls(**arguments).eval()
-    except Exception as error:
-        raise CheckpointError(f"a module of class '{data['class']}' cannot be built: {str(error)[:300]}") from None
-
-
-def resize(name: str, module: nn.Module, tensors: Mapping[str, Tensor], notes: list[str]) -> nn.Module:
-    """``module``, or one of the size that its tensors in the file have: a head for another number of classes.
+def rebuild(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[fx.GraphModule, list[str]]:
+    """The stand-in for a described model, holding ``tensors``.
 
     Args:
-        name: qualified name of the module.
-        module: on ``meta``.
-        tensors: the file's.
-        notes: gets a sentence where the size changed.
+        data: what :func:`describe` gave.
+        tensors: the weights under the model's own keys; extra states of blocks among them.
+
+    Returns:
+        The stand-in in eval mode, and one sentence for every layer that was rebuilt to another size.
+
+    Raises:
+        CheckpointError: if the description is malformed or forbidden, or the tensors are not the model's.
     """
-    weight = tensors.get(f"{name}.weight")
-    own = module._parameters.get("weight")
-    if weight is None or own is None or weight.shape == own.shape or weight.ndim != own.ndim:
-        return module
-    with bounded():
-        if isinstance(module, nn.Linear):
-            new: nn.Module = nn.Linear(weight.shape[1], weight.shape[0], module.bias is not None)
-        elif isinstance(module, _BatchNorm):
-            new = type(module)(weight.shape[0], module.eps, module.momentum, module.affine, module.track_running_stats)
-        elif isinstance(module, _ConvNd) and not module.transposed and weight.shape[2:] == own.shape[2:]:
-            data = module_to_json(module)
-            data["arguments"] |= {"out_channels": weight.shape[0], "in_channels": weight.shape[1] * module.groups}
-            new = module_from_json(data)
+    try:
+        return _rebuild(data, tensors)
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever a hostile record provokes inside torch is the record's fault
+        first = (str(error).strip() or "no message").splitlines()[0][:300]
+        raise CheckpointError(f"the model cannot be rebuilt: {type(error).__name__}: {first}") from error
+
+
+def origin_from_json(data: Mapping[str, Any]) -> Origin:
+    """The inputs and preprocessing of a description."""
+    try:
+        inputs = tuple(TensorSpec(tuple(map(_size, shape)), _INPUT_DTYPES[dtype]) for shape, dtype in data["inputs"])
+        preprocessing = dict(data.get("preprocessing") or {})
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the record's inputs are malformed: {type(error).__name__}: {error}") from None
+    elements = sum(math.prod(spec.shape) for spec in inputs)
+    if not inputs or elements > MAX_ELEMENTS or any(len(spec.shape) > 8 for spec in inputs):
+        raise CheckpointError(
+            f"the recorded inputs have {elements:,} elements in {len(inputs)} tensors; at least one tensor of at most "
+            f"8 dimensions, and at most {MAX_ELEMENTS:,} elements, are read from a file"
+        )
+    spec = data.get("spec")
+    return Origin(inputs, spec if isinstance(spec, str) else None, preprocessing)
+
+
+def with_shared(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors``, with what a writer dropped as a duplicate (safetensors) put back."""
+    whole = dict(tensors)
+    for key, name in _pairs(data, "shared").items():
+        for absent, present in ((key, name), (name, key)):
+            if absent not in whole and present in whole:
+                whole[absent] = whole[present]
+    return whole
+
+
+def _rebuild(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[fx.GraphModule, list[str]]:
+    origin = origin_from_json(data)
+    if not data.get("graph"):
+        raise CheckpointError(
+            f"the file cannot be read without the model's code ({data.get('why', 'it holds no graph')}): "
+            "give the model (--model package.module:factory, or load(path, model=...))"
+        )
+    tensors = {k: as_bytes(v) if is_record(v) else v for k, v in with_shared(data, tensors).items()}
+    _require_keys(tensors, _names(data, "keys"))
+    notes: list[str] = []
+    root: dict[str, Any] = {}
+    for name, module_data in _mapping(data, "modules").items():
+        key = f"{name}.{EXTRA}"
+        if key in tensors:
+            with bounded():
+                root[name] = Expanded.from_record(tensors[key], key).eval()
         else:
-            return module
-    notes.append(
-        f"'{name}' was rebuilt to {tuple(weight.shape)}, as the file holds it; the record has {tuple(own.shape)}"
-    )
-    return new.eval()
+            root[name] = resize(name, module_from_json(module_data), tensors, notes)
+    graph = graph_from_json(data["graph"])
+    constants = _constants_from_json(_mapping(data, "constants"))
+    parameters = set(_names(data, "parameters"))
+    for node in graph.find_nodes(op="get_attr"):
+        key = str(node.target)
+        value = constants.get(key, tensors.get(key))
+        if value is None:
+            raise CheckpointError(f"the graph reads '{key}', which the file does not hold")
+        empty = torch.empty_like(value, device="meta")
+        root[key] = nn.Parameter(empty, requires_grad=False) if key in parameters else empty
+    called = [str(n.target) for n in graph.find_nodes(op="call_module")]
+    if missing := [name for name in called if name not in root]:
+        raise CheckpointError(f"the graph calls '{missing[0]}', which the file does not describe")
+    aliases = _pairs(data, "aliases")
+    _refuse_taken([*called, *tensors, *constants, *aliases])
+    gm = StandIn(root, graph, "StandIn").eval()
+    for name, target in aliases.items():
+        alias(gm, name, target)
+    fill(gm, hollow(tensors), hollow(constants), parameters)  # the file's sizes and dtypes, in no memory
+    check_bounds(gm, origin.inputs)
+    fill(gm, tensors, constants, parameters)
+    if left := [key for key, value in gm.state_dict().items() if isinstance(value, Tensor) and value.is_meta]:
+        raise CheckpointError(f"the file lacks '{left[0]}' ({len(left)} such)")
+    tie(gm, _pairs(data, "shared"))
+    order(gm, _names(data, "keys"))
+    check_absorbers(gm)
+    remember(gm, origin)
+    return gm, notes
 
 
-def _constructor_parameters(cls: type[nn.Module]) -> list[inspect.Parameter]:
-    """What the constructor takes, but for where the module is and what it is filled with."""
-    found = dict(inspect.signature(cls.__init__).parameters)
-    skipped = {"self", "device", "dtype"}
-    if issubclass(cls, nn.RNNBase):  # GRU, LSTM and RNN hand on what they are given
-        found |= inspect.signature(nn.RNNBase.__init__).parameters
-        skipped |= {"mode"} if cls is nn.LSTM else {"mode", "proj_size"}
-    if cls is nn.RNN:
-        found["nonlinearity"] = inspect.Parameter("nonlinearity", inspect.Parameter.KEYWORD_ONLY)
-    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [p for name, p in found.items() if p.kind not in variable and name not in skipped and name[0] != "_"]
+def _constants_from_json(data: Mapping[str, Any]) -> dict[str, Tensor]:
+    try:
+        return {
+            key: torch.from_numpy(np.frombuffer(bytearray(base64.b64decode(raw)), dtype=np.uint8).copy())
+            .view(DTYPES[dtype])
+            .reshape([int(n) for n in shape])
+            for key, (shape, dtype, raw) in data.items()
+        }
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"the record's constants are malformed: {type(error).__name__}: {error}") from None
 
 
-def _constructor_argument(module: nn.Module, name: str) -> Any:
-    if name == "bias" and isinstance(module, nn.MultiheadAttention):
-        return module.in_proj_bias is not None
-    if name == "add_bias_kv":
-        return cast(nn.MultiheadAttention, module).bias_k is not None
-    value = getattr(module, name, inspect.Parameter.empty)
-    if name == "bias" and (value is None or isinstance(value, torch.Tensor)):
-        return value is not None
+def _require_keys(tensors: Mapping[str, Tensor], keys: list[str]) -> None:
+    known = {k for k in keys if not k.endswith(EXTRA)}
+    found = {k for k in tensors if not k.endswith(EXTRA)}
+    if known != found:
+        lacking, foreign = sorted(known - found), sorted(found - known)
+        what = [f"lacks '{lacking[0]}' ({len(lacking)} such)"] if lacking else []
+        what += [f"has an unknown '{foreign[0]}' ({len(foreign)} such)"] if foreign else []
+        raise CheckpointError(f"the weights are not those of the recorded model: the file {' and '.join(what)}")
+
+
+def _refuse_taken(names: list[str]) -> None:
+    """The stand-in is a GraphModule: a child called like one of its own attributes would break it."""
+    for name in names:
+        if name.partition(".")[0] in TAKEN or not _MODULES_OWN.isdisjoint(name.split(".")):
+            raise CheckpointError(f"'{name}' has a name that torch's modules need for themselves: rename it")
+
+
+def _mapping(data: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = data.get(name)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"the record has no '{name}'")
     return value
 
 
-def _plain(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return all(_plain(v) for v in value)
-    return value is None or isinstance(value, (bool, int, float, str))
+def _names(data: Mapping[str, Any], field: str) -> list[str]:
+    value = data.get(field)
+    if not isinstance(value, list):
+        raise CheckpointError(f"the record has no '{field}'")
+    return [match(PATH, name, "key") for name in value]
 
 
-def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
+def _pairs(data: Mapping[str, Any], field: str) -> dict[str, str]:
+    return {match(PATH, k, "key"): match(PATH, v, "key") for k, v in _mapping(data, field).items()}
+
+
+def _size(value: Any) -> int:
+    if type(value) is not int or not 0 < value <= MAX_ELEMENTS:
+        raise ValueError(f"{str(value)[:40]} is no size")
+    return value

@@ -58,7 +58,7 @@ def graph_from_json(nodes: Any) -> fx.Graph:
         try:
             name, op = data["name"], data["op"]
             match(IDENTIFIER, name, "node")
-            args = decode(data["args"], made)
+            args = tuple(decode(data["args"], made))
             kwargs = {match(IDENTIFIER, k, "argument"): decode(v, made) for k, v in data["kwargs"].items()}
             target = _target(op, data["target"])
             _check_arguments(target, args, kwargs)
@@ -66,7 +66,7 @@ def graph_from_json(nodes: Any) -> fx.Graph:
             raise CheckpointError(f"the graph has a malformed node: {type(error).__name__}: {error}") from None
         if name in made:
             raise CheckpointError(f"the graph has two nodes called '{name}'")
-        made[name] = graph.create_node(op, target, tuple(args), kwargs, name=name)
+        made[name] = graph.create_node(op, target, args, kwargs, name=name)
     if [n.op for n in graph.nodes].count("output") != 1 or next(iter(reversed(graph.nodes))).op != "output":
         raise CheckpointError("the graph must end in its one output")
     return graph

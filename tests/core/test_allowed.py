@@ -18,10 +18,20 @@ OVERRIDABLE = {id(f) for functions in get_overridable_functions().values() for f
 
 def test_the_list_has_what_networks_call() -> None:
     for name in (
-        "torch.cat", "torch.flatten", "torch.nn.functional.conv2d", "torch.nn.functional.dropout", "operator.add",
-        "operator.getitem", "math.sqrt", "torch._assert", "getattr", "torch.linalg.vector_norm", "torch.einsum",
-        "torchvision.models.swin_transformer.shifted_window_attention", "torchvision.ops.stochastic_depth.stochastic_depth",
-    ):  # fmt: skip
+        "torch.cat",
+        "torch.flatten",
+        "torch.nn.functional.conv2d",
+        "torch.nn.functional.dropout",
+        "operator.add",
+        "operator.getitem",
+        "math.sqrt",
+        "torch._assert",
+        "getattr",
+        "torch.linalg.vector_norm",
+        "torch.einsum",
+        "torchvision.models.swin_transformer.shifted_window_attention",
+        "torchvision.ops.stochastic_depth.stochastic_depth",
+    ):
         function = allowed.function(name)
         assert allowed.function(str(allowed.function_name(function))) is function
 
@@ -42,7 +52,9 @@ def test_denied(name: str) -> None:
     for space in ("torch", "torch.nn.functional", "torch.linalg", "torch.special", "torch.Tensor"):
         with pytest.raises(CheckpointError, match=rf"^the graph calls '{re.escape(space)}\.{name}', which no graph"):
             allowed.function(f"{space}.{name}")
-    with pytest.raises(CheckpointError, match=rf"^the graph calls the method '{name}', which no graph in a file may call$"):
+    with pytest.raises(
+        CheckpointError, match=rf"^the graph calls the method '{name}', which no graph in a file may call$"
+    ):
         allowed.method(name)
 
 
@@ -53,7 +65,11 @@ def test_denied_parts(part: str) -> None:
 
 
 def test_nothing_underscored_or_in_place() -> None:
-    tails = [n.rpartition(".")[2] for n in FUNCTIONS if n not in ("torch._assert", "operator.and_", "operator.or_", "operator.not_")]
+    tails = [
+        n.rpartition(".")[2]
+        for n in FUNCTIONS
+        if n not in ("torch._assert", "operator.and_", "operator.or_", "operator.not_")
+    ]
     assert not [n for n in (*tails, *allowed._methods()) if n.startswith("_") or n.endswith("_")]
 
 
@@ -77,42 +93,120 @@ def test_no_name_that_reaches_beyond_values() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "os.system", "builtins.eval", "builtins.exec", "builtins.open", "builtins.__import__", "subprocess.run", "eval",
-        "torch.load", "torch.save", "torch.hub.load", "torch.jit.load", "torch.jit.script", "torch.compile",
-        "torch.Tensor.numpy", "torch.Tensor.__reduce__", "torch.ops.load_library", "torch._C._set_deterministic_algorithms",
-        "torch.set_default_device", "torch.manual_seed", "torch.from_file", "torch.frombuffer", "torch.nn.Module.apply",
-        "torch.utils.data.DataLoader", "torch.fx.symbolic_trace", "torch.package.PackageImporter", "torch.empty",
-        "operator.attrgetter", "operator.methodcaller", "operator.setitem", "operator.delitem", "operator.call",
-        "math.factorial", "math.comb", "setattr", "delattr", "vars", "__import__", "pickle.loads", "numpy.load",
-        "timm.create_model", "timm.models.load_checkpoint", "timm.models._helpers.load_checkpoint", "torchvision.io.read_image",
-        "torchvision.models.get_model", "torchvision.ops.os.system", "", ".", "torch.", "torch.nn.functional",
+        "os.system",
+        "builtins.eval",
+        "builtins.exec",
+        "builtins.open",
+        "builtins.__import__",
+        "subprocess.run",
+        "eval",
+        "torch.load",
+        "torch.save",
+        "torch.hub.load",
+        "torch.jit.load",
+        "torch.jit.script",
+        "torch.compile",
+        "torch.Tensor.numpy",
+        "torch.Tensor.__reduce__",
+        "torch.ops.load_library",
+        "torch._C._set_deterministic_algorithms",
+        "torch.set_default_device",
+        "torch.manual_seed",
+        "torch.from_file",
+        "torch.frombuffer",
+        "torch.nn.Module.apply",
+        "torch.utils.data.DataLoader",
+        "torch.fx.symbolic_trace",
+        "torch.package.PackageImporter",
+        "torch.empty",
+        "operator.attrgetter",
+        "operator.methodcaller",
+        "operator.setitem",
+        "operator.delitem",
+        "operator.call",
+        "math.factorial",
+        "math.comb",
+        "setattr",
+        "delattr",
+        "vars",
+        "__import__",
+        "pickle.loads",
+        "numpy.load",
+        "timm.create_model",
+        "timm.models.load_checkpoint",
+        "timm.models._helpers.load_checkpoint",
+        "torchvision.io.read_image",
+        "torchvision.models.get_model",
+        "torchvision.ops.os.system",
+        "",
+        ".",
+        "torch.",
+        "torch.nn.functional",
     ],
-)  # fmt: skip
+)
 def test_refused_functions(name: str) -> None:
-    with pytest.raises(CheckpointError, match=rf"^the graph calls '{re.escape(name)}', which no graph in a file may call$"):
+    with pytest.raises(
+        CheckpointError, match=rf"^the graph calls '{re.escape(name)}', which no graph in a file may call$"
+    ):
         allowed.function(name)
 
 
 @pytest.mark.parametrize(
     "function",
-    [os.system, builtins.eval, builtins.open, subprocess.run, pickle.loads, torch.load, torch.save, torch.hub.load,
-     torch.jit.load, torch.compile, torch.manual_seed, torch.empty, setattr],
-)  # fmt: skip
+    [
+        os.system,
+        builtins.eval,
+        builtins.open,
+        subprocess.run,
+        pickle.loads,
+        torch.load,
+        torch.save,
+        torch.hub.load,
+        torch.jit.load,
+        torch.compile,
+        torch.manual_seed,
+        torch.empty,
+        setattr,
+    ],
+)
 def test_refused_functions_are_not_written(function: object) -> None:
     assert allowed.function_name(function) is None  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     "name",
-    ["__reduce__", "__class__", "__getattribute__", "_make_subclass", "apply_", "map_", "add_", "copy_", "set_", "to_",
-     "requires_grad_", "data", "grad", "new", "new_empty", "format", "mro", "append", "pop", "", "numpy()"],
-)  # fmt: skip
+    [
+        "__reduce__",
+        "__class__",
+        "__getattribute__",
+        "_make_subclass",
+        "apply_",
+        "map_",
+        "add_",
+        "copy_",
+        "set_",
+        "to_",
+        "requires_grad_",
+        "data",
+        "grad",
+        "new",
+        "new_empty",
+        "format",
+        "mro",
+        "append",
+        "pop",
+        "",
+        "numpy()",
+    ],
+)
 def test_refused_methods(name: str) -> None:
     with pytest.raises(CheckpointError, match=r"^the graph calls the method '.*', which no graph in a file may call$"):
         allowed.method(name)
 
 
-@pytest.mark.parametrize("name", ["__class__", "__globals__", "__dict__", "_modules", "data", "grad", "grad_fn", "is_cuda"])
+@pytest.mark.parametrize(
+    "name", ["__class__", "__globals__", "__dict__", "_modules", "data", "grad", "grad_fn", "is_cuda"]
+)
 def test_refused_attributes(name: str) -> None:
     assert name not in allowed.ATTRIBUTES
 
@@ -122,14 +216,31 @@ def test_refused_attributes(name: str) -> None:
     [
         *(f"torch.nn.{name}" for name in sorted(allowed.DENIED_MODULES)),
         *(f"torch.nn.{name}" for name in dir(nn) if name.startswith("Lazy")),
-        "torch.nn.modules.module.Module", "torch.nn.modules.Linear", "torch.nn.Parameter", "torch.nn.Buffer", "torch.nn.functional",
-        "torch.nn.init", "torch.nn.parallel.DistributedDataParallel", "torch.fx.GraphModule", "torch.jit.ScriptModule",
-        "torch.nn._reduction", "torch.nn.modules", "os.system", "builtins.eval", "Linear", "nbcompile.core.blocks.Expanded",
-        "timm.models.vision_transformer.VisionTransformer", "torchvision.models.resnet.ResNet", "torchvision.datasets.MNIST", "",
+        "torch.nn.modules.module.Module",
+        "torch.nn.modules.Linear",
+        "torch.nn.Parameter",
+        "torch.nn.Buffer",
+        "torch.nn.functional",
+        "torch.nn.init",
+        "torch.nn.parallel.DistributedDataParallel",
+        "torch.fx.GraphModule",
+        "torch.jit.ScriptModule",
+        "torch.nn._reduction",
+        "torch.nn.modules",
+        "os.system",
+        "builtins.eval",
+        "Linear",
+        "nbcompile.core.blocks.Expanded",
+        "timm.models.vision_transformer.VisionTransformer",
+        "torchvision.models.resnet.ResNet",
+        "torchvision.datasets.MNIST",
+        "",
     ],
-)  # fmt: skip
+)
 def test_refused_module_classes(name: str) -> None:
-    with pytest.raises(CheckpointError, match=rf"^the graph holds a module of class '{re.escape(name)}', which no graph"):
+    with pytest.raises(
+        CheckpointError, match=rf"^the graph holds a module of class '{re.escape(name)}', which no graph"
+    ):
         allowed.module_class(name)
 
 

@@ -75,7 +75,9 @@ def test_other_values_are_no_records(value: object) -> None:
 def test_a_changed_byte_is_seen(place: int) -> None:
     value = record.encode(PAYLOAD)
     value[place] ^= 1
-    with pytest.raises(CheckpointError, match=r"^the checksum of the record 'a\._extra_state' fails: the file is damaged"):
+    with pytest.raises(
+        CheckpointError, match=r"^the checksum of the record 'a\._extra_state' fails: the file is damaged"
+    ):
         record.decode(value, "a._extra_state")
 
 
