@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import random
 import resource
 import statistics
 import subprocess
@@ -58,13 +59,15 @@ def write(args: argparse.Namespace, seed: int, units: dict[str, str], results: A
 def alternate(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Wall-clock seconds of each call, in turn ``repeats`` times: what slows the machine down meets all of them.
 
-    The order is reversed every other round. Each call is run once before, unmeasured.
+    The order of each round is drawn anew, so that nobody always follows the same one. Each call is run once before,
+    unmeasured.
     """
+    order = random.Random(0)
     for call in calls.values():
         call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for i in range(repeats):
-        for name in list(calls) if i % 2 == 0 else list(reversed(calls)):
+    for _ in range(repeats):
+        for name in order.sample(list(calls), len(calls)):
             started = time.perf_counter()
             calls[name]()
             seconds[name].append(time.perf_counter() - started)

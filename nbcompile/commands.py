@@ -166,7 +166,7 @@ def open_network(source: str, *, model: str | None, key: str | None, input_shape
 
 def _filled(reference: nn.Module, path: Path) -> nn.Module:
     """The reference's architecture with the weights in ``path``; where they do not fit, as empty as they are."""
-    weights, _ = choose(find(read(path), path), None, path)
+    weights, _ = choose(find(read(path), path), None, path, reference.state_dict())
     blocks = [name for name in weights.tensors if name.endswith(EXTRA)]
     if blocks:
         raise VerificationError(
