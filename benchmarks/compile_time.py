@@ -35,7 +35,7 @@ def main() -> None:
     args = parser("compile_time", __doc__).parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
-    results = {"fuse": fuse_seconds(3 if args.quick else 20), **commands(2 if args.quick else 7)}
+    results = {"fuse": fuse_seconds(3 if args.quick else 20), **commands(2 if args.quick else 5)}
     table = Table("what", "measured", "quartiles", "limit", title="Compiling MobileNetV2-100")
     for name, row in results.items():
         spread = f"{row['quartile_1']:.3f} to {row['quartile_3']:.3f}"

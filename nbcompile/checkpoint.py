@@ -15,7 +15,7 @@ from nbcompile.core.capture import capture
 from nbcompile.core.description import describe, unreadable
 from nbcompile.core.errors import CaptureError, CheckpointError, UsageError
 from nbcompile.core.example import ExampleInput, Origin, inputs_for, origin_of, remember, specs
-from nbcompile.core.files import atomic
+from nbcompile.core.files import atomic, check_target
 from nbcompile.core.layers import LayerSpec, why_no_layer
 from nbcompile.core.reading import EXTRA, RECORD, Weights, choose, find, read
 from nbcompile.core.rebuild import origin_from_json, rebuild, with_shared
@@ -23,6 +23,9 @@ from nbcompile.core.wrappers import unwrap
 from nbcompile.expansion import put
 
 log = logging.getLogger("nbcompile")
+
+TORCH_FILES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
+"""What a trained file may be called: each is torch's own format, whatever the extension."""
 
 
 def save(model: nn.Module, path: str | Path, example_input: ExampleInput | None = None) -> None:
@@ -35,16 +38,34 @@ def save(model: nn.Module, path: str | Path, example_input: ExampleInput | None 
             the record is not wanted.
 
     Raises:
-        UsageError: if ``path`` cannot be written, or names another format.
+        UsageError: if ``path`` cannot be written, or its extension is none of ``TORCH_FILES``.
     """
-    if Path(path).suffix == ".safetensors":
-        raise UsageError(f"save writes torch's own format: name the file .pt, not '{Path(path).name}'")
+    check_output(path)
     model = unwrap(model)
     content: dict[str, Any] = {"state_dict": model.state_dict()}
     if not sites(model) and (example_input is not None or origin_of(model) is not None):
         content[RECORD] = record.encode({"model": _description(model, example_input)})
     with atomic(path) as temporary:
         torch.save(content, temporary)
+
+
+def check_output(path: str | Path) -> None:
+    """Find out before long work whether :func:`save` can write ``path``.
+
+    Raises:
+        UsageError: if it cannot be written, or its extension is none of ``TORCH_FILES``.
+    """
+    if Path(path).suffix.lower() not in TORCH_FILES:
+        raise UsageError(
+            f"save writes torch's own format: name the file .pt, not '{Path(path).name}' "
+            f"({', '.join(TORCH_FILES[1:])} are taken, too)"
+        )
+    check_target(path)
+
+
+def is_file(source: str) -> bool:
+    """Whether ``source`` is meant as a file and not as a MODEL; a missing one is: the complaint is about the file."""
+    return Path(source).suffix.lower() in (*TORCH_FILES, ".safetensors", ".onnx") or Path(source).is_file()
 
 
 def load(path: str | Path, model: nn.Module | None = None, key: str | None = None) -> nn.Module:

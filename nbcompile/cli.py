@@ -14,11 +14,15 @@ from typing import Annotated, Any
 import typer
 
 from nbcompile.core.errors import NBCompileError
+from nbcompile.core.files import check_target
 
 MODEL_HELP = (
     "torchvision:NAME?key=value, timm:NAME?key=value, nbcompile:NAME (the paper's networks: mobilenetv2_tiny, "
     "mobilenetv2_35, mobilenetv2_50, mobilenetv2_100, mcunet; and dscnn), or package.module:factory"
 )
+
+STOPPED = "stopped; every output file is as it was, or new and whole"
+STOPPED_EXIT = 130
 
 app = typer.Typer(
     name="nbcompile",
@@ -30,6 +34,14 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def _writable(path: Path | None) -> Path | None:
+    """Refuse a file for the result before the work whose result it is."""
+    if path is not None and str(path) != "-":
+        check_target(path)
+    return path
+
+
 Output = Annotated[Path, typer.Option("-o", "--output", help="File to write.")]
 Input = Annotated[str | None, typer.Option("--input", help="Shape of the input, such as 1x3x96x96.")]
 Key = Annotated[
@@ -37,7 +49,8 @@ Key = Annotated[
 ]
 Model = Annotated[str | None, typer.Option(help="The MODEL whose weights a file holds that does not describe itself.")]
 Json = Annotated[
-    Path | None, typer.Option("--json", help="Write the result as JSON, too; - is stdout, instead of tables.")
+    Path | None,
+    typer.Option("--json", callback=_writable, help="Write the result as JSON, too; - is stdout, instead of tables."),
 ]
 Where = Annotated[str, typer.Option(help="all, uniform:F, first:N, middle:N, last:N, or names and globs with commas.")]
 Block = Annotated[str, typer.Option(help="inverted-residual, bottleneck or basic.")]
@@ -55,6 +68,9 @@ def expand(
     block: Block = "inverted-residual",
     ratio: Ratio = 6,
     preserve: Preserve = False,
+    verify_each: Annotated[
+        bool, typer.Option("--verify-each", help="With --preserve: prove by numbers that the function is unchanged.")
+    ] = False,
     weights: Annotated[Path | None, typer.Option(help="Trained weights of MODEL.")] = None,
     input: Input = None,
     json: Json = None,
@@ -64,16 +80,26 @@ def expand(
     from nbcompile.display import show_expand
 
     found = run_expand(
-        model, output, where=where, block=block, ratio=ratio, preserve=preserve, weights=weights, input_shape=input
+        model,
+        output,
+        where=where,
+        block=block,
+        ratio=ratio,
+        preserve=preserve,
+        verify_each=verify_each,
+        weights=weights,
+        input_shape=input,
     )
     _give(found, json, show_expand)
 
 
 @app.command()
 def train(
-    model: Annotated[str, typer.Argument(metavar="GIANT.pt|MODEL", help="A giant, or a " + MODEL_HELP)],
+    source: Annotated[str, typer.Argument(metavar="GIANT.pt|MODEL", help="A giant, or a " + MODEL_HELP)],
     output: Output,
     data: Annotated[str, typer.Option(help="digits, or imagefolder:DIR with DIR/train/CLASS and DIR/val/CLASS.")],
+    model: Model = None,
+    input: Input = None,
     method: Annotated[str, typer.Option(help="vanilla, or netbooster.")] = "netbooster",
     epochs: Annotated[int | None, typer.Option(help="Of the whole run.")] = None,
     giant_epochs: Annotated[int | None, typer.Option(help="Before the slopes rise; default: half of --epochs.")] = None,
@@ -111,7 +137,7 @@ def train(
         "preserve": preserve, "seed": seed, "num_workers": num_workers, "accelerator": accelerator,
         "devices": devices, "precision": precision,
     }  # fmt: skip
-    result = run_train(model, output=output, run_dir=run_dir, resume=resume, **options)
+    result = run_train(source, output=output, model=model, input_shape=input, run_dir=run_dir, resume=resume, **options)
     if is_main_process():
         _give(result.to_json(), json, show_train)
 
@@ -194,9 +220,11 @@ def run() -> None:
     except OSError as error:
         _complain(f"{error.filename or 'a file'}: {error.strerror or error}")
         sys.exit(1)
-    except KeyboardInterrupt:
-        _complain("stopped; no output file was changed")
-        sys.exit(130)
+    except (KeyboardInterrupt, SystemExit) as stop:  # typer turns the former, in a command, into the latter
+        if isinstance(stop, SystemExit) and stop.code != STOPPED_EXIT:
+            raise
+        _complain(STOPPED)
+        sys.exit(STOPPED_EXIT)
 
 
 def _give(found: dict[str, Any], path: Path | None, show: Any) -> None:

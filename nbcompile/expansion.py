@@ -1,6 +1,7 @@
 """``expand``: the user's network with expansion blocks in it, of the user's own class."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
@@ -72,7 +73,7 @@ def expand(
     (result,) = run((expander,), gm, inputs if verify_each and preserve else None)
     for name in result.rewritten:
         put(giant, layers[name], gm.get_submodule(name))
-    _probe(giant, model, inputs)
+    _probe(giant, model, inputs, {name: len(calls(gm)[gm.get_submodule(name)]) for name in result.rewritten})
     known = origin_of(model)
     origin = Origin(specs(inputs), known.model if known else None, known.preprocessing if known else {})
     remember(giant, origin)
@@ -117,40 +118,52 @@ def _require_called(giant: nn.Module, gm: fx.GraphModule, patterns: Sequence[str
         raise PreconditionError(f"expand: '{found[0]}' cannot be expanded: {why}; name other layers with where=[...]")
 
 
-def _probe(giant: nn.Module, model: nn.Module, inputs: Inputs) -> None:
-    """Run a copy in eval and train mode: every block must be reached, and nobody may ask it for a weight."""
+def _probe(giant: nn.Module, model: nn.Module, inputs: Inputs, wanted: dict[str, int]) -> None:
+    """Run a copy in eval and train mode: every block must be called as often as its layer was, and none for a weight.
+
+    Args:
+        giant: what ``expand`` made.
+        model: what it was made from: where that does not run either, nothing can be learnt.
+        inputs: of the user.
+        wanted: how often the eval graph calls each site.
+    """
     for training in (False, True):
         probe = copied(giant).train(training)
-        reached: set[str] = set()
+        reached: Counter[str] = Counter()
+        batch = _twice(inputs) if training else inputs
         for site, block in sites(probe).items():  # no hooks: torch's transformer layers take another path with them
             object.__setattr__(block, "forward", partial(_noting, reached, site, block.forward))
-        failure = _failure(probe, inputs)
+        failure = _failure(probe, batch)
         if failure is not None:
             if name := _weightless(failure, probe):
                 raise PreconditionError(
                     f"expand: '{name}' cannot be expanded: other code reads its weight directly "
                     f"({failure}); name other layers with where=[...]"
                 ) from failure
-            if _failure(copied(model).train(training), inputs) is None:
+            if _failure(copied(model).train(training), batch) is None:
                 raise PreconditionError(f"expand: the giant does not run on the example input: {failure}") from failure
-        elif not training and (missed := [name for name in sites(probe) if name not in reached]):
+        elif not training and (missed := [name for name, count in wanted.items() if reached[name] != count]):
             raise PreconditionError(
                 f"expand: '{missed[0]}' was replaced, but the model still calls the old layer (it is kept somewhere "
                 "outside the module tree); name other layers with where=[...]"
             )
 
 
-def _noting(reached: set[str], name: str, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    reached.add(name)
+def _noting(reached: Counter[str], name: str, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    reached[name] += 1
     return forward(x)
 
 
+def _twice(inputs: Inputs) -> Inputs:
+    """The batch twice over: batch statistics need more than one value."""
+    return tuple(torch.cat([x, x]) if x.ndim else x for x in inputs)
+
+
 def _failure(model: nn.Module, inputs: Inputs) -> Exception | None:
-    """What the model raises on the example, twice over: batch statistics need more than one value."""
-    batch = tuple(torch.cat([x, x]) if x.ndim else x for x in inputs)
+    """What the model raises on ``inputs``."""
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            model(*batch)
+            model(*inputs)
     except Exception as error:
         return error
     return None

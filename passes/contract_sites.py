@@ -40,8 +40,7 @@ class ContractSites(Pass):
 
     def requires(self, gm: fx.GraphModule) -> None:
         """Finite parameters, and slopes of 1."""
-        for name, block in sites(gm).items():
-            _require_finite(name, block)
+        _require_finite(gm)
         bent = {n: b for n, b in sites(gm).items() if not is_linear(b)}
         if bent and not self.force:
             raise PreconditionError(_bent(bent, len(sites(gm))))
@@ -81,6 +80,10 @@ def _contracted(root: nn.Module, name: str, block: Expanded) -> nn.Module:
             for key in _absorbers(root, name, block):
                 mean = root.get_buffer(key)
                 mean.copy_(mean.double() - whole.bias)
+                if not bool(mean.isfinite().all()):
+                    raise PreconditionError(
+                        f"contract-sites: the shift of '{name}' is too large for {mean.dtype} in '{key}'"
+                    )
         if not all(bool(p.isfinite().all()) for p in layer.parameters()):
             raise PreconditionError(
                 f"contract-sites: the merged weight of '{name}' is too large for {layer.weight.dtype}"
@@ -99,6 +102,12 @@ def _absorbers(root: nn.Module, name: str, block: Expanded) -> tuple[str, ...]:
     keys = tuple(prefix + key for key in block.spec.absorbers)
     if not keys:
         raise PostconditionError(f"contract-sites: the shift of '{name}' has neither a bias nor a norm to go to")
+    buffers = dict(root.named_buffers(remove_duplicate=False))
+    if lost := [key for key in keys if key not in buffers or buffers[key].shape != (block.spec.layer.outputs,)]:
+        raise PreconditionError(
+            f"contract-sites: '{name}' needs '{lost[0]}' to take its shift, and the model no longer has it: "
+            "norms must stay as they were when it was expanded"
+        )
     return keys
 
 
@@ -112,11 +121,11 @@ def _check_geometry(name: str, whole: AffineMap, spec: LayerSpec) -> None:
         raise PostconditionError(f"contract-sites: block '{name}' merged to {found}, not to the layer's {wanted}")
 
 
-def _require_finite(name: str, block: Expanded) -> None:
-    for key, value in block.state_dict(keep_vars=True).items():
+def _require_finite(gm: nn.Module) -> None:
+    for key, value in gm.state_dict(keep_vars=True).items():
         if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
             raise PreconditionError(
-                f"contract-sites: '{name}.{key}' holds NaN or Inf: training diverged; take an earlier checkpoint"
+                f"contract-sites: '{key}' holds NaN or Inf: training diverged; take an earlier checkpoint"
             )
 
 

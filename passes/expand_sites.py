@@ -12,15 +12,36 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import fx, nn
+from torch.nn import functional as F
 
 from nbcompile.core.activations import KNOWN, Activation
 from nbcompile.core.blocks import KINDS, Expanded, SiteSpec, sites
 from nbcompile.core.errors import PostconditionError, PreconditionError, UsageError
-from nbcompile.core.graph import Norm, activation_of, aliases, calls, downstream, layer_of, module_of, norm_of, readers
+from nbcompile.core.graph import (
+    Norm,
+    activation_of,
+    aliases,
+    calls,
+    downstream,
+    layer_of,
+    module_of,
+    norm_of,
+    read_directly,
+    readers,
+    tied_to,
+)
 from nbcompile.core.layers import LayerSpec, why_no_layer
+from nbcompile.core.observe import is_observed
 from nbcompile.passes.base import Pass, PassResult
 from nbcompile.passes.patterns import locate
 from nbcompile.passes.select import select
+
+_SYNC_OR_CALL = (nn.SyncBatchNorm, type(None))  # F.batch_norm is no module
+_NORMS = {
+    1: (nn.BatchNorm1d, *_SYNC_OR_CALL),
+    2: (nn.BatchNorm2d, *_SYNC_OR_CALL),
+    3: (nn.BatchNorm3d, *_SYNC_OR_CALL),
+}
 
 
 @dataclass(frozen=True)
@@ -87,17 +108,22 @@ class ExpandSites(Pass):
         layer = gm.get_submodule(name)
         if reason := why_no_layer(layer):
             raise PreconditionError(f"{self.name}: '{name}' cannot be expanded: {reason}")
-        if other := _tied_to(gm, layer):
+        if other := tied_to(gm, layer):
             raise PreconditionError(
                 f"{self.name}: '{name}' cannot be expanded: it shares a parameter with '{other}', which would part them"
             )
-        if _read_directly(gm, layer):
+        if read_directly(gm, layer):
             raise PreconditionError(
                 f"{self.name}: '{name}' cannot be expanded: other code reads its weight directly; "
                 "name other layers with where=[...]"
             )
         spec = LayerSpec.of(layer)
-        absorbers = _absorbers(gm, nodes)
+        if not self.preserve and not any(p.requires_grad for p in layer.parameters()):
+            raise PreconditionError(
+                f"{self.name}: '{name}' cannot be expanded: it is frozen, so its block would stay random; unfreeze it, "
+                "or keep it with preserve=True"
+            )
+        absorbers = _absorbers(gm, spec, nodes)
         beside = (norm_of(gm, reader) for node in nodes for reader in readers(node))
         norm = next((n for n in beside if n), Norm(False))
         inner = "norm" if norm.batch and spec.axes else "bias"
@@ -125,21 +151,43 @@ def _unique(gm: fx.GraphModule, names: Sequence[str]) -> list[str]:
     return list({gm.get_submodule(name): name for name in reversed(names)}.values())[::-1]
 
 
-def _absorbers(gm: fx.GraphModule, nodes: list[fx.Node]) -> tuple[str, ...]:
-    """Keys of the running means that can take the layer's shift: all its readers' are, and only theirs; else none."""
+def _absorbers(gm: fx.GraphModule, spec: LayerSpec, nodes: list[fx.Node]) -> tuple[str, ...]:
+    """Keys of the running means that can take the layer's shift: all its readers' are, and only theirs; else none.
+
+    None either for a linear layer (behind more than one leading dimension a norm normalises another axis), and where
+    the graph shows only one of the paths that the model can take.
+    """
+    if not spec.axes or is_observed(gm):
+        return ()
     own = set(nodes)
+    buffers = dict(gm.named_buffers(remove_duplicate=False))
     keys: dict[str, None] = {}
     for node in nodes:
         for reader in readers(node):
             norm = norm_of(gm, reader)
             if norm is None or norm.running_mean is None or reader.all_input_nodes[0] is not node:
                 return ()
+            mean = buffers.get(norm.running_mean)
+            if (
+                mean is None
+                or mean.shape != (spec.outputs,)
+                or not isinstance(module_of(gm, reader), _NORMS[spec.axes])
+            ):
+                return ()
             keys[norm.running_mean] = None
     for node in gm.graph.nodes:
         norm = norm_of(gm, node)
         if norm and norm.running_mean in keys and node.all_input_nodes[0] not in own:
             return ()
+        read = buffers.get(str(node.target)) if node.op == "get_attr" else None
+        if any(read is buffers[key] for key in keys) and _read_elsewhere(node, own):
+            return ()
     return tuple(keys)
+
+
+def _read_elsewhere(buffer: fx.Node, sources: set[fx.Node]) -> bool:
+    """Whether something reads ``buffer`` that is no norm right behind one of ``sources``."""
+    return any(user.target is not F.batch_norm or user.all_input_nodes[0] not in sources for user in buffer.users)
 
 
 def _activation(gm: fx.GraphModule, name: str, nodes: list[fx.Node]) -> Activation:
@@ -156,19 +204,3 @@ def _activation(gm: fx.GraphModule, name: str, nodes: list[fx.Node]) -> Activati
             if activation is not None:
                 return activation
     return Activation("relu")
-
-
-def _read_directly(gm: fx.GraphModule, layer: nn.Module) -> bool:
-    """Whether the graph reads a parameter of ``layer`` past the layer."""
-    names = aliases(gm, layer)
-    return any(str(node.target).rpartition(".")[0] in names for node in gm.graph.find_nodes(op="get_attr"))
-
-
-def _tied_to(gm: fx.GraphModule, layer: nn.Module) -> str | None:
-    """The key of a parameter of another module that is one of the layer's own."""
-    own = {id(p) for p in layer.parameters(recurse=False)}
-    names = aliases(gm, layer)
-    for key, parameter in gm.named_parameters(remove_duplicate=False):
-        if id(parameter) in own and key.rpartition(".")[0] not in names:
-            return key
-    return None

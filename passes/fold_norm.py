@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from nbcompile.core.algebra import AffineMap, compose, frozen_norm
 from nbcompile.core.errors import PreconditionError
-from nbcompile.core.graph import argument, calls, layer_of, module_of, norm_of, readers
+from nbcompile.core.graph import argument, calls, layer_of, module_of, norm_of, read_directly, readers, tied_to
 from nbcompile.core.layers import CONVOLUTIONS, lift, why_no_layer
 from nbcompile.passes.base import Pass, PassResult, Skip
 
@@ -76,9 +76,10 @@ def _why_not(gm: fx.GraphModule, source: fx.Node, norm: fx.Node, running_mean: s
         return f"'{source.target}' has {len(readers(source))} readers"
     if (times := len(calls(gm)[layer])) > 1:
         return f"'{source.target}' is called {times} times: its weights are shared"
-    own = {id(p) for p in layer.parameters()}
-    if any(id(p) in own for m in gm.modules() if m is not layer for p in m.parameters(recurse=False)):
+    if tied_to(gm, layer):
         return f"'{source.target}' shares a parameter with another module"
+    if read_directly(gm, layer):
+        return f"'{source.target}' has its weight read by other code, too"
     return None
 
 

@@ -133,6 +133,84 @@ def test_slope_below_one(run, tmp_path: Path) -> None:
     forced = run("fuse", "trained.pt", "-o", "tiny.onnx", "--force")
     assert forced.code == 0
     assert "the output changed by a relative error of" in forced.err
+    assert "FAIL numbers: largest relative error" in forced.out
+    numbers = json.loads(run("fuse", "trained.pt", "-o", "tiny.onnx", "--force", "--json", "-").out)["checks"][-1]
+    assert numbers["name"] == "numbers"
+    assert not numbers["passed"]
+    assert numbers["value"] > numbers["limit"]
+
+
+def test_force_hides_no_failure_of_a_linear_giant(run, trained: Path) -> None:
+    content = torch.load(trained, weights_only=True)
+    content["state_dict"]["classifier.weight"].fill_(3e38)
+    torch.save(content, "overflows.pt")
+    assert run("fuse", "trained.pt", "-o", "tiny.pt", "--force").code == 0
+    refused = run("fuse", "overflows.pt", "-o", "other.pt", "--force")
+    assert refused.code == 1
+    assert "numbers differ: the reference itself gives NaN or Inf on 4 of 4 inputs" in refused.err
+    assert not Path("other.pt").exists()
+
+
+def test_an_original_that_cannot_take_the_files_input(run, trained: Path) -> None:
+    assert run("fuse", trained, "-o", "tiny.onnx").code == 0
+    other = run("verify", "tiny.onnx", "--against", "nbcompile:mcunet")
+    assert other.code == 1, other.err
+    assert "layers differ: 'features." in other.err
+    assert "FAIL input sizes: nbcompile:mcunet does not run on 1x1x8x8, the input of tiny.onnx" in other.out
+    Path("colours.py").write_text("import nbcompile\ndef make(): return nbcompile.zoo.dscnn(in_channels=3)\n")
+    factory = run("verify", "tiny.onnx", "--against", "colours:make")
+    assert factory.code == 1, factory.err
+    assert "input sizes differ: colours:make does not run on 1x1x8x8" in factory.err
+    assert run("verify", "tiny.onnx", "--against", DSCNN, "--input", "1x3x8x8").code == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("expand", DSCNN, "-o", "g.pt"),
+        ("train", DSCNN, "-o", "t.pt", "--data", "digits"),
+        ("fuse", "trained.pt", "-o", "t.onnx"),
+        ("verify", "trained.pt", "--against", DSCNN),
+        ("inspect", "trained.pt"),
+    ],
+)
+def test_json_that_cannot_be_written_is_refused_first(run, trained: Path, words: tuple[str, ...]) -> None:
+    result = run(*words, "--json", "nope/x.json")
+    assert result.code == 2
+    assert "cannot write nope/x.json: the folder" in result.err
+    assert [path.name for path in Path().iterdir()] == ["trained.pt"]
+
+
+def test_expand_can_prove_itself(run) -> None:
+    assert run("expand", DSCNN, "-o", "giant.pt", "--preserve", "--verify-each").code == 0
+
+
+def test_a_file_is_no_folder(run) -> None:
+    Path("timm").mkdir()
+    assert "'timm' is no MODEL" in run("inspect", "timm").err
+    assert "missing.CKPT cannot be read" in run("inspect", "missing.CKPT").err
+
+
+def test_train_a_factory(run) -> None:
+    Path("mine.py").write_text(
+        "import nbcompile\ndef make(): return nbcompile.zoo.dscnn(num_classes=10, in_channels=1)\n"
+    )
+    words = ("--data", "digits", "--method", "vanilla", "--epochs", 1, "--batch-size", 256, "--accelerator", "cpu")
+    assert "'mine:make' needs --input" in run("train", "mine:make", "-o", "trained.pt", *words).err
+    assert run("train", "mine:make", "-o", "trained.pt", "--input", "1x1x8x8", *words).code == 0
+    torch.save(nbcompile.load("trained.pt").state_dict(), "bare.pt")
+    known = run("train", "bare.pt", "-o", "again.pt", "--model", DSCNN, *words)
+    assert known.code == 0, known.err
+    assert "dropout" not in known.err
+
+
+def test_ctrl_c(run) -> None:
+    Path("slow.py").write_text("def make(): raise KeyboardInterrupt\n")
+    Path("giant.pt").write_text("old bytes")
+    result = run("expand", "slow:make", "-o", "giant.pt", "--input", "1x3x8x8")
+    assert result.code == 130
+    assert result.err == "nbcompile: error: stopped; every output file is as it was, or new and whole\n"
+    assert [path.read_text() for path in Path().glob("*.pt")] == ["old bytes"]
 
 
 def test_lagging_ema_is_recognised(run, trained: Path) -> None:
@@ -171,6 +249,10 @@ def test_lagging_ema_is_recognised(run, trained: Path) -> None:
         (("expand", DSCNN, "-o", "g.pt", "--ratio", "0"), 2, "ratio=0 must be a whole number from 1 to 64"),
         (("expand", DSCNN, "-o", "g.pt", "--block", "wide"), 2, "block='wide' is unknown; one of inverted-residual"),
         (("expand", "nbcompile:dscn", "-o", "g.pt"), 2, "dscnn"),
+        (("expand", "nowhere:make", "-o", "giant.onnx"), 2, "name the file .pt, not 'giant.onnx' (.pth, .ckpt, .bin"),
+        (("train", "nowhere:make", "-o", "t.xyz", "--data", "digits"), 2, "name the file .pt, not 't.xyz'"),
+        (("expand", DSCNN, "-o", "g.pt", "--verify-each"), 2, "--verify-each of expand needs --preserve"),
+        (("train", DSCNN, "-o", "t.pt", "--data", "digits", "--model", DSCNN), 2, "--model and --key go with a file"),
         (("expand", "nowhere:make", "-o", "g.pt", "--input", "1x3x8x8"), 2, "nowhere"),
         (("verify", "nope.onnx", "--against", DSCNN), 2, "nope.onnx cannot be read"),
         (("verify", "trained.pt", "--against", DSCNN), 1, "still has 3 expansion blocks"),

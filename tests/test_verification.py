@@ -67,6 +67,33 @@ def test_nan_is_no_match(giant: nn.Module, tiny: nn.Module) -> None:
     assert list(failures(nbcompile.verify(giant, tiny))) == ["numbers"]
 
 
+def test_nan_proves_nothing() -> None:
+    model = nbcompile.zoo.dscnn()
+    with torch.no_grad():
+        model.get_parameter("classifier.bias").fill_(torch.nan)
+    result = nbcompile.verify(model, model, torch.zeros(1, 1, 8, 8))
+    assert failures(result) == {"numbers": "the reference itself gives NaN or Inf on 4 of 4 inputs"}
+
+
+def test_rows_of_a_table_are_told_apart() -> None:
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(12, 2))
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.get_parameter("0.weight")[1] += 1
+    tokens = torch.zeros(1, 3, dtype=torch.long)
+    assert nbcompile.verify(model, model, tokens).passed
+    assert list(failures(nbcompile.verify(model, other, tokens))) == ["numbers"]
+
+
+def test_named_failures_are_tolerated_and_no_others(giant: nn.Module, tiny: nn.Module) -> None:
+    with torch.no_grad():
+        tiny.get_parameter("classifier.weight")[0, 0] += 0.1
+    nbcompile.verify(giant, tiny).raise_on_failure(tolerated=("numbers",))
+    wider = nbcompile.verify(giant, nbcompile.zoo.dscnn(num_classes=11))
+    with pytest.raises(VerificationError, match="keys and shapes differ"):
+        wider.raise_on_failure(tolerated=("numbers",))
+
+
 def test_a_missing_an_added_and_a_reshaped_tensor_are_named(giant: nn.Module, tiny: nn.Module) -> None:
     added = copy.deepcopy(tiny)
     added.register_buffer("extra", torch.zeros(2))

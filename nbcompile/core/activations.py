@@ -48,6 +48,7 @@ _PHI = {
     ),
 }
 
+KNOWN_NAMES = frozenset(_PHI)
 KNOWN = "ReLU, ReLU6, LeakyReLU, Hardswish, SiLU, GELU"
 
 
@@ -69,6 +70,8 @@ class Activation:
         wanted: dict[str, type] = {"leaky_relu": float, "gelu": str}
         if not isinstance(self.parameter, wanted.get(self.name, type(None))):
             raise ValueError(f"activation '{self.name}' cannot have parameter {self.parameter!r}")
+        if isinstance(self.parameter, float) and not self.parameter >= 0:
+            raise ValueError(f"a negative slope of {self.parameter} turns the sign: the output does not tell the piece")
 
     @classmethod
     def of(cls, module: nn.Module) -> "Activation | None":

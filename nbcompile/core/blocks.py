@@ -152,7 +152,9 @@ class Expanded(nn.Module):
         self._template = (_hollow(layer),)  # a tuple hides it from the module tree
         self._record = record.encode({"site": spec.to_json()})
         self.train(layer.training)
-        self.requires_grad_(weight.requires_grad)
+        for module in (self.stages, self.last, self.last_norm):
+            if module is not None:
+                module.requires_grad_(weight.requires_grad)
         for name, value in _offered(spec.layer).items():
             setattr(self, name, value)
         if memory_format(weight) is not torch.contiguous_format:
@@ -192,7 +194,6 @@ class Expanded(nn.Module):
         """A layer of the original's class and hyper-parameters, on the block's device; its weights are not set."""
         weight = cast(Tensor, self.last.weight)
         fresh = copy.deepcopy(self._template[0]).to(weight.dtype).to_empty(device=weight.device)
-        fresh.requires_grad_(weight.requires_grad)
         return fresh.train(self.training)
 
     def attach_record(self, payload: dict[str, Any]) -> None:
@@ -310,8 +311,9 @@ def _norm(spec: SiteSpec, after: LayerSpec, like: Tensor) -> nn.Module | None:
 
 def _hollow(layer: nn.Module) -> nn.Module:
     """A copy of ``layer`` without data."""
-    keep = {id(t): torch.empty_like(t, device="meta") for t in layer.parameters()}
-    memo: dict[int, Any] = {key: nn.Parameter(value) for key, value in keep.items()}
+    memo: dict[int, Any] = {}
+    for parameter in layer.parameters():
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
     return copy.deepcopy(layer, memo)
 
 

@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nbcompile.core.blocks import Expanded
 from nbcompile.core.errors import CaptureError
+from nbcompile.core.layers import why_no_layer
 
 TAKEN = frozenset(dir(fx.GraphModule({}, fx.Graph()))) - frozenset(dir(nn.Module()))
 
@@ -35,7 +36,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Torch's own modules, our blocks, and the given library leaves."""
-        if isinstance(m, Expanded) or type(m) in self._leaves:
+        if isinstance(m, Expanded) or type(m) in self._leaves or why_no_layer(m) is None:
             return True
         return super().is_leaf_module(m, module_qualified_name)
 

@@ -95,7 +95,9 @@ def inputs_for(model: nn.Module, example_input: ExampleInput | None, *, who: str
 
 
 def random_inputs(wanted: Sequence[TensorSpec], *, seed: int = 0, batch: int | None = None) -> Inputs:
-    """Seeded inputs of the given shapes: standard normal if floating point, zeros otherwise.
+    """Seeded inputs of the given shapes: standard normal if floating point, else zeros and ones (False and True).
+
+    Integers are indices as a rule: 0 and 1 fit every table of two rows, and tell two rows apart.
 
     Args:
         wanted: one spec per input.
@@ -109,7 +111,7 @@ def random_inputs(wanted: Sequence[TensorSpec], *, seed: int = 0, batch: int | N
         if spec.dtype.is_floating_point:
             made.append(torch.randn(shape, generator=generator).to(spec.dtype))
         else:
-            made.append(torch.zeros(shape, dtype=spec.dtype))
+            made.append(torch.randint(0, 2, shape, generator=generator).to(spec.dtype))
     return tuple(made)
 
 

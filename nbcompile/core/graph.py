@@ -11,8 +11,10 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from nbcompile.core.activations import Activation
+from nbcompile.core.activations import KNOWN_NAMES, Activation
+from nbcompile.core.layers import why_changed
 
+# Those that are no name of an Activation are refused by that name.
 _FUNCTIONAL: dict[Any, str] = {
     **dict.fromkeys((torch.relu, F.relu, torch.relu_, "relu", "relu_"), "relu"),
     **dict.fromkeys((F.relu6,), "relu6"),
@@ -20,6 +22,15 @@ _FUNCTIONAL: dict[Any, str] = {
     **dict.fromkeys((F.hardswish,), "hardswish"),
     **dict.fromkeys((F.silu,), "silu"),
     **dict.fromkeys((F.gelu,), "gelu"),
+    **dict.fromkeys((F.hardtanh, torch.clamp, torch.clip, "clamp", "clip"), "clamp"),
+    **dict.fromkeys((torch.tanh, F.tanh, "tanh"), "tanh"),
+    **dict.fromkeys((F.prelu, torch.prelu), "prelu"),
+    **dict.fromkeys((F.elu, F.elu_), "elu"),
+    **dict.fromkeys((F.selu, torch.selu), "selu"),
+    **dict.fromkeys((F.celu, torch.celu), "celu"),
+    **dict.fromkeys((F.softplus,), "softplus"),
+    **dict.fromkeys((F.softsign,), "softsign"),
+    **dict.fromkeys((F.mish,), "mish"),
 }
 # Gates and output functions are no candidates for "the activation that follows"; the rest of torch's are.
 _GATES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.MultiheadAttention)
@@ -68,6 +79,8 @@ def layer_of(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 def norm_of(gm: fx.GraphModule, node: fx.Node) -> Norm | None:
     """The normalisation that ``node`` computes, as a module or as ``F.batch_norm``, or None."""
     module = module_of(gm, node)
+    if module is not None and why_changed(module):
+        return None
     if isinstance(module, _BatchNorm):
         tracked = None if module.running_mean is None else f"{node.target}.running_mean"
         sync = isinstance(module, nn.SyncBatchNorm)
@@ -88,16 +101,31 @@ def norm_of(gm: fx.GraphModule, node: fx.Node) -> Norm | None:
 def activation_of(gm: fx.GraphModule, node: fx.Node) -> Activation | str | None:
     """The activation that ``node`` computes: one that can be linearised, else its class name, else None."""
     module = module_of(gm, node)
+    if module is not None and why_changed(module):
+        return None
     if module is not None:
         return Activation.of(module) or (type(module).__name__ if isinstance(module, _ELEMENTWISE) else None)
     if node.op not in ("call_function", "call_method"):
         return None
     name = _FUNCTIONAL.get(node.target)
     if name == "leaky_relu":
-        return Activation(name, float(argument(node, 1, "negative_slope", 0.01)))
+        slope = float(argument(node, 1, "negative_slope", 0.01))
+        return Activation(name, slope) if slope >= 0 else f"leaky_relu of slope {slope}"
     if name == "gelu":
         return Activation(name, str(argument(node, 1, "approximate", "none")))
-    return Activation(name) if name else None
+    if name == "clamp":
+        return _CLAMPS.get(_limits(node))
+    return Activation(name) if name in KNOWN_NAMES else name
+
+
+_CLAMPS = {(0, 6): Activation("relu6"), (0, None): Activation("relu")}  # others are limits, not activations
+
+
+def _limits(node: fx.Node) -> tuple[Any, Any]:
+    hard = node.target is F.hardtanh
+    low = argument(node, 1, "min_val" if hard else "min", -1.0 if hard else None)
+    high = argument(node, 2, "max_val" if hard else "max", 1.0 if hard else None)
+    return low, high
 
 
 def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
@@ -112,8 +140,9 @@ def readers(node: fx.Node) -> tuple[fx.Node, ...]:
 
 def passes_through(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Whether ``node`` is the identity in eval mode."""
-    if isinstance(module_of(gm, node), _PASSING_MODULES):
-        return True
+    module = module_of(gm, node)
+    if isinstance(module, _PASSING_MODULES):
+        return why_changed(module) is None
     if node.op == "call_function" and node.target is F.dropout:
         return not argument(node, 2, "training", True)
     return node.op == "call_method" and node.target == "contiguous"
@@ -159,6 +188,22 @@ def calls(gm: fx.GraphModule) -> dict[nn.Module, list[fx.Node]]:
 def aliases(model: nn.Module, module: nn.Module) -> tuple[str, ...]:
     """Every qualified name of ``module`` in ``model``; the first is the one named_modules gives."""
     return tuple(name for name, m in model.named_modules(remove_duplicate=False) if m is module)
+
+
+def read_directly(gm: fx.GraphModule, module: nn.Module) -> bool:
+    """Whether the graph reads a tensor of ``module`` past the module."""
+    names = aliases(gm, module)
+    return any(str(node.target).rpartition(".")[0] in names for node in gm.graph.find_nodes(op="get_attr"))
+
+
+def tied_to(gm: fx.GraphModule, layer: nn.Module) -> str | None:
+    """The key of a parameter of another module that is one of the layer's own, or None."""
+    own = {id(p) for p in layer.parameters(recurse=False)}
+    names = aliases(gm, layer)
+    for key, parameter in gm.named_parameters(remove_duplicate=False):
+        if id(parameter) in own and key.rpartition(".")[0] not in names:
+            return key
+    return None
 
 
 def render(gm: fx.GraphModule) -> str:

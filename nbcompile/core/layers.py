@@ -13,6 +13,7 @@ from nbcompile.core.algebra import AffineMap, frozen_norm, per_channel
 
 CONVOLUTIONS: tuple[type[_ConvNd], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CLASSES: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in (*CONVOLUTIONS, nn.Linear)}
+_FORWARDS = ("forward", "_conv_forward")
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -152,20 +153,30 @@ class LayerSpec:
         )
 
 
+def why_changed(module: nn.Module) -> str | None:
+    """Why this very module may compute something else than its class does, or None."""
+    if parametrize.is_parametrized(module):
+        return "its weight is computed by a parametrization; remove it first"
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return "it carries hooks, which would be lost; remove them first"
+    if any(name in vars(module) for name in _FORWARDS):
+        return "its forward was replaced on the object itself; undo that first"
+    return None
+
+
 def why_no_layer(module: nn.Module) -> str | None:
     """Why ``module`` is not a convolution or linear layer whose weight says everything, or None if it is."""
     base = next((cls for cls in _CLASSES.values() if isinstance(module, cls)), None)
     kind = type(module).__name__
     if base is None:
         return f"it is a {kind}, not a Conv1d, Conv2d, Conv3d or Linear layer"
-    own = ("forward", "_conv_forward")
-    if any(getattr(type(module), name, None) is not getattr(base, name, None) for name in own):
+    if any(getattr(type(module), name, None) is not getattr(base, name, None) for name in _FORWARDS):
         return f"its class {kind} computes something of its own"
-    if parametrize.is_parametrized(module) or "weight" not in module._parameters:
+    weight = module._parameters.get("weight")  # not module.weight, which is a proxy while fx traces
+    if weight is None:
         return "its weight is computed by a parametrization; remove it first"
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-        return "it carries hooks, which would be lost; remove them first"
-    weight = cast(Tensor, module.weight)
+    if reason := why_changed(module):
+        return reason
     if not weight.dtype.is_floating_point:
         return f"its weight is {str(weight.dtype).removeprefix('torch.')}, not floating point"
     return None

@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from nbcompile.core import allowed
 from nbcompile.core.bounds import bounded
 from nbcompile.core.errors import CheckpointError
+from nbcompile.core.layers import why_changed
 from nbcompile.core.serial import IDENTIFIER, NotSerialisable, decode, encode, match
 
 
@@ -24,8 +25,8 @@ def module_to_json(module: nn.Module) -> dict[str, Any]:
     name = allowed.module_class_name(module)
     if name is None:
         raise NotSerialisable(f"a module of class {type(module).__module__}.{type(module).__qualname__}")
-    if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
-        raise NotSerialisable(f"a {type(module).__name__} whose forward was changed, or hooked")
+    if reason := why_changed(module):
+        raise NotSerialisable(f"a {type(module).__name__}: {reason}")
     arguments: dict[str, Any] = {}
     for parameter in _constructor_parameters(type(module)):
         value = _constructor_argument(module, parameter.name)

@@ -51,6 +51,15 @@ def flatten(output: Any) -> list[Tensor]:
     return [leaf for _, leaf in _leaves(output, "output")]
 
 
+def is_finite(output: Any) -> bool:
+    """Whether no value of a model's output is NaN or infinite.
+
+    Raises:
+        PreconditionError: if a leaf is no tensor.
+    """
+    return all(bool(torch.isfinite(x).all()) for x in flatten(output))
+
+
 def relative_error(actual: Any, expected: Any) -> float:
     """The largest ``max|a - b| / max|b|`` over the tensors of two outputs of the same structure.
 

@@ -70,6 +70,11 @@ def one_run_only() -> None:
     raise PreconditionError("a graph observed in one run is not the model and cannot be run; do without verify_each")
 
 
+def is_observed(gm: fx.GraphModule) -> bool:
+    """Whether ``gm`` shows one run's path and not the model."""
+    return bool(gm.graph.find_nodes(op="call_function", target=one_run_only))
+
+
 class _Recorder(TorchFunctionMode):
     """Writes every torch function outside leaf modules, and every leaf module, into a graph.
 

@@ -1,14 +1,15 @@
 """What ``nbcompile train`` does: a MODEL string or a file in, a trained file out."""
 
+import logging
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from nbcompile.checkpoint import load
+from nbcompile.checkpoint import check_output, is_file
+from nbcompile.commands import open_network
 from nbcompile.core.example import origin_of
-from nbcompile.models import build
 from nbcompile.training.config import TrainConfig
 from nbcompile.training.data import seed_everything
 from nbcompile.training.engine import is_main_process
@@ -16,14 +17,17 @@ from nbcompile.training.loop import train
 from nbcompile.training.progress import Display
 from nbcompile.training.records import TrainResult
 
+log = logging.getLogger("nbcompile")
+
 LIBRARIES = ("nbcompile", "torchvision", "timm")  # a package.module:factory in a file would run whatever it names
-FILES = (".pt", ".pth", ".ckpt", ".safetensors")  # read as files even where missing: the complaint is about the file
 
 
 def run(
-    model: str,
+    source: str,
     *,
     output: str | Path,
+    model: str | None = None,
+    input_shape: str | None = None,
     run_dir: str | Path | None = None,
     resume: bool = False,
     quiet: bool = False,
@@ -32,8 +36,11 @@ def run(
     """Train a network by the reference recipe.
 
     Args:
-        model: a MODEL string (``nbcompile:dscnn?num_classes=10&in_channels=1``), or the path of a giant.
+        source: a MODEL string (``nbcompile:dscnn?num_classes=10&in_channels=1``), or the path of a giant.
         output: the trained file.
+        model: the MODEL whose weights the file ``source`` holds: needed where it does not describe itself, and gives
+            the class where no library has it.
+        input_shape: such as ``1x3x96x96``; needed for a ``package.module:factory``.
         run_dir: folder of checkpoints and metrics; None is ``trained-run`` beside ``trained.pt``.
         resume: go on from the run folder's checkpoint, if there is one.
         quiet: show no progress.
@@ -41,26 +48,28 @@ def run(
 
     Raises:
         UsageError: if an option is unknown or out of range; else as ``train``.
-        CheckpointError: if ``model`` is a file that cannot be read.
+        CheckpointError: if ``source`` is a file that cannot be read.
     """
     config = TrainConfig.from_json({name: value for name, value in options.items() if value is not None})
-    network = _network(model, config)
+    check_output(output)
+    seed_everything(config.seed)  # the initial weights
+    network = _network(source, model, input_shape)
     with nullcontext() if quiet or not is_main_process() else Display() as display:
         return train(network, config, output, run_dir, resume, on_event=display)
 
 
-def _network(model: str, config: TrainConfig) -> nn.Module:
-    """The network to train, which remembers the size of its input."""
-    if Path(model).suffix in FILES or Path(model).is_file():
-        return _loaded(model)
-    seed_everything(config.seed)  # the initial weights
-    return build(model).model
-
-
-def _loaded(path: str) -> nn.Module:
-    """The network in a file, of its own class where a library has it: a traced stand-in trains without dropout."""
-    stand_in = load(path)
-    origin = origin_of(stand_in)
-    if origin is None or (origin.model or "").partition(":")[0] not in LIBRARIES:
-        return stand_in
-    return load(path, model=build(origin.model or "").model)
+def _network(source: str, model: str | None, input_shape: str | None) -> nn.Module:
+    """The network to train, of its own class where that can be had: a traced stand-in trains without dropout."""
+    network = open_network(source, model=model, key=None, input_shape=input_shape)
+    if model is not None or not is_file(source):
+        return network
+    origin = origin_of(network)
+    known = (origin.model if origin else None) or ""
+    if known.partition(":")[0] in LIBRARIES:
+        return open_network(source, model=known, key=None, input_shape=input_shape)
+    if is_main_process():
+        log.warning(
+            "%s: this trains the graph that was traced in eval mode (dropout is inactive); --model gives the class",
+            source,
+        )
+    return network

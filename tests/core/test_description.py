@@ -159,7 +159,7 @@ def hooked() -> nn.Module:
     ("module", "why"),
     [
         (Own(2, 2), r"a module of class .*Own"),
-        (hooked(), "a Linear whose forward was changed, or hooked"),
+        (hooked(), "a Linear: it carries hooks, which would be lost"),
         (nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), "a module of class .*ParametrizedLinear"),
         (
             nn.TransformerEncoderLayer(4, 2, activation="gelu"),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nbcompile.core.errors import PreconditionError, UsageError
-from nbcompile.core.numerics import flatten, relative_error, tolerance
+from nbcompile.core.numerics import flatten, is_finite, relative_error, tolerance
 
 
 @dataclass
@@ -116,3 +116,10 @@ def test_tolerances_fall_with_precision() -> None:
 def test_a_dtype_without_a_tolerance_is_refused() -> None:
     with pytest.raises(UsageError, match=r"dtype torch.complex64 cannot be compared; these can: float64, float32"):
         tolerance(torch.complex64)
+
+
+def test_not_finite_anywhere_is_found() -> None:
+    fine = {"a": torch.zeros(2), "b": [torch.tensor([True]), torch.tensor([1 + 2j]), None]}
+    assert is_finite(fine)
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        assert not is_finite((fine, torch.tensor([0.0, bad])))

@@ -1,3 +1,4 @@
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,20 @@ def test_a_giants_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     build(MODEL).model.load_state_dict(tiny.state_dict())
 
 
+def test_a_stand_in_says_what_it_cannot_do(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("nbcompile"), "propagate", True)  # the command line stops it
+    file = tmp_path / "plain.pt"
+    nbcompile.save(nbcompile.zoo.dscnn(), file, torch.zeros(1, 1, 8, 8))  # no MODEL is known
+    run(str(file), output=tmp_path / "a.pt", method="vanilla", quiet=True, **SHORT)
+    assert "traced in eval mode (dropout is inactive); --model gives the class" in caplog.text
+    caplog.clear()
+    result = run(str(file), output=tmp_path / "b.pt", model=MODEL, method="vanilla", quiet=True, **SHORT)
+    assert type(result.model) is type(nbcompile.zoo.dscnn())
+    assert caplog.text == ""
+
+
 def test_a_folder_of_images_at_the_models_size(folder: Path, tmp_path: Path) -> None:
     model = "nbcompile:dscnn?num_classes=2&in_channels=3"
     options = SHORT | {"batch_size": 3, "data": f"imagefolder:{folder}"}
@@ -60,6 +75,7 @@ def test_a_folder_of_images_at_the_models_size(folder: Path, tmp_path: Path) -> 
         ("nbcompile:nothing", {}, UsageError, "nothing"),
         (__file__, {}, CheckpointError, "test_command.py"),
         ("missing.pt", {}, CheckpointError, "missing.pt"),
+        (MODEL, {"model": MODEL}, UsageError, "go with a file"),
     ],
 )
 def test_refuses(model: str, options: dict[str, Any], error: type[Exception], sentence: str, tmp_path: Path) -> None:
