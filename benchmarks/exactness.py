@@ -68,8 +68,9 @@ class Found:
 def main() -> None:
     made = parser("exactness", __doc__)
     made.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
+    made.add_argument("--ratios", type=int, nargs="+", default=list(range(2, 9)), help="hidden over input channels")
     args = made.parse_args()
-    cases = grid((2,) if args.quick else range(2, 9), PAPER[:2] if args.quick else PAPER)
+    cases = grid((2,) if args.quick else args.ratios, PAPER[:2] if args.quick else PAPER)
     with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         found = list(track(pool.map(measure, cases, chunksize=4), "giant to tiny", total=len(cases)))
     results: dict[str, Any] = {

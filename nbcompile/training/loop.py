@@ -7,10 +7,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nbcompile.checkpoint import save
+from nbcompile.checkpoint import check_output, save
 from nbcompile.core.errors import NBCompileError
 from nbcompile.core.example import origin_of
-from nbcompile.core.files import check_target
 from nbcompile.training.check import check_fits
 from nbcompile.training.config import TrainConfig
 from nbcompile.training.data import Data, load_data, seed_everything
@@ -51,7 +50,7 @@ def train(
         NBCompileError: if the loss is no longer a finite number.
     """
     output = Path(output)
-    check_target(output)
+    check_output(output)
     folder = RunFolder(Path(run_dir) if run_dir is not None else output.parent / f"{output.stem}-run")
     checkpoint = folder.open(config, resume=resume)
     fabric = start(config)
