@@ -61,6 +61,10 @@ def test_every_number_has_its_file() -> None:
         assert (Path(__file__).parent.parent / name).is_file(), name
 
 
+def test_nothing_is_left_to_fill_in() -> None:
+    assert not re.findall(r"@[A-Z]+@", README)
+
+
 def test_the_commands_are_the_ones_that_exist() -> None:
     result = CliRunner().invoke(app, ["--help"])
     for command in ("expand", "train", "fuse", "verify", "inspect"):
