@@ -32,7 +32,7 @@ lint: setup
 types: setup
 	rm -rf build/merged
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target build/merged .
-	cd build/merged && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p nbcompile
+	cd build/merged && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml -p nbcompile
 
 clean:
 	rm -rf $(VENV) build demo
