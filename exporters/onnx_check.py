@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs, random_inputs, specs
-from nbcompile.core.numerics import flatten, relative_error, tolerance
+from nbcompile.core.numerics import ROUNDINGS, flatten, own_rounding, relative_error, tolerance
 
 BATCHES = (1, 3, 1, 3)
 """Batch sizes of the check: the smallest, and one that no tracing ever saw; each with inputs of its own."""
@@ -41,9 +41,18 @@ def cases(reference: nn.Module, inputs: Inputs, dynamic_batch: bool) -> list[Cas
     return [_case(reference, resized(inputs, batch, seed)) for seed, batch in enumerate(batches)]
 
 
-def allowed(found: list[Case]) -> float:
-    """The largest relative error that counts as equal, by the dtypes of the outputs."""
-    return max((tolerance(output.dtype) for case in found for output in case.outputs), default=0.0)
+def allowed(found: list[Case], reference: nn.Module, error: float) -> float:
+    """The largest relative error that counts as equal: by the dtypes of the outputs, or by the network's own rounding.
+
+    Args:
+        found: from :func:`cases`.
+        reference: what gave the outputs of ``found``.
+        error: what was measured; only where it is above the dtype's tolerance is the network's rounding measured, too.
+    """
+    limit = max((tolerance(output.dtype) for case in found for output in case.outputs), default=0.0)
+    if not error > limit:
+        return limit
+    return max(limit, ROUNDINGS * own_rounding(reference, [(case.inputs, case.output) for case in found]))
 
 
 def measure(path: Path, found: list[Case]) -> float:

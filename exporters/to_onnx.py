@@ -57,7 +57,8 @@ def export(
     started = time.perf_counter()
     if any(x.numel() == 0 for x in inputs):
         raise UsageError("the example input holds no sample; exporting needs at least one")
-    found = cases(graph if reference is None else reference, inputs, dynamic_batch)
+    reference = graph if reference is None else reference
+    found = cases(reference, inputs, dynamic_batch)
     with quiet():
         plain = onnx_graph(graph, inputs, output=found[0].output, opset=opset, dynamic_batch=dynamic_batch)
         if plain.ByteSize() > _LARGEST:
@@ -67,7 +68,7 @@ def export(
         _name_weights(candidate, graph.state_dict())
         _describe(candidate)
     with atomic(path) as temporary:
-        chosen, error = _keep(candidates, temporary, path, found)
+        chosen, error, limit = _keep(candidates, temporary, path, found, reference)
         size = temporary.stat().st_size
     if chosen is not candidates[0]:
         note = "what onnxsim made of the graph was not the same function, so the file is not simplified"
@@ -76,7 +77,7 @@ def export(
         format="onnx",
         bytes=size,
         error=error,
-        tolerance=allowed(found),
+        tolerance=limit,
         versions=_versions(chosen),
         notes=(note,) if note else (),
         seconds=time.perf_counter() - started,
@@ -95,8 +96,10 @@ def _simplified(plain: ModelProto) -> tuple[list[ModelProto], str]:
     return [simple, plain], ""
 
 
-def _keep(candidates: list[ModelProto], temporary: Path, path: Path, found: list[Case]) -> tuple[ModelProto, float]:
-    """Write the first of ``candidates`` that gives the same outputs as PyTorch, and its relative error."""
+def _keep(
+    candidates: list[ModelProto], temporary: Path, path: Path, found: list[Case], reference: nn.Module
+) -> tuple[ModelProto, float, float]:
+    """Write the first of ``candidates`` that gives PyTorch's outputs; its relative error, and what that may be."""
     for candidate in candidates:
         temporary.write_bytes(candidate.SerializeToString())
         try:
@@ -105,11 +108,12 @@ def _keep(candidates: list[ModelProto], temporary: Path, path: Path, found: list
             if candidate is candidates[-1]:
                 raise
             continue
-        if error <= allowed(found):
-            return candidate, error
+        limit = allowed(found, reference, error)
+        if error <= limit:
+            return candidate, error, limit
     raise ExportError(
         f"{path}: ONNX Runtime and PyTorch differ by a relative error of {error:.2g} on random inputs, and "
-        f"{allowed(found):.0e} is allowed; no file was kept"
+        f"{limit:.0e} is allowed; no file was kept"
     )
 
 

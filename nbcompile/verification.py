@@ -11,7 +11,7 @@ from torch import nn
 from nbcompile.core.blocks import sites
 from nbcompile.core.errors import UsageError, VerificationError
 from nbcompile.core.example import ExampleInput, Inputs, as_inputs, inputs_for, random_inputs, specs
-from nbcompile.core.numerics import flatten, is_finite, relative_error, tolerance
+from nbcompile.core.numerics import ROUNDINGS, flatten, is_finite, own_rounding, relative_error, tolerance
 from nbcompile.core.wrappers import copied, unwrap
 from nbcompile.exporters import file_error, read_layers
 from nbcompile.fusion import deploy
@@ -198,4 +198,6 @@ def _numbers(reference: nn.Module, candidate: nn.Module | Path, example: Inputs,
             evaluated = copied(candidate).eval()
             error = max(relative_error(evaluated(*inputs), output) for inputs, output in cases)
     limit = max(tolerance(output.dtype) for _, outputs in cases for output in flatten(outputs))
+    if error > limit:
+        limit = max(limit, ROUNDINGS * own_rounding(reference, cases))
     return Check("numbers", error <= limit, f"largest relative error {error:.2e} on {len(cases)} inputs", error, limit)

@@ -178,3 +178,31 @@ def test_the_skeleton_is_the_original_without_its_weights(giant: nn.Module) -> N
 def test_tensors_that_do_not_fit_are_held_as_they_are() -> None:
     held = holding(nbcompile.zoo.dscnn(), {"a.b": torch.zeros(3), "c": torch.zeros(1)})
     assert shapes(held) == {"c": (1,), "a.b": (3,)}
+
+
+def test_a_network_that_rounds_a_lot_is_measured_by_its_own_rounding(tmp_path: Path) -> None:
+    """Differences of nearly equal sums: two exact float32 runs of such a network differ by far more than 1e-5."""
+
+    class Cancels(nn.Module):
+        def __init__(self, shift: float) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.bn = nn.Conv2d(1, 8, 1, bias=False), nn.BatchNorm2d(8)
+            self.bn.running_mean = torch.full((8,), shift)
+            self.shift = shift
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.bn(self.conv(x) + self.shift)
+            return y.mean((2, 3))
+
+    x = torch.randn(1, 1, 4, 4)
+    network = Cancels(3e3).eval()
+    result = nbcompile.export(network, tmp_path / "cancels.onnx", x)
+    assert result.error is not None
+    assert 1e-5 < result.error <= result.tolerance < 1e-1
+    verified = nbcompile.verify(network, tmp_path / "cancels.onnx", x)
+    assert "numbers" not in failures(verified)  # onnxsim merges the sum into a bias, which is a difference of its own
+    other = copy.deepcopy(network)
+    with torch.no_grad():
+        other.conv.weight[0] += 0.5
+    assert list(failures(nbcompile.verify(network, other, x))) == ["numbers"]

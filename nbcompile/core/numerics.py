@@ -1,13 +1,18 @@
 """How far two outputs are apart, and how far they may be: the only place with tolerances."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nbcompile.core.errors import PreconditionError, UsageError
+from nbcompile.core.example import Inputs
+from nbcompile.core.wrappers import copied
+
+ROUNDINGS = 4
+"""How many times its own rounding a network's outputs may differ, where that is more than the tolerance."""
 
 TOLERANCE: dict[torch.dtype, float] = {
     # A few thousand unit roundoffs (1.1e-16). Merging layers reorders sums and loses tens of them; a wrong border,
@@ -128,3 +133,28 @@ def _leaves(output: Any, place: str) -> list[tuple[str, Tensor]]:
 
 def _places(leaves: list[tuple[str, Tensor]]) -> str:
     return ", ".join(place for place, _ in leaves) or "nothing"
+
+
+def own_rounding(model: nn.Module, cases: Sequence[tuple[Inputs, Any]]) -> float:
+    """How far a network's outputs are from those of its own float64 copy: what its own arithmetic rounds, no unit.
+
+    Two runs of a deep network in float32 may differ by a few times this, whatever their weights; where it is above
+    the tolerance, it is the measure.
+
+    Args:
+        model: in eval mode.
+        cases: inputs, and the outputs of ``model`` for them.
+
+    Returns:
+        The largest relative error; 0 where the network cannot run in float64.
+    """
+    exact = copied(model).double()
+    largest = 0.0
+    with torch.no_grad():
+        for inputs, output in cases:
+            try:
+                wanted = exact(*(x.double() if x.is_floating_point() else x for x in inputs))
+            except RuntimeError:  # its code names a dtype
+                return 0.0
+            largest = max(largest, relative_error(output, wanted))
+    return largest
