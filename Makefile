@@ -19,7 +19,7 @@ demo: setup
 	$(ENV) $(BIN)/python benchmarks/demo.py --out demo
 
 test: setup lint types
-	$(ENV) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(ENV) $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-slow: setup
 	$(ENV) $(BIN)/python -m pytest -m slow

@@ -427,8 +427,8 @@ def test_giant_shows_its_block_whole_and_opened() -> None:
     opened = collect.block_graph(giant, "conv")
     assert opened.title == "What stands in the giant for conv"
     assert [(node.name, node.label, node.detail) for node in opened.nodes[1:]] == [
-        ("conv.stages.0.layer", "conv 1×1 3→12", "norm · PLT relu6"),
-        ("conv.stages.1.layer", "depthwise 3×3 12", "norm · PLT relu6"),
+        ("conv.stages.0.layer", "depthwise 3×3 3→12", "norm · PLT relu6"),
+        ("conv.stages.1.layer", "depthwise 1×1 12", "norm · PLT relu6"),
         ("conv.last", "conv 1×1 12→8", "norm"),
         ("conv.original", "conv 3×3 3→8", ""),
         ("add", "add", ""),
