@@ -328,6 +328,7 @@ def test_the_tools_do_not_chatter(
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+@pytest.mark.slow
 def test_mobilenet_v2_has_the_operators_of_its_own_export(path: Path, tmp_path: Path) -> None:
     torchvision = pytest.importorskip("torchvision")
     torch.manual_seed(0)

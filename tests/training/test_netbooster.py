@@ -87,6 +87,7 @@ train(build({MODEL!r}).model, TrainConfig(**{OPTIONS!r}), {str(output)!r}, on_ev
     return subprocess.run([sys.executable, "-c", script], env=os.environ, timeout=120, check=False).returncode
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits(dscnn: nn.Module, tmp_path: Path) -> None:
     killed, whole = tmp_path / "killed.pt", tmp_path / "whole.pt"
     assert killed_at(2 * STEPS + 3, killed) == -signal.SIGKILL  # in the second epoch of the ramp
