@@ -21,7 +21,6 @@ from nbcompile.exporters import format_of, input_sizes, read_layers
 from nbcompile.exporting import export
 from nbcompile.fusion import fuse
 from nbcompile.models import build, parse_input
-from nbcompile.passes.contract_sites import is_linear
 from nbcompile.passes.patterns import locate
 from nbcompile.structure import holding, skeleton
 from nbcompile.verification import Check, Verification, verify
@@ -87,7 +86,7 @@ def run_fuse(
     if not is_file(source):
         log.warning("'%s' is built without weights: this exports an untrained network", source)
     tiny = fuse(trained, force=force, verify_each=verify_each) if sites(trained) else trained.eval()
-    forced = force and not all(is_linear(block) for block in sites(trained).values())
+    forced = force and not all(block.linear for block in sites(trained).values())
     checked = verify(trained, tiny)
     checked.raise_on_failure(tolerated=("numbers",) if forced else ())
     results = [export(tiny, path) for path in outputs]

@@ -14,7 +14,6 @@ from nbcompile.core.numerics import relative_error
 from nbcompile.core.wrappers import copied, unwrap
 from nbcompile.expansion import put
 from nbcompile.passes import FUSE, PASSES, ContractSites, Pass
-from nbcompile.passes.contract_sites import is_linear
 from nbcompile.pipeline import run
 
 log = logging.getLogger("nbcompile")
@@ -52,7 +51,7 @@ def fuse(model: nn.Module, scope: Scope | None = None, *, force: bool = False, v
     tiny = copied(model).eval()
     if sites(tiny):
         _contract(tiny, force, verify_each)
-    if force and any(not is_linear(block) for block in sites(model).values()):
+    if force and any(not block.linear for block in sites(model).values()):
         _report_error(model, tiny)
     return _deploy_graph(tiny, None, verify_each) if scope == "all" else tiny
 

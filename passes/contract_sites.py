@@ -16,14 +16,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from nbcompile.core.algebra import AffineMap
-from nbcompile.core.blocks import Expanded, sites
+from nbcompile.core.blocks import SLOPE_ROUNDING, Expanded, sites
 from nbcompile.core.errors import PostconditionError, PreconditionError
 from nbcompile.core.graph import aliases
 from nbcompile.core.layers import LayerSpec
 from nbcompile.passes.base import Pass, PassResult
-
-SLOPE_ROUNDING = 1e-6
-"""How far from 1 a slope may be and count as 1: averaging classes blend 1.0 with 1.0 in float32 and round."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class ContractSites(Pass):
     def requires(self, gm: fx.GraphModule) -> None:
         """Finite parameters, and slopes of 1."""
         _require_finite(gm)
-        bent = {n: b for n, b in sites(gm).items() if not is_linear(b)}
+        bent = {n: b for n, b in sites(gm).items() if not b.linear}
         if bent and not self.force:
             raise PreconditionError(_bent(bent, len(sites(gm))))
 
@@ -58,11 +55,6 @@ class ContractSites(Pass):
         """No block is left."""
         if left := sites(gm):
             raise PostconditionError(f"{self.name}: blocks are left: {', '.join(left)}")
-
-
-def is_linear(block: Expanded) -> bool:
-    """Whether the block's slope is 1 (up to the rounding of averages)."""
-    return abs(1.0 - float(block.slope)) <= SLOPE_ROUNDING
 
 
 def _contracted(root: nn.Module, name: str, block: Expanded) -> nn.Module:

@@ -23,6 +23,9 @@ from nbcompile.core.layers import LayerSpec, Scale, lift, memory_format
 
 fx.wrap("linearised")  # a leaf for every tracer, so that a block can be traced into
 
+SLOPE_ROUNDING = 1e-6
+"""How far from 1 a slope may be and count as 1: averaging classes blend 1.0 with 1.0 in float32 and round."""
+
 KINDS = ("inverted-residual", "bottleneck", "basic")
 _NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
@@ -159,6 +162,11 @@ class Expanded(nn.Module):
             setattr(self, name, value)
         if memory_format(weight) is not torch.contiguous_format:
             self.to(memory_format=memory_format(weight))
+
+    @property
+    def linear(self) -> bool:
+        """Whether the slope is 1, up to the rounding of averages."""
+        return abs(1.0 - float(self.slope)) <= SLOPE_ROUNDING
 
     def forward(self, x: Tensor) -> Tensor:
         """As the layer it replaces."""
