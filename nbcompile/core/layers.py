@@ -7,12 +7,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils import parametrize
 
-from nbcompile.core.algebra import AffineMap, frozen_norm, per_channel
+from nbcompile.core.algebra import AffineMap, from_transposed_weight, frozen_norm, per_channel, to_transposed_weight
 
-CONVOLUTIONS: tuple[type[_ConvNd], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVOLUTIONS: tuple[type[_ConvNd], ...] = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
 _CLASSES: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in (*CONVOLUTIONS, nn.Linear)}
+_AXES = {cls.__name__: int(cls.__name__[-2]) for cls in CONVOLUTIONS}
 _FORWARDS = ("forward", "_conv_forward")
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -39,7 +44,7 @@ class LayerSpec:
     """The hyper-parameters of a convolution or linear layer, JSON-able.
 
     Attributes:
-        kind: ``Conv1d``, ``Conv2d``, ``Conv3d`` or ``Linear``.
+        kind: ``Conv1d``, ``Conv2d``, ``Conv3d``, ``ConvTranspose1d``, …, or ``Linear``.
         inputs: input channels or features.
         outputs: output channels or features.
         bias: whether it has one.
@@ -49,6 +54,7 @@ class LayerSpec:
         dilation: per spatial axis.
         groups: channel groups.
         padding_mode: as of ``nn.Conv2d``.
+        output_padding: per spatial axis of a transposed convolution, else empty.
     """
 
     kind: str
@@ -61,6 +67,7 @@ class LayerSpec:
     dilation: tuple[int, ...] = ()
     groups: int = 1
     padding_mode: str = "zeros"
+    output_padding: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, layer: nn.Module) -> "LayerSpec":
@@ -79,6 +86,7 @@ class LayerSpec:
             dilation=tuple(conv.dilation),
             groups=conv.groups,
             padding_mode=conv.padding_mode,
+            output_padding=tuple(conv.output_padding) if conv.transposed else (),
         )
 
     @classmethod
@@ -90,17 +98,20 @@ class LayerSpec:
         """
         fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
         spec = cls(**fields)
-        axes = int(spec.kind[4:-1]) if spec.kind in ("Conv1d", "Conv2d", "Conv3d") else 0
+        axes = _AXES.get(spec.kind, 0)
         sizes = (spec.inputs, spec.outputs, spec.groups, *spec.kernel, *spec.stride, *spec.dilation)
         pads = () if isinstance(spec.padding, str) else spec.padding
         if (
             spec.kind not in _CLASSES
             or {len(spec.kernel), len(spec.stride), len(spec.dilation)} != {axes}
+            or len(spec.output_padding) != (axes if spec.transposed else 0)
             or not (spec.padding in ("same", "valid") or len(pads) == axes)
             or any(type(n) is not int or n < 1 for n in sizes)
-            or any(type(n) is not int or n < 0 for n in pads)
+            or any(type(n) is not int or n < 0 for n in (*pads, *spec.output_padding))
             or type(spec.bias) is not bool
             or spec.padding_mode not in ("zeros", "reflect", "replicate", "circular")
+            or (spec.transposed and (isinstance(spec.padding, str) or spec.padding_mode != "zeros"))
+            or any(n >= max(spec.stride[i], spec.dilation[i]) for i, n in enumerate(spec.output_padding))
         ):
             raise ValueError(f"no layer is {str(spec)[:200]}")
         return spec
@@ -115,9 +126,14 @@ class LayerSpec:
         return len(self.kernel)
 
     @property
+    def transposed(self) -> bool:
+        """Whether it is a transposed convolution."""
+        return self.kind.startswith("ConvTranspose")
+
+    @property
     def pointwise(self) -> bool:
         """Whether it reads one input position per output position."""
-        return all(k == 1 for k in self.kernel)
+        return not self.transposed and all(k == 1 for k in self.kernel)
 
     @property
     def depthwise(self) -> bool:
@@ -126,7 +142,7 @@ class LayerSpec:
 
     @property
     def padding_sides(self) -> tuple[tuple[int, int], ...]:
-        """``(low, high)`` per spatial axis."""
+        """``(low, high)`` per spatial axis; what a transposed convolution crops."""
         if self.padding == "valid":
             return ((0, 0),) * self.axes
         if isinstance(self.padding, str):  # "same": what cannot be halved goes to the high side, as torch does
@@ -136,9 +152,11 @@ class LayerSpec:
 
     def build(self, like: Tensor | None = None) -> nn.Module:
         """A new layer with torch's own initialisation, on the device and in the dtype of ``like``."""
-        place: dict[str, Any] = {} if like is None else {"device": like.device, "dtype": like.dtype}
+        more: dict[str, Any] = {} if like is None else {"device": like.device, "dtype": like.dtype}
         if self.kind == "Linear":
-            return nn.Linear(self.inputs, self.outputs, bias=self.bias, **place)
+            return nn.Linear(self.inputs, self.outputs, bias=self.bias, **more)
+        if self.transposed:
+            more["output_padding"] = self.output_padding
         return cast(type[nn.Conv2d], _CLASSES[self.kind])(
             self.inputs,
             self.outputs,
@@ -149,7 +167,7 @@ class LayerSpec:
             groups=self.groups,
             bias=self.bias,
             padding_mode=cast(Any, self.padding_mode),
-            **place,
+            **more,
         )
 
 
@@ -169,7 +187,7 @@ def why_no_layer(module: nn.Module) -> str | None:
     base = next((cls for cls in _CLASSES.values() if isinstance(module, cls)), None)
     kind = type(module).__name__
     if base is None:
-        return f"it is a {kind}, not a Conv1d, Conv2d, Conv3d or Linear layer"
+        return f"it is a {kind}, not a convolution or linear layer"
     if any(getattr(type(module), name, None) is not getattr(base, name, None) for name in _FORWARDS):
         return f"its class {kind} computes something of its own"
     weight = module._parameters.get("weight")  # not module.weight, which is a proxy while fx traces
@@ -194,7 +212,8 @@ def lift(layer: nn.Module, dtype: torch.dtype, axes: int) -> AffineMap:
     """The affine map of a layer in eval mode.
 
     Args:
-        layer: a convolution, linear layer, batch norm or :class:`Scale`.
+        layer: a convolution, transposed or not, a linear layer, a batch or instance norm that normalises by its
+            running statistics, or a :class:`Scale`.
         dtype: of the map; float64 where the result is to be rounded once.
         axes: number of spatial axes of the feature maps.
     """
@@ -204,12 +223,24 @@ def lift(layer: nn.Module, dtype: torch.dtype, axes: int) -> AffineMap:
 
     if isinstance(layer, Scale):
         return per_channel(layer.weight.flatten().to(dtype), None, axes)
-    if isinstance(layer, _BatchNorm):
+    if isinstance(layer, _BatchNorm | _InstanceNorm):
         mean, var = cast(Tensor, layer.running_mean).to(dtype), cast(Tensor, layer.running_var).to(dtype)
         return frozen_norm(mean, var, cast_(layer.weight), cast_(layer.bias), layer.eps, axes)
     spec = LayerSpec.of(layer)
     weight, bias = cast(Tensor, layer.weight).to(dtype), cast_(cast(Tensor | None, layer.bias))
-    sides = spec.padding_sides
-    pads = any(low or high for low, high in sides)
-    mode = spec.padding_mode if pads else "zeros"
-    return AffineMap(weight, bias, spec.stride, sides, spec.dilation, spec.groups, mode)
+    return AffineMap(
+        weight=from_transposed_weight(weight, spec.groups) if spec.transposed else weight,
+        bias=bias,
+        stride=spec.stride,
+        padding=spec.padding_sides,
+        dilation=spec.dilation,
+        groups=spec.groups,
+        padding_mode=spec.padding_mode if any(low or high for low, high in spec.padding_sides) else "zeros",
+        transposed=spec.transposed,
+        output_padding=spec.output_padding,
+    )
+
+
+def stored(m: AffineMap) -> Tensor:
+    """The weight of ``m`` as torch's layer holds it."""
+    return to_transposed_weight(m.weight, m.groups) if m.transposed else m.weight

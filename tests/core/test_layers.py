@@ -6,13 +6,11 @@ import re
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from nbcompile.core.algebra import AffineMap
-from nbcompile.core.layers import LayerSpec, Scale, lift, memory_format, why_no_layer
+from nbcompile.core.layers import LayerSpec, Scale, lift, memory_format, stored, why_no_layer
+from tests.core.maps import run
 
-CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 SIZES = {1: (7,), 2: (7, 5), 3: (5, 4, 6)}
 
 LAYERS = [
@@ -24,17 +22,12 @@ LAYERS = [
     nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
     nn.Conv2d(4, 4, 3, padding=1, padding_mode="replicate"),
     nn.Conv3d(4, 6, (1, 2, 3), padding=(1, 0, 2), groups=2),
+    nn.ConvTranspose1d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2),
+    nn.ConvTranspose2d(4, 4, (2, 3), stride=(1, 3), dilation=(2, 1), output_padding=(1, 2), bias=False),
+    nn.ConvTranspose3d(4, 8, 2, stride=2, groups=4),
     nn.Linear(4, 6),
     nn.Linear(4, 6, bias=False),
 ]
-
-
-def run(m: AffineMap, x: Tensor) -> Tensor:
-    if not m.kernel:
-        return F.linear(x, m.weight, m.bias)
-    mode = "constant" if m.padding_mode == "zeros" else m.padding_mode
-    padded = F.pad(x, [side for pads in reversed(m.padding) for side in pads], mode)
-    return CONVOLVE[len(m.kernel)](padded, m.weight, m.bias, m.stride, 0, m.dilation, m.groups)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")  # torch about its own copy
@@ -47,7 +40,9 @@ def test_a_layer_is_its_spec_and_its_map(layer: nn.Module) -> None:
     assert str(rebuilt) == str(layer)
     x = torch.randn(2, *((4, *SIZES[spec.axes]) if spec.axes else (7, 4)), dtype=torch.float64)
     layer.double()
-    torch.testing.assert_close(run(lift(layer, torch.float64, spec.axes), x), layer(x), rtol=0, atol=1e-12)
+    m = lift(layer, torch.float64, spec.axes)
+    torch.testing.assert_close(run(m, x), layer(x), rtol=0, atol=1e-12)
+    assert torch.equal(stored(m), layer.get_parameter("weight"))
     assert rebuilt(x.float()).shape == layer(x).shape
 
 
@@ -60,7 +55,10 @@ def test_norms_and_scales_lift(axes: int) -> None:
     scale = Scale(4, axes).double()
     nn.init.normal_(scale.weight)
     bare = type(norm)(4, affine=False).double()
-    for module in (norm.eval(), bare.eval(), scale):
+    each = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}[axes]
+    instance = each(4, eps=1e-2, affine=True, track_running_stats=True).double()
+    instance.load_state_dict(norm.state_dict())
+    for module in (norm.eval(), bare.eval(), instance.eval(), scale):
         torch.testing.assert_close(run(lift(module, torch.float64, axes), x), module(x), rtol=0, atol=1e-12)
 
 
@@ -79,6 +77,31 @@ def test_what_a_spec_says_of_its_kind() -> None:
     assert (point.pointwise, deep.pointwise, linear.pointwise) == (True, False, True)
     assert (point.depthwise, deep.depthwise, single.depthwise, linear.depthwise) == (False, True, False, False)
     assert (point.axes, linear.axes) == (2, 0)
+    up = LayerSpec.of(nn.ConvTranspose2d(4, 8, 1, stride=2))
+    assert (up.transposed, up.pointwise, point.transposed, linear.transposed) == (True, False, False, False)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"kind": "ConvTranspose4d"},
+        {"kind": "Conv2d"},
+        {"output_padding": []},
+        {"output_padding": [1]},
+        {"output_padding": [1, -1]},
+        {"output_padding": [1, 1.0]},
+        {"output_padding": [2, 1]},
+        {"output_padding": 1},
+        {"padding": "same"},
+        {"padding_mode": "reflect"},
+        {"kernel": [3]},
+    ],
+)
+def test_a_record_of_no_transposed_layer_is_refused(lie: dict[str, object]) -> None:
+    honest = LayerSpec.of(nn.ConvTranspose2d(4, 8, 3, stride=2, output_padding=1)).to_json()
+    assert LayerSpec.from_json(honest).build().get_parameter("weight").shape == (4, 8, 3, 3)
+    with pytest.raises((ValueError, TypeError)):
+        LayerSpec.from_json(honest | lie)
 
 
 class OwnForward(nn.Conv2d):
@@ -105,7 +128,8 @@ def whole_numbers() -> nn.Module:
 @pytest.mark.parametrize(
     ("module", "reason"),
     [
-        (nn.ConvTranspose2d(2, 2, 3), "it is a ConvTranspose2d, not a Conv1d, Conv2d, Conv3d or Linear layer"),
+        (nn.Bilinear(2, 2, 3), "it is a Bilinear, not a convolution or linear layer"),
+        (nn.ConvTranspose2d(2, 2, 3), None),
         (OwnForward(2, 2, 1), "its class OwnForward computes something of its own"),
         (
             parametrizations.weight_norm(nn.Conv2d(2, 2, 1)),

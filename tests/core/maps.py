@@ -1,0 +1,157 @@
+"""Affine maps for tests: drawn at random, and run by torch's own operators."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import product
+from math import gcd
+from typing import TypeVar
+
+import hypothesis.strategies as st
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nbcompile.core.algebra import AffineMap, NotExact, to_transposed_weight
+
+T = TypeVar("T")
+MODES = ("zeros", "reflect", "replicate", "circular")
+CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+SPREAD = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+LARGEST = {1: 5, 2: 5, 3: 3}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a map."""
+
+    kernel: int
+    stride: int = 1
+    padding: tuple[int, int] = (0, 0)
+    dilation: int = 1
+
+    @property
+    def reach(self) -> int:
+        return self.dilation * (self.kernel - 1)
+
+
+ONE = [Axis(1)]
+THREE = [Axis(3)]
+SAME = [Axis(3, padding=(1, 1))]
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def make(
+    inputs: int, outputs: int, axes: list[Axis], groups: int = 1, bias: bool = True, mode: str = "zeros"
+) -> AffineMap:
+    return AffineMap(
+        weight=normal(outputs, inputs // groups, *(a.kernel for a in axes)),
+        bias=normal(outputs) if bias else None,
+        stride=tuple(a.stride for a in axes),
+        padding=tuple(a.padding for a in axes),
+        dilation=tuple(a.dilation for a in axes),
+        groups=groups,
+        padding_mode=mode if any(any(a.padding) for a in axes) else "zeros",
+    )
+
+
+def filled(m: AffineMap, value: Tensor) -> AffineMap:
+    """The map with ``value`` where it pads with zeros."""
+    return replace(m, pad_value=value if m.pads and m.padding_mode == "zeros" else None)
+
+
+def transposed(m: AffineMap, beyond: tuple[int, ...] | None = None) -> AffineMap:
+    """The transposed map of the same numbers."""
+    beyond = (0,) * len(m.kernel) if beyond is None else beyond
+    return replace(m, transposed=True, padding_mode="zeros", output_padding=beyond)
+
+
+def run(m: AffineMap, x: Tensor) -> Tensor:
+    """The map by torch's own operators."""
+    if not m.kernel:
+        return F.linear(x, m.weight, m.bias)
+    axes = len(m.kernel)
+    if m.transposed:
+        y = SPREAD[axes](x, to_transposed_weight(m.weight, m.groups), None, m.stride, 0, 0, m.groups, m.dilation)
+        crops = [(-low, more - high) for (low, high), more in zip(m.padding, m.output_padding, strict=True)]
+        y = F.pad(y, [side for sides in reversed(crops) for side in sides])
+        return y if m.bias is None else y + m.bias.reshape(-1, *(1,) * axes)
+    sides = [side for pads in reversed(m.padding) for side in pads]
+    padded = F.pad(x, sides, "constant" if m.padding_mode == "zeros" else m.padding_mode)
+    if m.pad_value is not None:
+        outside = 1 - F.pad(torch.ones_like(x), sides)
+        padded = padded + outside * m.pad_value.to(x.dtype).reshape(-1, *(1,) * axes)
+    return CONVOLVE[axes](padded, m.weight, m.bias, m.stride, 0, m.dilation, m.groups)
+
+
+def run_all(chain: tuple[AffineMap, ...], x: Tensor) -> Tensor:
+    for m in chain:
+        x = run(m, x)
+    return x
+
+
+def size_after(m: AffineMap, size: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Spatial size of the output, or None where torch refuses the input."""
+    if m.pads:
+        for n, (low, high) in zip(size, m.padding, strict=True):
+            most = {"reflect": n - 1, "circular": n}.get(m.padding_mode, max(low, high))
+            if max(low, high) > most:
+                return None
+    after = m.geometry.sizes(size)
+    return after if all(n > 0 for n in after) else None
+
+
+def attempt(merge: Callable[[], T]) -> T | str:
+    """What ``merge`` gives, or why it refuses."""
+    try:
+        return merge()
+    except NotExact as refusal:
+        return str(refusal)
+
+
+def inputs_of(m: AffineMap) -> int:
+    return m.weight.shape[1] * m.groups
+
+
+def error(found: Tensor, wanted: Tensor) -> float:
+    assert found.shape == wanted.shape
+    worst, scale = float((found - wanted).abs().max()), float(wanted.abs().max())
+    return worst / scale if scale else worst
+
+
+def runs_at(chain: tuple[AffineMap, ...], size: tuple[int, ...]) -> bool:
+    reached: tuple[int, ...] | None = size
+    for m in chain:
+        reached = None if reached is None else size_after(m, reached)
+    return reached is not None
+
+
+def fitting(*chains: tuple[AffineMap, ...]) -> list[tuple[int, ...]]:
+    """The sizes of 1 to 9 that every chain takes."""
+    everywhere = product(range(1, 10), repeat=len(chains[0][0].kernel))
+    return [size for size in everywhere if all(runs_at(chain, size) for chain in chains)]
+
+
+def compare(whole: AffineMap, chain: tuple[AffineMap, ...], size: tuple[int, ...]) -> None:
+    x = normal(2, inputs_of(chain[0]), *size)
+    assert error(run(whole, x), run_all(chain, x)) < 1e-12
+
+
+@st.composite
+def axis_of(draw: st.DrawFn, largest: int, pads: bool) -> Axis:
+    sides = st.integers(0, 2)
+    return Axis(
+        draw(st.integers(1, largest)),
+        draw(st.sampled_from((1, 1, 2, 3))),
+        (draw(sides), draw(sides)) if pads else (0, 0),
+        draw(st.sampled_from((1, 1, 2, 3))),
+    )
+
+
+@st.composite
+def maps(draw: st.DrawFn, axes: int, inputs: int, outputs: int, pads: bool, mode: str) -> AffineMap:
+    groups = draw(st.sampled_from([g for g in (1, 2, 3, 6) if gcd(inputs, outputs) % g == 0]))
+    shape = [draw(axis_of(LARGEST[axes], pads)) for _ in range(axes)]
+    return make(inputs, outputs, shape, groups, draw(st.booleans()), mode)
