@@ -1,26 +1,27 @@
 """``expand``: the user's network with expansion blocks in it, of the user's own class."""
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from fnmatch import fnmatchcase
-from functools import partial
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from nbcompile.core.blocks import Expanded, sites
-from nbcompile.core.capture import capture
+from nbcompile.core.blocks import sites
+from nbcompile.core.capture import capture, opaque, tensors_of
 from nbcompile.core.description import describe
 from nbcompile.core.errors import CaptureError, PreconditionError
 from nbcompile.core.example import ExampleInput, Inputs, Origin, inputs_for, origin_of, remember, specs
 from nbcompile.core.graph import aliases, calls
 from nbcompile.core.layers import CONVOLUTIONS
-from nbcompile.core.observe import observe
+from nbcompile.core.observe import is_observed, observe
+from nbcompile.core.pieces import Piece, pieces
 from nbcompile.core.wrappers import copied, unwrap
 from nbcompile.passes import ExpandSites
 from nbcompile.passes.select import named
 from nbcompile.pipeline import run
+from nbcompile.probing import LayerNeededError, probe
 
 log = logging.getLogger("nbcompile")
 
@@ -40,10 +41,12 @@ def expand(
 
     Args:
         model: any module; it is not changed. Wrappers (DDP, ``torch.compile``) are seen through.
-        example_input: what ``forward`` takes: a tensor, or several; the first dimension is the batch. May be left out
-            where the model remembers it.
+        example_input: what ``forward`` takes: a tensor, or several; the first dimension is the batch. A list of tensors
+            as one input (a detector's images) stands inside: ``([image, image],)``. May be left out where the model
+            remembers it.
         where: which candidates: ``uniform:F``, ``first:N``, ``middle:N``, ``last:N``, ``all``; or a list of names
-            and globs, which may name any convolution or linear layer.
+            and globs, which may name any convolution or linear layer. A rule passes over layers that cannot be
+            expanded; to name one is an error.
         block: ``inverted-residual``, ``bottleneck`` or ``basic``; a linear layer always becomes two.
         ratio: hidden width over the layer's *input* channels, >= 1.
         preserve: keep each original layer as a parallel branch: outputs are the model's own at first, so a *trained*
@@ -57,7 +60,7 @@ def expand(
         The giant: same class, same mode, same keys outside the sites.
 
     Raises:
-        CaptureError: if the model cannot be traced and ``where`` names no layers.
+        CaptureError: if a child has a name that graphs need for themselves.
         PreconditionError: if a layer cannot be expanded; it is named.
         UsageError: if the options do not fit; candidates are listed.
 
@@ -66,20 +69,31 @@ def expand(
     model = unwrap(model)
     inputs = inputs_for(model, example_input, who="expand")
     expander = ExpandSites(where, block, ratio, preserve, pad_first)
-    giant = copied(model)
-    gm = _graph(giant, inputs, where)
-    _require_called(giant, gm, named(where) or [])
-    layers = dict(gm.named_modules())
-    (result,) = run((expander,), gm, inputs if verify_each and preserve else None)
-    for name in result.rewritten:
-        put(giant, layers[name], gm.get_submodule(name))
-    _probe(giant, model, inputs, {name: len(calls(gm)[gm.get_submodule(name)]) for name in result.rewritten})
+    while True:
+        try:
+            giant, gm = _expanded(model, inputs, expander, inputs if verify_each and preserve else None)
+            break
+        except LayerNeededError as refusal:
+            if named(where) is not None or refusal.layer in expander.spared:
+                raise
+            expander = replace(expander, spared=expander.spared | {refusal.layer})  # a rule goes on without it
     known = origin_of(model)
     origin = Origin(specs(inputs), known.model if known else None, known.preprocessing if known else {})
     remember(giant, origin)
-    next(iter(sites(giant).values())).attach_record({"model": describe(giant, gm, origin)})
+    next(iter(sites(giant).values())).attach_record({"model": describe(giant, _whole(giant, gm, inputs), origin)})
     _tell(giant)
     return giant
+
+
+def candidates(model: nn.Module, example_input: ExampleInput | None = None) -> tuple[str, tuple[str, ...]]:
+    """The layers that the rules of ``where`` choose from, in graph order, and the pattern that found them.
+
+    Args:
+        model: left as it is.
+        example_input: as of :func:`expand`.
+    """
+    gm, parts = _graph(copied(unwrap(model)), inputs_for(model, example_input, who="inspect"))
+    return ExpandSites(parts=parts).candidates(gm)
 
 
 def put(tree: nn.Module, old: nn.Module, new: nn.Module) -> None:
@@ -88,13 +102,39 @@ def put(tree: nn.Module, old: nn.Module, new: nn.Module) -> None:
         tree.set_submodule(name, new)
 
 
-def _graph(giant: nn.Module, inputs: Inputs, where: str | Sequence[str]) -> fx.GraphModule:
-    try:
-        return capture(giant, len(inputs))
-    except CaptureError:
-        if named(where) is None:
-            raise
-        return observe(giant, inputs)
+def _expanded(
+    model: nn.Module, inputs: Inputs, expander: ExpandSites, verify: Inputs | None
+) -> tuple[nn.Module, fx.GraphModule]:
+    """A giant made from a copy of ``model``, and the graph in which its sites were found."""
+    giant = copied(model)
+    gm, parts = _graph(giant, inputs)
+    _require_called(giant, gm, named(expander.where) or [])
+    layers = dict(gm.named_modules())
+    (result,) = run((replace(expander, parts=parts),), gm, verify)
+    for name in result.rewritten:
+        put(giant, layers[name], gm.get_submodule(name))
+    probe(giant, model, inputs, {name: len(calls(gm)[gm.get_submodule(name)]) for name in result.rewritten})
+    return giant, gm
+
+
+def _graph(giant: nn.Module, inputs: Inputs) -> tuple[fx.GraphModule, tuple[Piece, ...]]:
+    """The captured graph; where that hides a tensor or cannot be had, the graph of one run, and the pieces."""
+    with suppress(CaptureError):
+        gm = capture(giant, len(inputs))
+        if not any(True for module in opaque(gm).values() for _ in tensors_of(module)):
+            return gm, ()
+    gm = observe(giant, inputs)
+    with suppress(CaptureError):
+        return gm, pieces(giant, inputs)
+    return gm, ()
+
+
+def _whole(giant: nn.Module, gm: fx.GraphModule, inputs: Inputs) -> fx.GraphModule:
+    """The graph for the record: what was observed in one run is not the model."""
+    if is_observed(gm):
+        with suppress(CaptureError):
+            return capture(giant, len(inputs))
+    return gm
 
 
 def _require_called(giant: nn.Module, gm: fx.GraphModule, patterns: Sequence[str]) -> None:
@@ -116,68 +156,6 @@ def _require_called(giant: nn.Module, gm: fx.GraphModule, patterns: Sequence[str
             "it is not reached by the example input in eval mode",
         )
         raise PreconditionError(f"expand: '{found[0]}' cannot be expanded: {why}; name other layers with where=[...]")
-
-
-def _probe(giant: nn.Module, model: nn.Module, inputs: Inputs, wanted: dict[str, int]) -> None:
-    """Run a copy in eval and train mode: every block must be called as often as its layer was, and none for a weight.
-
-    Args:
-        giant: what ``expand`` made.
-        model: what it was made from: where that does not run either, nothing can be learnt.
-        inputs: of the user.
-        wanted: how often the eval graph calls each site.
-    """
-    for training in (False, True):
-        probe = copied(giant).train(training)
-        reached: Counter[str] = Counter()
-        batch = _twice(inputs) if training else inputs
-        for site, block in sites(probe).items():  # no hooks: torch's transformer layers take another path with them
-            object.__setattr__(block, "forward", partial(_noting, reached, site, block.forward))
-        failure = _failure(probe, batch)
-        if failure is not None:
-            if name := _weightless(failure, probe):
-                raise PreconditionError(
-                    f"expand: '{name}' cannot be expanded: other code reads its weight directly "
-                    f"({failure}); name other layers with where=[...]"
-                ) from failure
-            if _failure(copied(model).train(training), batch) is None:
-                raise PreconditionError(f"expand: the giant does not run on the example input: {failure}") from failure
-        elif not training and (missed := [name for name, count in wanted.items() if reached[name] != count]):
-            raise PreconditionError(
-                f"expand: '{missed[0]}' was replaced, but the model still calls the old layer (it is kept somewhere "
-                "outside the module tree); name other layers with where=[...]"
-            )
-
-
-def _noting(reached: Counter[str], name: str, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    reached[name] += 1
-    return forward(x)
-
-
-def _twice(inputs: Inputs) -> Inputs:
-    """The batch twice over: batch statistics need more than one value."""
-    return tuple(torch.cat([x, x]) if x.ndim else x for x in inputs)
-
-
-def _failure(model: nn.Module, inputs: Inputs) -> Exception | None:
-    """What the model raises on ``inputs``."""
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            model(*inputs)
-    except Exception as error:
-        return error
-    return None
-
-
-def _weightless(error: Exception, giant: nn.Module) -> str | None:
-    """The block whose missing attribute made ``error``, if one did."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    asked = frame.tb_frame.f_locals.get("self") if frame is not None else None
-    if not isinstance(error, AttributeError) or not isinstance(asked, Expanded):
-        return None
-    return next(name for name, block in sites(giant).items() if block is asked)
 
 
 def _tell(giant: nn.Module) -> None:

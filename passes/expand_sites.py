@@ -9,10 +9,9 @@ by an activation that cannot be linearised.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
-from torch import fx, nn
-from torch.nn import functional as F
+from torch import fx
 
 from nbcompile.core.activations import KNOWN, Activation
 from nbcompile.core.blocks import KINDS, Expanded, SiteSpec, sites
@@ -31,17 +30,11 @@ from nbcompile.core.graph import (
     tied_to,
 )
 from nbcompile.core.layers import LayerSpec, why_no_layer
-from nbcompile.core.observe import is_observed
+from nbcompile.core.pieces import Piece
+from nbcompile.passes.absorb import absorbers
 from nbcompile.passes.base import Pass, PassResult
 from nbcompile.passes.patterns import locate
-from nbcompile.passes.select import select
-
-_SYNC_OR_CALL = (nn.SyncBatchNorm, type(None))  # F.batch_norm is no module
-_NORMS = {
-    1: (nn.BatchNorm1d, *_SYNC_OR_CALL),
-    2: (nn.BatchNorm2d, *_SYNC_OR_CALL),
-    3: (nn.BatchNorm3d, *_SYNC_OR_CALL),
-}
+from nbcompile.passes.select import named, select
 
 
 @dataclass(frozen=True)
@@ -54,6 +47,8 @@ class ExpandSites(Pass):
         ratio: hidden width over the layer's input channels, >= 1.
         preserve: keep the original layer as a parallel branch; the function is unchanged at first.
         pad_first: see :class:`nbcompile.core.blocks.SiteSpec`.
+        parts: the pieces of the model, where the graph shows only one run of it.
+        spared: names of layers that are no candidates, for a reason that the graph does not show.
     """
 
     name: ClassVar[str] = "expand-sites"
@@ -63,6 +58,8 @@ class ExpandSites(Pass):
     ratio: int = 6
     preserve: bool = False
     pad_first: bool = False
+    parts: tuple[Piece, ...] = ()
+    spared: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if self.block not in KINDS:
@@ -81,10 +78,13 @@ class ExpandSites(Pass):
 
     def call(self, gm: fx.GraphModule) -> PassResult:
         """Replace the chosen layers."""
-        pattern, found = locate(gm)
-        candidates = [str(node.target) for node in found]
-        layers = dict.fromkeys(str(node.target) for node in gm.graph.nodes if layer_of(gm, node) is not None)
         nodes = calls(gm)
+        layers = _layers(gm)
+        pattern, candidates = self.candidates(gm)
+        if layers and not candidates and named(self.where) is None:
+            first = next(iter(layers))
+            reason = self._why_not(gm, first, nodes[gm.get_submodule(first)])
+            raise PreconditionError(f"{self.name}: no layer of this network can be expanded; not '{first}': {reason}")
         chosen = select(self.where, candidates, list(layers))
         specs = [
             self._spec(gm, name, nodes[gm.get_submodule(name)], pattern if name in candidates else "named")
@@ -97,6 +97,12 @@ class ExpandSites(Pass):
                 gm.set_submodule(alias, block)
         return PassResult(gm, tuple(spec.name for spec in specs))
 
+    def candidates(self, gm: fx.GraphModule) -> tuple[str, tuple[str, ...]]:
+        """The pattern that finds layers that can be expanded, and their names."""
+        nodes, names = calls(gm), {gm.get_submodule(name): name for name in reversed(_layers(gm))}
+        pattern, found = locate(gm, lambda layer: self._why_not(gm, names[layer], nodes[layer]) is None)
+        return pattern, tuple(str(node.target) for node in found)
+
     def ensures(self, gm: fx.GraphModule) -> None:
         """Every call of a block is a call of what was a layer."""
         for node in gm.graph.nodes:
@@ -105,29 +111,14 @@ class ExpandSites(Pass):
                 raise PostconditionError(f"{self.name}: block '{node.target}' has {len(node.all_input_nodes)} inputs")
 
     def _spec(self, gm: fx.GraphModule, name: str, nodes: list[fx.Node], pattern: str) -> SiteSpec:
-        layer = gm.get_submodule(name)
-        if reason := why_no_layer(layer):
+        if reason := self._why_not(gm, name, nodes):
             raise PreconditionError(f"{self.name}: '{name}' cannot be expanded: {reason}")
-        if other := tied_to(gm, layer):
-            raise PreconditionError(
-                f"{self.name}: '{name}' cannot be expanded: it shares a parameter with '{other}', which would part them"
-            )
-        if read_directly(gm, layer):
-            raise PreconditionError(
-                f"{self.name}: '{name}' cannot be expanded: other code reads its weight directly; "
-                "name other layers with where=[...]"
-            )
-        spec = LayerSpec.of(layer)
-        if not self.preserve and not any(p.requires_grad for p in layer.parameters()):
-            raise PreconditionError(
-                f"{self.name}: '{name}' cannot be expanded: it is frozen, so its block would stay random; unfreeze it, "
-                "or keep it with preserve=True"
-            )
-        absorbers = _absorbers(gm, spec, nodes)
+        spec = LayerSpec.of(gm.get_submodule(name))
+        taken_by = absorbers(gm, spec, nodes, self.parts)
         beside = (norm_of(gm, reader) for node in nodes for reader in readers(node))
         norm = next((n for n in beside if n), Norm(False))
         inner = "norm" if norm.batch and spec.axes else "bias"
-        if not spec.bias and not absorbers:
+        if not spec.bias and not taken_by:
             inner = "scale"
         return SiteSpec(
             name=name,
@@ -135,15 +126,38 @@ class ExpandSites(Pass):
             block=self.block,
             ratio=self.ratio,
             preserve=self.preserve,
-            activation=_activation(gm, name, nodes),
+            activation=cast(Activation, _activation(gm, nodes)),
             inner=inner,
             eps=norm.eps,
             momentum=norm.momentum,
             sync=norm.sync,
             pad_first=self.pad_first,
-            absorbers=() if spec.bias else absorbers,
+            absorbers=() if spec.bias else taken_by,
             pattern=pattern,
         )
+
+    def _why_not(self, gm: fx.GraphModule, name: str, nodes: list[fx.Node]) -> str | None:
+        """Why the layer called ``name`` cannot be expanded, or None."""
+        layer = gm.get_submodule(name)
+        if reason := why_no_layer(layer):
+            return reason
+        if name in self.spared:
+            return "other code needs the layer itself"
+        if any(len(node.args) + len(node.kwargs) != 1 for node in nodes):
+            return "it is called with an output size, which its block does not take"
+        if other := tied_to(gm, layer):
+            return f"it shares a parameter with '{other}', which would part them"
+        if read_directly(gm, layer):
+            return "other code reads its weight directly; name other layers with where=[...]"
+        if not self.preserve and not any(p.requires_grad for p in layer.parameters()):
+            return "it is frozen, so its block would stay random; unfreeze it, or keep it with preserve=True"
+        activation = _activation(gm, nodes)
+        return activation if isinstance(activation, str) else None
+
+
+def _layers(gm: fx.GraphModule) -> dict[str, None]:
+    """Names that layers are called by, in graph order."""
+    return dict.fromkeys(str(node.target) for node in gm.graph.nodes if layer_of(gm, node) is not None)
 
 
 def _unique(gm: fx.GraphModule, names: Sequence[str]) -> list[str]:
@@ -151,55 +165,19 @@ def _unique(gm: fx.GraphModule, names: Sequence[str]) -> list[str]:
     return list({gm.get_submodule(name): name for name in reversed(names)}.values())[::-1]
 
 
-def _absorbers(gm: fx.GraphModule, spec: LayerSpec, nodes: list[fx.Node]) -> tuple[str, ...]:
-    """Keys of the running means that can take the layer's shift: all its readers' are, and only theirs; else none.
+def _activation(gm: fx.GraphModule, nodes: list[fx.Node]) -> Activation | str:
+    """The nearest activation that follows; for a last layer, the nearest before; in a network without any, ReLU.
 
-    None either for a linear layer (behind more than one leading dimension a norm normalises another axis), and where
-    the graph shows only one of the paths that the model can take.
+    A sentence where it cannot be linearised.
     """
-    if not spec.axes or is_observed(gm):
-        return ()
-    own = set(nodes)
-    buffers = dict(gm.named_buffers(remove_duplicate=False))
-    keys: dict[str, None] = {}
-    for node in nodes:
-        for reader in readers(node):
-            norm = norm_of(gm, reader)
-            if norm is None or norm.running_mean is None or reader.all_input_nodes[0] is not node:
-                return ()
-            mean = buffers.get(norm.running_mean)
-            if (
-                mean is None
-                or mean.shape != (spec.outputs,)
-                or not isinstance(module_of(gm, reader), _NORMS[spec.axes])
-            ):
-                return ()
-            keys[norm.running_mean] = None
-    for node in gm.graph.nodes:
-        norm = norm_of(gm, node)
-        if norm and norm.running_mean in keys and node.all_input_nodes[0] not in own:
-            return ()
-        read = buffers.get(str(node.target)) if node.op == "get_attr" else None
-        if any(read is buffers[key] for key in keys) and _read_elsewhere(node, own):
-            return ()
-    return tuple(keys)
-
-
-def _read_elsewhere(buffer: fx.Node, sources: set[fx.Node]) -> bool:
-    """Whether something reads ``buffer`` that is no norm right behind one of ``sources``."""
-    return any(user.target is not F.batch_norm or user.all_input_nodes[0] not in sources for user in buffer.users)
-
-
-def _activation(gm: fx.GraphModule, name: str, nodes: list[fx.Node]) -> Activation:
-    """The nearest activation that follows; for a last layer, the nearest before; in a network without any, ReLU."""
     for up in (False, True):
         for node in downstream(nodes, up=up):
             activation = activation_of(gm, node)
             if isinstance(activation, str):
-                raise PreconditionError(
-                    f"expand-sites: '{name}' cannot be expanded: the activation beside it, '{node.target}' "
-                    f"({activation}), cannot be linearised by PLT, which knows {KNOWN}; "
-                    "name other layers with where=[...]"
+                place = node.target if isinstance(node.target, str) else node.name
+                return (
+                    f"the activation beside it, '{place}' ({activation}), cannot be linearised by PLT, which "
+                    f"knows {KNOWN}; name other layers with where=[...]"
                 )
             if activation is not None:
                 return activation

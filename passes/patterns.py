@@ -6,11 +6,13 @@ marks an optional step. Steps see through identities, dropout and calls for shap
     pointwise, depthwise, spatial           a convolution of kernel 1, of one filter a channel, of kernel over 1
     mix                                     a linear layer or a pointwise convolution
     widening                                a pointwise layer with more outputs than inputs
-    conv                                    any convolution
+    conv, linear                            any convolution, any linear layer
     norm, act                               a normalisation; an activation
     gate                                    a product with a function of itself (squeeze and excitation)
     end                                     no activation follows
     sum                                     added to a shortcut from before the first layer
+
+The first rows are the places of the paper; the last four find something in every network that has a layer.
 
 Source: NetBooster (arXiv 2306.13586) sec. 4.1 (first pointwise layer of inverted residuals), App. A (first layer of
 ResNet blocks, first linear layer of FFNs).
@@ -19,7 +21,7 @@ ResNet blocks, first linear layer of FFNs).
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import fx
+from torch import fx, nn
 
 from nbcompile.core.graph import ADDS, MULS, activation_of, after, downstream, layer_of, norm_of, readers, settled
 from nbcompile.core.layers import LayerSpec, why_no_layer
@@ -55,20 +57,28 @@ PATTERNS = (
     Pattern("residual-basic", "spatial norm act spatial norm? gate? sum"),
     Pattern("ffn", "mix act mix sum"),
     Pattern("conv-norm-act", "conv norm act"),
+    Pattern("conv-act", "conv act"),
+    Pattern("linear-act", "linear act"),
+    Pattern("conv", "conv"),
+    Pattern("linear", "linear"),
 )
 
 
-def locate(gm: fx.GraphModule) -> tuple[str, tuple[Node, ...]]:
+def locate(gm: fx.GraphModule, fits: Callable[[nn.Module], bool] = lambda _: True) -> tuple[str, tuple[Node, ...]]:
     """The candidates: all matches of the first pattern in the table that matches anywhere.
+
+    Args:
+        gm: the graph.
+        fits: whether a layer can be expanded; one that cannot is no candidate.
 
     Returns:
         The pattern's name and the matching nodes in graph order, each layer once; ``("", ())`` where none matches.
     """
     for pattern in PATTERNS:
-        found: dict[object, Node] = {}
+        found: dict[nn.Module, Node] = {}
         for node in gm.graph.nodes:
             layer = layer_of(gm, node)
-            if layer is not None and layer not in found and pattern.matches(gm, node):
+            if layer is not None and layer not in found and pattern.matches(gm, node) and fits(layer):
                 found[layer] = node
         if found:
             return pattern.name, tuple(found.values())
@@ -86,6 +96,8 @@ def _is_layer(kind: str) -> Callable[[fx.GraphModule, Node], bool]:
                 return spec.pointwise
             case "conv":
                 return spec.kind != "Linear"
+            case "linear":
+                return spec.kind == "Linear"
             case "pointwise":
                 return spec.kind != "Linear" and spec.pointwise
             case "widening":
@@ -142,6 +154,8 @@ def _sum(gm: fx.GraphModule, here: Node, start: Node) -> Node | None:
         if there.target in ADDS and len(there.all_input_nodes) == 2:
             other = next(n for n in there.all_input_nodes if n is not settled(gm, here))
             return there if other in before or _hangs_on(other, before) else None
+        if there.target in MULS and before.intersection(there.all_input_nodes):
+            return None  # a gate: the layers compute a factor and no summand
         here = there
     return None
 
@@ -159,7 +173,7 @@ def _hangs_on(node: Node, before: set[Node]) -> bool:
 
 
 _STEPS: dict[str, Step] = {
-    **{kind: _layer(kind) for kind in ("pointwise", "depthwise", "spatial", "mix", "conv", "widening")},
+    **{kind: _layer(kind) for kind in ("pointwise", "depthwise", "spatial", "mix", "conv", "linear", "widening")},
     "norm": _norm,
     "act": _act,
     "gate": _gate,

@@ -12,7 +12,7 @@ import nbcompile
 from nbcompile import zoo
 from nbcompile.core.blocks import sites
 from nbcompile.core.cost import cost
-from nbcompile.core.errors import CaptureError, PreconditionError, UsageError
+from nbcompile.core.errors import PreconditionError, UsageError
 from nbcompile.core.example import origin_of
 from nbcompile.core.numerics import relative_error
 from nbcompile.testing import scramble_
@@ -350,15 +350,6 @@ def test_refuses_a_giant_and_a_model_that_cannot_be_copied() -> None:
         PreconditionError, match="InvertedResidualNet cannot be copied: Only Tensors created explicitly"
     ):
         nbcompile.expand(model, torch.randn(1, 1, 8, 8))
-
-
-def test_a_model_that_cannot_be_traced_says_where() -> None:
-    message = (
-        r"Awkward cannot be traced into a graph: .*test_expansion\.py:\d+ in forward: TraceError: .*where=\[\.\.\.\]"
-    )
-    for where in ("uniform:0.5", "all"):
-        with pytest.raises(CaptureError, match=message):
-            nbcompile.expand(Awkward("branches"), X, where=where)
 
 
 def test_a_model_that_cannot_be_traced_is_expanded_at_named_layers() -> None:

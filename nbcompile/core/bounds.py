@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from nbcompile.core.errors import CheckpointError
-from nbcompile.core.example import TensorSpec
 
 MAX_ELEMENTS = 2**28
 MAX_BYTES = 2**35
@@ -103,7 +103,7 @@ class _Runner(fx.Interpreter):
         return result
 
 
-def check_bounds(gm: fx.GraphModule, inputs: tuple[TensorSpec, ...]) -> None:
+def check_bounds(gm: fx.GraphModule, inputs: tuple[Any, ...]) -> None:
     """Prove that ``gm``, itself on ``meta``, runs on its inputs and allocates nothing absurd.
 
     Raises:
@@ -115,7 +115,9 @@ def check_bounds(gm: fx.GraphModule, inputs: tuple[TensorSpec, ...]) -> None:
     dtype = next((p.dtype for p in gm.parameters() if p.is_floating_point()), None)
     try:
         with bounded(MAX_TENSORS):
-            values = [torch.empty(s.shape, dtype=(s.dtype.is_floating_point and dtype) or s.dtype) for s in inputs]
+            values = tree_map(
+                lambda s: torch.empty(s.shape, dtype=(s.dtype.is_floating_point and dtype) or s.dtype), list(inputs)
+            )
             _Runner(gm).run(*values)
     except CheckpointError:
         raise

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
 
 from nbcompile.core.errors import PreconditionError, UsageError
 from nbcompile.core.example import ExampleInput, inputs_for
@@ -128,7 +129,8 @@ def cost(model: nn.Module, example_input: ExampleInput | None = None) -> Cost:
 
     Args:
         model: any module; its parameters may live on any device, ``meta`` included.
-        example_input: one tensor or a tuple of them, batch first; None where the model remembers it.
+        example_input: one tensor or a tuple of them, batch first; None where the model remembers it. A list of tensors
+            among them (a detector's images) is taken whole, as one sample.
 
     Raises:
         UsageError: if there is no example input, its batch is empty, or the model does not run on it.
@@ -138,9 +140,11 @@ def cost(model: nn.Module, example_input: ExampleInput | None = None) -> Cost:
     lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
     if lazy:
         raise PreconditionError(f"cost: parameter '{lazy[0]}' has no shape yet; run the model once, then count it")
-    inputs = tuple(x[:1] if x.ndim else x for x in inputs_for(model, example_input, who="cost"))
-    shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
-    if any(x.numel() == 0 for x in inputs):
+    whole = inputs_for(model, example_input, who="cost")
+    inputs = tuple(x[:1] if isinstance(x, Tensor) and x.ndim else x for x in whole)
+    tensors = tree_leaves(inputs)
+    shapes = ", ".join(str(tuple(x.shape)) for x in tensors)
+    if any(x.numel() == 0 for x in tensors):
         raise UsageError(f"cost needs at least one sample; the first of the example input has shape {shapes}")
     try:
         run = watch_run(model, inputs)

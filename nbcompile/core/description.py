@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from nbcompile.core.blocks import Expanded
 from nbcompile.core.errors import CheckpointError
-from nbcompile.core.example import Origin
+from nbcompile.core.example import Origin, spec_to_json
 from nbcompile.core.graph import module_of
 from nbcompile.core.modules import module_to_json
 from nbcompile.core.reading import EXTRA
@@ -68,7 +68,7 @@ def unreadable(model: nn.Module, origin: Origin, why: str) -> dict[str, Any]:
 def _head(model: nn.Module, origin: Origin) -> dict[str, Any]:
     return {
         "class": type(model).__name__,
-        "inputs": [[list(s.shape), str(s.dtype).removeprefix("torch.")] for s in origin.inputs],
+        "inputs": [spec_to_json(spec) for spec in origin.inputs],
         "spec": origin.model,
         "preprocessing": origin.preprocessing,
         "shared": _shared(model),

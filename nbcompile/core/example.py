@@ -4,17 +4,20 @@ A model that nbcompile returns (a giant, a loaded checkpoint, what ``fuse`` give
 dtypes of its inputs in one plain attribute, outside its state_dict.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from nbcompile.core.errors import UsageError
 
-Inputs = tuple[Tensor, ...]
-ExampleInput = Tensor | Sequence[Tensor]
+Inputs = tuple[Any, ...]
+"""The positional inputs of ``forward``: tensors, or lists, tuples and dicts of tensors (a detector's images)."""
+
+ExampleInput = Tensor | Sequence[Any]
 
 _ATTRIBUTE = "_nbcompile_origin"
 
@@ -32,12 +35,12 @@ class Origin:
     """What a model remembers about itself.
 
     Attributes:
-        inputs: one spec per positional input of ``forward``.
+        inputs: one spec per positional input of ``forward``; for a structure of tensors, that structure of specs.
         model: the MODEL string it was built from (``nbcompile:mcunet``), if known.
         preprocessing: how images become inputs (mean, std, size), if known.
     """
 
-    inputs: tuple[TensorSpec, ...]
+    inputs: tuple[Any, ...]
     model: str | None = None
     preprocessing: dict[str, Any] = field(default_factory=dict)
 
@@ -54,21 +57,31 @@ def remember(model: nn.Module, origin: Origin | None) -> None:
 
 
 def as_inputs(example_input: ExampleInput) -> Inputs:
-    """One tensor or several as the tuple of positional inputs.
+    """One tensor or several inputs as the tuple of positional inputs.
+
+    An input that is a list itself stands inside: ``([image, image],)``.
 
     Raises:
-        UsageError: if it is neither a tensor nor a non-empty list or tuple of tensors.
+        UsageError: if it is neither a tensor nor a non-empty list or tuple of tensors and structures of them.
     """
     inputs = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
-    if not inputs or not all(isinstance(x, Tensor) for x in inputs):
-        kinds = ", ".join(type(x).__name__ for x in inputs) or "nothing"
+    leaves = tree_leaves(inputs)
+    if not leaves or not all(isinstance(x, Tensor) for x in leaves):
+        kinds = ", ".join(type(x).__name__ for x in leaves) or "nothing"
         raise UsageError(f"example_input must be a tensor or a tuple of tensors, not ({kinds})")
     return inputs
 
 
-def specs(inputs: Inputs) -> tuple[TensorSpec, ...]:
-    """Shapes and dtypes of ``inputs``."""
-    return tuple(TensorSpec(tuple(x.shape), x.dtype) for x in inputs)
+def each(change: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
+    """``inputs`` with every tensor changed."""
+    changed: Inputs = tree_map(change, inputs)
+    return changed
+
+
+def specs(inputs: Inputs) -> tuple[Any, ...]:
+    """Shapes and dtypes of ``inputs``, in their structure."""
+    found: tuple[Any, ...] = tree_map(lambda x: TensorSpec(tuple(x.shape), x.dtype), inputs)
+    return found
 
 
 def inputs_for(model: nn.Module, example_input: ExampleInput | None, *, who: str) -> Inputs:
@@ -94,30 +107,43 @@ def inputs_for(model: nn.Module, example_input: ExampleInput | None, *, who: str
     return _placed(random_inputs(origin.inputs), model)
 
 
-def random_inputs(wanted: Sequence[TensorSpec], *, seed: int = 0, batch: int | None = None) -> Inputs:
+def random_inputs(wanted: Sequence[Any], *, seed: int = 0, batch: int | None = None) -> Inputs:
     """Seeded inputs of the given shapes: standard normal if floating point, else zeros and ones (False and True).
 
     Integers are indices as a rule: 0 and 1 fit every table of two rows, and tell two rows apart.
 
     Args:
-        wanted: one spec per input.
+        wanted: one spec per input, or a structure of specs.
         seed: of the generator; the global one is left alone.
-        batch: replaces the first dimension of every input.
+        batch: replaces the first dimension of every input that is a tensor; a list of images is a batch by itself.
     """
     generator = torch.Generator().manual_seed(seed)
-    made = []
-    for spec in wanted:
-        shape = (batch, *spec.shape[1:]) if batch is not None and spec.shape else spec.shape
+
+    def make(spec: TensorSpec) -> Tensor:
         if spec.dtype.is_floating_point:
-            made.append(torch.randn(shape, generator=generator).to(spec.dtype))
-        else:
-            made.append(torch.randint(0, 2, shape, generator=generator).to(spec.dtype))
-    return tuple(made)
+            return torch.randn(spec.shape, generator=generator).to(spec.dtype)
+        return torch.randint(0, 2, spec.shape, generator=generator).to(spec.dtype)
+
+    def batched(spec: Any) -> Any:
+        if batch is not None and isinstance(spec, TensorSpec) and spec.shape:
+            return TensorSpec((batch, *spec.shape[1:]), spec.dtype)
+        return spec
+
+    return tuple(tree_map(make, batched(spec)) for spec in wanted)
+
+
+def spec_to_json(spec: Any) -> Any:
+    """A spec as ``[shape, dtype]``, a structure of them as lists and dicts."""
+    if isinstance(spec, TensorSpec):
+        return [list(spec.shape), str(spec.dtype).removeprefix("torch.")]
+    if isinstance(spec, dict):
+        return {str(key): spec_to_json(value) for key, value in spec.items()}
+    return [spec_to_json(value) for value in spec]
 
 
 def _placed(inputs: Inputs, model: nn.Module) -> Inputs:
     parameter = next(model.parameters(), None)
     if parameter is None:
         return inputs
-    dtype = parameter.dtype if parameter.dtype.is_floating_point else None
-    return tuple(x.to(parameter.device, dtype if x.dtype.is_floating_point else None) for x in inputs)
+    device, dtype = parameter.device, parameter.dtype if parameter.dtype.is_floating_point else None
+    return each(lambda x: x.to(device, dtype if x.dtype.is_floating_point else None), inputs)

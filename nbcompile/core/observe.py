@@ -9,14 +9,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
-from nbcompile.core.capture import eval_mode, is_leaf, require_free_names
+from nbcompile.core.capture import is_leaf, require_free_names
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import Inputs
+from nbcompile.core.watching import rehearsal
 
 
 def observe(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
@@ -39,28 +39,17 @@ def observe(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
         CaptureError: if a child has a name that graphs need for themselves.
     """
     require_free_names(model)
-    buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
-    known: dict[int, str] = {id(tensor): key for key, tensor in (*model.named_parameters(), *buffers.items())}
-    recorder = _Recorder(known)
-    inputs = tuple(x.clone() for x in inputs)
-    for i, x in enumerate(inputs):
-        recorder.link(x, recorder.graph.placeholder(f"input_{i}"))
-    recorder.graph.call_function(one_run_only)
-    devices = sorted({x.device.index for x in (*inputs, *model.parameters()) if x.device.type == "cuda"})
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(eval_mode(model))
+    with rehearsal(model, inputs) as (buffers, copies), ExitStack() as stack:
+        known = {id(tensor): key for key, tensor in (*model.named_parameters(), *buffers.items())}
+        recorder = _Recorder(known)
+        for i, x in enumerate(_tensors(copies)):
+            recorder.link(x, recorder.graph.placeholder(f"input_{i}"))
+        recorder.graph.call_function(one_run_only)
         for name, module in model.named_modules():
             if module is not model and is_leaf(module, name):
                 recorder.watch(stack, name, module)
-        try:
-            with recorder:
-                output = functional_call(model, buffers, inputs)
-        except Exception as error:
-            raise PreconditionError(
-                f"{type(model).__name__} does not run on the example input: {type(error).__name__}: {error}"
-            ) from error
+        with recorder:
+            output = functional_call(model, buffers, copies)
     recorder.graph.output(tuple(dict.fromkeys(recorder.node(x) for x in _tensors(output))))
     return fx.GraphModule(model, recorder.graph, type(model).__name__)
 

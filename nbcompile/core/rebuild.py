@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from nbcompile.core.blocks import Expanded, check_absorbers
 from nbcompile.core.bounds import MAX_ELEMENTS, bounded, check_bounds
@@ -56,18 +57,28 @@ def rebuild(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[fx.
 def origin_from_json(data: Mapping[str, Any]) -> Origin:
     """The inputs and preprocessing of a description."""
     try:
-        inputs = tuple(TensorSpec(tuple(map(_size, shape)), _INPUT_DTYPES[dtype]) for shape, dtype in data["inputs"])
+        inputs = tuple(_spec(entry) for entry in data["inputs"])
         preprocessing = dict(data.get("preprocessing") or {})
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"the record's inputs are malformed: {type(error).__name__}: {error}") from None
-    elements = sum(math.prod(spec.shape) for spec in inputs)
-    if not inputs or elements > MAX_ELEMENTS or any(len(spec.shape) > 8 for spec in inputs):
+    found = tree_leaves(inputs)
+    elements = sum(math.prod(spec.shape) for spec in found)
+    if not found or elements > MAX_ELEMENTS or any(len(spec.shape) > 8 for spec in found):
         raise CheckpointError(
-            f"the recorded inputs have {elements:,} elements in {len(inputs)} tensors; at least one tensor of at most "
+            f"the recorded inputs have {elements:,} elements in {len(found)} tensors; at least one tensor of at most "
             f"8 dimensions, and at most {MAX_ELEMENTS:,} elements, are read from a file"
         )
     spec = data.get("spec")
     return Origin(inputs, spec if isinstance(spec, str) else None, preprocessing)
+
+
+def _spec(entry: Any) -> Any:
+    """The inverse of :func:`nbcompile.core.example.spec_to_json`; tuples come back as lists."""
+    if isinstance(entry, dict):
+        return {key: _spec(value) for key, value in entry.items()}
+    if len(entry) == 2 and isinstance(entry[1], str):
+        return TensorSpec(tuple(map(_size, entry[0])), _INPUT_DTYPES[entry[1]])
+    return [_spec(value) for value in entry]
 
 
 def with_shared(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -189,8 +189,6 @@ def odd(kind: str) -> nn.Module:
             nn.utils.spectral_norm(conv)
         case "integer":
             conv.weight = nn.Parameter(torch.ones(4, 4, 3, 3, dtype=torch.int8), requires_grad=False)
-        case "transposed":
-            conv = nn.ConvTranspose2d(4, 4, 3, padding=1)
         case "standardised":
             own = {"_conv_forward": lambda self, x, w, b: x, "__module__": "torch.nn"}  # of torch.nn: a leaf
             conv.__class__ = type("StdConv", (nn.Conv2d,), own)
@@ -206,7 +204,6 @@ def odd(kind: str) -> nn.Module:
         ("spectral_norm", "its weight is computed by a parametrization; remove it first"),
         ("old spectral_norm", "its weight is computed by a parametrization; remove it first"),
         ("integer", "its weight is int8, not floating point"),
-        ("transposed", "it is a ConvTranspose2d, not a Conv1d, Conv2d, Conv3d or Linear layer"),
         ("standardised", "its class StdConv computes something of its own"),
     ],
 )

@@ -42,6 +42,9 @@ def meta(factory: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
         (tv.regnet_x_400mf, "residual-bottleneck", 22, "trunk_output.block1.block1-0.f.a.0"),
         (meta(tv.vgg11_bn), "conv-norm-act", 8, "features.0"),
         (meta(tv.densenet121), "conv-norm-act", 59, "features.conv0"),
+        (meta(tv.vgg11), "conv-act", 8, "features.0"),
+        (meta(tv.alexnet), "conv-act", 5, "features.0"),
+        (meta(tv.squeezenet1_1), "conv-act", 26, "features.0"),
     ],
 )
 def test_torchvision(build: Callable[[], nn.Module], pattern: str, count: int, first: str) -> None:
@@ -60,6 +63,8 @@ def test_torchvision(build: Callable[[], nn.Module], pattern: str, count: int, f
         ("convnext_atto", "ffn", 12, "stages.0.blocks.0.mlp.fc1"),
         ("deit_tiny_patch16_224", "ffn", 12, "blocks.0.mlp.fc1"),
         ("regnetx_002", "residual-bottleneck", 13, "s1.b1.conv1.conv"),
+        ("repvgg_a0", "conv", 44, "stem.conv_1x1.conv"),
+        ("legacy_seresnet18", "conv-norm-act", 17, "layer0.conv1"),
     ],
 )
 def test_timm(model: str, pattern: str, count: int, first: str) -> None:
@@ -172,6 +177,10 @@ def test_the_first_pattern_that_matches_anywhere_wins() -> None:
         "residual-basic",
         "ffn",
         "conv-norm-act",
+        "conv-act",
+        "linear-act",
+        "conv",
+        "linear",
     ]
 
 
@@ -180,5 +189,58 @@ def test_a_layer_called_twice_is_one_candidate() -> None:
     assert found(nn.Sequential(block, block)) == ("residual-basic", ["0.a"])
 
 
-def test_nothing_to_expand() -> None:
-    assert found(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten())) == ("", [])
+class Branches(nn.Module):
+    """RepVGG's block: three branches, norms inside, the activation behind the sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4))
+        self.small = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.wide(x) + self.small(x) + self.norm(x))
+
+
+class Squeezing(nn.Module):
+    """Squeeze and excitation in a residual block: no feed-forward network of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.squeeze, self.excite = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 2, 1), nn.Conv2d(2, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.conv(x))
+        return x + y * torch.sigmoid(self.excite(F.relu(self.squeeze(y.mean((2, 3), keepdim=True)))))
+
+
+@pytest.mark.parametrize(
+    ("model", "pattern", "layers"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Linear(4, 2)), "conv-act", ["0"]),
+        (nn.Sequential(nn.Conv2d(3, 4, 1), nn.Linear(4, 2), nn.GELU(), nn.Linear(2, 2)), "linear-act", ["1"]),
+        (nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(4, 2)), "conv", ["0"]),
+        (nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), "linear", ["1"]),
+        (Branches(), "conv", ["wide.0", "small.0"]),
+        (Squeezing(), "conv-act", ["conv", "squeeze"]),
+        (nn.Sequential(nn.ReLU()), "", []),
+    ],
+)
+def test_something_is_found_wherever_there_is_a_layer(model: nn.Module, pattern: str, layers: list[str]) -> None:
+    assert found(model) == (pattern, layers)
+
+
+def test_layers_that_do_not_fit_are_no_candidates() -> None:
+    """Where none of a pattern fits, the next is tried."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    gm = capture(model, 1)
+    first, _, second, _, last = model
+
+    def names(*unfit: nn.Module) -> tuple[str, list[str]]:
+        pattern, nodes = locate(gm, lambda layer: layer not in unfit)
+        return pattern, [str(node.target) for node in nodes]
+
+    assert names() == ("conv-act", ["0", "2"])
+    assert names(first) == ("conv-act", ["2"])
+    assert names(first, second) == ("conv", ["4"])
+    assert names(first, second, last) == ("", [])

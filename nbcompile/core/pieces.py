@@ -1,0 +1,141 @@
+"""The pieces of a model that can be captured: the model itself, or the largest of its submodules that can.
+
+Where the top of a model cannot be traced (detectors, control flow), its backbone and heads mostly can; and where a
+submodule stays opaque in a graph, there are pieces inside it. Compiled, they are put back in its place.
+"""
+
+import inspect
+from dataclasses import dataclass
+from typing import cast
+
+from torch import fx, nn
+from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
+
+from nbcompile.core.calling import Call
+from nbcompile.core.capture import capture, opaque
+from nbcompile.core.compiled import CompiledPiece, dressed
+from nbcompile.core.errors import CaptureError
+from nbcompile.core.example import Inputs
+from nbcompile.core.graph import aliases, layer_of
+from nbcompile.core.layers import why_changed
+from nbcompile.core.tracing import is_leaf
+from nbcompile.core.watching import watch_calls
+
+_LAYERS = (_ConvNd, nn.Linear)
+_FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear)
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A captured part of a model.
+
+    Attributes:
+        name: qualified name of the module in the model; empty for the model itself.
+        graph: shares its leaf modules with the model; its placeholders are the tensors of ``call``, in order.
+        call: how the module is called: any other kind of call is not in the graph. None for a model that takes
+            ``*args`` and was not seen running.
+    """
+
+    name: str
+    graph: fx.GraphModule
+    call: Call | None
+
+
+def pieces(model: nn.Module, inputs: Inputs | None = None) -> tuple[Piece, ...]:
+    """The model itself if it can be captured, and the pieces of what is opaque in it; else those of its children.
+
+    Outer pieces come first. Beside the model itself, a piece holds a convolution or linear layer, carries no hooks
+    (a graph would lose them), and is called in one way, which is the way that its graph shows.
+
+    Args:
+        model: any module; left as it was.
+        inputs: what it is called with. One run then tells how each submodule is called, so that optional parameters
+            and structures of tensors are captured as they are used. None leaves the submodules that take nothing but
+            required tensors.
+
+    Raises:
+        CaptureError: if there is no piece, with the reason.
+        PreconditionError: if the model does not run on ``inputs``.
+    """
+    seen_calls = None if inputs is None else watch_calls(model, inputs)
+    search = _Search(seen_calls)
+    search.visit("", model)
+    if not search.found:
+        raise search.failure or CaptureError(
+            f"nothing in {type(model).__name__} can be captured: no part of it that holds a convolution or linear "
+            "layer is called in one way, with tensors, and carries no hooks"
+        )
+    return tuple(search.found)
+
+
+def assemble(tree: nn.Module, compiled: dict[Piece, fx.GraphModule]) -> nn.Module:
+    """``tree`` with compiled graphs in the places of its pieces, under every name that each has.
+
+    Args:
+        tree: what ``pieces`` was asked about; its submodules are replaced, so it must be a copy of the user's.
+        compiled: for each piece that is to be replaced its graph, outer ones first, as ``pieces`` gives them.
+
+    Returns:
+        ``tree`` itself, or its graph where the model itself is a piece that takes tensors and nothing else.
+    """
+    for piece in reversed(compiled):  # inner ones first: an outer one hides their names
+        original = tree.get_submodule(piece.name)
+        if not piece.name:
+            plain = piece.call is None or piece.call.is_plain
+            return compiled[piece] if plain else dressed(original, compiled[piece], cast(Call, piece.call))
+        new: nn.Module = compiled[piece]
+        if not isinstance(tree.get_submodule(piece.name.rpartition(".")[0]), CompiledPiece):
+            new = dressed(original, compiled[piece], cast(Call, piece.call))
+        for holder in (tree, *compiled.values()):
+            for name in aliases(holder, original):
+                holder.set_submodule(name, new)
+    return tree
+
+
+class _Search:
+    """Walks down from a model to its pieces, each module once."""
+
+    def __init__(self, calls: dict[nn.Module, Call] | None) -> None:
+        self.found: list[Piece] = []
+        self.failure: CaptureError | None = None
+        self._calls = calls
+        self._visited: set[nn.Module] = set()
+
+    def visit(self, name: str, module: nn.Module) -> None:
+        if module in self._visited or (name and not _may_hold_pieces(name, module)):
+            return
+        self._visited.add(module)
+        graph = self._captured(name, module)
+        for child, inside in module.named_children() if graph is None else opaque(graph).items():
+            self.visit(f"{name}.{child}".lstrip("."), inside)
+
+    def _captured(self, name: str, module: nn.Module) -> fx.GraphModule | None:
+        call = self._call(name, module)
+        if (call is None and name) or why_changed(module) or isinstance(module, CompiledPiece):
+            return None  # of what is compiled already, the graph is a piece
+        try:
+            graph = capture(module, call)
+        except CaptureError as error:
+            self.failure = self.failure or error
+            return None
+        if not name or _computes_layers(graph):
+            self.found.append(Piece(name, graph, call))
+        return graph
+
+    def _call(self, name: str, module: nn.Module) -> Call | None:
+        if self._calls is not None:
+            return self._calls.get(module)
+        parameters = inspect.signature(module.forward).parameters.values()
+        plain = all(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+        return Call.required(module) if plain or not name else None
+
+
+def _may_hold_pieces(name: str, module: nn.Module) -> bool:
+    if isinstance(module, _LAYERS) or is_leaf(module, name):
+        return False
+    return any(isinstance(m, _LAYERS) for m in module.modules())
+
+
+def _computes_layers(gm: fx.GraphModule) -> bool:
+    return any(layer_of(gm, node) is not None or node.target in _FUNCTIONS for node in gm.graph.nodes)

@@ -1,0 +1,91 @@
+"""One eval run of a model that leaves no trace on it, and what such a run tells about its modules."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
+
+from nbcompile.core.calling import Call
+from nbcompile.core.capture import eval_mode
+from nbcompile.core.errors import PreconditionError
+from nbcompile.core.example import Inputs, each
+
+
+@contextmanager
+def rehearsal(model: nn.Module, inputs: Inputs) -> Iterator[tuple[dict[str, Tensor], Inputs]]:
+    """Buffers and inputs to run ``model`` with: copies; inside is eval mode without gradients, random state is kept.
+
+    Raises:
+        PreconditionError: for whatever is raised inside.
+    """
+    buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
+    inputs = each(Tensor.clone, inputs)
+    devices = sorted({x.device.index for x in (*tree_leaves(inputs), *model.parameters()) if x.device.type == "cuda"})
+    with torch.random.fork_rng(devices), torch.no_grad(), eval_mode(model):
+        try:
+            yield buffers, inputs
+        except Exception as error:
+            raise PreconditionError(
+                f"{type(model).__name__} does not run on the example input: {type(error).__name__}: {error}"
+            ) from error
+
+
+def watch_calls(model: nn.Module, inputs: Inputs) -> dict[nn.Module, Call]:
+    """How each module of ``model`` is called in one run, where it is called in one way.
+
+    Left out are modules that are called in several ways, with something that is neither tensor nor constant, or
+    passed by: whose children are called, also by another name, while they do not run themselves.
+
+    Raises:
+        PreconditionError: if the model does not run on ``inputs``.
+    """
+    watch = _Watch(model)
+    with rehearsal(model, inputs) as (buffers, copies), watch.watching():
+        functional_call(model, buffers, copies)
+    return {
+        module: call
+        for module, calls in watch.calls.items()
+        if (call := calls[0]) is not None and module not in watch.passed_by and all(c == call for c in calls)
+    }
+
+
+class _Watch:
+    """Hooks on every module, which write down how it is called."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.calls: dict[nn.Module, list[Call | None]] = {}
+        self.passed_by: set[nn.Module] = set()
+        self._running: Counter[nn.Module] = Counter()
+        self._around = _ancestors(model)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for module in self._around:
+                stack.callback(module.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
+                stack.callback(module.register_forward_hook(self._leave, always_call=True).remove)
+            yield
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        self.calls.setdefault(module, []).append(Call.of(args, kwargs))
+        self.passed_by |= {around for around in self._around[module] if not self._running[around]}
+        self._running[module] += 1
+
+    def _leave(self, module: nn.Module, args: Any, out: Any) -> None:
+        self._running[module] -= 1
+
+
+def _ancestors(model: nn.Module) -> dict[nn.Module, set[nn.Module]]:
+    """The modules that hold each module, under whatever name."""
+    named = dict(model.named_modules(remove_duplicate=False))
+    found: dict[nn.Module, set[nn.Module]] = {module: set() for module in named.values()}
+    for name, module in named.items():
+        if name:
+            parent = named[name.rpartition(".")[0]]
+            found[module] |= {parent} | found[parent]
+    return found

@@ -1,0 +1,89 @@
+"""Does a giant run as its original did? One run in each mode tells, right after the layers were replaced."""
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from nbcompile.core.blocks import Expanded, sites
+from nbcompile.core.errors import PreconditionError
+from nbcompile.core.example import Inputs
+from nbcompile.core.wrappers import copied
+
+
+class LayerNeededError(PreconditionError):
+    """Code beyond the graph needs a layer that was to be replaced."""
+
+    def __init__(self, layer: str, message: str) -> None:
+        super().__init__(message)
+        self.layer = layer
+
+
+def probe(giant: nn.Module, model: nn.Module, inputs: Inputs, wanted: dict[str, int]) -> None:
+    """Run a copy in eval and train mode: every block must be called as often as its layer was, and none for a weight.
+
+    Args:
+        giant: what ``expand`` made.
+        model: what it was made from: where that does not run either, nothing can be learnt.
+        inputs: of the user.
+        wanted: how often the eval graph calls each site.
+
+    Raises:
+        LayerNeededError: if other code needs a layer that was replaced; it is named.
+        PreconditionError: if the giant does not run although the model does.
+    """
+    for training in (False, True):
+        probe = copied(giant).train(training)
+        reached: Counter[str] = Counter()
+        batch = _twice(inputs) if training else inputs
+        for site, block in sites(probe).items():  # no hooks: torch's transformer layers take another path with them
+            object.__setattr__(block, "forward", partial(_noting, reached, site, block.forward))
+        failure = _failure(probe, batch)
+        if failure is not None:
+            if name := _weightless(failure, probe):
+                raise LayerNeededError(
+                    name,
+                    f"expand: '{name}' cannot be expanded: other code reads its weight directly "
+                    f"({failure}); name other layers with where=[...]",
+                ) from failure
+            if _failure(copied(model).train(training), batch) is None:
+                raise PreconditionError(f"expand: the giant does not run on the example input: {failure}") from failure
+        elif not training and (missed := [name for name, count in wanted.items() if reached[name] != count]):
+            raise LayerNeededError(
+                missed[0],
+                f"expand: '{missed[0]}' was replaced, but the model still calls the old layer (it is kept somewhere "
+                "outside the module tree); name other layers with where=[...]",
+            )
+
+
+def _noting(reached: Counter[str], name: str, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    reached[name] += 1
+    return forward(x)
+
+
+def _twice(inputs: Inputs) -> Inputs:
+    """The batch twice over: batch statistics need more than one value. A list of images is taken as it is."""
+    return tuple(torch.cat([x, x]) if isinstance(x, Tensor) and x.ndim else x for x in inputs)
+
+
+def _failure(model: nn.Module, inputs: Inputs) -> Exception | None:
+    """What the model raises on ``inputs``."""
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            model(*inputs)
+    except Exception as error:
+        return error
+    return None
+
+
+def _weightless(error: Exception, giant: nn.Module) -> str | None:
+    """The block whose missing attribute made ``error``, if one did."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    asked = frame.tb_frame.f_locals.get("self") if frame is not None else None
+    if not isinstance(error, AttributeError) or not isinstance(asked, Expanded):
+        return None
+    return next(name for name, block in sites(giant).items() if block is asked)
