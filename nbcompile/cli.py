@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -153,10 +154,16 @@ def fuse(
     input: Input = None,
     force: Annotated[bool, typer.Option("--force", help="Fuse slopes below 1, too, and report the error.")] = False,
     verify_each: Annotated[bool, typer.Option("--verify-each", help="Prove every pass by numbers.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say what each pass rewrote, and why it left the rest alone.")
+    ] = False,
     report: Annotated[Path | None, typer.Option(help="Write a page with tables, graphs and checks.")] = None,
     json: Json = None,
 ) -> None:
-    """Contract a trained giant to the original network and write deploy files, each checked in its own runtime."""
+    """Contract a giant to the original network, or merge all that can be in any other, and write deploy files.
+
+    Each file is run in its own runtime and compared before it gets its name.
+    """
     from nbcompile.commands import run_fuse
     from nbcompile.display import show_fuse
 
@@ -171,7 +178,7 @@ def fuse(
         report=report,
         command=" ".join(["nbcompile", *sys.argv[1:]]),
     )
-    _give(found, json, show_fuse)
+    _give(found, json, partial(show_fuse, explain=explain))
 
 
 @app.command()

@@ -10,20 +10,19 @@ from torch import nn
 
 from nbcompile.checkpoint import check_output, is_file, load, save
 from nbcompile.core.blocks import sites
-from nbcompile.core.capture import capture
 from nbcompile.core.cost import cost
-from nbcompile.core.errors import CaptureError, CheckpointError, UsageError, VerificationError
+from nbcompile.core.errors import CaptureError, CheckpointError, PreconditionError, UsageError, VerificationError
 from nbcompile.core.example import Origin, origin_of, random_inputs, remember
 from nbcompile.core.files import check_target
 from nbcompile.core.reading import EXTRA, choose, find, read
-from nbcompile.expansion import expand
+from nbcompile.expansion import candidates, expand
 from nbcompile.exporters import format_of, input_sizes, read_layers
 from nbcompile.exporting import export
-from nbcompile.fusion import fuse
+from nbcompile.fusion import fused
 from nbcompile.models import build, parse_input
-from nbcompile.passes.patterns import locate
+from nbcompile.passes import PassResult
 from nbcompile.structure import holding, skeleton
-from nbcompile.verification import Check, Verification, verify
+from nbcompile.verification import Check, Verification, verify, verify_merged
 
 log = logging.getLogger("nbcompile")
 
@@ -85,16 +84,19 @@ def run_fuse(
     trained = open_network(source, model=model, key=key, input_shape=input_shape)
     if not is_file(source):
         log.warning("'%s' is built without weights: this exports an untrained network", source)
-    tiny = fuse(trained, force=force, verify_each=verify_each) if sites(trained) else trained.eval()
+    tiny, reports = fused(trained, force=force, verify_each=verify_each)
     forced = force and not all(block.linear for block in sites(trained).values())
-    checked = verify(trained, tiny)
+    checked = verify(trained, tiny) if sites(trained) else verify_merged(trained, tiny)
     checked.raise_on_failure(tolerated=("numbers",) if forced else ())
+    if not sites(trained):
+        _warn_of_keys(outputs)
     results = [export(tiny, path) for path in outputs]
     found = {
         "source": source,
         "sites": _sites(trained),
-        "giant": _totals(cost(trained)) if sites(trained) else None,
+        "giant" if sites(trained) else "network": _totals(cost(trained)),
         "tiny": _totals(cost(tiny)),
+        "passes": [_explained(report.piece, name, result) for report in reports for name, result in report.passes],
         "checks": [asdict(check) for check in checked.checks],
         "files": [result.to_json() for result in results],
     }
@@ -203,6 +205,23 @@ def _filled(reference: nn.Module, path: Path) -> nn.Module:
     return holding(skeleton(reference), weights.tensors)
 
 
+def _explained(piece: str, name: str, result: PassResult) -> dict[str, Any]:
+    """What a pass did, in names of the whole network."""
+    prefix = f"{piece}." if piece else ""
+    how = result.how or (", ".join(result.rewritten),)
+    skipped = [{"name": prefix + skip.name, "reason": skip.reason} for skip in result.skipped]
+    return {"pass": name, "rewritten": len(result.rewritten), "how": [prefix + x for x in how if x], "skipped": skipped}
+
+
+def _warn_of_keys(outputs: Sequence[Path]) -> None:
+    for path in outputs:
+        if not format_of(path).graph:
+            log.warning(
+                "%s holds the merged layers' weights: its keys are those of nbcompile.fuse(model), not the model's",
+                path,
+            )
+
+
 def _sites(network: nn.Module) -> list[dict[str, Any]]:
     return [
         {"name": name, "slope": float(block.slope), "step": [int(v) for v in block.ramp], **block.spec.to_json()}
@@ -214,10 +233,10 @@ def _candidates(network: nn.Module) -> dict[str, Any] | None:
     if sites(network):
         return None
     try:
-        pattern, nodes = locate(capture(network))
-    except CaptureError as error:
+        pattern, names = candidates(network)
+    except (CaptureError, PreconditionError, UsageError) as error:
         return {"pattern": None, "why": str(error)}
-    return {"pattern": pattern or None, "names": [str(node.target) for node in nodes]}
+    return {"pattern": pattern or None, "names": list(names)}
 
 
 def _totals(found: Any) -> dict[str, int]:

@@ -14,9 +14,11 @@ def show_expand(found: dict[str, Any], console: Console) -> None:
     console.print(f"written: {found['giant']}", highlight=False, soft_wrap=True)
 
 
-def show_fuse(found: dict[str, Any], console: Console) -> None:
-    """Costs, checks and files."""
-    _costs({"giant": found["giant"], "tiny": found["tiny"]}, console)
+def show_fuse(found: dict[str, Any], console: Console, *, explain: bool = False) -> None:
+    """Costs, checks and files; with ``explain`` what each pass did."""
+    if explain:
+        _passes(found["passes"], console)
+    _costs({name: found[name] for name in ("giant", "network", "tiny") if name in found}, console)
     _checks(found["checks"], console)
     for file in found["files"]:
         error = "" if file["error"] is None else f", relative error {file['error']:.1e} against torch"
@@ -53,6 +55,16 @@ def show_inspect(found: dict[str, Any], console: Console) -> None:
         what = candidates.get("why") or f"{len(names)} by pattern '{candidates['pattern']}': {', '.join(names)}"
         console.print(f"candidates for expansion: {what}", highlight=False, soft_wrap=True)
     _costs({"total": found["cost"]}, console)
+
+
+def _passes(passes: list[dict[str, Any]], console: Console) -> None:
+    for one in passes:
+        skipped = one["skipped"]
+        console.print(f"{one['pass']}: {one['rewritten']} rewritten, {len(skipped)} skipped", highlight=False)
+        for line in one["how"]:
+            console.print(f"  {line}", highlight=False, soft_wrap=True, markup=False)
+        for skip in skipped:
+            console.print(f"  skipped {skip['name']}: {skip['reason']}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _sites(sites: list[dict[str, Any]], console: Console) -> None:

@@ -47,7 +47,7 @@ def export(
     model = copied(model).cpu().eval()
     if not form.graph:
         return form.exporter()(model, (), path, **options)
-    from nbcompile.fusion import deploy
+    from nbcompile.deployment import deploy
 
     inputs = inputs_for(model, example_input, who="export")
     return form.exporter()(deploy(model, inputs), inputs, path, reference=model, **options)

@@ -1,4 +1,4 @@
-"""``fuse``: the giant contracted back to the original's architecture; and the deploy form that exporters lower."""
+"""``fuse``: the giant contracted back to the original's architecture, or any network brought to its deploy form."""
 
 import logging
 from typing import Literal
@@ -9,11 +9,13 @@ from torch import fx, nn
 from nbcompile.core.blocks import sites
 from nbcompile.core.capture import capture
 from nbcompile.core.errors import CaptureError, PreconditionError, UsageError
-from nbcompile.core.example import Inputs, inputs_for, origin_of, remember
+from nbcompile.core.example import ExampleInput, inputs_for, origin_of
 from nbcompile.core.numerics import relative_error
+from nbcompile.core.observe import one_run_only
 from nbcompile.core.wrappers import copied, unwrap
+from nbcompile.deployment import Report, compiled
 from nbcompile.expansion import put
-from nbcompile.passes import FUSE, PASSES, ContractSites, Pass
+from nbcompile.passes import ContractSites, PassResult
 from nbcompile.pipeline import run
 
 log = logging.getLogger("nbcompile")
@@ -21,66 +23,82 @@ log = logging.getLogger("nbcompile")
 Scope = Literal["sites", "all"]
 
 
-def fuse(model: nn.Module, scope: Scope | None = None, *, force: bool = False, verify_each: bool = False) -> nn.Module:
-    """The tiny network: ``model`` with its expansion blocks contracted, in eval mode.
+def fuse(
+    model: nn.Module,
+    scope: Scope | None = None,
+    *,
+    example_input: ExampleInput | None = None,
+    force: bool = False,
+    verify_each: bool = False,
+) -> nn.Module:
+    """The tiny network: ``model`` with its expansion blocks contracted, or with all merged that can be; in eval mode.
 
     Args:
         model: a giant whose slopes are 1, or any network; it is not changed. Wrappers are seen through.
         scope: ``sites`` (the default where there are expansion blocks) gives back the original's class, keys and
-            shapes, norms and all; ``all`` (the default where there are none) the deploy form: identities removed and
-            batch norms folded, a GraphModule.
+            shapes, norms and all; ``all`` (the default where there are none) the deploy form: every affine region
+            merged whose merge is border-exact and lets neither MACs nor params grow.
+        example_input: what the model is called with, for ``all``; None where the model remembers it, or can do without.
+            It tells how what cannot be traced as a whole is called in its parts, and the shapes that a few merges
+            depend on (linear layers beside a BatchNorm1d, concatenations, slices).
         force: contract blocks whose slope is not 1, too; the error this makes is measured and logged.
         verify_each: run the graph before and after every pass and compare.
 
     Returns:
-        With ``sites``, a module of the original's class whose ``state_dict`` the original takes strictly.
+        With ``sites``, a module of the original's class whose ``state_dict`` the original takes strictly. With
+        ``all``, a GraphModule; where the model cannot be traced, its own class, with what can be traced replaced.
 
     Raises:
-        PreconditionError: if a slope is below 1 or a weight is not finite; the site is named.
-        CaptureError: with ``all``, if the model cannot be traced.
+        PreconditionError: if a slope is below 1, a weight is not finite, on the meta device or quantised; it is named.
+        CaptureError: with ``all``, if nothing in the model can be traced.
         UsageError: if ``scope`` is neither.
 
     Source: NetBooster (arXiv 2306.13586) sec. 3.4.
     """
+    return fused(
+        model, scope, example_input=example_input, force=force, verify_each=verify_each
+    )[0]  # fmt: skip
+
+
+def fused(
+    model: nn.Module,
+    scope: Scope | None = None,
+    *,
+    example_input: ExampleInput | None = None,
+    force: bool = False,
+    verify_each: bool = False,
+) -> tuple[nn.Module, tuple[Report, ...]]:
+    """As :func:`fuse`, and what was done."""
     if scope not in (None, "sites", "all"):
         raise UsageError(f"scope='{scope}' is unknown; 'sites' or 'all'")
     model = unwrap(model)
-    scope = scope or ("sites" if sites(model) else "all")
-    if scope == "sites" and not sites(model):
+    expanded = bool(sites(model))
+    scope = scope or ("sites" if expanded else "all")
+    if scope == "sites" and not expanded:
         raise PreconditionError(f"fuse: {type(model).__name__} has no expansion blocks; expand it, or use scope='all'")
-    tiny = copied(model).eval()
-    if sites(tiny):
-        _contract(tiny, force, verify_each)
-    if force and any(not block.linear for block in sites(model).values()):
-        _report_error(model, tiny)
-    return _deploy_graph(tiny, None, verify_each) if scope == "all" else tiny
+    reports: tuple[Report, ...] = ()
+    tiny = model
+    if expanded:
+        tiny = copied(model).eval()
+        reports = (Report("", (_contract(tiny, force, verify_each),)),)
+        if force and any(not block.linear for block in sites(model).values()):
+            _report_error(model, tiny)
+    if scope == "all":
+        known = example_input is not None or origin_of(model) is not None
+        inputs = inputs_for(tiny, example_input, who="fuse") if known else None
+        tiny, more = compiled(tiny, inputs, verify_each)
+        reports += more
+    return tiny, reports
 
 
-def deploy(model: nn.Module, inputs: Inputs) -> nn.Module:
-    """The deploy form of a model without expansion blocks, as exporters lower it.
-
-    Args:
-        model: copied first.
-        inputs: what it is called with.
-
-    Returns:
-        A GraphModule with identities removed and norms folded; a copy in eval mode where the model cannot be traced.
-    """
-    ready = copied(model).eval()
-    try:
-        return _deploy_graph(ready, len(inputs), False)
-    except CaptureError as error:
-        log.warning("the norms are not folded: %s", error)
-        return ready
-
-
-def _contract(tree: nn.Module, force: bool, verify_each: bool) -> None:
+def _contract(tree: nn.Module, force: bool, verify_each: bool) -> tuple[str, PassResult]:
     gm, runs = _graph(tree)
     blocks = dict(sites(gm))
     proven = verify_each and runs and not force
-    run((ContractSites(force),), gm, inputs_for(tree, None, who="verify_each") if proven else None)
+    (result,) = run((ContractSites(force),), gm, inputs_for(tree, None, who="verify_each") if proven else None)
     for name, block in blocks.items():
         put(tree, block, gm.get_submodule(name))
+    return ContractSites.name, result
 
 
 def _graph(tree: nn.Module) -> tuple[fx.GraphModule, bool]:
@@ -97,22 +115,13 @@ def _graph(tree: nn.Module) -> tuple[fx.GraphModule, bool]:
     except CaptureError:
         pass
     graph = fx.Graph()
+    graph.call_function(one_run_only)  # it shows no readers
     x = graph.placeholder("x")
     graph.output([graph.call_module(name, (x,)) for name in sites(tree)])
     for block in sites(tree).values():
         for key in block.spec.absorbers:
             graph.get_attr(key)
     return fx.GraphModule(tree, graph), False
-
-
-def _deploy_graph(model: nn.Module, inputs: int | None, verify_each: bool) -> fx.GraphModule:
-    if inputs is None and (origin := origin_of(model)):
-        inputs = len(origin.inputs)
-    gm = capture(model, inputs).eval()
-    remember(gm, origin_of(model))
-    passes: list[Pass] = [PASSES[name]() for name in FUSE if name != ContractSites.name]
-    run(passes, gm, inputs_for(gm, None, who="verify_each") if verify_each else None)
-    return gm
 
 
 def _report_error(giant: nn.Module, tiny: nn.Module) -> None:

@@ -8,7 +8,7 @@ from torch import fx
 from nbcompile.core.capture import eval_mode
 from nbcompile.core.env import dump_folder
 from nbcompile.core.errors import PostconditionError
-from nbcompile.core.example import Inputs
+from nbcompile.core.example import Inputs, each
 from nbcompile.core.graph import render
 from nbcompile.core.numerics import flatten, relative_error, tolerance
 from nbcompile.passes import Pass, PassResult
@@ -31,20 +31,22 @@ def run(passes: Sequence[Pass], gm: fx.GraphModule, verify: Inputs | None = None
     results = []
     for number, one in enumerate(passes, start=1):
         before = None if verify is None else _outputs(gm, verify)
-        results.append(one(gm))
+        results.append(one.apply(gm))
         if folder is not None:
             (folder / f"{number:02d}-{one.name}.txt").write_text(render(gm))
         if verify is not None:
+            gm.recompile()
             limit = max((tolerance(x.dtype) for x in flatten(before)), default=0.0)
             error = relative_error(_outputs(gm, verify), before)
             if not error <= limit:
                 raise PostconditionError(
                     f"{one.name} changed the function: relative error {error:.2e}, at most {limit:.0e} is rounding"
                 )
+    gm.recompile()
     return tuple(results)
 
 
 def _outputs(gm: fx.GraphModule, inputs: Inputs) -> object:
     """In eval mode: the graph may be of a model in training, whose statistics must not move."""
     with torch.no_grad(), eval_mode(gm):
-        return gm(*(x.clone() for x in inputs))
+        return gm(*each(torch.clone, inputs))

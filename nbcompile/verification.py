@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from nbcompile.core.blocks import sites
+from nbcompile.core.cost import cost
 from nbcompile.core.errors import UsageError, VerificationError
 from nbcompile.core.example import ExampleInput, Inputs, as_inputs, inputs_for, random_inputs, specs
 from nbcompile.core.numerics import ROUNDINGS, flatten, is_finite, own_rounding, relative_error, tolerance
 from nbcompile.core.wrappers import copied, unwrap
+from nbcompile.deployment import deploy
 from nbcompile.exporters import file_error, read_layers
-from nbcompile.fusion import deploy
 from nbcompile.structure import Row, deploy_rows, file_rows, rows, shapes, skeleton
 
 SEEDS = range(4)
@@ -129,6 +130,28 @@ def verify(
     if numbers:
         checks.append(_numbers(reference, candidate, example, [as_inputs(x) for x in inputs]))
     return Verification(tuple(checks), tuple(pairs))
+
+
+def verify_merged(
+    reference: nn.Module, candidate: nn.Module, example_input: ExampleInput | None = None
+) -> Verification:
+    """Compare a deploy form with the network it was made from: the same outputs, and nothing costs more.
+
+    Args:
+        reference: any network without expansion blocks.
+        candidate: what ``fuse(reference, scope="all")`` gave.
+        example_input: as of :func:`verify`.
+    """
+    reference = unwrap(reference)
+    example = inputs_for(reference, example_input, who="verify")
+    before, after = cost(reference, example).macs, cost(candidate, example).macs
+    held = [sum(x.numel() for x in (*m.parameters(), *m.buffers())) for m in (candidate, reference)]
+    checks = (
+        Check("MACs", after <= before, f"{after:,} merged, {before:,} before", after),
+        Check("stored numbers", held[0] <= held[1], f"{held[0]:,} merged, {held[1]:,} before", held[0]),
+        _numbers(reference, candidate, example, ()),
+    )
+    return Verification(checks, ())
 
 
 def _keys(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> Check:

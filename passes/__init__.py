@@ -8,14 +8,14 @@ from nbcompile.passes.base import PassResult as PassResult
 from nbcompile.passes.base import Skip as Skip
 from nbcompile.passes.contract_sites import ContractSites as ContractSites
 from nbcompile.passes.expand_sites import ExpandSites as ExpandSites
-from nbcompile.passes.fold_norm import FoldNorm as FoldNorm
+from nbcompile.passes.merge_affine import MergeAffine as MergeAffine
 from nbcompile.passes.remove_identity import RemoveIdentity as RemoveIdentity
 
-PASSES: dict[str, type[Pass]] = {cls.name: cls for cls in (ExpandSites, ContractSites, RemoveIdentity, FoldNorm)}
+PASSES: dict[str, type[Pass]] = {cls.name: cls for cls in (ExpandSites, ContractSites, RemoveIdentity, MergeAffine)}
 
 EXPAND = ("expand-sites",)
 FUSE = (
     "contract-sites",  # first: the original architecture is back, and everything after sees plain layers
-    "remove-identity",  # before folding, which wants the norm right behind its convolution
-    "fold-norm",
+    "remove-identity",  # before merging, which follows values from node to node
+    "merge-affine",
 )

@@ -23,11 +23,13 @@ class PassResult:
         gm: the graph, rewritten in place.
         rewritten: names of the layers or nodes it changed.
         skipped: what it left alone, with reasons.
+        how: for people, a line for each of ``rewritten``, if its name does not say it all.
     """
 
     gm: fx.GraphModule
     rewritten: tuple[str, ...] = ()
     skipped: tuple[Skip, ...] = ()
+    how: tuple[str, ...] = ()
 
     @property
     def modified(self) -> bool:
@@ -42,12 +44,17 @@ class Pass(ABC):
     name: ClassVar[str]
 
     def __call__(self, gm: fx.GraphModule) -> PassResult:
-        """Check, rewrite, check the *result*."""
+        """Check, rewrite, check the *result*; the graph can then be run."""
+        result = self.apply(gm)
+        result.gm.recompile()
+        return result
+
+    def apply(self, gm: fx.GraphModule) -> PassResult:
+        """As a call, for who recompiles the graph later."""
         self.requires(gm)
         result = self.call(gm)
         result.gm.graph.lint()
         self.ensures(result.gm)
-        result.gm.recompile()
         return result
 
     def requires(self, gm: fx.GraphModule) -> None:  # noqa: B027 - most passes take any graph

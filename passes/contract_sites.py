@@ -18,8 +18,10 @@ from torch import Tensor, fx, nn
 from nbcompile.core.algebra import AffineMap
 from nbcompile.core.blocks import SLOPE_ROUNDING, Expanded, sites
 from nbcompile.core.errors import PostconditionError, PreconditionError
-from nbcompile.core.graph import aliases
-from nbcompile.core.layers import LayerSpec
+from nbcompile.core.graph import aliases, calls
+from nbcompile.core.layers import LayerSpec, stored
+from nbcompile.core.observe import is_observed
+from nbcompile.passes.absorb import absorbers
 from nbcompile.passes.base import Pass, PassResult
 
 
@@ -62,7 +64,7 @@ def _contracted(root: nn.Module, name: str, block: Expanded) -> nn.Module:
         whole = block.merged(torch.float64)
         layer = block.layer()
         _check_geometry(name, whole, LayerSpec.of(layer))
-        cast(Tensor, layer.weight).copy_(whole.weight)
+        cast(Tensor, layer.weight).copy_(stored(whole))
         if isinstance(bias := layer.bias, Tensor):
             if whole.bias is None:
                 bias.zero_()
@@ -100,14 +102,32 @@ def _absorbers(root: nn.Module, name: str, block: Expanded) -> tuple[str, ...]:
             f"contract-sites: '{name}' needs '{lost[0]}' to take its shift, and the model no longer has it: "
             "norms must stay as they were when it was expanded"
         )
+    _require_same_readers(root, name, block, keys)
     return keys
+
+
+def _require_same_readers(root: nn.Module, name: str, block: Expanded, keys: tuple[str, ...]) -> None:
+    """Where the graph shows who reads the block, these must still be the norms of ``keys`` and nothing else."""
+    if not isinstance(root, fx.GraphModule) or is_observed(root) or block not in (called := calls(root)):
+        return
+    if set(absorbers(root, block.spec.layer, called[block])) != set(keys):
+        raise PreconditionError(
+            f"contract-sites: '{name}' is not read by the norms {', '.join(keys)} alone, as when it was expanded: "
+            "its shift would be lost; fuse the model as expand returned it"
+        )
 
 
 def _check_geometry(name: str, whole: AffineMap, spec: LayerSpec) -> None:
     """The merged map must be the layer's own shape; anything else is a bug of ours."""
     mode = spec.padding_mode if any(low or high for low, high in spec.padding_sides) else "zeros"
-    wanted = (spec.kernel, spec.stride, spec.padding_sides, spec.groups, mode)
-    found = (whole.kernel, whole.stride, whole.padding, whole.groups, whole.padding_mode)
+    wanted = (
+        *(spec.kernel, spec.stride, spec.padding_sides, spec.groups, mode),
+        *(spec.transposed, spec.output_padding),
+    )
+    found = (
+        *(whole.kernel, whole.stride, whole.padding, whole.groups, whole.padding_mode),
+        *(whole.transposed, whole.output_padding),
+    )
     dilated = any(k > 1 and a != b for k, a, b in zip(spec.kernel, spec.dilation, whole.dilation, strict=True))
     if found != wanted or dilated:
         raise PostconditionError(f"contract-sites: block '{name}' merged to {found}, not to the layer's {wanted}")

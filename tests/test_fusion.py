@@ -16,7 +16,7 @@ from nbcompile.core.errors import CaptureError, PostconditionError, Precondition
 from nbcompile.core.example import inputs_for, origin_of
 from nbcompile.core.graph import norm_of
 from nbcompile.core.numerics import relative_error
-from nbcompile.fusion import deploy
+from nbcompile.deployment import deploy
 from nbcompile.testing import scramble_
 
 X = torch.randn(2, 1, 8, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -167,7 +167,7 @@ def test_a_model_that_cannot_be_traced(caplog: pytest.LogCaptureFixture) -> None
     caplog.clear()
     kept = deploy(tiny, (X,))
     assert isinstance(kept, Branching)
-    assert caplog.messages[0].startswith("the norms are not folded: Branching cannot be traced into a graph")
+    assert caplog.messages[0].startswith("nothing is merged: Branching cannot be traced into a graph")
 
 
 def test_a_merge_that_is_wrong_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,7 +67,7 @@ def test_imports_are_absolute_and_name_the_installed_package(file: Path) -> None
 
 
 def test_a_pass_has_one_name_everywhere() -> None:
-    """fold-norm: class FoldNorm in passes/fold_norm.py, tested by tests/passes/test_fold_norm.py."""
+    """merge-affine: class MergeAffine in passes/merge_affine.py, tested by tests/passes/test_merge_affine.py."""
     for name, cls in PASSES.items():
         module = name.replace("-", "_")
         assert cls.__name__ == "".join(part.capitalize() for part in name.split("-"))

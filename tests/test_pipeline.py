@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from nbcompile.core.capture import capture
 from nbcompile.core.errors import PostconditionError, UsageError
 from nbcompile.core.graph import render
-from nbcompile.passes import FoldNorm, Pass, PassResult, RemoveIdentity
+from nbcompile.passes import MergeAffine, Pass, PassResult, RemoveIdentity
 from nbcompile.pipeline import run
 from nbcompile.testing import scramble_
 
@@ -38,14 +38,14 @@ class Wrong(Pass):
 def test_runs_in_order() -> None:
     gm = net()
     wanted = gm(X)
-    removed, folded = run((RemoveIdentity(), FoldNorm()), gm, (X,))
+    removed, folded = run((RemoveIdentity(), MergeAffine()), gm, (X,))
     assert (removed.rewritten, folded.rewritten) == (("_1", "_4"), ("0",))
     assert torch.allclose(gm(X), wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_verify_names_the_first_pass_that_changed_the_function(place: int) -> None:
-    passes: list[Pass] = [RemoveIdentity(), FoldNorm()]
+    passes: list[Pass] = [RemoveIdentity(), MergeAffine()]
     passes.insert(place, Wrong())
     run(passes, net())  # trusted
     with pytest.raises(
@@ -86,11 +86,11 @@ def test_dumps_the_graph_after_every_pass(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("NBCOMPILE_DUMP", str(folder))
     gm = net()
     before = render(gm)
-    run((RemoveIdentity(), FoldNorm()), gm)
-    assert sorted(p.name for p in folder.iterdir()) == ["00-input.txt", "01-remove-identity.txt", "02-fold-norm.txt"]
+    run((RemoveIdentity(), MergeAffine()), gm)
+    assert sorted(p.name for p in folder.iterdir()) == ["00-input.txt", "01-remove-identity.txt", "02-merge-affine.txt"]
     assert (folder / "00-input.txt").read_text() == before
     assert "Dropout" not in (folder / "01-remove-identity.txt").read_text()
-    assert (folder / "02-fold-norm.txt").read_text() == render(gm)
+    assert (folder / "02-merge-affine.txt").read_text() == render(gm)
 
 
 def test_dumps_nowhere_without_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

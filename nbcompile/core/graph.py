@@ -135,7 +135,7 @@ def argument(node: fx.Node, position: int, name: str, default: Any = None) -> An
 
 def readers(node: fx.Node) -> tuple[fx.Node, ...]:
     """The nodes that read the *values* of ``node``; asking for its shape or dtype is no reading."""
-    return tuple(user for user in node.users if not _asks_metadata(user))
+    return tuple(user for user in node.users if not asks_metadata(user))
 
 
 def passes_through(gm: fx.GraphModule, node: fx.Node) -> bool:
@@ -218,7 +218,8 @@ def render(gm: fx.GraphModule) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _asks_metadata(node: fx.Node) -> bool:
+def asks_metadata(node: fx.Node) -> bool:
+    """Whether ``node`` asks for a shape, a dtype or a device, and reads no values."""
     if node.op == "call_method":
         return node.target in _METADATA_METHODS
     return node.target is getattr and node.args[1] in _METADATA_ATTRIBUTES

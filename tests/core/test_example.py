@@ -1,6 +1,12 @@
-import torch
+import json
 
-from nbcompile.core.example import TensorSpec, random_inputs
+import pytest
+import torch
+from torch.utils._pytree import tree_map
+
+from nbcompile.core.errors import CheckpointError
+from nbcompile.core.example import Origin, TensorSpec, as_inputs, each, random_inputs, spec_to_json, specs
+from nbcompile.core.rebuild import origin_from_json
 
 
 def test_numbers_of_every_kind() -> None:
@@ -23,3 +29,42 @@ def test_the_seed_decides_and_the_global_one_is_left_alone() -> None:
 def test_a_scalar_has_no_batch() -> None:
     (x,) = random_inputs([TensorSpec((), torch.int64)], batch=3)
     assert x.shape == ()
+
+
+IMAGES = [torch.zeros(3, 4, 5), torch.zeros(3, 6, 7)]
+NESTED = (IMAGES, {"mask": torch.zeros(2, 3, dtype=torch.bool)}, torch.zeros(2, 3))
+
+
+def test_structures_of_tensors_are_inputs() -> None:
+    inputs = as_inputs(NESTED)
+    images, masks, x = specs(inputs)
+    assert images == [TensorSpec((3, 4, 5)), TensorSpec((3, 6, 7))]
+    assert masks == {"mask": TensorSpec((2, 3), torch.bool)}
+    drawn = random_inputs((images, masks, x), batch=9)
+    shapes = ([(3, 4, 5), (3, 6, 7)], {"mask": (2, 3)}, (9, 3))
+    assert tree_map(lambda x: tuple(x.shape), drawn) == shapes  # a list of images is a batch by itself
+    assert torch.equal(each(torch.ones_like, inputs)[0][1], torch.ones(3, 6, 7))
+
+
+def test_structures_are_read_back_from_json() -> None:
+    wanted = specs(NESTED)
+    data = json.loads(json.dumps({"inputs": [spec_to_json(spec) for spec in wanted]}))
+    assert origin_from_json(data) == Origin(wanted)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        [[3, 4], "complex64"],
+        [],
+        {},
+        [[[3, 4], "float32"], 7],
+        "float32",
+        {"a": [[-1], "float32"]},
+        [[[10**6, 10**6], "float32"]],
+        [[[1] * 9, "float32"]],
+    ],
+)
+def test_malformed_inputs_are_refused(entry: object) -> None:
+    with pytest.raises(CheckpointError, match=r"the record's inputs are malformed|the recorded inputs have"):
+        origin_from_json({"inputs": [entry]})

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+import nbcompile
 from nbcompile import zoo
 from nbcompile.core.algebra import AffineMap
 from nbcompile.core.blocks import Expanded, sites
@@ -254,3 +255,30 @@ def test_golden_graph(golden: Callable[[str, str], None]) -> None:
     gm = expanded(zoo.InvertedResidual(4, 4, 2), "all")
     assert render(ContractSites()(gm).gm) == wanted
     golden("contract_sites", wanted)
+
+
+class Rewired(nn.Module):
+    """A layer and its norm; ``between`` may come between them later, under the same names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.between = nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        y = y.relu() if self.between else y
+        return cast(Tensor, self.norm(y)).relu()
+
+
+def test_a_norm_that_no_longer_reads_its_layer_takes_no_shift() -> None:
+    giant = nbcompile.expand(Rewired(), torch.randn(2, 3, 7, 5), where="all")
+    for block in sites(giant).values():
+        block.slope.fill_(1)
+    assert isinstance(nbcompile.fuse(giant), Rewired)
+    giant.between = True  # type: ignore[assignment]
+    with pytest.raises(PreconditionError) as caught:
+        nbcompile.fuse(giant)
+    assert str(caught.value) == (
+        "contract-sites: 'conv' is not read by the norms norm.running_mean alone, as when it was expanded: its "
+        "shift would be lost; fuse the model as expand returned it"
+    )

@@ -1,0 +1,112 @@
+"""Values that are changed after they were computed, and read again: merging must not move their readers."""
+
+import operator
+from typing import Any
+
+from torch import fx, nn
+from torch.nn import functional as F
+
+from nbcompile.core.graph import asks_metadata, module_of
+
+_WRITING = (
+    *(operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow),
+    *(operator.iand, operator.ior, operator.ixor, operator.imatmul, operator.setitem, operator.delitem),
+)
+# Position of ``inplace`` in the functions of torch.nn.functional that have it.
+_INPLACE_ARGUMENT: dict[Any, int] = {
+    **dict.fromkeys((F.relu, F.relu6, F.selu, F.silu, F.mish, F.hardswish, F.hardsigmoid), 1),
+    **dict.fromkeys((F.elu, F.celu, F.leaky_relu), 2),
+    **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.hardtanh, F.threshold), 3),
+}
+_VIEWS = {
+    *("H", "T", "adjoint", "as_strided", "broadcast_tensors", "broadcast_to", "chunk", "conj", "contiguous"),
+    *("data", "detach", "diagonal", "double", "dropout", "dsplit", "expand", "expand_as", "flatten", "float"),
+    *("getattr", "getitem", "half", "hsplit", "identity", "imag", "mH", "mT", "moveaxis", "movedim", "narrow"),
+    *("permute", "positive", "ravel", "real", "reshape", "reshape_as", "select", "split", "split_with_sizes"),
+    *("squeeze", "squeeze_", "swapaxes", "swapdims", "t", "tensor_split", "to", "transpose", "type", "type_as"),
+    *("unbind", "unflatten", "unfold", "unsqueeze", "unsqueeze_", "view", "view_as", "view_as_real", "vsplit"),
+}
+_TORCHS = ("torch", "_operator", "builtins", "math")
+
+
+def name_of(node: fx.Node) -> str:
+    """What ``node`` calls, as a word."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+
+
+def writes_in_place(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether ``node`` changes a value: ``relu_``, ``+=``, ``x[...] = y``, ``ReLU(inplace=True)``, ``out=``."""
+    module = module_of(gm, node)
+    if module is not None:
+        return bool(getattr(module, "inplace", False))
+    if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
+        return False
+    if node.target in _WRITING or node.kwargs.get("inplace") is True or node.kwargs.get("out") is not None:
+        return True
+    if node.target in _INPLACE_ARGUMENT and len(node.args) > _INPLACE_ARGUMENT[node.target]:
+        return bool(node.args[_INPLACE_ARGUMENT[node.target]])
+    name = name_of(node)
+    return name.endswith("_") and not name.endswith("__")
+
+
+class Aliasing:
+    """Who changes what in place. A value that shares memory with a changed one (a view of it) is changed, too.
+
+    Attributes:
+        changed: values that are changed before another of their readers runs, and the node that changes them.
+        writers: nodes that change such a value, and the value: they do more than they give.
+        written: all values that are ever changed, read again or not.
+    """
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        self.changed: dict[fx.Node, fx.Node] = {}
+        self.writers: dict[fx.Node, fx.Node] = {}
+        order = {node: i for i, node in enumerate(gm.graph.nodes)}
+        memory: dict[fx.Node, object] = {}
+        sharing: dict[object, list[fx.Node]] = {}
+        dirty: set[object] = set()
+        for node in gm.graph.nodes:
+            writes = writes_in_place(gm, node)
+            source = _memory_of(node)
+            aliases = source is not None and (writes or _may_alias(gm, node))
+            home = memory[source] if aliases and source is not None else _home(node)
+            memory[node] = home
+            if writes:
+                dirty.add(home)
+                for other in sharing.get(home, ()):
+                    if any(order[user] > order[node] for user in other.users):
+                        self.changed.setdefault(other, node)
+                        self.writers.setdefault(node, other)
+            sharing.setdefault(home, []).append(node)
+        self.written = {node for home in dirty for node in sharing[home]}
+
+    def forget(self, value: fx.Node) -> None:
+        """``value`` and what is written into it are understood, and go or stay together."""
+        self.changed.pop(value, None)
+        for writer in [writer for writer, changed in self.writers.items() if changed is value]:
+            del self.writers[writer]
+
+
+def _home(node: fx.Node) -> object:
+    """What memory a value that shares none is known by; all reads of one parameter or buffer share."""
+    return node.target if node.op == "get_attr" else node
+
+
+def _memory_of(node: fx.Node) -> fx.Node | None:
+    """The value whose memory the result may be in."""
+    out = node.kwargs.get("out")
+    return out if isinstance(out, fx.Node) else next(iter(node.all_input_nodes), None)
+
+
+def _may_alias(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the result may share memory with the first input; code that is not torch's may do anything."""
+    module = module_of(gm, node)
+    if asks_metadata(node):
+        return False
+    if module is not None:
+        views = isinstance(module, (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd))
+        return views or not type(module).__module__.startswith("torch.nn")
+    if node.op == "call_method":
+        return name_of(node) in _VIEWS
+    foreign = not str(getattr(node.target, "__module__", None) or "torch").startswith(_TORCHS)
+    return node.op == "call_function" and (foreign or name_of(node) in _VIEWS)

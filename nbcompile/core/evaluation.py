@@ -1,0 +1,145 @@
+"""What the elements of a region are as one map: its numbers, and, without them, its geometry."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from nbcompile.core.algebra import (
+    AffineMap,
+    Geometry,
+    NotExact,
+    add,
+    added,
+    carried,
+    compose,
+    composed,
+    concatenate,
+    concatenated,
+    identity,
+    per_channel,
+    regrouped,
+    shift_fits,
+)
+from nbcompile.core.lifted import Context, Primitive
+from nbcompile.core.regions import Join, primitives
+
+Element = Primitive | Join
+
+
+def evaluate(elements: Sequence[Element], axes: int, channels: int, like: Tensor) -> AffineMap:
+    """The one map of ``elements``, in float64.
+
+    Args:
+        elements: one after the other.
+        axes: number of spatial axes.
+        channels: that the first takes.
+        like: gives the device, and the dtype that the model computes in.
+
+    Raises:
+        NotExact: if they are not one map.
+    """
+    whole: AffineMap | None = None
+    for element in elements:
+        inputs = channels if whole is None else whole.weight.shape[0]
+        one = element.map(axes, inputs) if isinstance(element, Primitive) else _join(element, axes, inputs, like)
+        whole = one if whole is None else _after(whole, one, like.dtype)
+    return identity(channels, axes, like.double()) if whole is None else whole
+
+
+def _after(first: AffineMap, second: AffineMap, dtype: torch.dtype) -> AffineMap:
+    """``second`` after ``first``; a shift that ``second`` takes away again is gone, not a residue of rounding."""
+    whole = compose(first, second)
+    if first.bias is None or second.bias is None:
+        return whole
+    through = carried(replace(second, bias=None), first.bias)
+    return replace(whole, bias=None) if shift_fits(through, -second.bias.to(dtype)) else whole
+
+
+def _join(join: Join, axes: int, channels: int, like: Tensor) -> AffineMap:
+    maps = [evaluate(branch.elements, axes, channels, like) for branch in join.branches]
+    if join.dim is not None:
+        return regrouped(concatenate(*maps))
+    for i, factor in enumerate(join.factors):
+        if factor != 1:
+            scale = like.new_full((maps[i].weight.shape[0],), factor).double()
+            maps[i] = compose(maps[i], per_channel(scale, None, axes))
+    return add(*maps)
+
+
+class Outlines:
+    """Geometries of elements. No weight is touched, but where a border asks for the value of a shift.
+
+    Args:
+        axes: number of spatial axes.
+        context: of the graph.
+    """
+
+    def __init__(self, axes: int, context: Context) -> None:
+        self._axes = axes
+        self._context = context
+        self._known: dict[tuple[Element, int], Geometry] = {}
+
+    def of(self, element: Element, channels: int) -> Geometry:
+        """Of one element that takes ``channels``.
+
+        Raises:
+            NotExact: if it is a join that is not one map.
+        """
+        key = (element, channels)
+        if key not in self._known:
+            if isinstance(element, Join):
+                self._known[key] = self._joined(element, channels)
+            else:
+                self._known[key] = element.geometry(self._axes, channels)
+        return self._known[key]
+
+    def extended(
+        self, before: tuple[Element, ...], geometry: Geometry | None, element: Element, channels: int
+    ) -> Geometry:
+        """Of ``before``, which has ``geometry``, and ``element`` as one map.
+
+        Raises:
+            NotExact: if they are not.
+        """
+        if geometry is None:
+            return self.of(element, channels)
+        second = self.of(element, geometry.outputs)
+        try:
+            return composed(geometry, second)
+        except NotExact:
+            whole = composed(geometry, second, shift_fits=True)  # unless it is another reason
+            first = self._map(before, channels)
+            value = self._map((element,), geometry.outputs).pad_value if second.filled else None
+            if shift_fits(carried(first, first.pad_value), value):
+                return whole
+            raise
+
+    def _joined(self, join: Join, channels: int) -> Geometry:
+        if join.dim is not None:
+            self._require_channels(join)
+        if any(p.cuts for p in primitives((join,))):  # which channels are cut decides on the groups
+            return self._map((join,), channels).geometry
+        found = []
+        for branch in join.branches:
+            geometry: Geometry | None = None
+            for i, element in enumerate(branch.elements):
+                geometry = self.extended(branch.elements[:i], geometry, element, channels)
+            found.append(geometry or identity(channels, self._axes, self._context.like(None)).geometry)
+        if any(g.filled for g in found):
+            return self._map((join,), channels).geometry
+        return added(*found) if join.dim is None else concatenated(*found)
+
+    def _map(self, elements: tuple[Element, ...], channels: int) -> AffineMap:
+        return evaluate(elements, self._axes, channels, self._context.like(None))
+
+    def _require_channels(self, join: Join) -> None:
+        """Check that ``join`` concatenates channels."""
+        if join.dim == -self._axes - 1:
+            return
+        shape = self._context.shapes.of(join.node)
+        if shape is None:
+            raise NotExact(f"'{join.node.name}' cannot be seen to concatenate channels: fuse with an example_input")
+        if join.dim != len(shape) - self._axes - 1:
+            raise NotExact(f"'{join.node.name}' concatenates along another dimension than the channels")

@@ -1,0 +1,177 @@
+"""What lifting finds: affine nodes, and what they fit.
+
+What kind of map a node is may depend on its surroundings: a factor fits any number of spatial axes, a pooling any
+number of channels. So a :class:`Primitive` says what it fits, and builds the map once that is known.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from nbcompile.core.algebra import AffineMap, Geometry, average_pool, pad
+from nbcompile.core.aliasing import Aliasing
+from nbcompile.core.constants import Constants
+from nbcompile.core.graph import argument, module_of, settled
+from nbcompile.core.shapes import Shapes
+
+ANY_AXES = frozenset({0, 1, 2, 3})
+_OF_LAYERS = ("torch.nn.functional", "torch._C._nn")
+Build = Callable[[torch.dtype | None, int, int], AffineMap]
+
+
+@dataclass(frozen=True, eq=False)
+class Primitive:
+    """An affine node.
+
+    Attributes:
+        node: what computes it.
+        source: the value that it is applied to.
+        name: qualified name of its module, or the node's own name.
+        axes: the numbers of spatial axes that it fits.
+        inputs: channels that it takes; None for any number.
+        layer: whether it is a convolution or linear layer.
+        constants: numbers that it stores: weights and biases, two a channel for a frozen norm.
+        build: its map in a dtype (None: its own), for a number of spatial axes and of input channels.
+        parts: other nodes that belong to it and go with it.
+        outer: whether it may stretch a value of one channel to many, as ``x * gamma`` does.
+        cuts: whether it takes some of the channels.
+        same: whether its result has the shape and dtype of what it takes.
+    """
+
+    node: fx.Node
+    source: fx.Node
+    name: str
+    axes: frozenset[int]
+    inputs: int | None
+    layer: bool
+    constants: int
+    build: Build
+    parts: tuple[fx.Node, ...] = ()
+    outer: bool = False
+    cuts: bool = False
+    same: bool = False
+
+    def map(self, axes: int, channels: int) -> AffineMap:
+        """The map in float64."""
+        return self.build(torch.float64, axes, channels)
+
+    def geometry(self, axes: int, channels: int) -> Geometry:
+        """All of the map but its numbers; nothing is copied."""
+        return self.build(None, axes, channels).geometry
+
+
+class Context:
+    """What the rules of lifting know about one graph.
+
+    Args:
+        gm: the graph, in eval mode.
+        shapes: of its values, for what a graph alone does not say.
+
+    Attributes:
+        aliasing: what is changed in place.
+        constants: what does not depend on the inputs.
+    """
+
+    def __init__(self, gm: fx.GraphModule, shapes: Shapes) -> None:
+        self.gm = gm
+        self.shapes = shapes
+        self.aliasing = Aliasing(gm)
+        self.constants = Constants(gm, self.aliasing)
+
+    def norm(
+        self, node: fx.Node, source: fx.Node, name: str, channels: int, build: Build, axes: int | None = None
+    ) -> Primitive:
+        """A frozen norm of ``channels``; one of 1-d maps also takes plain vectors, if it can be seen that they are."""
+        fits = frozenset({1, 2, 3} if axes is None else {axes})
+        if (axes == 1 or (axes is None and self._beside_linear(node, source))) and self.rank(source) == 2:
+            fits = frozenset({0})
+        return Primitive(node, source, name, fits, channels, False, 2 * channels, build, same=True)
+
+    def _beside_linear(self, node: fx.Node, source: fx.Node) -> bool:
+        beside = (source, *(settled(self.gm, node).users))
+        return any(isinstance(module_of(self.gm, n), nn.Linear) or n.target is F.linear for n in beside)
+
+    def rank(self, node: fx.Node) -> int | None:
+        """Number of dimensions of a value, if it can be told: what ``flatten(1)`` gives has two."""
+        here = node
+        while True:
+            module, source = module_of(self.gm, here), next(iter(here.all_input_nodes), None)
+            if isinstance(module, nn.Flatten):
+                if (module.start_dim, module.end_dim) == (1, -1):
+                    return 2
+            elif here.op != "call_module" and here.target in (torch.flatten, "flatten"):
+                if (argument(here, 1, "start_dim", 0), argument(here, 2, "end_dim", -1)) == (1, -1):
+                    return 2
+            elif isinstance(module, (nn.Linear, _BatchNorm, nn.Dropout, nn.Identity, nn.ReLU)) and source is not None:
+                here = source
+                continue
+            shape = self.shapes.of(node)
+            return None if shape is None else len(shape)
+
+    def dimensions(self, node: fx.Node, axes: int) -> int:
+        """Number of dimensions of a feature map; one with a single leading dimension where no shapes are known."""
+        shape = self.shapes.of(node)
+        return axes + 2 if shape is None else len(shape)
+
+    def floating(self, node: fx.Node) -> bool:
+        """Whether it can be seen that a value holds floating-point numbers: what an input holds, its reader tells."""
+        dtype = self.shapes.dtype(node)
+        if dtype is not None:
+            return dtype.is_floating_point
+        return node.op != "placeholder" or any(
+            user.op == "call_module" or getattr(user.target, "__module__", None) in _OF_LAYERS for user in node.users
+        )
+
+    def pool(self, node: fx.Node, name: str, options: tuple[Any, ...]) -> Primitive | str:
+        """Average pooling over windows: ``(kernel, stride, padding, ceil_mode, count_include_pad, divisor)``."""
+        kernel, stride, padding, ceil_mode, counts_pad, divisor = options
+        axes = next(n for n in (1, 2, 3) if str(n) in name)
+        kernel, stride, padding = (each(v, axes) for v in (kernel, stride or kernel, padding))
+        if ceil_mode:
+            return "it pools with ceil_mode: its last window may be cut off"
+        if any(padding) and not counts_pad:
+            return "it pools without counting the padding: its divisor differs at the border"
+        if divisor is not None:
+            return "it pools with divisor_override"
+
+        def build(dtype: torch.dtype | None, axes: int, channels: int) -> AffineMap:
+            sides = tuple((p, p) for p in padding)
+            return average_pool(kernel, stride, sides, channels, self.like(dtype))
+
+        return Primitive(node, node.all_input_nodes[0], node.name, frozenset({axes}), None, False, 0, build)
+
+    def pad(self, node: fx.Node, sides: list[int], mode: str, value: float | Tensor = 0.0) -> Primitive | str:
+        """Explicit padding; ``sides`` as of ``F.pad``: ``(low, high)`` from the last axis back."""
+        if any(side < 0 for side in sides):
+            return "it crops: a padding is negative"
+        given = [(sides[i], sides[i + 1]) for i in range(0, len(sides), 2)][::-1]
+        least = len(given)
+
+        def build(dtype: torch.dtype | None, axes: int, channels: int) -> AffineMap:
+            like = self.like(dtype)
+            values = (
+                value
+                if isinstance(value, Tensor)
+                else torch.full((channels,), float(value), dtype=self.like(None).dtype)
+            )
+            filled = values.to(like.device) if bool(values.any()) else None
+            return pad(((0, 0),) * (axes - least) + tuple(given), channels, like, mode, filled)
+
+        fits = frozenset(n for n in (1, 2, 3) if n >= least)
+        return Primitive(node, node.all_input_nodes[0], node.name, fits, None, False, 0, build)
+
+    def like(self, dtype: torch.dtype | None) -> Tensor:
+        """An empty tensor of the model's device, in ``dtype`` or the model's own."""
+        first = next((p for p in self.gm.parameters() if p.is_floating_point()), torch.empty(0))
+        return torch.empty(0, dtype=dtype or first.dtype, device=first.device)
+
+
+def each(value: Any, axes: int) -> tuple[int, ...]:
+    """One value an axis."""
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    return values * axes if len(values) == 1 else values

@@ -1,0 +1,294 @@
+"""Affine regions of a graph: chains of affine nodes, and sums and concatenations of chains that start at one value.
+
+Values inside a region are read by nothing outside it, so a region can be replaced as a whole. A region is a tree: a
+:class:`Chain` of primitives and of :class:`Join` s, whose branches are chains again.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from nbcompile.core.graph import ADDS, argument, asks_metadata
+from nbcompile.core.lifted import ANY_AXES, Primitive
+from nbcompile.core.lifted_functions import SUBTRACTIONS
+from nbcompile.core.lifted_slices import SPLITS
+from nbcompile.core.lifting import Lifter
+
+_CATS = (torch.cat, torch.concat, torch.concatenate)
+
+
+@dataclass(frozen=True, eq=False)
+class Join:
+    """Parallel branches over one value.
+
+    Attributes:
+        node: gives the sum or the concatenation.
+        branches: without elements where a branch is the value itself.
+        dim: along which they are concatenated; None for a sum.
+        nodes: all nodes that join, ``node`` among them.
+        factors: of the branches of a sum.
+    """
+
+    node: fx.Node
+    branches: tuple["Chain", ...]
+    dim: int | None
+    nodes: tuple[fx.Node, ...]
+    factors: tuple[float, ...]
+
+    @property
+    def axes(self) -> frozenset[int]:
+        """The numbers of spatial axes that all branches fit."""
+        return frozenset.intersection(ANY_AXES, *(branch.axes for branch in self.branches))
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """Affine maps, one after the other.
+
+    Attributes:
+        base: the value that the first is applied to.
+        elements: first to last.
+    """
+
+    base: fx.Node
+    elements: tuple["Primitive | Join", ...] = ()
+
+    @property
+    def axes(self) -> frozenset[int]:
+        """The numbers of spatial axes that all elements fit."""
+        return frozenset.intersection(ANY_AXES, *(element.axes for element in self.elements))
+
+    def then(self, element: "Primitive | Join") -> "Chain":
+        """The chain, longer by one."""
+        return replace(self, elements=(*self.elements, element))
+
+
+def primitives(chain: Chain | tuple[Primitive | Join, ...]) -> Iterator[Primitive]:
+    """The primitives of a chain or of some of its elements, in the order of reading."""
+    for element in chain.elements if isinstance(chain, Chain) else chain:
+        if isinstance(element, Primitive):
+            yield element
+        else:
+            for branch in element.branches:
+                yield from primitives(branch)
+
+
+def nodes_of(elements: tuple[Primitive | Join, ...]) -> Iterator[fx.Node]:
+    """All nodes of some elements."""
+    for element in elements:
+        if isinstance(element, Primitive):
+            yield from (*element.parts, element.node)
+        else:
+            for branch in element.branches:
+                yield from nodes_of(branch.elements)
+            yield from element.nodes
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A sum of which only some terms can be joined.
+
+    Attributes:
+        node: gives it.
+        nodes: all nodes that add, ``node`` among them.
+        terms: chains; those without elements are values as they are.
+    """
+
+    node: fx.Node
+    nodes: tuple[fx.Node, ...]
+    terms: tuple[Chain, ...]
+
+
+class Regions:
+    """The regions of one graph.
+
+    Attributes:
+        chains: by the node that gives their value; as long as can be.
+        sums: by the node that gives the sum.
+        refused: nodes that look affine and are not, with the reason.
+        lifted: nodes that are affine.
+    """
+
+    def __init__(self, lifter: Lifter) -> None:
+        self._lifter = lifter
+        self.chains: dict[fx.Node, Chain] = {}
+        self.sums: dict[fx.Node, Sum] = {}
+        self.refused: dict[fx.Node, str] = {}
+        self.lifted: set[fx.Node] = set()
+        self._asked: set[fx.Node] = set()
+        for node in lifter.gm.graph.nodes:
+            self._add(node)
+
+    def _add(self, node: fx.Node) -> None:
+        found = self._lifter.lift(node)
+        if isinstance(found, str):
+            self.refused[node] = found
+        elif found is not None:
+            self.lifted.add(node)
+            self._append(node, found.source, found)
+        elif node.target in ADDS or node.target in SUBTRACTIONS:
+            self._sum(node)
+        elif node.target in _CATS:
+            self._concatenation(node)
+
+    def _append(self, node: fx.Node, source: fx.Node, element: Primitive) -> None:
+        """Let the chain that gives ``source`` end at ``node``, or start one there."""
+        before = self.chains.get(source)
+        asking = {user for user in source.users if asks_metadata(user)} if element.same else set()
+        own = {node, *element.parts, *asking}
+        inherits = element.same and source in self._asked
+        if before is not None and before.axes & element.axes and self._only(source, before, own, inherits):
+            if asking or inherits:
+                self._asked.add(node)
+            del self.chains[source]
+            self.chains[node] = before.then(element)
+        else:
+            self.chains[node] = Chain(source, (element,))
+
+    def _only(self, source: fx.Node, chain: Chain, own: set[fx.Node], asked: bool = False) -> bool:
+        """Whether nothing but ``own`` (and what belongs to the chain's last element) reads ``source``.
+
+        Who asks for its shape alone can ask what the chain ends with instead, as long as that is ``asked`` to keep it.
+        """
+        if source in self._asked and not asked:
+            return False
+        last = chain.elements[-1]
+        parts = set(last.parts) if isinstance(last, Primitive) else set()
+        users = {one for user in source.users for one in (user.users if user.target in SPLITS else (user,))}
+        return users <= own | parts and source not in self._lifter.aliasing.changed
+
+    def _sum(self, node: fx.Node) -> None:
+        found = self._terms(node)
+        if found is None or node in self._lifter.aliasing.writers:
+            return
+        terms, factors, nodes = found
+        if len(set(factors)) > 1 or factors[0] != 1:
+            self._whole(node, tuple(terms), None, nodes, tuple(factors))
+            return
+        joined = self._joined(node, terms, nodes)
+        if len(joined) == 1:
+            self._take(node, joined[0])
+        elif any(isinstance(e, Join) and e.node is node for term in joined for e in term.elements):
+            for inner in nodes:
+                self.sums.pop(inner, None)
+            self.sums[node] = Sum(node, nodes, tuple(joined))
+
+    def _terms(self, node: fx.Node) -> tuple[list[Chain], list[float], tuple[fx.Node, ...]] | None:
+        """Terms and their factors, those of plain sums that nothing else reads included; and all nodes that add."""
+        operands = [argument(node, 0, "input"), argument(node, 1, "other")]
+        alpha = node.kwargs.get("alpha", 1)
+        if not isinstance(alpha, (int, float)) or not all(self._varies(n) for n in operands):
+            return None
+        terms: list[Chain] = []
+        factors: list[float] = []
+        nodes: list[fx.Node] = []
+        for operand, factor in zip(operands, (1, -alpha if node.target in SUBTRACTIONS else alpha), strict=True):
+            inner = self._plain_sum(operand) if set(operand.users) == {node} else None
+            if inner is not None:
+                terms += inner[0]
+                nodes += inner[1]
+                factors += [factor] * len(inner[0])
+            else:
+                terms.append(self._term(operand, node))
+                factors.append(factor)
+        return terms, factors, (*nodes, node)
+
+    def _varies(self, value: object) -> bool:
+        """Whether ``value`` depends on the inputs, and can be read at another place."""
+        return (
+            isinstance(value, fx.Node)
+            and value not in self._lifter.constants
+            and value not in self._lifter.aliasing.changed
+        )
+
+    def _plain_sum(self, node: fx.Node) -> tuple[list[Chain], tuple[fx.Node, ...]] | None:
+        """The terms of ``node`` if it is a sum that is no chain: others may join what it could not."""
+        if node in self.chains or node.target not in ADDS or node in self.refused:
+            return None
+        if node in self._lifter.aliasing.writers:
+            return None
+        found = self._terms(node)
+        return None if found is None or set(found[1]) != {1} else (found[0], found[2])
+
+    def _term(self, operand: fx.Node, node: fx.Node) -> Chain:
+        chain = self.chains.get(operand)
+        return chain if chain is not None and self._only(operand, chain, {node}) else Chain(operand)
+
+    def _joined(self, node: fx.Node, terms: list[Chain], nodes: tuple[fx.Node, ...]) -> list[Chain]:
+        """Join the terms that start at one value, until no two do."""
+        while True:
+            counts = Counter(term.base for term in terms)
+            base = next((base for base, n in counts.items() if n > 1 and self._varies(base)), None)
+            if base is None:
+                return terms
+            branches = tuple(term for term in terms if term.base is base)
+            join = _flat(Join(node, branches, None, nodes, (1,) * len(branches)))
+            if not join.axes:
+                return terms
+            terms = [*(term for term in terms if term.base is not base), self._from_base(base, join)]
+
+    def _whole(
+        self, node: fx.Node, terms: tuple[Chain, ...], dim: int | None, nodes: tuple[fx.Node, ...], factors: Any
+    ) -> None:
+        """Join all terms, if they start at one value."""
+        join = _flat(Join(node, terms, dim, nodes, factors))
+        if len({term.base for term in terms}) == 1 and self._varies(terms[0].base) and join.axes:
+            self._take(node, self._from_base(terms[0].base, join))
+
+    def _from_base(self, base: fx.Node, join: Join) -> Chain:
+        """The chain that ends with ``join``: the one that gives its base goes on, if nothing else reads that."""
+        before = self.chains.get(base)
+        if before is not None and self._only(base, before, _firsts(join)) and before.axes & join.axes:
+            return before.then(join)
+        return Chain(base, (join,))
+
+    def _take(self, node: fx.Node, chain: Chain) -> None:
+        """``node`` ends ``chain``, and what it is made of ends nothing any more."""
+        for inner in nodes_of(chain.elements):
+            self.chains.pop(inner, None)
+            self.sums.pop(inner, None)
+        self.chains[node] = chain
+
+    def _concatenation(self, node: fx.Node) -> None:
+        operands, dim = argument(node, 0, "tensors"), argument(node, 1, "dim", 0)
+        if not isinstance(operands, (list, tuple)) or not isinstance(dim, int) or len(set(operands)) < len(operands):
+            return
+        if len(operands) > 1 and all(self._varies(n) for n in operands):
+            self._whole(node, tuple(self._term(n, node) for n in operands), dim, (node,), ())
+
+
+def _flat(join: Join) -> Join:
+    """A sum one of whose branches is nothing but a sum, as one sum."""
+    if join.dim is not None:
+        return join
+    branches: list[Chain] = []
+    factors: list[float] = []
+    nodes: list[fx.Node] = []
+    for branch, factor in zip(join.branches, join.factors, strict=True):
+        inner = branch.elements[0] if len(branch.elements) == 1 else None
+        if isinstance(inner, Join) and inner.dim is None:
+            branches += inner.branches
+            factors += [factor * one for one in inner.factors]
+            nodes += inner.nodes
+        else:
+            branches.append(branch)
+            factors.append(factor)
+    return replace(join, branches=tuple(branches), factors=tuple(factors), nodes=(*nodes, *join.nodes))
+
+
+def _firsts(join: Join) -> set[fx.Node]:
+    """The nodes of a join that read the value it starts at."""
+    found: set[fx.Node] = set()
+    for branch in join.branches:
+        first = branch.elements[0] if branch.elements else None
+        if first is None:
+            found.update(join.nodes)
+        elif isinstance(first, Primitive):
+            found.update((first.node, *first.parts))
+        else:
+            found |= _firsts(first)
+    return found

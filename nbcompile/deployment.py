@@ -1,0 +1,149 @@
+"""The deploy form, which exporters lower: eval mode, every affine region merged that merges exactly and at no cost."""
+
+import copy
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from nbcompile.core.capture import capture, eval_mode, opaque
+from nbcompile.core.errors import CaptureError, PreconditionError
+from nbcompile.core.example import Inputs, origin_of, remember
+from nbcompile.core.layers import why_changed
+from nbcompile.core.pieces import Piece, assemble, pieces
+from nbcompile.core.wrappers import copied
+from nbcompile.passes import FUSE, PASSES, ContractSites, MergeAffine, Pass, PassResult
+from nbcompile.pipeline import run
+
+log = logging.getLogger("nbcompile")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the passes did to one captured part of a network.
+
+    Attributes:
+        piece: its qualified name; empty for the network itself.
+        passes: name and result of each pass.
+    """
+
+    piece: str
+    passes: tuple[tuple[str, PassResult], ...]
+
+
+def deploy(model: nn.Module, inputs: Inputs) -> nn.Module:
+    """The deploy form of a model without expansion blocks, as exporters lower it; a copy where it has none.
+
+    Args:
+        model: left as it is.
+        inputs: what it is called with.
+    """
+    try:
+        return compiled(model, inputs)[0]
+    except CaptureError as error:
+        log.warning("nothing is merged: %s", error)
+        return copied(model).eval()
+
+
+def compiled(
+    model: nn.Module, inputs: Inputs | None, verify_each: bool = False
+) -> tuple[nn.Module, tuple[Report, ...]]:
+    """The deploy form of a model without expansion blocks, and what was done.
+
+    Args:
+        model: left as it is, and shares nothing with the result.
+        inputs: what it is called with; None where that is not known.
+        verify_each: run the graph before and after every pass and compare.
+
+    Returns:
+        A GraphModule; where the model cannot be traced, its own class with what can be traced replaced.
+
+    Raises:
+        CaptureError: if nothing in it can be traced.
+        PreconditionError: if it has values that nothing can be computed with.
+    """
+    require_values(model)
+    with eval_mode(model):
+        graph = _whole(model, inputs)
+        if graph is not None:
+            report = _run(graph, inputs, verify_each)
+            _part(graph, model)
+            result: nn.Module = graph
+            reports = (Report("", report),)
+        else:
+            result, reports = _by_pieces(copied(model), inputs, verify_each)
+    remember(result, origin_of(model))
+    return result.eval(), reports
+
+
+def require_values(model: nn.Module) -> None:
+    """Check that every parameter and buffer has values that can be computed with.
+
+    Raises:
+        PreconditionError: naming the first that has not: it is on the meta device, quantised or NaN.
+    """
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith(("torch.ao.nn", "torch.nn.quantized", "torch.nn.intrinsic")):
+            raise PreconditionError(
+                f"fuse: '{name}' is quantised ({type(module).__name__}): fuse the float model first"
+            )
+    for key, value in (*model.named_parameters(), *model.named_buffers()):
+        if value.is_meta:
+            raise PreconditionError(f"fuse: '{key}' is on the meta device and has no values: load the weights first")
+        if value.is_quantized:
+            raise PreconditionError(f"fuse: '{key}' is quantised: fuse the float model first")
+        if value.is_floating_point() and bool(value.sum().isnan()) and bool(value.isnan().any()):  # the sum is cheap
+            raise PreconditionError(f"fuse: '{key}' holds NaN: training diverged; take an earlier checkpoint")
+
+
+def _whole(model: nn.Module, inputs: Inputs | None) -> fx.GraphModule | None:
+    """The graph of all of ``model``; None where a part of it is opaque, it cannot be traced, or would lose hooks."""
+    if why_changed(model):
+        return None
+    try:
+        graph = capture(model, None if inputs is None else len(inputs))
+    except CaptureError:
+        return None
+    return None if opaque(graph) else graph
+
+
+def _by_pieces(tree: nn.Module, inputs: Inputs | None, verify_each: bool) -> tuple[nn.Module, tuple[Report, ...]]:
+    done: dict[Piece, fx.GraphModule] = {}
+    reports = []
+    for piece in pieces(tree, inputs):
+        whole = inputs if not piece.name else None
+        reports.append(Report(piece.name, _run(piece.graph, whole, verify_each and whole is not None)))
+        done[piece] = piece.graph
+    return assemble(tree, done), tuple(reports)
+
+
+def _run(gm: fx.GraphModule, inputs: Inputs | None, verify_each: bool) -> tuple[tuple[str, PassResult], ...]:
+    passes: list[Pass] = []
+    for name in FUSE:
+        if name == MergeAffine.name:
+            passes.append(MergeAffine(inputs))
+        elif name != ContractSites.name:
+            passes.append(PASSES[name]())
+    results = run(passes, gm, inputs if verify_each else None)
+    return tuple(zip((one.name for one in passes), results, strict=True))
+
+
+def _part(gm: fx.GraphModule, model: nn.Module) -> None:
+    """Copy what ``gm`` still shares with ``model``; what a merge made is its own."""
+    theirs = {id(x) for x in (*model.modules(), *model.parameters(), *model.buffers())}
+    memo: dict[int, Any] = {}  # one: what is shared inside stays shared
+    for target in dict.fromkeys(str(node.target) for node in gm.graph.nodes if node.op == "call_module"):
+        if id(module := gm.get_submodule(target)) in theirs:
+            gm.set_submodule(target, copy.deepcopy(module, memo))
+    for target in dict.fromkeys(str(node.target) for node in gm.graph.find_nodes(op="get_attr")):
+        owner, _, name = target.rpartition(".")
+        holder = gm.get_submodule(owner)
+        value = getattr(holder, name)
+        if id(value) in theirs:
+            delattr(holder, name)
+            value = copy.deepcopy(value, memo)
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                holder.register_buffer(name, value)
+            else:
+                setattr(holder, name, value)

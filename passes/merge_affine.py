@@ -1,0 +1,264 @@
+"""Merge affine regions into single layers: chains of layers, norms, factors and paddings, and sums of such branches.
+
+    y = norm(conv(x)) + norm2(conv2(x)) + x     =>     y = conv'(x)
+
+Keeps: the function in eval mode, names of other nodes, device, dtype. The merged layer has the qualified name of the
+costliest layer in it, computed in float64 and rounded once. Leaves alone: what would differ at a border, what would
+cost more, values that are read elsewhere, layers that share their weights.
+
+Source: the algebra of :mod:`nbcompile.core.algebra`; the cost law of :mod:`nbcompile.core.planning`.
+"""
+
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import fx
+
+from nbcompile.core.errors import PreconditionError
+from nbcompile.core.evaluation import evaluate
+from nbcompile.core.example import Inputs
+from nbcompile.core.graph import asks_metadata, module_of, norm_of
+from nbcompile.core.lifted import Primitive
+from nbcompile.core.lifted_slices import SPLITS
+from nbcompile.core.lifting import Lifter
+from nbcompile.core.lowering import lowered, why_rounding_loses
+from nbcompile.core.planning import Merge, Plan, Planner, Refusal, Regrouping
+from nbcompile.core.regions import Chain, Join, Regions, Sum, nodes_of, primitives
+from nbcompile.core.shapes import Shapes
+from nbcompile.passes.base import Pass, PassResult, Skip
+
+Term = tuple[fx.Node, float]
+"""Of a sum, and its factor."""
+
+
+@dataclass(frozen=True)
+class MergeAffine(Pass):
+    """Merges affine regions into single layers.
+
+    Attributes:
+        inputs: of the model; only for questions that the graph alone does not answer.
+    """
+
+    name: ClassVar[str] = "merge-affine"
+
+    inputs: Inputs | None = None
+
+    def requires(self, gm: fx.GraphModule) -> None:
+        """Norms in eval mode."""
+        for node in gm.graph.nodes:
+            norm, module = norm_of(gm, node), module_of(gm, node)
+            if norm and norm.batch and module is not None and module.training:
+                raise PreconditionError(f"{self.name}: '{node.target}' is in training mode; call model.eval() first")
+
+    def call(self, gm: fx.GraphModule) -> PassResult:
+        """Merge what can be merged."""
+        return _Rewrite(gm, self.inputs).run()
+
+
+class _Rewrite:
+    """One run over one graph."""
+
+    def __init__(self, gm: fx.GraphModule, inputs: Inputs | None) -> None:
+        self.gm = gm
+        self.lifter = Lifter(gm, Shapes(gm, inputs))
+        self.regions = Regions(self.lifter)
+        self.planner = Planner(self.lifter)
+        self.order = {node: i for i, node in enumerate(gm.graph.nodes)}
+        self.became: dict[fx.Node, fx.Node] = {}
+        self.gone: set[fx.Node] = set()
+        self.rewritten: list[str] = []
+        self.how: list[str] = []
+        self.refusals: list[Refusal] = []
+
+    def run(self) -> PassResult:
+        for total in self.regions.sums.values():
+            self._sum(total)
+        for chain in self.regions.chains.values():
+            if self.gone.isdisjoint(nodes_of(chain.elements)):
+                plan = self._planned(chain)
+                for merge in plan.merges:
+                    self._merge(merge)
+                for regrouping in plan.regroupings:
+                    self._write(regrouping.join.node, regrouping.join.nodes, self._regrouped(regrouping))
+        if self.rewritten:
+            _drop_unread(self.gm, self.lifter, self.gone)
+        return PassResult(self.gm, tuple(self.rewritten), self._skips(), tuple(self.how))
+
+    def _planned(self, chain: Chain) -> Plan:
+        plan = self.planner.plan(chain)
+        self.refusals += plan.refusals
+        return plan
+
+    def _sum(self, total: Sum) -> None:
+        """A sum of which some terms become one layer is written anew, if some do."""
+        plans = [(term, self._planned(term)) for term in total.terms]
+        if any(_joins(plan, total.node) for _, plan in plans):
+            terms = [one for term, plan in plans for one in self._terms(term, plan, total.node)]
+            self._write(total.node, total.nodes, terms)
+
+    def _terms(self, term: Chain, plan: Plan, total: fx.Node) -> list[Term]:
+        """Carry out ``plan``; what gives the terms of the sum ``total`` that ``term`` stands for."""
+        made = {merge.elements[-1]: self._merge(merge, total) for merge in plan.merges}
+        last = term.elements[-1] if term.elements else None
+        regroupings = {one.join: one for one in plan.regroupings}
+        for inner in plan.regroupings:
+            if inner.join is not last:
+                self._write(inner.join.node, inner.join.nodes, self._regrouped(inner))
+        if not isinstance(last, Join) or last.node is not total:
+            return [self._value(term)]
+        if last in regroupings:
+            return self._regrouped(regroupings[last])
+        whole = made.get(last)
+        return [self._value(branch) for branch in last.branches] if whole is None else [(whole, 1)]
+
+    def _regrouped(self, regrouping: Regrouping) -> list[Term]:
+        """Merge what is to be merged; what gives the terms of the sum by now."""
+        join = regrouping.join
+        left = dict(zip(join.branches, join.factors, strict=True))
+        terms: list[Term] = []
+        for merge in regrouping.merges:
+            layer = self._merge(merge, join.node)
+            if layer is not None:
+                terms.append((layer, 1))
+                for branch in cast(Join, merge.elements[0]).branches:
+                    del left[branch]
+        return terms + [(self._value(branch)[0], factor) for branch, factor in left.items()]
+
+    def _value(self, chain: Chain) -> Term:
+        return self._now(chain.elements[-1].node if chain.elements else chain.base), 1
+
+    def _write(self, total: fx.Node, nodes: tuple[fx.Node, ...], terms: list[Term]) -> None:
+        """Let ``total`` be the sum of ``terms``; one of them has no factor."""
+        (value, _), *others = sorted(terms, key=lambda term: term[1] != 1)
+        with self.gm.graph.inserting_before(total):
+            for other, factor in others:
+                function = operator.add if factor == 1 else operator.sub if factor == -1 else torch.add
+                options: dict[str, Any] = {"alpha": factor} if function is torch.add else {}
+                value = self.gm.graph.call_function(function, (value, other), options)
+        self._replace(total, value, nodes)
+
+    def _merge(self, merge: Merge, spared: fx.Node | None = None) -> fx.Node | None:
+        """Put one layer in the place of ``merge``; what gives its value is replaced, unless it is ``spared``."""
+        layers = [p for p in primitives(merge.elements) if p.layer]
+        costliest = max(layers, key=lambda p: p.constants)
+        like = costliest.build(None, merge.axes, costliest.inputs or 0).weight
+        with torch.no_grad():
+            whole = evaluate(merge.elements, merge.axes, merge.channels, like)
+            layer = lowered(whole, like)
+        if lost := why_rounding_loses(whole, layer):
+            self.refusals.append(Refusal(merge.elements, lost))
+            return None
+        nodes = list(dict.fromkeys(nodes_of(merge.elements)))
+        name = self._name(costliest)
+        source = self._now(_source(merge.elements[0]))
+        first = min(nodes, key=lambda n: self.order[n])
+        self.gm.set_submodule(name, layer)
+        with self.gm.graph.inserting_before(first):
+            node = self.gm.graph.call_module(name, (source,))
+        for inner in nodes:
+            for user in list(inner.users):
+                if inner is not _end(merge) and asks_metadata(user):
+                    user.replace_input_with(inner, node)
+        self.rewritten.append(name)
+        self.how.append(f"{name} <- {' + '.join(_names(merge.elements))}")
+        if _end(merge) is not spared:
+            self._replace(_end(merge), node, nodes)
+        else:
+            self.gone.update(nodes)
+        return node
+
+    def _replace(self, old: fx.Node, new: fx.Node, nodes: Iterable[fx.Node]) -> None:
+        old.replace_all_uses_with(new)
+        self.became[old] = new
+        self.gone.update(nodes)
+        for node in sorted(self.gone, key=lambda n: -self.order[n]):
+            if not node.users and not node._erased:
+                self.gm.graph.erase_node(node)
+
+    def _now(self, node: fx.Node) -> fx.Node:
+        """What gives the value of ``node`` by now."""
+        while node in self.became:
+            node = self.became[node]
+        return node
+
+    def _name(self, layer: Primitive) -> str:
+        """The layer's own name; one that is free where its weight was computed by other code."""
+        if layer.node.op == "call_module":
+            return layer.name
+        name = layer.name
+        while any(key == name or key.startswith(f"{name}.") for key, _ in self.gm.named_modules()):
+            name += ".merged" if not name.endswith("merged") else "_"
+        return name
+
+    def _skips(self) -> tuple[Skip, ...]:
+        found: dict[str, str] = {}
+        for node, reason in self.regions.refused.items():
+            found.setdefault(_name(node), reason)
+        for refusal in sorted(self.refusals, key=lambda r: (len(r.elements) == 1, len(r.elements))):
+            alone = (
+                len(refusal.elements) == 1 and isinstance(refusal.elements[0], Primitive) and refusal.elements[0].layer
+            )
+            if not alone and not self.gone.issuperset(nodes_of(refusal.elements)):
+                last = refusal.elements[-1]
+                name = last.name if isinstance(last, Primitive) else last.node.name
+                found.setdefault(name, self._reason(refusal))
+        return tuple(Skip(name, reason) for name, reason in found.items())
+
+    def _reason(self, refusal: Refusal) -> str:
+        """Of a norm or factor that is alone, what cuts it off from its neighbours."""
+        first = refusal.elements[0]
+        if len(refusal.elements) > 1 or isinstance(first, Join):
+            return refusal.reason
+        source = first.source
+        writer = self.lifter.aliasing.changed.get(source)
+        if writer is not None:
+            return f"'{_name(source)}' is changed in place by '{_name(writer)}' and read again"
+        if source in self.regions.refused:
+            return f"'{_name(source)}' before it is left alone"
+        if source not in self.regions.lifted:
+            return f"its input '{source.name}' is no convolution or linear layer"
+        if len(source.users) == 1:
+            return f"whether its channels are those that '{_name(source)}' gives cannot be told"
+        return f"'{_name(source)}' has {len(source.users)} readers"
+
+
+def _name(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_module" else node.name
+
+
+def _names(elements: Iterable[Primitive | Join]) -> list[str]:
+    return list(dict.fromkeys(p.name for p in primitives(tuple(elements))))
+
+
+def _source(element: Primitive | Join) -> fx.Node:
+    return element.source if isinstance(element, Primitive) else element.branches[0].base
+
+
+def _joins(plan: Plan, total: fx.Node) -> bool:
+    """Whether something merges in the very sum ``total``."""
+    ends = [merge.elements[-1] for merge in plan.merges if isinstance(merge.elements[-1], Join)]
+    return any(join.node is total for join in (*ends, *(one.join for one in plan.regroupings)))
+
+
+def _end(merge: Merge) -> fx.Node:
+    return merge.elements[-1].node
+
+
+def _drop_unread(gm: fx.GraphModule, lifter: Lifter, gone: set[fx.Node]) -> None:
+    """Remove what merged, constants, modules, parameters and buffers that nothing reads any more."""
+    for node in reversed(gm.graph.nodes):
+        if not node.users and (node in lifter.constants or node in gone or node.target in SPLITS):
+            gm.graph.erase_node(node)
+    gm.delete_all_unused_submodules()
+    called = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
+    read = {str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}
+    for key in [
+        key for key, _ in (*gm.named_parameters(remove_duplicate=False), *gm.named_buffers(remove_duplicate=False))
+    ]:
+        owner, _, name = key.rpartition(".")
+        inside = any(owner == module or owner.startswith(f"{module}.") for module in called)
+        if key not in read and not inside:
+            delattr(gm.get_submodule(owner), name)
