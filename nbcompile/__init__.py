@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from nbcompile import zoo as zoo
     from nbcompile.checkpoint import load as load
     from nbcompile.checkpoint import save as save
+    from nbcompile.collapse import collapse_ as collapse_
     from nbcompile.core.cost import Cost as Cost
     from nbcompile.core.cost import cost as cost
     from nbcompile.core.errors import CaptureError as CaptureError
@@ -33,6 +34,7 @@ _HOME = {
     # the verbs, in the order of the story
     "expand": "nbcompile.expansion",
     "PLT": "nbcompile.plt",
+    "collapse_": "nbcompile.collapse",
     "fuse": "nbcompile.fusion",
     "verify": "nbcompile.verification",
     "Verification": "nbcompile.verification",

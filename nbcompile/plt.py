@@ -87,6 +87,7 @@ class PLT:
         for block in self._blocks:
             block.slope.fill_(slope)
             block.ramp.copy_(ramp)
+            block.collapsed = block.collapsed and slope == 1.0
 
     def _notice_load(self) -> None:
         """A state_dict loaded into the giant since the last step moves the ramp to where that one stood."""

@@ -1,4 +1,4 @@
-"""Trains a giant under DDP in two processes: ``python ddp_training.py FOLDER``.
+"""Trains a giant under DDP in two processes, then as one layer a site: ``python ddp_training.py FOLDER``.
 
 Each leaves what it ended with in FOLDER, as RANK.pt; rank 0 also fuses. A script of its own, because a test process
 full of threads must not be forked, and two that import everything anew take twice as long.
@@ -28,13 +28,16 @@ def train(rank: int, giant: nn.Module, folder: Path) -> None:
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.05, momentum=0.9)
     plt = PLT(wrapped, steps=STEPS)
     seen = []
-    for _ in range(STEPS):
+    for step in range(STEPS + 2):
+        if step == STEPS:
+            nbcompile.collapse_(wrapped)
         loss = nn.functional.cross_entropy(wrapped(torch.randn(8, 1, 8, 8)), torch.randint(10, (8,)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        plt.step()
-        seen.append([float(block.slope) for block in sites(giant).values()])
+        if not plt.done:
+            plt.step()
+            seen.append([float(block.slope) for block in sites(giant).values()])
     result: dict[str, Any] = {"slopes": seen, "parameters": dict(giant.named_parameters())}
     if rank == 0:
         x = torch.randn(4, 1, 8, 8)

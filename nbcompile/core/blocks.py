@@ -2,24 +2,29 @@
 
 A block is a chain of stages (layer, norm, linearisable activation) and a last layer; with ``preserve`` the original
 layer stays beside it, and the chain's output goes through one more norm before the sum. Once the slope is 1 the whole
-block is one affine map, :meth:`Expanded.merged`.
+block is one affine map, :meth:`Expanded.merged`, and a *collapsed* block trains in weight space: the map is composed
+from its parameters at every call, and the feature map sees one layer.
 
-Source: NetBooster (arXiv 2306.13586) sec. 3.3 and 4.1; Table 4 for the kinds.
+Source: NetBooster (arXiv 2306.13586) sec. 3.3 and 4.1; Table 4 for the kinds. Weight space: OREPA (Hu et al. 2022,
+arXiv 2204.00826), SESR (Bhardwaj et al. 2022, arXiv 2103.09404).
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from nbcompile.core import record
 from nbcompile.core.activations import Activation, linearised
 from nbcompile.core.algebra import AffineMap, add, compose
 from nbcompile.core.errors import CheckpointError
-from nbcompile.core.layers import LayerSpec, Scale, lift, memory_format
+from nbcompile.core.layers import LayerSpec, Scale, lift, memory_format, stored
 
 fx.wrap("linearised")  # a leaf for every tracer, so that a block can be traced into
 
@@ -27,6 +32,7 @@ SLOPE_ROUNDING = 1e-6
 """How far from 1 a slope may be and count as 1: averaging classes blend 1.0 with 1.0 in float32 and round."""
 
 KINDS = ("inverted-residual", "bottleneck", "basic")
+_TRANSPOSED: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 _NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
@@ -129,6 +135,8 @@ class Expanded(nn.Module):
         slope: 0-dim buffer, 0 (activations as they were) to 1 (linear).
         ramp: buffer ``(step, start, steps)`` of the schedule that set the slope, in optimiser steps; zeros before.
         loads: how often a state_dict was loaded; tells PLT to read ``ramp`` again.
+        collapsed: whether it computes as one layer, in train mode, too: the inner norms are then constants as in eval
+            mode. Set by ``collapse_``, in no state_dict; loading a slope below 1 ends it.
     """
 
     slope: Tensor
@@ -152,6 +160,7 @@ class Expanded(nn.Module):
         self.register_buffer("slope", torch.zeros((), device=weight.device))
         self.register_buffer("ramp", torch.zeros(3, dtype=torch.int64, device=weight.device))
         self.loads = 0
+        self.collapsed = False
         self._template = (_hollow(layer),)  # a tuple hides it from the module tree
         self._record = record.encode({"site": spec.to_json()})
         self.train(layer.training)
@@ -170,6 +179,8 @@ class Expanded(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """As the layer it replaces."""
+        if self.collapsed and not isinstance(cast(object, x), fx.Proxy):  # a tracer is shown the layers
+            return self._as_one_layer(x)
         y: Tensor = x
         for stage in self.stages:
             y = stage(y, self.slope)
@@ -179,6 +190,22 @@ class Expanded(nn.Module):
         if self.original is not None:
             y = self.original(x) + y
         return y
+
+    def _as_one_layer(self, x: Tensor) -> Tensor:
+        """The merged layer on ``x``. Autocast is for feature maps: the weight is composed in float32 at least."""
+        own = cast(Tensor, self.last.weight).dtype
+        with _no_autocast(x.device.type):
+            whole = self.merged(torch.promote_types(own, torch.float32))
+            weight, bias = stored(whole).to(own), None if whole.bias is None else whole.bias.to(own)
+            weight = weight.reshape(-1).view(weight.shape)  # strides of a 1×1 kernel can say channels-last by chance
+        like = self._template[0]
+        if isinstance(like, _ConvTransposeNd):
+            convolve = _TRANSPOSED[self.spec.layer.axes]
+            more = (like.stride, like.padding, like.output_padding, like.groups, like.dilation)
+            return convolve(x, weight, bias, *more)
+        if isinstance(like, _ConvNd):
+            return like._conv_forward(x, weight, bias)
+        return F.linear(x, weight, bias)
 
     def merged(self, dtype: torch.dtype = torch.float64) -> AffineMap:
         """The block as one affine map, as it is at slope 1 in eval mode (reference: module algebra).
@@ -251,10 +278,12 @@ class Expanded(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self.loads += 1
+        self.collapsed = self.collapsed and self.linear
 
     def extra_repr(self) -> str:
         """What was expanded, and how."""
-        return f"block={self.spec.block}, ratio={self.spec.ratio}, preserve={self.spec.preserve}"
+        collapsed = ", collapsed" if self.collapsed else ""
+        return f"block={self.spec.block}, ratio={self.spec.ratio}, preserve={self.spec.preserve}{collapsed}"
 
 
 def sites(model: nn.Module) -> dict[str, Expanded]:
@@ -287,6 +316,7 @@ def _plan(spec: SiteSpec) -> list[LayerSpec]:
         return [replace(target, outputs=hidden, bias=ends), replace(target, inputs=hidden, bias=last_bias)]
     ones, zeros = (1,) * target.axes, (0,) * target.axes
     point = replace(target, kernel=ones, stride=ones, padding=zeros, dilation=ones, bias=ends, padding_mode="zeros")
+    point = replace(point, kind=f"Conv{target.axes}d", output_padding=())
     into = replace(point, outputs=hidden)
     across = replace(point, inputs=hidden, outputs=hidden)
     out = replace(point, inputs=hidden, bias=last_bias)
@@ -295,7 +325,8 @@ def _plan(spec: SiteSpec) -> list[LayerSpec]:
     if spec.block == "basic":
         return [replace(target, outputs=hidden, bias=ends), out]
     symmetric = all(low == high for low, high in target.padding_sides)
-    if not target.pointwise and not (spec.pad_first and symmetric):  # a convolution cannot pad its sides differently
+    pads_first = spec.pad_first and symmetric and not target.transposed  # sides alike, and padded rather than cropped
+    if not (target.pointwise or pads_first):
         first = replace(target, outputs=hidden, bias=ends)
         if spec.block == "inverted-residual":
             first = replace(first, groups=target.inputs)
@@ -315,6 +346,10 @@ def _norm(spec: SiteSpec, after: LayerSpec, like: Tensor) -> nn.Module | None:
         return None
     cls = nn.SyncBatchNorm if spec.sync else _NORMS[spec.layer.axes]
     return cls(after.outputs, spec.eps, spec.momentum, device=like.device, dtype=like.dtype)
+
+
+def _no_autocast(device: str) -> AbstractContextManager[Any]:
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def _hollow(layer: nn.Module) -> nn.Module:
@@ -337,4 +372,5 @@ def _offered(layer: LayerSpec) -> dict[str, Any]:
         "dilation": layer.dilation,
         "groups": layer.groups,
         "padding_mode": layer.padding_mode,
+        **({"output_padding": layer.output_padding} if layer.transposed else {}),
     }

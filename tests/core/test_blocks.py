@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from nbcompile.core.activations import Activation
@@ -16,6 +16,7 @@ from nbcompile.core.algebra import AffineMap
 from nbcompile.core.blocks import KINDS, Expanded, SiteSpec, Stage, sites
 from nbcompile.core.errors import CheckpointError
 from nbcompile.core.layers import LayerSpec, lift
+from nbcompile.core.numerics import relative_error
 from nbcompile.core.record import encode
 from nbcompile.testing import scramble_
 
@@ -138,6 +139,35 @@ def check_case(case: Case) -> None:
     reach = case.dilation * (case.kernel - 1)
     x = torch.randn(2, 4, *((7, 5) if reach < 5 else (13, 11)), dtype=torch.float64)
     check_merged(block, layer.double(), x)
+    check_collapsed(block, x)
+
+
+def check_collapsed(block: Expanded, x: Tensor) -> None:
+    """In weight space: the outputs, and the gradient of every parameter and of the input, of the layers in eval mode.
+
+    In train mode as well, where no statistic moves.
+    """
+    buffers = {name: buffer.clone() for name, buffer in block.named_buffers()}
+    y, wanted = learnt(block, x)
+    block.collapsed = True
+    for training in (False, True):
+        found_y, found = learnt(block.train(training), x)
+        assert relative_error(found_y, y) < 1e-12
+        assert found.keys() == wanted.keys()
+        scale = max(float(gradient.abs().max()) for gradient in wanted.values())
+        for name, gradient in wanted.items():
+            error = float((found[name] - gradient).abs().max())
+            assert error <= 1e-10 * float(gradient.abs().max()) + 1e-14 * scale, name
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in block.named_buffers())
+
+
+def learnt(block: Expanded, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The output, and the gradient of everything for one and the same loss."""
+    x = x.clone().requires_grad_()
+    y = block(x)
+    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape)
+    inputs = {"the input": x, **dict(block.named_parameters())}
+    return y.detach(), dict(zip(inputs, torch.autograd.grad((y * weights).sum(), list(inputs.values())), strict=True))
 
 
 def wanted_norms(case: Case) -> int:
@@ -169,15 +199,19 @@ def test_merged_equals_the_block_on_the_whole_grid(block: str, inner: str) -> No
 def test_other_dimensions(axes: int, case: Case) -> None:
     layer = convolution(case, axes)
     block = linear_now(of_case(case, layer))
-    check_merged(block, layer.double(), torch.randn(2, 4, *(13, 11, 9)[:axes], dtype=torch.float64))
+    x = torch.randn(2, 4, *(13, 11, 9)[:axes], dtype=torch.float64)
+    check_merged(block, layer.double(), x)
+    check_collapsed(block, x)
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(4, 8, (1, 3), padding=(0, 1)), nn.Conv2d(4, 8, (3, 1), (1, 2), (2, 0))])
 @pytest.mark.parametrize("block", KINDS)
 @pytest.mark.parametrize("pad_first", [True, False])
 def test_axes_that_differ(layer: nn.Module, block: str, pad_first: bool) -> None:
-    site = expanded(copy.deepcopy(layer), block=block, pad_first=pad_first, preserve=True)
-    check_merged(linear_now(site), copy.deepcopy(layer).double(), torch.randn(2, 4, 7, 5).double())
+    site = linear_now(expanded(copy.deepcopy(layer), block=block, pad_first=pad_first, preserve=True))
+    x = torch.randn(2, 4, 7, 5).double()
+    check_merged(site, copy.deepcopy(layer).double(), x)
+    check_collapsed(site, x)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -189,7 +223,28 @@ def test_linear_layers_become_two(bias: bool, preserve: bool, inner: str, block:
     site = expanded(layer, block=block, inner=inner, preserve=preserve)
     assert [type(m) for m in (site.stages[0].layer, site.last)] == [nn.Linear, nn.Linear]
     assert len(site.stages) == 1
-    check_merged(linear_now(site), layer.double(), torch.randn(2, 3, 4, dtype=torch.float64))
+    x = torch.randn(2, 3, 4, dtype=torch.float64)
+    check_merged(linear_now(site), layer.double(), x)
+    check_collapsed(site, x)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.ConvTranspose1d(4, 8, 3, 2, 1, 1),
+        nn.ConvTranspose2d(4, 8, (3, 2), (2, 1), (1, 0), (1, 0), groups=2, bias=False),
+        nn.ConvTranspose2d(4, 4, 3, padding=2, groups=4, dilation=2),
+        nn.ConvTranspose2d(4, 8, 1, 2, 0, 1),
+        nn.ConvTranspose3d(4, 8, 2, 2),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("inner", INNER)
+@pytest.mark.parametrize("block", KINDS)
+@pytest.mark.parametrize("preserve", [True, False])
+def test_transposed_layers_collapse(layer: nn.Module, inner: str, block: str, preserve: bool) -> None:
+    site = linear_now(expanded(copy.deepcopy(layer), block=block, inner=inner, preserve=preserve))
+    check_collapsed(site, torch.randn(2, 4, *(7, 5, 3)[: site.spec.layer.axes], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("pad_first", [True, False])
@@ -394,9 +449,11 @@ def test_sites_are_found_once_each_and_in_order() -> None:
 
 
 def test_says_what_it_is() -> None:
-    text = str(expanded(nn.Conv2d(4, 8, 1), ratio=3, preserve=True))
-    assert "block=inverted-residual, ratio=3, preserve=True" in text
-    assert "activation=relu6" in text
+    site = expanded(nn.Conv2d(4, 8, 1), ratio=3, preserve=True)
+    assert "block=inverted-residual, ratio=3, preserve=True\n" in str(site)
+    assert "activation=relu6" in str(site)
+    site.collapsed = True
+    assert "preserve=True, collapsed\n" in str(site)
 
 
 def test_merged_follows_the_parameters() -> None:
@@ -408,6 +465,45 @@ def test_merged_follows_the_parameters() -> None:
     assert whole.bias is not None
     (whole.weight.square().sum() + whole.bias.square().sum()).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in site.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_collapsed_composes_in_float32_whatever_the_parameters(dtype: torch.dtype) -> None:
+    """So that weight and bias are rounded once."""
+    site = linear_now(expanded(nn.Conv2d(4, 8, 3, padding=1))).to(dtype)
+    site.collapsed = True
+    whole, x = site.merged(torch.float32), torch.randn(2, 4, 7, 5, dtype=dtype)
+    assert whole.bias is not None
+    assert torch.equal(site(x), F.conv2d(x, whole.weight.to(dtype), whole.bias.to(dtype), padding=1))
+
+
+def test_a_collapsed_block_is_traced_into_as_its_layers() -> None:
+    site = linear_now(expanded(nn.Conv2d(4, 8, 3, padding=1), preserve=True))
+    x = torch.randn(2, 4, 7, 5).double()
+    wanted = site(x)
+    site.collapsed = True
+    gm = fx.symbolic_trace(site)
+    assert {"stages.0.layer", "last", "original"} <= {node.target for node in gm.graph.nodes}
+    assert torch.equal(gm(x), wanted)
+
+
+def test_a_collapsed_block_runs_where_there_is_no_data() -> None:
+    site = expanded(nn.Conv2d(4, 8, 3, padding=1, device="meta"))
+    site.collapsed = True
+    assert site(torch.empty(2, 4, 7, 5, device="meta")).shape == (2, 8, 7, 5)
+
+
+def test_loading_a_slope_below_1_ends_the_collapse() -> None:
+    """Else the block would go on as if it were linear."""
+    site = expanded(nn.Conv2d(4, 8, 3, padding=1))
+    bent = copy.deepcopy(site.state_dict())
+    site.slope.fill_(1)
+    linear = copy.deepcopy(site.state_dict())
+    site.collapsed = True
+    site.load_state_dict(linear)
+    assert site.collapsed
+    site.load_state_dict(bent)
+    assert not site.collapsed
 
 
 def test_a_spec_with_other_options_is_another_spec() -> None:
