@@ -69,7 +69,7 @@ def compiled(
         if graph is not None:
             report = _run(graph, inputs, verify_each)
             _part(graph, model)
-            result: nn.Module = graph
+            result: nn.Module = fx.GraphModule(graph, graph.graph, type(model).__name__)
             reports = (Report("", report),)
         else:
             result, reports = _by_pieces(copied(model), inputs, verify_each)

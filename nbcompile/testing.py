@@ -1,6 +1,7 @@
 """For tests of passes, ours and other people's: what every pass owes, checked in one call."""
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,33 +23,95 @@ def scramble_(model: nn.Module, seed: int = 0) -> nn.Module:
     with a deviation of 0.5.
 
     Args:
-        model: its batch norms (SyncBatchNorm too), layer, group, instance and RMS norms are changed.
+        model: changed are torch's batch (SyncBatchNorm too), layer, group, instance and RMS norms, and the norms that
+            libraries write for themselves: what is called a norm and has a vector ``weight`` or ``running_var``, frozen
+            ones included.
         seed: of the generator; the global one is left alone.
 
     Returns:
         ``model`` itself.
     """
     generator = torch.Generator().manual_seed(seed)
-
-    def fill(tensor: Tensor | None, values: Tensor) -> None:
-        if tensor is not None:
-            tensor.copy_(values)
-
     with torch.no_grad():
-        for norm in (m for m in model.modules() if isinstance(m, _NORMS)):
+        for norm in filter(_is_norm, model.modules()):
             for key in ("weight", "bias", "running_mean", "running_var"):
                 tensor = getattr(norm, key, None)
                 if tensor is None:
                     continue
                 uniform = torch.rand(tensor.shape, generator=generator)
                 if key == "weight":
-                    sign = torch.where(torch.rand(tensor.shape, generator=generator) < 0.25, -1.0, 1.0)
-                    fill(tensor, sign * (0.5 + uniform))
+                    tensor.copy_(_signed(uniform, generator))
                 elif key == "running_var":
-                    fill(tensor, 0.5 + 1.5 * uniform)
+                    tensor.copy_(0.5 + 1.5 * uniform)
                 else:
-                    fill(tensor, 0.5 * torch.randn(tensor.shape, generator=generator))
+                    tensor.copy_(0.5 * torch.randn(tensor.shape, generator=generator))
     return model
+
+
+def enliven_(model: nn.Module, *inputs: Any, seed: int = 0) -> nn.Module:
+    """Make every tensor of a fresh network matter, in place: an error in what is zero or dies out cannot be seen.
+
+    Norms are scrambled; other parameters whose elements are all equal become random (biases of zero, layer scales of
+    1e-6); then the network is run, and running statistics become those of the activations that arrive, with variances
+    of 0.5 to 2 times theirs: purely random ones let the signal of deep networks die or explode. Means are off by one
+    deviation and more, so that most units are active: random networks are chaotic otherwise, and a hundred layers make
+    1e-5 of the rounding in the first.
+
+    Args:
+        model: is put in eval mode.
+        inputs: of the model; more than one value per channel should reach each batch norm, whose statistics else stay
+            random.
+        seed: of the generator; the global one is left alone.
+
+    Returns:
+        ``model`` itself.
+    """
+    scramble_(model, seed)
+    generator = torch.Generator().manual_seed(seed)
+    norms = list(filter(_is_norm, model.eval().modules()))
+    of_norms = {id(p) for norm in norms for p in norm.parameters(recurse=False)}
+    with torch.no_grad():
+        for p in model.parameters():
+            if id(p) not in of_norms and p.is_floating_point() and p.numel() and bool((p == p.flatten()[0]).all()):
+                zero = bool(p.flatten()[0] == 0)
+                normal, uniform = torch.randn(p.shape, generator=generator), torch.rand(p.shape, generator=generator)
+                p.copy_(0.1 * normal if zero else _signed(uniform, generator))
+        moved = partial(_settle, generator)
+        tracking = [norm for norm in norms if isinstance(getattr(norm, "running_var", None), Tensor)]
+        handles = [norm.register_forward_pre_hook(moved) for norm in tracking]
+        try:
+            model(*inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+    return model
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """One of torch's, or by its looks one of a library's own."""
+    if isinstance(module, _NORMS):
+        return True
+    vector = next((v for k in ("running_var", "weight") if isinstance(v := getattr(module, k, None), Tensor)), None)
+    return "norm" in type(module).__name__.lower() and vector is not None and vector.ndim == 1
+
+
+def _signed(uniform: Tensor, generator: torch.Generator) -> Tensor:
+    """Between 0.5 and 1.5, every fourth negative."""
+    return torch.where(torch.rand(uniform.shape, generator=generator) < 0.25, -1.0, 1.0) * (0.5 + uniform)
+
+
+def _settle(generator: torch.Generator, norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+    """The statistics of what arrives, moved at random; where it has one value per channel, what they were."""
+    x = args[0].transpose(0, 1).flatten(1).double()
+    if x.shape[1] < 2:
+        return
+    mean, var = x.mean(1), x.var(1)
+    var = var.clamp(min=max(0.1 * float(var.mean()), 1e-6))  # a channel that is dead here need not be so elsewhere
+    shift, factor = (draw(mean.shape, generator=generator) for draw in (torch.randn, torch.rand))
+    scale = getattr(norm, "weight", None)
+    down = torch.ones_like(mean) if scale is None else scale.sign()  # so that what comes out goes up
+    norm.get_buffer("running_mean").copy_(mean - down * (1 + 0.5 * shift) * var.sqrt())
+    norm.get_buffer("running_var").copy_(var * (0.5 + 1.5 * factor))
 
 
 def check_pass(

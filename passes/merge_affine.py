@@ -174,8 +174,8 @@ class _Rewrite:
         old.replace_all_uses_with(new)
         self.became[old] = new
         self.gone.update(nodes)
-        for node in sorted(self.gone, key=lambda n: -self.order[n]):
-            if not node.users and not node._erased:
+        for node in sorted((n for n in self.gone if not n._erased), key=lambda n: -self.order[n]):
+            if not node.users:
                 self.gm.graph.erase_node(node)
 
     def _now(self, node: fx.Node) -> fx.Node:

@@ -19,6 +19,7 @@ SPREADS: dict[int, type[nn.Module]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspos
 NORMS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 POOLS: dict[int, type[nn.Module]] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 MODES = ("zeros", "zeros", "zeros", "reflect", "replicate", "circular")
+QUIET = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 SEVERAL = settings(max_examples=120, suppress_health_check=list(HealthCheck))
 
 
@@ -210,6 +211,7 @@ def check(model: nn.Module, inputs: tuple[Tensor, ...], example: bool) -> None:
     assert [result.rewritten for report in again for _, result in report.passes if result.modified] == []
 
 
+@QUIET
 @SEVERAL
 @given(networks(), st.booleans())
 def test_any_network(drawn: tuple[nn.Module, tuple[Tensor, Tensor]], example: bool) -> None:
@@ -217,6 +219,7 @@ def test_any_network(drawn: tuple[nn.Module, tuple[Tensor, Tensor]], example: bo
 
 
 @pytest.mark.slow
+@QUIET
 @settings(SEVERAL, max_examples=3000)
 @given(networks(), st.booleans())
 def test_many_networks(drawn: tuple[nn.Module, tuple[Tensor, Tensor]], example: bool) -> None:

@@ -3,11 +3,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
+import timm.layers
 import torch
 from torch import Tensor, fx, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from nbcompile.passes import Pass, PassResult
-from nbcompile.testing import check_pass, scramble_
+from nbcompile.testing import check_pass, enliven_, scramble_
 
 X = torch.randn(2, 3, 7, 5, generator=torch.Generator().manual_seed(0))
 
@@ -116,3 +118,67 @@ def test_scramble_takes_norms_without_statistics_or_parameters() -> None:
     assert scramble_(model) is model
     assert isinstance(model[0].running_mean, Tensor)
     assert float(model[0].running_mean.abs().min()) > 0
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        FrozenBatchNorm2d(64),
+        timm.layers.BatchNormAct2d(64),
+        timm.layers.FrozenBatchNormAct2d(64),
+        timm.layers.LayerNorm2d(64),
+        timm.layers.RmsNorm2d(64),
+        timm.layers.EvoNorm2dB0(64),
+    ],
+)
+def test_scramble_reaches_the_norms_of_libraries(norm: nn.Module) -> None:
+    before = copy.deepcopy(norm.state_dict())
+    scramble_(norm)
+    changed = {key for key, value in norm.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed >= {"weight", "bias", "running_mean", "running_var"} & before.keys()
+    assert changed
+
+
+class Dull(Net):
+    """What fresh networks have: a bias of zeros, a layer scale next to nothing; and a norm with its own weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn.init.zeros_(self.conv.get_parameter("bias"))
+        self.gamma = nn.Parameter(torch.full((4, 1, 1), 1e-6))
+        self.own = FrozenBatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = 100 * super().forward(x)
+        return y + self.gamma * self.own(y)
+
+
+def test_enliven_makes_every_tensor_matter() -> None:
+    model = Dull()
+    weight, state = model.conv.weight.clone(), torch.get_rng_state()
+    assert enliven_(model, X, seed=2) is model
+    assert not model.training
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(model.conv.weight, weight)
+    assert len(model.conv.get_parameter("bias").unique()) == 4
+    gamma = model.gamma.detach()
+    assert 0.5 <= float(gamma.abs().min()) <= float(gamma.abs().max()) <= 1.5
+    y = model.conv(X).detach()
+    mean, var = y.mean((0, 2, 3)), y.var((0, 2, 3))
+    assert float(model.norm.get_parameter("weight").detach().min()) < 0
+    off = (mean - model.norm.get_buffer("running_mean")) / var.sqrt() * model.norm.get_parameter("weight").sign()
+    assert 0 < float(off.detach().min()) < 0.999 < 1.001 < float(off.detach().max()) < 3.5
+    factor = model.norm.get_buffer("running_var") / var
+    assert float(factor.min()) > 0.49
+    assert float(factor.max()) < 2.01
+    assert float(model.own.running_var.min()) > 100
+    assert torch.equal(enliven_(Dull(), X, seed=2).get_parameter("gamma"), gamma)
+    assert not torch.equal(enliven_(Dull(), X, seed=1).get_parameter("gamma"), gamma)
+    assert not model.norm._forward_pre_hooks
+
+
+def test_enliven_keeps_statistics_of_what_arrives_once() -> None:
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3))
+    wanted = copy.deepcopy(scramble_(model, seed=5).state_dict())
+    enliven_(model, X[:1], seed=5)
+    assert all(torch.equal(value, wanted[key]) for key, value in model.state_dict().items())

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, fx, nn
+from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from nbcompile.core.calling import Call
 from nbcompile.core.errors import CaptureError
@@ -41,7 +42,8 @@ def capture(model: nn.Module, inputs: int | Call | None = None) -> fx.GraphModul
     call = Call.positional(inputs) if isinstance(inputs, int) else inputs or Call.required(model)
     try:
         with eval_mode(model):
-            return fx.GraphModule(model, Tracer(call).trace(model), type(model).__name__)
+            # it writes its code when it is first run: passes only look at the graph
+            return _LazyGraphModule(model, Tracer(call).trace(model), type(model).__name__)
     except Exception as error:
         raise CaptureError(
             f"{type(model).__name__} cannot be traced into a graph: {_where(error)}: "

@@ -3,7 +3,7 @@
 from typing import Any, cast
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from nbcompile.core.aliasing import Aliasing, name_of
 from nbcompile.core.graph import module_of
@@ -22,6 +22,8 @@ class Constants:
 
     def __init__(self, gm: fx.GraphModule, aliasing: Aliasing) -> None:
         self._gm = gm
+        self._tensors: dict[str, Tensor] = dict(gm.named_parameters(remove_duplicate=False))
+        self._tensors |= gm.named_buffers(remove_duplicate=False)
         self._written = aliasing.written
         self._values: dict[fx.Node, Any] = {}
         self._nodes = self._find()
@@ -55,6 +57,11 @@ class Constants:
         """All nodes that read a parameter or buffer that ``node`` reads, itself among them."""
         return {node}.union(*(self._readers[key] for key in self._reads[node]))
 
+    def params(self, node: fx.Node) -> int:
+        """Elements of the parameters that ``node`` reads."""
+        read = {id(x): x for x in self._tensors.values() if id(x) in self._reads[node]}
+        return sum(x.numel() for x in read.values() if isinstance(x, nn.Parameter))
+
     def steps(self, node: fx.Node) -> int:
         """How many nodes compute the constants that ``node`` alone reads."""
         seen: set[fx.Node] = set()
@@ -70,7 +77,7 @@ class Constants:
         found: set[fx.Node] = set()
         for node in self._gm.graph.nodes:
             if node.op == "get_attr":
-                if isinstance(self._attribute(node), Tensor) and node not in self._written:
+                if str(node.target) in self._tensors and node not in self._written:
                     found.add(node)
             elif node.op in ("call_function", "call_method") and self._pure(node):
                 inputs = node.all_input_nodes
@@ -93,18 +100,12 @@ class Constants:
         if module is not None:
             return frozenset(id(x) for x in (*module.parameters(), *module.buffers()))
         if node.op == "get_attr":
-            return frozenset((id(self._attribute(node)),))
+            return frozenset((id(self._tensors.get(str(node.target))),))
         return frozenset().union(*(self._reads[n] for n in node.all_input_nodes if n in self._nodes))
-
-    def _attribute(self, node: fx.Node) -> object:
-        value: object = self._gm
-        for part in str(node.target).split("."):
-            value = getattr(value, part)
-        return value
 
     def _evaluate(self, node: fx.Node) -> Any:
         if node.op == "get_attr":
-            return cast(Tensor, self._attribute(node)).detach()
+            return self._tensors[str(node.target)].detach()
         args = fx.node.map_arg(node.args, self.value)
         kwargs = fx.node.map_arg(node.kwargs, self.value)
         with torch.no_grad():

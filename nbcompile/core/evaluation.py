@@ -29,7 +29,7 @@ Element = Primitive | Join
 
 
 def evaluate(elements: Sequence[Element], axes: int, channels: int, like: Tensor) -> AffineMap:
-    """The one map of ``elements``, in float64.
+    """The one map of ``elements``, in float64 and in memory of its own.
 
     Args:
         elements: one after the other.
@@ -42,10 +42,27 @@ def evaluate(elements: Sequence[Element], axes: int, channels: int, like: Tensor
     """
     whole: AffineMap | None = None
     for element in elements:
-        inputs = channels if whole is None else whole.weight.shape[0]
-        one = element.map(axes, inputs) if isinstance(element, Primitive) else _join(element, axes, inputs, like)
-        whole = one if whole is None else _after(whole, one, like.dtype)
-    return identity(channels, axes, like.double()) if whole is None else whole
+        if whole is None:
+            whole, own = _one(element, axes, channels, like), isinstance(element, Primitive)
+            continue
+        second = _one(element, axes, whole.weight.shape[0], like)
+        if second.groups != second.weight.numel():
+            whole, second = _wide(whole), _wide(second)
+        whole, own = _after(whole, second, like.dtype), False
+    return identity(channels, axes, like.double()) if whole is None else _wide(whole, copy=own)
+
+
+def _one(element: Element, axes: int, channels: int, like: Tensor) -> AffineMap:
+    """In float64, but for a layer, which is read where it is: factors of float64 make its product float64."""
+    if isinstance(element, Join):
+        return _join(element, axes, channels, like)
+    return element.build(None if element.layer else torch.float64, axes, channels)
+
+
+def _wide(m: AffineMap, *, copy: bool = False) -> AffineMap:
+    """``m`` in float64; with ``copy`` in memory of its own."""
+    bias = None if m.bias is None else m.bias.double()
+    return replace(m, weight=m.weight.to(torch.float64, copy=copy), bias=bias)
 
 
 def _after(first: AffineMap, second: AffineMap, dtype: torch.dtype) -> AffineMap:
@@ -65,7 +82,7 @@ def _join(join: Join, axes: int, channels: int, like: Tensor) -> AffineMap:
         if factor != 1:
             scale = like.new_full((maps[i].weight.shape[0],), factor).double()
             maps[i] = compose(maps[i], per_channel(scale, None, axes))
-    return add(*maps)
+    return add(*maps, overwrite=True)
 
 
 class Outlines:

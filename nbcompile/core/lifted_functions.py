@@ -159,7 +159,7 @@ def _functional(
     context: Context, node: fx.Node, axes: frozenset[int], inputs: int, weight: Tensor, bias: Tensor | None, build: Any
 ) -> Primitive:
     name = _owner(node)
-    stored = weight.numel() + (0 if bias is None else bias.numel())
+    stored = context.constants.params(node)
     return Primitive(node, argument(node, 0, "input"), name or node.name, axes, inputs, True, stored, build)
 
 

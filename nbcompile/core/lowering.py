@@ -1,5 +1,6 @@
 """From an affine map back to the one layer that computes it."""
 
+import math
 from typing import Any, cast
 
 import torch
@@ -33,9 +34,12 @@ def why_rounding_loses(m: AffineMap, layer: nn.Module) -> str | None:
         if exact is None or rounded is None:
             continue
         kind = str(rounded.dtype).removeprefix("torch.")
-        if not bool(rounded.isfinite().all()):
+        if not exact.numel():
+            continue
+        low, high = (float(v) for v in rounded.detach().aminmax())
+        if not (math.isfinite(low) and math.isfinite(high)):
             return f"the merged weights would not be finite in {kind}"
-        limits, largest = torch.finfo(rounded.dtype), float(exact.detach().abs().max()) if exact.numel() else 0.0
+        limits, largest = torch.finfo(rounded.dtype), max(abs(float(v)) for v in exact.detach().aminmax())
         if 0 < largest < limits.tiny:
             return f"the merged weights would be too small for {kind}"
     return None

@@ -186,9 +186,13 @@ class Regions:
         terms: list[Chain] = []
         factors: list[float] = []
         nodes: list[fx.Node] = []
+        twice = operands[0] is operands[1]  # computed once: what computes it is part of neither term
         for operand, factor in zip(operands, (1, -alpha if node.target in SUBTRACTIONS else alpha), strict=True):
-            inner = self._plain_sum(operand) if set(operand.users) == {node} else None
-            if inner is not None:
+            inner = self._plain_sum(operand) if set(operand.users) == {node} and not twice else None
+            if twice:
+                terms.append(Chain(operand))
+                factors.append(factor)
+            elif inner is not None:
                 terms += inner[0]
                 nodes += inner[1]
                 factors += [factor] * len(inner[0])

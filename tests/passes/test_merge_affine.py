@@ -379,6 +379,16 @@ def test_terms_merge_until_no_two_can() -> None:
     assert merged(forward, first=conv(), dilated=dilated, **layers)[0] == ("wide",)
 
 
+def test_a_sum_added_to_itself() -> None:
+    """Found by the hunt: its branches counted twice, and a crash where only some of them merged."""
+
+    def forward(m: Any, x: Tensor) -> Any:
+        y = m.a(x) + m.odd(m.first(x)) + m.b(x)
+        return y + y
+
+    assert merged(forward, a=conv(3), b=conv(), first=conv(), odd=conv(3))[0] == ("a",)
+
+
 def test_channels_cut_and_read_together() -> None:
     """Found by attack: the chunk counted as another reader, and a second run merged what the first had left."""
 

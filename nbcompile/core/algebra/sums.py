@@ -31,8 +31,12 @@ def added(*branches: Geometry, fills_agree: bool = False) -> Geometry:
     return replace(_aligned(branches, fills_agree), groups=gcd(*[m.groups for m in branches]))
 
 
-def add(*branches: AffineMap) -> AffineMap:
+def add(*branches: AffineMap, overwrite: bool = False) -> AffineMap:
     """The one map that equals the sum of parallel ones (R2).
+
+    Args:
+        *branches: at least one.
+        overwrite: whether the result may take the memory of a branch.
 
     Raises:
         NotExact: as :func:`added`, which decides.
@@ -40,7 +44,9 @@ def add(*branches: AffineMap) -> AffineMap:
     whole = added(*[m.geometry for m in branches], fills_agree=_fills_agree(branches))
     filling = [(m.kernel, m.groups) == (whole.kernel, whole.groups) for m in branches]
     base = filling.index(True) if any(filling) else None
-    weight = _zeros(whole, branches) if base is None else branches[base].weight.clone()
+    weight = _zeros(whole, branches) if base is None else branches[base].weight
+    if base is not None and not overwrite:
+        weight = weight.clone()
     for position, m in enumerate(branches):
         if position != base:
             _place(m, weight, whole)

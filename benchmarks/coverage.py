@@ -1,0 +1,345 @@
+"""Any network: ``fuse`` keeps the function, and an expanded network comes back, over torchvision and timm.
+
+All classification networks of torchvision, the smallest of every timm family, torchvision's segmentation networks and
+detectors: random weights, every tensor made to matter (``nbcompile.testing.enliven_``), batch 1, the network's own
+input size (detectors: 320). Each in a process of its own, one thread, with a limit on memory and time:
+
+1. ``fuse(model)`` against the model on the full output, in float32 and in float64.
+2. ``expand(where="uniform:0.5", ratio=2)``, slopes to 1, ``fuse``: the original's MACs and params layer by layer, its
+   keys and shapes, strictly loaded into it; and then it has the giant's function.
+
+Where an error in float32 is above 1e-5, its measure is ``own_rounding``: how far the model's own float32 run is from
+its float64 run. Where one in float64 is above 1e-12, it is ``sway``: how far the model's output moves when its input
+moves by one rounding. Detectors choose boxes, which rounding can turn: they are compared on all boxes in float64, and
+in float32 on what their backbones and one-stage heads put out; no box is dropped for its score.
+"""
+
+import gc
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from _common import ROOT, parser, write
+from _networks import counts, isolated, said, sway
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, fx, nn
+
+import nbcompile
+from nbcompile.core.blocks import sites
+from nbcompile.core.errors import NBCompileError
+from nbcompile.core.example import Inputs, each
+from nbcompile.core.numerics import ROUNDINGS, relative_error
+from nbcompile.models import build
+from nbcompile.testing import enliven_
+
+SEED = 0
+WHERE, RATIO = "uniform:0.5", 2
+LIMITS = {torch.float32: 1e-5, torch.float64: 1e-12}
+SMALLEST = ROOT / "benchmarks" / "results" / "timm_smallest.json"
+PIXELS = 320
+"""Of the side of a detector's input."""
+RAW = ("backbone", "head", "rpn.head")
+"""Of a detector: what it computes before it chooses boxes."""
+QUICK = ("torchvision/shufflenet_v2_x0_5", "timm/repghost", "segmentation/lraspp*", "detection/ssdlite*")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network: its group, and the MODEL string that builds it."""
+
+    group: str
+    name: str
+    spec: str
+
+
+@dataclass
+class Found:
+    """What was measured of one network; None where it did not come to that.
+
+    Attributes:
+        captured: ``whole``, ``pieces``, or empty if it could not be captured.
+        before: executed operators with MACs and norms, MACs and params of the model.
+        after: those of what ``fuse`` gives.
+        sway: only where ``error_float64`` is above 1e-12.
+        response: difference of the outputs of two inputs over the largest output: below 1e-3, little can be seen.
+        expand_rounding: of the giant; only where ``expand_error`` is above 1e-5.
+        same: whether layers, MACs, params, keys and shapes are the original's.
+        failures: sentences.
+    """
+
+    group: str
+    model: str
+    input: tuple[int, ...] = ()
+    captured: str = ""
+    before: dict[str, int] = field(default_factory=dict)
+    after: dict[str, int] = field(default_factory=dict)
+    error_float32: float | None = None
+    error_float64: float | None = None
+    own_rounding: float | None = None
+    sway: float | None = None
+    response: float | None = None
+    sites: int = 0
+    expand_error: float | None = None
+    expand_rounding: float | None = None
+    same: bool | None = None
+    seconds: float = 0.0
+    failures: list[str] = field(default_factory=list)
+
+
+def main() -> None:
+    made = parser("coverage", __doc__)
+    made.add_argument("--only", nargs="+", default=["*"], help="globs on GROUP/NAME")
+    made.add_argument("--models", nargs="+", help="MODEL strings of torchvision or timm, instead of the whole list")
+    made.add_argument("--resume", action="store_true", help="keep what an earlier, broken run has measured")
+    made.add_argument("--retry", action="store_true", help="with --resume: measure the failures again")
+    made.add_argument("--size", type=int, help="pixels, where the network can; else its own")
+    made.add_argument("--seconds", type=float, default=900, help="limit for one network")
+    made.add_argument("--gigabytes", type=float, default=14, help="limit for one network")
+    args = made.parse_args()
+    torch.set_num_threads(1)
+    globs = QUICK if args.quick else args.only
+    listed = map(subject, args.models) if args.models else subjects()
+    chosen = [s for s in listed if any(fnmatchcase(f"{s.group}/{s.name}", glob) for glob in globs)]
+    partial = args.out.with_suffix(".partial.jsonl")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    done = earlier(partial, args.retry) if args.resume else {}
+    console = Console()
+    with partial.open("a" if args.resume else "w") as lines:
+        for one in chosen:
+            key = (one.group, one.name)
+            if key not in done:
+                done[key] = attempt(one, args.size, args.seconds, args.gigabytes)
+                lines.write(json.dumps(done[key]) + "\n")
+                lines.flush()
+                console.print(*done[key]["failures"] or ["ok"], f"({'/'.join(key)}, {done[key]['seconds']:.0f} s)")
+    found = [done[s.group, s.name] for s in chosen]
+    results = {"limits": {str(k): v for k, v in LIMITS.items()}, "groups": summary(found), "networks": found}
+    console.print(table(found), *(f"{group}: {row}" for group, row in results["groups"].items()), sep="\n")
+    units = {
+        "*error*, *rounding, response, sway": "max|a - b| / max|b|, no unit",
+        "before, after": "operators with MACs, norms, MACs of one sample, parameters",
+        "seconds": "s, all checks of the network",
+    }
+    write(args, SEED, units, results)
+    partial.unlink()
+
+
+def subjects() -> Iterator[Subject]:
+    """In the order of the table."""
+    models = torchvision.models
+    for name in models.list_models(module=models):
+        yield subject(f"torchvision:{name}")
+    for family, name in smallest_of_timm().items():
+        yield replace(subject(f"timm:{name}"), name=family)
+    for name in models.list_models(module=models.segmentation) + models.list_models(module=models.detection):
+        yield subject(f"torchvision:{name}")
+
+
+def subject(spec: str) -> Subject:
+    """The network of a MODEL string; a detector gets a small size, unless it has one size, and keeps all boxes."""
+    home, _, name = spec.partition(":")
+    models = torchvision.models
+    if home == "torchvision" and name in models.list_models(module=models.segmentation):
+        return Subject("segmentation", name, spec)
+    if home == "torchvision" and name in models.list_models(module=models.detection):
+        options = "box_score_thresh=0.0" if "rcnn" in name else "score_thresh=0.0"
+        size = "" if "ssd" in name else f"&min_size={PIXELS}&max_size={PIXELS}"
+        return Subject("detection", name, f"{spec}?{options}{size}")
+    return Subject(home, name, spec)
+
+
+def smallest_of_timm() -> dict[str, str]:
+    """The smallest network of every timm family (module), by parameters; counted once for every version of timm."""
+    kept = json.loads(SMALLEST.read_text()) if SMALLEST.is_file() else {}
+    if kept.get("timm") != timm.__version__:
+        found = {}
+        for family in timm.list_modules():
+            sizes = {name: parameters(name) for name in timm.list_models(module=family)}
+            if sizes:
+                found[family] = min(sizes, key=sizes.__getitem__)
+        kept = {"timm": timm.__version__, "smallest": found}
+        SMALLEST.write_text(json.dumps(kept, indent=1) + "\n")
+    smallest: dict[str, str] = kept["smallest"]
+    return smallest
+
+
+def parameters(name: str) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in timm.create_model(name).parameters())
+
+
+def earlier(partial: Path, retry: bool) -> dict[tuple[str, str], dict[str, Any]]:
+    rows = [json.loads(line) for line in partial.read_text().splitlines()] if partial.is_file() else []
+    return {(row["group"], row["model"]): row for row in rows if not (retry and row["failures"])}
+
+
+def attempt(one: Subject, size: int | None, seconds: float, gigabytes: float) -> dict[str, Any]:
+    """The row of one network, measured in a child process."""
+    started = time.perf_counter()
+    try:
+        row = asdict(isolated(measure, one, size, seconds=seconds, gigabytes=gigabytes))
+    except RuntimeError as error:
+        row = asdict(Found(one.group, one.name, failures=[str(error)]))
+    return row | {"seconds": time.perf_counter() - started}
+
+
+def measure(one: Subject, size: int | None) -> Found:
+    """Build, fuse, expand, contract."""
+    torch.manual_seed(SEED)
+    torch.set_grad_enabled(False)
+    found = Found(one.group, one.name)
+    model, shape = network(one, size)
+    found.input = (1, *shape[1:])
+    sample, other = (called_with(one, torch.randn(1, *shape[1:])) for _ in range(2))
+    enliven_(model, *called_with(one, torch.randn(2, *shape[1:])), seed=SEED)
+    for step in (check_fuse, check_float64, check_expand):
+        try:
+            step(found, model, sample, other)
+        except Exception as error:
+            found.failures.append(f"{step.__name__.removeprefix('check_')}: {said(error)}")
+        gc.collect()
+    return found
+
+
+def network(one: Subject, size: int | None) -> tuple[nn.Module, tuple[int, ...]]:
+    """In eval mode, and the shape of its input; with ``size`` as its own option, or as the shape if it has none."""
+    if one.group == "detection":
+        return build(one.spec).model.eval(), (1, 3, PIXELS, PIXELS)
+    if size is None:
+        built = build(one.spec)
+    else:
+        option = "img_size" if one.group == "timm" else "image_size"
+        try:
+            built = build(f"{one.spec}?{option}={size}")
+        except NBCompileError:
+            built = build(one.spec, f"1x3x{size}x{size}")
+    return built.model.eval(), built.inputs[0].shape
+
+
+def called_with(one: Subject, x: Tensor) -> Inputs:
+    """A batch of pictures as the network takes it: a detector takes a list."""
+    return (list(x.unbind()),) if one.group == "detection" else (x,)
+
+
+def check_fuse(found: Found, model: nn.Module, sample: Inputs, other: Inputs) -> None:
+    expected = outputs(model, sample)[0]
+    found.response = relative_error(outputs(model, other)[0], expected) if found.group != "detection" else None
+    found.before = counts(model, sample)
+    fused = nbcompile.fuse(model)
+    found.captured = "whole" if isinstance(fused, fx.GraphModule) else "pieces"
+    found.after = counts(fused, sample)
+    found.error_float32 = relative_error(outputs(fused, sample)[0], expected)
+
+
+def check_float64(found: Found, model: nn.Module, sample: Inputs, other: Inputs) -> None:
+    """And judges the error in float32, which needs the model's own rounding."""
+    single, double = outputs(model, sample)[0], each(Tensor.double, sample)
+    model.double()
+    try:
+        exact = outputs(model, double)
+        found.own_rounding = relative_error(single, exact[0])
+        found.error_float64 = relative_error(outputs(nbcompile.fuse(model), double), exact)
+        if found.error_float64 > LIMITS[torch.float64]:
+            found.sway = sway(model, double, exact[1])
+    finally:
+        model.float()
+        judge(found, "fuse in float32", found.error_float32, torch.float32, found.own_rounding)
+        judge(found, "fuse in float64", found.error_float64, torch.float64, found.sway)
+
+
+def check_expand(found: Found, model: nn.Module, sample: Inputs, other: Inputs) -> None:
+    giant = nbcompile.expand(model, sample, where=WHERE, ratio=RATIO)
+    found.sites = len(sites(giant))
+    nbcompile.PLT(giant, steps=1).step()
+    enliven_(giant, *sample, seed=SEED + 1)
+    tiny = nbcompile.fuse(giant)
+    found.same = shapes(model) == shapes(tiny) and nbcompile.cost(tiny, sample) == nbcompile.cost(model, sample)
+    if not found.same:
+        found.failures.append("expand: what comes back has other layers, MACs, params, keys or shapes")
+    model.load_state_dict(tiny.state_dict())
+    del tiny
+    expected = outputs(giant, sample)[0]
+    found.expand_error = relative_error(outputs(model, sample)[0], expected)
+    if found.expand_error > LIMITS[torch.float32]:
+        giant.double()
+        found.expand_rounding = relative_error(expected, outputs(giant, each(Tensor.double, sample))[0])
+    judge(found, "expand in float32", found.expand_error, torch.float32, found.expand_rounding)
+
+
+def judge(found: Found, what: str, error: float | None, dtype: torch.dtype, rounding: float | None = None) -> None:
+    """An error over the limit, and over a few times the network's own rounding, is a failure."""
+    limit = max(LIMITS[dtype], ROUNDINGS * (rounding or 0.0))
+    if error is not None and not error <= limit:
+        found.failures.append(f"{what}: the output changed by {error:.1e}, over {limit:.0e}")
+
+
+def outputs(model: nn.Module, inputs: Inputs) -> tuple[Any, Any]:
+    """What float32 is compared on, and the full output; they differ for detectors."""
+    seen: dict[str, Any] = {}
+    modules = dict(model.named_modules()) if isinstance(inputs[0], list) else {}
+    handles = [
+        modules[name].register_forward_hook(lambda _, __, y, name=name: seen.update({name: y}))
+        for name in RAW
+        if name in modules
+    ]
+    y = model(*inputs)
+    for handle in handles:
+        handle.remove()
+    return seen or y, y
+
+
+def shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in model.state_dict().items() if isinstance(value, Tensor)}
+
+
+def summary(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """How many of each group hold what."""
+    groups: dict[str, dict[str, Any]] = {}
+    for group in dict.fromkeys(row["group"] for row in found):
+        rows = [row for row in found if row["group"] == group]
+        groups[group] = {
+            "networks": len(rows),
+            "ok": sum(not row["failures"] for row in rows),
+            "captured_whole": sum(row["captured"] == "whole" for row in rows),
+            "captured_in_pieces": sum(row["captured"] == "pieces" for row in rows),
+            "fused_within_1e-5": sum(within(row["error_float32"], torch.float32) for row in rows),
+            "fused_within_1e-12_in_float64": sum(within(row["error_float64"], torch.float64) for row in rows),
+            "came_back_the_same": sum(row["same"] is True for row in rows),
+            "came_back_within_1e-5": sum(within(row["expand_error"], torch.float32) for row in rows),
+        }
+    return groups
+
+
+def within(error: float | None, dtype: torch.dtype) -> bool:
+    return error is not None and error <= LIMITS[dtype]
+
+
+def table(found: list[dict[str, Any]]) -> Table:
+    heads = ("captured", "layers + norms", "after", "float32", "own", "float64", "sites", "back", "same", "s")
+    made = Table("network", *heads, title="Coverage: relative errors")
+    for row in found:
+        errors = {key: "" if row[key] is None else f"{row[key]:.0e}" for key in row if "error" in key or "own" in key}
+        made.add_row(
+            f"{row['group']}/{row['model']}",
+            row["captured"] or "not",
+            *(f"{row[key]['layers']} + {row[key]['norms']}" if row[key] else "" for key in ("before", "after")),
+            *(errors[key] for key in ("error_float32", "own_rounding", "error_float64")),
+            str(row["sites"]),
+            errors["expand_error"],
+            {True: "yes", False: "NO", None: ""}[row["same"]],
+            f"{row['seconds']:.0f}",
+            style="red" if row["failures"] else None,
+        )
+    return made
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""How long ``fuse`` takes over ``timm.utils.reparameterize_model``, and how much memory.
+
+Both go from a built model to a deploy model and leave the built one alone. Timed in one process, in turn, one thread.
+Memory is the resident set's peak above what it was before the call, over the model's own bytes (parameters and
+buffers): what the call returns is in it, as is all that it held on the way; pages of heap that it reused are not. It is
+measured in a fork, in a second call, so that what is only loaded once does not count (Linux: VmHWM, reset through
+/proc/self/clear_refs).
+"""
+
+import ctypes
+import gc
+import re
+import statistics
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from _common import alternate, parser, ratios, write
+from _networks import isolated
+from rich.console import Console
+from rich.table import Table
+from timm.utils import reparameterize_model
+from torch import nn
+
+import nbcompile
+from nbcompile.testing import scramble_
+
+SEED = 0
+NAMES = (
+    *(f"mobileone_s{i}" for i in range(5)),
+    *("repvgg_a0", "repvgg_a2", "repvgg_b1", "repvgg_b3"),
+    *("repghostnet_050", "repghostnet_200", "repvit_m1", "repvit_m2_3", "fastvit_t8", "fastvit_sa12"),
+)
+LARGE = 100e6
+"""Bytes of a model that counts as large."""
+LIMITS = {"ratio": 1.0, "ratio_large": 0.5, "memory": 2.0}
+VERBS: dict[str, Callable[[nn.Module], nn.Module]] = {"ours": nbcompile.fuse, "theirs": reparameterize_model}
+
+
+def main() -> None:
+    made = parser("fuse_speed", __doc__)
+    made.add_argument("--repeats", type=int, default=5)
+    args = made.parse_args()
+    torch.set_num_threads(1)
+    names = ("mobileone_s0", "repghostnet_050") if args.quick else NAMES
+    rows = [measure(name, args.repeats) for name in names]
+    title = "fuse over timm's reparameterize_model"
+    table = Table("network", "MB", "ours (s)", "theirs (s)", "ratio", "quartiles", "memory", "theirs", title=title)
+    for row in rows:
+        table.add_row(
+            row["model"],
+            f"{row['bytes'] / 1e6:.0f}",
+            *(f"{row[key]:.3f}" for key in ("ours_seconds", "theirs_seconds", "median")),
+            f"{row['quartile_1']:.3f} to {row['quartile_3']:.3f}",
+            *(f"{row[key]:.2f}" for key in ("ours_memory", "theirs_memory")),
+            style=None if fine(row) else "red",
+        )
+    Console().print(table)
+    units = {
+        "*_seconds": "s",
+        "median, quartile_*": "ratio",
+        "*_memory": "peak over the model's own bytes",
+        "bytes": "B",
+    }
+    write(args, SEED, units, {"limits": LIMITS, "large": LARGE, "networks": rows})
+
+
+def fine(row: dict[str, Any]) -> bool:
+    limit = LIMITS["ratio_large" if row["bytes"] >= LARGE else "ratio"]
+    return bool(row["median"] <= limit and row["ours_memory"] <= LIMITS["memory"])
+
+
+def measure(name: str, repeats: int) -> dict[str, Any]:
+    memory = {f"{verb}_memory": isolated(peak, name, verb, seconds=300, gigabytes=14) for verb in VERBS}
+    model = built(name)
+    seconds = alternate({verb: partial(call, model) for verb, call in VERBS.items()}, repeats)
+    medians = {f"{verb}_seconds": statistics.median(times) for verb, times in seconds.items()}
+    return {"model": name, "bytes": size(model)} | medians | ratios(seconds["ours"], seconds["theirs"]) | memory
+
+
+def built(name: str) -> nn.Module:
+    torch.manual_seed(SEED)
+    return scramble_(timm.create_model(name)).eval()
+
+
+def size(model: nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+
+
+def peak(name: str, verb: str) -> float:
+    """Bytes resident at most above those before, over the model's own."""
+    model = built(name)
+    VERBS[verb](model)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # freed pages would hide what is allocated in them
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    made = VERBS[verb](model)
+    above = status("VmHWM") - before
+    del made
+    return above / size(model)
+
+
+def status(key: str) -> int:
+    """Bytes."""
+    found = re.search(rf"^{key}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return 1024 * int(found[1])
+
+
+if __name__ == "__main__":
+    main()
