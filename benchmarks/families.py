@@ -110,10 +110,10 @@ def measure(name: str, size: int) -> Found:
     x = batch[:1]
     training = counts(model, (x,))
     single, after, deployed = model(x), {}, {}
-    for key, deploy in (("ours", nbcompile.fuse), ("theirs", reparameterize_model)):
+    for key, deploy in (("ours", partial(nbcompile.fuse, example_input=x)), ("theirs", reparameterize_model)):
         deployed[key] = deploy(model)
         after[key] = counts(deployed[key], (x,))
-    after["folded"] = counts(nbcompile.fuse(deployed["theirs"]), (x,))
+    after["folded"] = counts(nbcompile.fuse(deployed["theirs"], example_input=x), (x,))
     exact = model.double()(x.double())
     run = {key: relative_error(tiny(x), exact) for key, tiny in deployed.items()}
     weights = {key: relative_error(tiny.double()(x.double()), exact) for key, tiny in deployed.items()}
@@ -124,7 +124,7 @@ def measure(name: str, size: int) -> Found:
         after["theirs"],
         after["folded"],
         reaches=all(after["ours"][key] <= value for key, value in after["folded"].items()),
-        float64=relative_error(nbcompile.fuse(model)(x.double()), exact),
+        float64=relative_error(nbcompile.fuse(model, example_input=x.double())(x.double()), exact),
         sway=sway(model, (x.double(),), exact),
         own=relative_error(single, exact),
         run=run["ours"],

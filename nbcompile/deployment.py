@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from nbcompile.core.capture import capture, eval_mode, opaque
 from nbcompile.core.errors import CaptureError, PreconditionError
@@ -17,6 +19,8 @@ from nbcompile.passes import FUSE, PASSES, ContractSites, MergeAffine, Pass, Pas
 from nbcompile.pipeline import run
 
 log = logging.getLogger("nbcompile")
+
+_OLD = {WeightNorm: "weight_norm", SpectralNorm: "spectral_norm"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def compiled(
             report = _run(graph, inputs, verify_each)
             _part(graph, model)
             result: nn.Module = fx.GraphModule(graph, graph.graph, type(model).__name__)
-            reports = (Report("", report),)
+            reports: tuple[Report, ...] = (Report("", report),)
         else:
             result, reports = _by_pieces(copied(model), inputs, verify_each)
     remember(result, origin_of(model))
@@ -81,19 +85,28 @@ def require_values(model: nn.Module) -> None:
     """Check that every parameter and buffer has values that can be computed with.
 
     Raises:
-        PreconditionError: naming the first that has not: it is on the meta device, quantised or NaN.
+        PreconditionError: naming the first that has not: it is on the meta device, quantised, NaN, or the result of
+            the old ``torch.nn.utils.weight_norm`` or ``spectral_norm``, which cannot be copied.
     """
     for name, module in model.named_modules():
         if type(module).__module__.startswith(("torch.ao.nn", "torch.nn.quantized", "torch.nn.intrinsic")):
             raise PreconditionError(
                 f"fuse: '{name}' is quantised ({type(module).__name__}): fuse the float model first"
             )
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, (WeightNorm, SpectralNorm)) and getattr(module, hook.name).grad_fn is not None:
+                raise PreconditionError(
+                    f"fuse: '{name}' cannot be copied, its {hook.name} is computed by the old {_OLD[type(hook)]}: remove it with "
+                    f"torch.nn.utils.remove_{_OLD[type(hook)]}, or use torch.nn.utils.parametrizations.{_OLD[type(hook)]}"
+                )
     for key, value in (*model.named_parameters(), *model.named_buffers()):
         if value.is_meta:
             raise PreconditionError(f"fuse: '{key}' is on the meta device and has no values: load the weights first")
-        if value.is_quantized:
-            raise PreconditionError(f"fuse: '{key}' is quantised: fuse the float model first")
-        if value.is_floating_point() and bool(value.sum().isnan()) and bool(value.isnan().any()):  # the sum is cheap
+        inexact = value.is_floating_point() or value.is_complex()
+        if value.is_quantized or (inexact and value.itemsize == 1):  # of float8, torch computes not even a sum
+            kind = str(value.dtype).removeprefix("torch.")
+            raise PreconditionError(f"fuse: '{key}' is quantised ({kind}): fuse the float model first")
+        if inexact and bool(value.sum().isnan()) and bool(value.isnan().any()):  # the sum is cheap
             raise PreconditionError(f"fuse: '{key}' holds NaN: training diverged; take an earlier checkpoint")
 
 
@@ -135,15 +148,22 @@ def _part(gm: fx.GraphModule, model: nn.Module) -> None:
     memo: dict[int, Any] = {}  # one: what is shared inside stays shared
     for target in dict.fromkeys(str(node.target) for node in gm.graph.nodes if node.op == "call_module"):
         if id(module := gm.get_submodule(target)) in theirs:
-            gm.set_submodule(target, copy.deepcopy(module, memo))
+            gm.set_submodule(target, _copied(module, target, memo))
     for target in dict.fromkeys(str(node.target) for node in gm.graph.find_nodes(op="get_attr")):
         owner, _, name = target.rpartition(".")
         holder = gm.get_submodule(owner)
         value = getattr(holder, name)
         if id(value) in theirs:
             delattr(holder, name)
-            value = copy.deepcopy(value, memo)
+            value = _copied(value, target, memo)
             if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
                 holder.register_buffer(name, value)
             else:
                 setattr(holder, name, value)
+
+
+def _copied(value: Any, target: str, memo: dict[int, Any]) -> Any:
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception as error:
+        raise PreconditionError(f"fuse: '{target}' cannot be copied: {error}") from error

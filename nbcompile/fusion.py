@@ -53,6 +53,9 @@ def fuse(
         CaptureError: with ``all``, if nothing in the model can be traced.
         UsageError: if ``scope`` is neither.
 
+    What is returned can be trained on: call ``.train()`` and make a new optimiser. In train mode it computes what the
+    collapsed giant does (:func:`nbcompile.collapse_`); the expanded one's inner norms follow the batch.
+
     Source: NetBooster (arXiv 2306.13586) sec. 3.4.
     """
     return fused(

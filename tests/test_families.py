@@ -135,8 +135,8 @@ def test_a_network_reaches_the_deploy_form_of_its_library(name: str) -> None:
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     expected = model(x)
     before = copy.deepcopy(model.state_dict())
-    ours = nbcompile.fuse(model)
+    ours = nbcompile.fuse(model, example_input=x)
     assert relative_error(ours(x), expected) <= 1e-12
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    theirs = nbcompile.fuse(reparameterize_model(model.float()))
+    theirs = nbcompile.fuse(reparameterize_model(model.float()), example_input=x.float())
     assert counts(ours, x) == counts(theirs, x.float())

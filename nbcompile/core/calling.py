@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -29,17 +29,22 @@ class Call:
     Attributes:
         structure: of ``(args, kwargs)``.
         leaves: its leaves in order: ``SLOT``, or a constant.
+        dimensions: of the tensors that were seen, in order; None where none were, or not always the same. Two calls
+            that differ in nothing else are equal.
     """
 
     structure: TreeSpec
     leaves: tuple[Any, ...]
+    dimensions: tuple[int, ...] | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, args: Sequence[Any], kwargs: Mapping[str, Any]) -> "Call | None":
         """How ``module(*args, **kwargs)`` is called; None where an argument is neither tensor nor constant."""
         leaves, structure = tree_flatten((tuple(args), dict(kwargs)))
         kept = tuple(SLOT if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-        return cls(structure, kept) if all(leaf is SLOT or isinstance(leaf, _CONSTANTS) for leaf in kept) else None
+        if not all(leaf is SLOT or isinstance(leaf, _CONSTANTS) for leaf in kept):
+            return None
+        return cls(structure, kept, tuple(leaf.ndim for leaf in leaves if isinstance(leaf, Tensor)))
 
     @classmethod
     def positional(cls, count: int) -> "Call":

@@ -62,6 +62,11 @@ class Constants:
         read = {id(x): x for x in self._tensors.values() if id(x) in self._reads[node]}
         return sum(x.numel() for x in read.values() if isinstance(x, nn.Parameter))
 
+    def learning(self, value: Tensor, node: fx.Node) -> Tensor:
+        """``value``, which ``node`` reads, requiring gradients if a parameter does that ``node`` reads."""
+        read = [x for x in self._tensors.values() if id(x) in self._reads[node]]
+        return value.detach().requires_grad_(any(x.requires_grad for x in read))
+
     def steps(self, node: fx.Node) -> int:
         """How many nodes compute the constants that ``node`` alone reads."""
         seen: set[fx.Node] = set()

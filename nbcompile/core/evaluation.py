@@ -68,7 +68,7 @@ def _wide(m: AffineMap, *, copy: bool = False) -> AffineMap:
 def _after(first: AffineMap, second: AffineMap, dtype: torch.dtype) -> AffineMap:
     """``second`` after ``first``; a shift that ``second`` takes away again is gone, not a residue of rounding."""
     whole = compose(first, second)
-    if first.bias is None or second.bias is None:
+    if first.bias is None or second.bias is None or not bool(second.bias.any()):
         return whole
     through = carried(replace(second, bias=None), first.bias)
     return replace(whole, bias=None) if shift_fits(through, -second.bias.to(dtype)) else whole
@@ -129,7 +129,9 @@ class Outlines:
             whole = composed(geometry, second, shift_fits=True)  # unless it is another reason
             first = self._map(before, channels)
             value = self._map((element,), geometry.outputs).pad_value if second.filled else None
-            if shift_fits(carried(first, first.pad_value), value):
+            shift = carried(first, first.pad_value)
+            # a shift that only happens to be zero, as in a fresh norm, would make the layers depend on the weights
+            if (shift is None or second.filled) and shift_fits(shift, value):
                 return whole
             raise
 

@@ -1,6 +1,6 @@
 """The cost law: what a part of a region costs, and when one layer would cost more."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 from nbcompile.core.algebra import Geometry
@@ -15,18 +15,26 @@ class Expense:
 
     Attributes:
         macs: multiply-accumulates per sample, on the large map and on the smallest.
-        stored: weights, biases, and two numbers a channel of a frozen norm.
+        weights: stored numbers, without those below.
         nodes: of the graph.
+        vectors: numbers stored per channel: biases, factors, two a channel of a frozen norm. They may not grow, but
+            make nothing less: a norm would leave the layer that it normalises for the one behind, to save a bias.
     """
 
     macs: tuple[int, int] = (0, 0)
-    stored: int = 0
+    weights: int = 0
     nodes: int = 0
+    vectors: int = field(default=0, compare=False)
+
+    @property
+    def stored(self) -> int:
+        """All stored numbers."""
+        return self.weights + self.vectors
 
     def __add__(self, other: "Expense") -> "Expense":
         """The cost of both."""
         macs = (self.macs[0] + other.macs[0], self.macs[1] + other.macs[1])
-        return Expense(macs, self.stored + other.stored, self.nodes + other.nodes)
+        return Expense(macs, self.weights + other.weights, self.nodes + other.nodes, self.vectors + other.vectors)
 
     def grows(self, other: "Expense") -> str | None:
         """In what ``self`` costs more than ``other``, in words, or None."""
@@ -45,4 +53,4 @@ def one_layer(geometry: Geometry, sizes: Sizes) -> Expense:
     large, small = (
         weights * prod(size if geometry.transposed else geometry.sizes(size)) for size in (sizes[0], sizes[-1])
     )
-    return Expense((large, small), weights + (geometry.outputs if geometry.bias else 0), 1)
+    return Expense((large, small), weights, 1, geometry.outputs if geometry.bias else 0)

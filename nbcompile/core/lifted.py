@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nbcompile.core.algebra import AffineMap, Geometry, average_pool, pad
 from nbcompile.core.aliasing import Aliasing
+from nbcompile.core.batches import least_dimensions
 from nbcompile.core.constants import Constants
 from nbcompile.core.graph import argument, module_of, settled
 from nbcompile.core.shapes import Shapes
@@ -82,6 +83,7 @@ class Context:
         self.shapes = shapes
         self.aliasing = Aliasing(gm)
         self.constants = Constants(gm, self.aliasing)
+        self._least = least_dimensions(gm, self.constants)
 
     def norm(
         self, node: fx.Node, source: fx.Node, name: str, channels: int, build: Build, axes: int | None = None
@@ -113,10 +115,14 @@ class Context:
             shape = self.shapes.of(node)
             return None if shape is None else len(shape)
 
-    def dimensions(self, node: fx.Node, axes: int) -> int:
-        """Number of dimensions of a feature map; one with a single leading dimension where no shapes are known."""
-        shape = self.shapes.of(node)
-        return axes + 2 if shape is None else len(shape)
+    def why_wider(self, source: fx.Node, axes: int, dims: int) -> str | None:
+        """Why a constant of ``dims`` dimensions may give ``source``, a map or a batch of maps, more, or None."""
+        if dims <= axes + 1 or (dims == axes + 2 and self._least.get(source, 0) >= dims):
+            return None
+        shape = self.shapes.of(source)
+        if shape is None:
+            return f"'{source.name}' cannot be seen to have {dims} dimensions: fuse with an example_input"
+        return None if dims <= len(shape) else f"'{source.name}' has fewer dimensions than the {dims} of its factor"
 
     def floating(self, node: fx.Node) -> bool:
         """Whether it can be seen that a value holds floating-point numbers: what an input holds, its reader tells."""

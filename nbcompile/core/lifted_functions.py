@@ -79,8 +79,8 @@ def _scaled(context: Context, node: fx.Node, source: fx.Node, scale: Tensor, shi
     def build(dtype: torch.dtype | None, axes: int, channels: int) -> AffineMap:
         if wide not in (1, channels):
             raise NotExact(f"'{node.name}' stretches {channels} channels to {wide}")
-        if dims > axes + 1 and dims > context.dimensions(source, axes):
-            raise NotExact(f"'{node.name}' cannot be seen to keep the dimensions of '{source.name}'")
+        if reason := context.why_wider(source, axes, dims):
+            raise NotExact(reason)
         like = context.like(dtype)
         a, b = (v.to(like.device, like.dtype).reshape(-1).expand(channels) for v in values)
         return per_channel(a, b if bool(shift.any()) else None, axes)
@@ -125,6 +125,7 @@ def _convolution(context: Context, node: fx.Node) -> Primitive | str | None:
     groups = int(given["groups"])
     stride, dilation = each(given["stride"], axes), each(given["dilation"], axes)
     padding = _sides(given["padding"], axes, dilation, tuple(weight.shape[2:]))
+    weight = context.constants.learning(weight, node)
     rows = from_transposed_weight(weight, groups) if transposed else weight
 
     def build(dtype: torch.dtype | None, axes: int, channels: int) -> AffineMap:
@@ -139,6 +140,7 @@ def _linear(context: Context, node: fx.Node) -> Primitive | str | None:
     weight, bias = (context.constants.value(argument(node, i, name)) for i, name in ((1, "weight"), (2, "bias")))
     if reason := _why_not(context, node, weight, argument(node, 2, "bias"), bias):
         return reason
+    weight = context.constants.learning(weight, node)
 
     def build(dtype: torch.dtype | None, axes: int, channels: int) -> AffineMap:
         a, b = cast(Any, [v if v is None else v.to(dtype or v.dtype) for v in (weight, bias)])

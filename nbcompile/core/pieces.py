@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
+from nbcompile.core.batches import DIMENSIONS
 from nbcompile.core.calling import Call
 from nbcompile.core.capture import capture, opaque
 from nbcompile.core.compiled import CompiledPiece, dressed
@@ -119,6 +120,9 @@ class _Search:
         except CaptureError as error:
             self.failure = self.failure or error
             return None
+        if call is not None and call.dimensions is not None:
+            for node, dimensions in zip(graph.graph.find_nodes(op="placeholder"), call.dimensions, strict=False):
+                node.meta[DIMENSIONS] = dimensions
         if not name or _computes_layers(graph):
             self.found.append(Piece(name, graph, call))
         return graph

@@ -2,7 +2,7 @@
 
 A merge must be exact, be what one layer can do, contain a convolution or linear layer, and let neither multiply-
 accumulates nor stored numbers grow; of all splits of a chain the one with the fewest multiply-accumulates wins, then
-with the fewest stored numbers, then with the fewest nodes. Decided on geometries: no weight is touched, but where a
+with the fewest weights, then with the fewest nodes. Decided on geometries: no weight is touched, but where a
 border asks for the value of a shift. Multiply-accumulates depend on the size of the map, which a graph does not say: a
 merge must pay on the smallest map that the region can take and on a large one.
 """
@@ -156,7 +156,8 @@ class _Search:
                     options[j + 1].append((i, Plan(one_layer(geometry, size), [merge])))
         best = [Plan()]
         for end in range(1, len(elements) + 1):
-            best.append(min((best[i] + plan for i, plan in options[end]), key=lambda plan: plan.expense))
+            latest_first = sorted(options[end], key=lambda option: -option[0])  # a norm joins the layer before it
+            best.append(min((best[i] + plan for i, plan in latest_first), key=lambda plan: plan.expense))
         return replace(best[-1], refusals=best[-1].refusals + refusals)
 
     def sizes_for(self, elements: tuple[Element, ...], channels: int) -> Sizes:
@@ -199,8 +200,10 @@ class _Search:
         """What an element costs as it is."""
         if isinstance(element, Primitive):
             nodes = 1 + len(element.parts) + self._constants.steps(element.node)
-            macs = one_layer(self._outlines.of(element, channels), sizes).macs if element.layer else (0, 0)
-            return Expense(macs, element.constants, nodes)
+            if not element.layer:
+                return Expense(nodes=nodes, vectors=element.constants)
+            layer = one_layer(self._outlines.of(element, channels), sizes)
+            return Expense(layer.macs, element.constants - layer.vectors, nodes, layer.vectors)
         total = Expense(nodes=len(element.nodes))
         for branch in element.branches:
             states = self._states(branch.elements, channels, sizes)
@@ -273,7 +276,7 @@ class _Search:
         nodes = set(nodes_of(part))
         stays = sum(p.constants for p in primitives(part) if not self._constants.readers(p.node) <= nodes)
         return why_no_one_layer(geometry) or one_layer(geometry, sizes).grows(
-            replace(before, stored=before.stored - stays)
+            replace(before, vectors=before.vectors - stays)
         )
 
 

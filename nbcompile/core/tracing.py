@@ -66,7 +66,7 @@ class Tracer(fx.Tracer):
         """As fx's own, which walks over the whole model for every attribute that is read."""
         key = self._keys.get(id(attr_val)) if isinstance(attr_val, Tensor) else None
         if key is None:
-            return super().getattr(attr, attr_val, parameter_proxy_cache)  # type: ignore[no-untyped-call]
+            return super().getattr(attr, attr_val, parameter_proxy_cache)
         if key not in parameter_proxy_cache:
             parameter_proxy_cache[key] = self.create_proxy("get_attr", key, (), {})
         return parameter_proxy_cache[key]

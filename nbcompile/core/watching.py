@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ def watch_calls(model: nn.Module, inputs: Inputs) -> dict[nn.Module, Call]:
     with rehearsal(model, inputs) as (buffers, copies), watch.watching():
         functional_call(model, buffers, copies)
     return {
-        module: call
+        module: call if all(c and c.dimensions == call.dimensions for c in calls) else replace(call, dimensions=None)
         for module, calls in watch.calls.items()
         if (call := calls[0]) is not None and module not in watch.passed_by and all(c == call for c in calls)
     }

@@ -4,7 +4,6 @@ Whether two maps merge exactly, and what the result looks like, is decided on ge
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 
 from torch import Tensor
@@ -61,7 +60,7 @@ class Geometry:
         """Whether output position ``i`` is input position ``i``, channels mixed: it commutes with any rearrangement."""
         return not (self.transposed or self.pads) and all(n == 1 for n in (*self.kernel, *self.stride))
 
-    @cached_property
+    @property
     def reach(self) -> tuple[int, ...]:
         """Distance from the first tap to the last, in input positions (output positions if transposed), per axis."""
         return tuple(d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True))
