@@ -2,8 +2,9 @@
 
 import copy
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, fx, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -20,7 +21,7 @@ from nbcompile.pipeline import run
 
 log = logging.getLogger("nbcompile")
 
-_OLD = {WeightNorm: "weight_norm", SpectralNorm: "spectral_norm"}
+_OLD: dict[type, str] = {WeightNorm: "weight_norm", SpectralNorm: "spectral_norm"}
 
 
 @dataclass(frozen=True)
@@ -89,15 +90,15 @@ def require_values(model: nn.Module) -> None:
             the old ``torch.nn.utils.weight_norm`` or ``spectral_norm``, which cannot be copied.
     """
     for name, module in model.named_modules():
+        who = f"'{name}'" if name else "the model itself"
         if type(module).__module__.startswith(("torch.ao.nn", "torch.nn.quantized", "torch.nn.intrinsic")):
-            raise PreconditionError(
-                f"fuse: '{name}' is quantised ({type(module).__name__}): fuse the float model first"
-            )
-        for hook in module._forward_pre_hooks.values():
-            if isinstance(hook, (WeightNorm, SpectralNorm)) and getattr(module, hook.name).grad_fn is not None:
+            raise PreconditionError(f"fuse: {who} is quantised ({type(module).__name__}): fuse the float model first")
+        for hook in cast(Iterable[Any], module._forward_pre_hooks.values()):
+            old = _OLD.get(type(hook))
+            if old is not None and getattr(module, hook.name).grad_fn is not None:
                 raise PreconditionError(
-                    f"fuse: '{name}' cannot be copied, its {hook.name} is computed by the old {_OLD[type(hook)]}: remove it with "
-                    f"torch.nn.utils.remove_{_OLD[type(hook)]}, or use torch.nn.utils.parametrizations.{_OLD[type(hook)]}"
+                    f"fuse: {who} cannot be copied, its {hook.name} is computed by the old {old}: remove it with "
+                    f"torch.nn.utils.remove_{old}, or use torch.nn.utils.parametrizations.{old}"
                 )
     for key, value in (*model.named_parameters(), *model.named_buffers()):
         if value.is_meta:

@@ -35,20 +35,20 @@ def filled_padding(context: Context, node: fx.Node, plain: Primitive) -> Primiti
     values = [context.constants.value(write.args[2]) for write in writes]
     if any(not isinstance(v, Tensor) and not isinstance(v, (int, float)) for v in values):
         return f"'{node.name}' is filled with values that depend on the input"
-    value = _ring(list(node.args[1]), [(w.args[1], v) for w, v in zip(writes, values, strict=True)])  # type: ignore[arg-type]
+    dtype = context.like(None).dtype
+    value = _ring(list(node.args[1]), [(w.args[1], v) for w, v in zip(writes, values, strict=True)], dtype)  # type: ignore[arg-type]
     if value is None:
         return f"'{node.name}' is written to, but not its whole ring with one value a channel"
     context.aliasing.forget(node)
     return replace(context.pad(node, list(node.args[1]), "zeros", value), parts=tuple(writes))  # type: ignore
 
 
-def _ring(sides: list[int], writes: list[tuple[Any, Tensor | float]]) -> Tensor | None:
+def _ring(sides: list[int], writes: list[tuple[Any, Tensor | float]], dtype: torch.dtype) -> Tensor | None:
     """The value per channel that the writes give the ring; None if they do anything else. Found by doing it."""
-    first = torch.as_tensor(writes[0][1])
-    channels = max((torch.as_tensor(v).numel() for _, v in writes), default=1)
-    inner = torch.full(
-        (2, channels, *(2 * max(sides) + 1 + i for i in range(len(sides) // 2))), torch.nan, dtype=first.dtype
-    )
+    if not any(sides):
+        return None
+    channels = max(torch.as_tensor(v).numel() for _, v in writes)
+    inner = torch.full((2, channels, *(2 * max(sides) + 1 + i for i in range(len(sides) // 2))), torch.nan, dtype=dtype)
     padded = F.pad(inner, sides)
     untouched = padded.isnan()
     padded.masked_fill_(~untouched, torch.inf)

@@ -4,6 +4,7 @@ What kind of map a node is may depend on its surroundings: a factor fits any num
 number of channels. So a :class:`Primitive` says what it fits, and builds the map once that is known.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -160,12 +161,8 @@ class Context:
 
         def build(dtype: torch.dtype | None, axes: int, channels: int) -> AffineMap:
             like = self.like(dtype)
-            values = (
-                value
-                if isinstance(value, Tensor)
-                else torch.full((channels,), float(value), dtype=self.like(None).dtype)
-            )
-            filled = values.to(like.device) if bool(values.any()) else None
+            values = torch.as_tensor(value, dtype=self.like(None).dtype, device=like.device).expand(channels)
+            filled = values if bool(values.any()) else None
             return pad(((0, 0),) * (axes - least) + tuple(given), channels, like, mode, filled)
 
         fits = frozenset(n for n in (1, 2, 3) if n >= least)
@@ -173,7 +170,8 @@ class Context:
 
     def like(self, dtype: torch.dtype | None) -> Tensor:
         """An empty tensor of the model's device, in ``dtype`` or the model's own."""
-        first = next((p for p in self.gm.parameters() if p.is_floating_point()), torch.empty(0))
+        tensors = itertools.chain(self.gm.parameters(), self.gm.buffers())
+        first = next((t for t in tensors if t.is_floating_point()), torch.empty(0))
         return torch.empty(0, dtype=dtype or first.dtype, device=first.device)
 
 

@@ -39,8 +39,7 @@ def why_rounding_loses(m: AffineMap, layer: nn.Module) -> str | None:
         low, high = (float(v) for v in rounded.detach().aminmax())
         if not (math.isfinite(low) and math.isfinite(high)):
             return f"the merged weights would not be finite in {kind}"
-        limits, largest = torch.finfo(rounded.dtype), max(abs(float(v)) for v in exact.detach().aminmax())
-        if 0 < largest < limits.tiny:
+        if max(-low, high) < torch.finfo(rounded.dtype).tiny and bool(exact.any()):
             return f"the merged weights would be too small for {kind}"
     return None
 

@@ -176,6 +176,9 @@ def _products(first: AffineMap, taps: Tensor, groups: int) -> Tensor:
         ``(outputs, C_in // gcd, taps, taps of first)``, gcd of both groups.
     """
     if groups == taps.numel():  # per channel
+        wide = torch.promote_types(taps.dtype, first.weight.dtype)
+        if first.weight.dtype != wide:  # the copy is ours: half the time and memory of a product
+            return first.weight.to(wide).mul_(taps)
         return taps * first.weight
     if first.groups == groups == 1 == taps.shape[2:].numel():
         return taps.flatten(1) @ first.weight.flatten(1)
