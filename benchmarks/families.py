@@ -13,6 +13,7 @@ where the error in float64 is above 1e-12, this is its measure.
 import statistics
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import timm
