@@ -134,8 +134,13 @@ def _check_geometry(name: str, whole: AffineMap, spec: LayerSpec) -> None:
 
 
 def _require_finite(gm: nn.Module) -> None:
+    """NaN is refused anywhere, infinities in what is trained, merged or a statistic: limits and masks may be infinite."""
+    merged = {id(x) for block in sites(gm).values() for x in block.state_dict(keep_vars=True).values()}
     for key, value in gm.state_dict(keep_vars=True).items():
-        if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            continue
+        plain = id(value) not in merged and not isinstance(value, nn.Parameter) and "running_" not in key
+        if bool(value.isnan().any() if plain else ~value.isfinite().all()):
             raise PreconditionError(
                 f"contract-sites: '{key}' holds NaN or Inf: training diverged; take an earlier checkpoint"
             )

@@ -192,6 +192,25 @@ def test_what_is_not_finite_is_named(key: str, value: float) -> None:
         ContractSites()(gm)
 
 
+class Masked(nn.Module):
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU())
+        self.register_buffer("limit", torch.tensor(value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.net(x).clamp(min=self.limit)
+        return y
+
+
+def test_limits_and_masks_may_be_infinite() -> None:
+    gm = expanded(Masked(-torch.inf), ["net.0"])
+    assert ContractSites()(gm).rewritten == ("net.0",)
+    gm = expanded(Masked(torch.nan), ["net.0"])
+    with pytest.raises(PreconditionError, match=r"contract-sites: 'limit' holds NaN or Inf"):
+        ContractSites()(gm)
+
+
 def test_a_merge_too_large_for_the_dtype() -> None:
     gm = ExpandSites(["0"])(capture(nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU()), 1)).gm.eval()
     block = sites(gm)["0"]
