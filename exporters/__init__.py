@@ -3,8 +3,7 @@
 ``FORMATS`` is the one table: suffix to exporter. An exporter, and what it needs, is imported when it is first used.
 """
 
-import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from os import PathLike
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from nbcompile.core.example import Inputs
     from nbcompile.exporters.base import Exporter
     from nbcompile.exporters.onnx_layers import OnnxLayer
+    from nbcompile.exporters.tflite_inspect import TfliteLayer
 
 if __name__ != "nbcompile.exporters":
     raise ImportError("import nbcompile.exporters: the bare name 'exporters' would load a second copy")
@@ -48,21 +48,12 @@ class Format:
         module = _load(self.module, self.extra, f"writing {self.suffix} files")
         return cast("Exporter", module.export)
 
-    def check_options(self, options: Collection[str]) -> None:
-        """Raise UsageError if one of ``options`` is not an option of this format."""
-        parameters = inspect.signature(self.exporter()).parameters.values()
-        known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "reference"]
-        for option in options:
-            if option not in known:
-                raise UsageError(
-                    f"'{option}' is not an option of {self.suffix} files; they have {', '.join(known) or 'none'}"
-                )
-
 
 FORMATS: dict[str, Format] = {
     row.suffix: row
     for row in (
         Format(".onnx", "nbcompile.exporters.to_onnx", extra="onnx", graph=True),
+        Format(".tflite", "nbcompile.exporters.to_tflite", extra="tflite", graph=True),
         Format(".pt", "nbcompile.exporters.to_state_dict", extra=None, graph=False),
         Format(".safetensors", "nbcompile.exporters.to_state_dict", extra=None, graph=False),
     )
@@ -76,21 +67,32 @@ def format_of(path: str | PathLike[str]) -> Format:
         UsageError: if there is none.
     """
     suffix = Path(path).suffix.lower()
-    if suffix == ".tflite":
-        raise UsageError(f"cannot write {path}: this version of nbcompile has no .tflite exporter; write .onnx instead")
     if suffix not in FORMATS:
         found = f"the extension '{suffix}' is unknown" if suffix else "it has no extension"
         raise UsageError(f"cannot write {path}: {found}; known are {', '.join(FORMATS)}")
     return FORMATS[suffix]
 
 
-def read_layers(path: str | PathLike[str]) -> "tuple[OnnxLayer, ...]":
-    """The layers of an ONNX file: `nbcompile.exporters.onnx_layers.read_layers`, imported when it is first used.
+def tflite() -> ModuleType:
+    """The module `nbcompile.exporters.to_tflite`, imported when it is first used.
 
     Raises:
-        UsageError: if onnx is not installed.
+        UsageError: if a package that it needs is not installed.
+    """
+    row = FORMATS[".tflite"]
+    return _load(row.module, row.extra, "writing .tflite files")
+
+
+def read_layers(path: str | PathLike[str]) -> "tuple[OnnxLayer, ...] | tuple[TfliteLayer, ...]":
+    """The layers of an ONNX or TFLite file, each with ``name``, ``kind``, ``macs`` and ``params``.
+
+    Raises:
+        UsageError: if a package is not installed.
         CheckpointError: if the file cannot be read.
     """
+    if Path(path).suffix.lower() == ".tflite":
+        inspecting = _load("nbcompile.exporters.tflite_inspect", "tflite", "reading .tflite files")
+        return cast("tuple[TfliteLayer, ...]", inspecting.read_layers(Path(path)))
     module = _load("nbcompile.exporters.onnx_layers", "onnx", "reading .onnx files")
     return cast("tuple[OnnxLayer, ...]", module.read_layers(path))
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nbcompile.core.errors import NBCompileError
+from nbcompile.core.errors import NBCompileError, UsageError
 from nbcompile.core.files import check_target
 
 MODEL_HELP = (
@@ -59,6 +59,9 @@ Ratio = Annotated[int, typer.Option(help="Hidden width over the layer's input ch
 Preserve = Annotated[
     bool, typer.Option("--preserve", help="Keep each layer as a parallel branch: the function is unchanged.")
 ]
+
+
+DEVICE: dict[str, Any] = {"rich_help_panel": "Options of .tflite files"}
 
 
 @app.command()
@@ -147,7 +150,8 @@ def train(
 def fuse(
     source: Annotated[str, typer.Argument(metavar="TRAINED.pt|MODEL", help="A trained file, or a " + MODEL_HELP)],
     output: Annotated[
-        list[Path], typer.Option("-o", "--output", help="tiny.onnx, tiny.pt, tiny.safetensors; may be repeated.")
+        list[Path],
+        typer.Option("-o", "--output", help="tiny.onnx, tiny.tflite, tiny.pt, tiny.safetensors; may be repeated."),
     ],
     model: Model = None,
     key: Key = None,
@@ -158,6 +162,47 @@ def fuse(
         bool, typer.Option("--explain", help="Say what each pass rewrote, and why it left the rest alone.")
     ] = False,
     report: Annotated[Path | None, typer.Option(help="Write a page with tables, graphs and checks.")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Of .tflite: a folder of images, or an .npz of N x C x H x W.", **DEVICE)
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="raspberrypi (default), or mcu: a microcontroller.", **DEVICE)
+    ] = None,
+    board: Annotated[str | None, typer.Option(help="Budgets by name, such as pico or esp32-s3.", **DEVICE)] = None,
+    sram: Annotated[str | None, typer.Option(help="Bytes that the arena may take, such as 192K.", **DEVICE)] = None,
+    flash: Annotated[str | None, typer.Option(help="Bytes that the file may take, such as 1M.", **DEVICE)] = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="int8 (default), int16x8, dynamic, float16 or float32.", **DEVICE)
+    ] = None,
+    io: Annotated[str | None, typer.Option(help="Inputs and outputs: int8 (default) or float.", **DEVICE)] = None,
+    ranges: Annotated[str | None, typer.Option(help="minmax (default), percentile or mse.", **DEVICE)] = None,
+    per_tensor: Annotated[
+        bool, typer.Option("--per-tensor", help="One scale per weight tensor: for old runtimes.", **DEVICE)
+    ] = False,
+    dense_per_tensor: Annotated[
+        bool, typer.Option("--dense-per-tensor", help="The same of linear layers only.", **DEVICE)
+    ] = False,
+    float_layers: Annotated[
+        str | None, typer.Option(help="Names and globs, with commas, of layers that stay float32.", **DEVICE)
+    ] = None,
+    equalize: Annotated[
+        str | None, typer.Option(help="Ranges across layers: auto (default: if it helps), always or never.", **DEVICE)
+    ] = None,
+    correct_bias: Annotated[str | None, typer.Option(help="auto (default), always or never.", **DEVICE)] = None,
+    preprocessing: Annotated[
+        str | None,
+        typer.Option(
+            help="""How images become inputs, if not recorded: {"scale": 0.00392, "mean": [0.5], "std": [0.5]}.""",
+            **DEVICE,
+        ),
+    ] = None,
+    min_sqnr: Annotated[
+        float | None, typer.Option(help="dB of signal over noise that the outputs must have.", **DEVICE)
+    ] = None,
+    min_agreement: Annotated[
+        float | None, typer.Option(help="Share of samples, 0 to 1, whose top-1 must be the same.", **DEVICE)
+    ] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Show the error of every layer.", **DEVICE)] = False,
     json: Json = None,
 ) -> None:
     """Contract a giant to the original network, or merge all that can be in any other, and write deploy files.
@@ -177,8 +222,16 @@ def fuse(
         verify_each=verify_each,
         report=report,
         command=" ".join(["nbcompile", *sys.argv[1:]]),
-    )
-    _give(found, json, partial(show_fuse, explain=explain))
+        device=_given(
+            calibration=calibration, target=target, board=board, sram=sram, flash=flash, quantize=quantize, io=io,
+            ranges=ranges, per_channel=False if per_tensor else None,
+            dense_per_channel=False if dense_per_tensor or per_tensor else None,
+            float_layers=float_layers.split(",") if float_layers else None,
+            equalize=equalize, correct_bias=correct_bias, preprocessing=_mapping(preprocessing),
+            min_sqnr=min_sqnr, min_agreement=min_agreement,
+        ),
+    )  # fmt: skip
+    _give(found, json, partial(show_fuse, explain=explain, layers=layers))
 
 
 @app.command()
@@ -232,6 +285,23 @@ def run() -> None:
             raise
         _complain(STOPPED)
         sys.exit(STOPPED_EXIT)
+
+
+def _mapping(text: str | None) -> dict[str, Any] | None:
+    try:
+        found = None if text is None else json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"--preprocessing is no JSON: {error}") from error
+    if found is not None and not isinstance(found, dict):
+        raise UsageError(
+            '--preprocessing must be a JSON object, such as {"scale": 0.00392, "mean": [0.5], "std": [0.5]}'
+        )
+    return found
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that the user gave."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _give(found: dict[str, Any], path: Path | None, show: Any) -> None:

@@ -1,7 +1,7 @@
 """What the commands do, without parsing and printing: each returns what it found, JSON-able."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from nbcompile.core.files import check_target
 from nbcompile.core.reading import EXTRA, choose, find, read
 from nbcompile.expansion import candidates, expand
 from nbcompile.exporters import format_of, input_sizes, read_layers
-from nbcompile.exporting import export
+from nbcompile.exporters.base import ExportResult
+from nbcompile.exporting import DEVICES, check_options, export
 from nbcompile.fusion import fused
 from nbcompile.models import build, parse_input
 from nbcompile.passes import PassResult
@@ -75,10 +76,18 @@ def run_fuse(
     verify_each: bool,
     report: Path | None,
     command: str,
+    device: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """``nbcompile fuse``: a trained file, or a MODEL, becomes deploy files, each checked before it gets its name."""
-    for path in outputs:
-        format_of(path)
+    """``nbcompile fuse``: a trained file, or a MODEL, becomes deploy files, each checked before it gets its name.
+
+    ``device`` holds options of `nbcompile.devices.export_tflite`, for the ``.tflite`` files.
+    """
+    forms = {path: format_of(path) for path in outputs}
+    options = {path: device if form.suffix == DEVICES else {} for path, form in forms.items()}
+    if device and not any(options.values()):
+        raise UsageError(f"--{next(iter(device)).replace('_', '-')} goes with a {DEVICES} output, and there is none")
+    for path, form in forms.items():
+        check_options(form, options[path])
     for path in (*outputs, *([report] if report else [])):
         check_target(path)
     trained = open_network(source, model=model, key=key, input_shape=input_shape)
@@ -90,7 +99,7 @@ def run_fuse(
     checked.raise_on_failure(tolerated=("numbers",) if forced else ())
     if not sites(trained):
         _warn_of_keys(outputs)
-    results = [export(tiny, path) for path in outputs]
+    results = [export(tiny, path, **options[path]) for path in outputs]
     found = {
         "source": source,
         "sites": _sites(trained),
@@ -98,7 +107,7 @@ def run_fuse(
         "tiny": _totals(cost(tiny)),
         "passes": [_explained(report.piece, name, result) for report in reports for name, result in report.passes],
         "checks": [asdict(check) for check in checked.checks],
-        "files": [result.to_json() for result in results],
+        "files": [_file(result) for result in results],
     }
     if report is not None:
         _write_report(report, command, trained, tiny, checked, results)
@@ -110,6 +119,11 @@ def run_verify(
 ) -> Verification:
     """``nbcompile verify``: structure and cost against a MODEL, and numbers too against a file."""
     path = Path(candidate)
+    if DEVICES in (path.suffix.lower(), Path(against).suffix.lower()):
+        raise UsageError(
+            f"verify compares .onnx, .pt and .safetensors files: a {DEVICES} file is compared when it is written, and "
+            "nbcompile inspect shows its layers; verify the .onnx or .pt of the same network"
+        )
     from_file = is_file(against)
     if path.suffix.lower() == ".onnx":
         if not path.is_file():
@@ -128,7 +142,7 @@ def run_verify(
 def run_inspect(source: str, *, model: str | None, key: str | None, input_shape: str | None) -> dict[str, Any]:
     """``nbcompile inspect``: layers, sites, slopes, candidates, MACs and params."""
     path = Path(source)
-    if path.suffix.lower() == ".onnx":
+    if path.suffix.lower() in (".onnx", DEVICES):
         layers = [asdict(layer) for layer in read_layers(path)]
         totals = {name: sum(layer[name] for layer in layers) for name in ("macs", "params")}
         return {"source": source, "cost": totals | {"flops": 2 * totals["macs"]}, "layers": layers}
@@ -213,6 +227,16 @@ def _explained(piece: str, name: str, result: PassResult) -> dict[str, Any]:
     return {"pass": name, "rewritten": len(result.rewritten), "how": [prefix + x for x in how if x], "skipped": skipped}
 
 
+def _file(result: ExportResult) -> dict[str, Any]:
+    """A written file, with what a device needs of it."""
+    from nbcompile.report.data import plain
+    from nbcompile.report.device_rows import device_of
+
+    device = device_of(result)
+    found: dict[str, Any] = plain(result.to_json())
+    return found if device is None else found | {"device": plain(asdict(device))}
+
+
 def _warn_of_keys(outputs: Sequence[Path]) -> None:
     for path in outputs:
         if not format_of(path).graph:
@@ -249,6 +273,7 @@ def _write_report(
 ) -> None:
     from nbcompile.report import data
     from nbcompile.report.collect import report_on
+    from nbcompile.report.device_rows import device_of
     from nbcompile.report.html import write
 
     origin = origin_of(trained)
@@ -268,4 +293,5 @@ def _write_report(
         for r in results
     ]
     files = [data.FileRow(path=str(r.path), what=r.format, bytes=r.bytes) for r in results]
-    write(replace(page, checks=tuple(checks), files=tuple(files)), path)
+    devices = tuple(device for r in results if (device := device_of(r)) is not None)
+    write(replace(page, checks=tuple(checks), files=tuple(files), devices=devices), path)

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
+
+from nbcompile.display_device import show_device
+from nbcompile.tables import new_table
 
 
 def show_expand(found: dict[str, Any], console: Console) -> None:
@@ -14,8 +15,8 @@ def show_expand(found: dict[str, Any], console: Console) -> None:
     console.print(f"written: {found['giant']}", highlight=False, soft_wrap=True)
 
 
-def show_fuse(found: dict[str, Any], console: Console, *, explain: bool = False) -> None:
-    """Costs, checks and files; with ``explain`` what each pass did."""
+def show_fuse(found: dict[str, Any], console: Console, *, explain: bool = False, layers: bool = False) -> None:
+    """Costs, checks and files; with ``explain`` what each pass did, with ``layers`` the error of every layer."""
     if explain:
         _passes(found["passes"], console)
     _costs({name: found[name] for name in ("giant", "network", "tiny") if name in found}, console)
@@ -25,6 +26,8 @@ def show_fuse(found: dict[str, Any], console: Console, *, explain: bool = False)
         console.print(f"written: {file['path']} ({file['bytes']:,} bytes{error})", highlight=False, soft_wrap=True)
         for note in file.get("notes", ()):
             console.print(f"  {note}", highlight=False, soft_wrap=True)
+        if "device" in file:
+            show_device(file["device"], console, layers=layers)
 
 
 def show_verify(found: dict[str, Any], console: Console) -> None:
@@ -42,7 +45,7 @@ def show_train(found: dict[str, Any], console: Console) -> None:
 
 def show_inspect(found: dict[str, Any], console: Console) -> None:
     """The layers, the sites or the candidates, and the totals."""
-    table = _table("layer", "kind", "MACs", "params")
+    table = new_table("layer", "kind", "MACs", "params")
     for layer in found["layers"]:
         table.add_row(
             layer["name"] or "(the model itself)", layer["kind"], f"{layer['macs']:,}", f"{layer['params']:,}"
@@ -68,7 +71,7 @@ def _passes(passes: list[dict[str, Any]], console: Console) -> None:
 
 
 def _sites(sites: list[dict[str, Any]], console: Console) -> None:
-    table = _table("site", "pattern", "block", "ratio", "slope", left=3)
+    table = new_table("site", "pattern", "block", "ratio", "slope", left=3)
     for site in sites:
         block = site["block"] + (", preserved" if site["preserve"] else "")
         table.add_row(site["name"], site["pattern"], block, str(site["ratio"]), f"{site['slope']:.4g}")
@@ -76,7 +79,7 @@ def _sites(sites: list[dict[str, Any]], console: Console) -> None:
 
 
 def _costs(costs: dict[str, Any], console: Console) -> None:
-    table = _table("", "MACs", "FLOPs (2 × MACs)", "params", left=1)
+    table = new_table("", "MACs", "FLOPs (2 × MACs)", "params", left=1)
     for name, cost in costs.items():
         if cost is not None:
             table.add_row(name, *(f"{cost[key]:,}" for key in ("macs", "flops", "params")))
@@ -88,10 +91,3 @@ def _checks(checks: list[dict[str, Any]], console: Console) -> None:
         mark = "[green]ok[/]  " if check["passed"] else "[red]FAIL[/]"
         limit = "" if check["limit"] is None else f" (at most {check['limit']:.0e})"
         console.print(f"{mark} {check['name']}: {check['detail']}{limit}", highlight=False, soft_wrap=True)
-
-
-def _table(*heads: str, left: int = 2) -> Table:
-    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for number, head in enumerate(heads):
-        table.add_column(head, justify="left" if number < left else "right", overflow="fold")
-    return table

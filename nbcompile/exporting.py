@@ -1,5 +1,7 @@
 """Write a deploy file: ``nbcompile.export(tiny, "tiny.onnx", example_input)``."""
 
+import inspect
+from collections.abc import Callable, Collection
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -8,12 +10,15 @@ import torch
 from torch import nn
 
 from nbcompile.core.blocks import sites
-from nbcompile.core.errors import PreconditionError
+from nbcompile.core.errors import PreconditionError, UsageError
 from nbcompile.core.example import ExampleInput, inputs_for
 from nbcompile.core.files import check_target
 from nbcompile.core.wrappers import copied, unwrap
-from nbcompile.exporters import format_of
+from nbcompile.exporters import Format, format_of
 from nbcompile.exporters.base import ExportResult
+
+DEVICES = ".tflite"
+"""The format whose graph is made for a target, by `nbcompile.devices`."""
 
 
 def export(
@@ -22,6 +27,7 @@ def export(
     """Write ``model`` to ``path`` in the format that the extension names, checked before the file gets its name.
 
     ``.onnx`` holds the deploy form: eval mode, norms folded, run in ONNX Runtime and compared with ``model``.
+    ``.tflite`` holds it quantised, run in LiteRT and TFLite Micro: see `nbcompile.devices`.
     ``.pt`` and ``.safetensors`` hold the plain state_dict. ``model`` itself is left as it is.
 
     Args:
@@ -30,6 +36,7 @@ def export(
         example_input: one tensor or a tuple of them, batch first; None where the model remembers it. Formats that
             hold weights only do not need it.
         options: of the format. ``.onnx``: ``opset`` (None: the exporter's default) and ``dynamic_batch`` (True).
+            ``.tflite``: those of `nbcompile.devices.export_tflite`, ``calibration`` first of all.
 
     Raises:
         UsageError: if ``path`` cannot be written, its extension or an option is unknown, a package is missing, or
@@ -40,17 +47,36 @@ def export(
     path = Path(path)
     check_target(path)
     form = format_of(path)
-    form.check_options(options)
+    check_options(form, options)
     model = unwrap(model)
     _refuse_giant(model)
     _refuse_not_finite(model)
     model = copied(model).cpu().eval()
     if not form.graph:
         return form.exporter()(model, (), path, **options)
+    inputs = inputs_for(model, example_input, who="export")
+    if form.suffix == DEVICES:
+        from nbcompile.devices import export_tflite
+
+        return export_tflite(model, inputs, path, **options)
     from nbcompile.deployment import deploy
 
-    inputs = inputs_for(model, example_input, who="export")
     return form.exporter()(deploy(model, inputs), inputs, path, reference=model, **options)
+
+
+def check_options(form: Format, options: Collection[str]) -> None:
+    """Raise UsageError if one of ``options`` is not an option of files of this format."""
+    write: Callable[..., Any] = form.exporter()
+    hidden = {"reference"}
+    if form.suffix == DEVICES:
+        from nbcompile.devices import export_tflite as write
+    parameters = inspect.signature(write).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in hidden]
+    for option in options:
+        if option not in known:
+            raise UsageError(
+                f"'{option}' is not an option of {form.suffix} files; they have {', '.join(known) or 'none'}"
+            )
 
 
 def _refuse_giant(model: nn.Module) -> None:

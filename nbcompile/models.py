@@ -139,6 +139,7 @@ def _timm(spec: str, name: str, options: dict[str, Any]) -> _Made:
     model = _call(spec, timm.create_model, {**options, "model_name": name})
     preprocessing = data.resolve_data_config(model=model)
     channels, height, width = preprocessing.pop("input_size")
+    preprocessing |= {"scale": 1 / 255, "crop": preprocessing.get("crop_pct", 1.0)}  # in our words
     if options.get("in_chans", channels) != channels:  # the mean and std of three channels mean nothing then
         channels, preprocessing = options["in_chans"], {}
     size = options.get("img_size", (height, width))

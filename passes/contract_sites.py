@@ -134,7 +134,7 @@ def _check_geometry(name: str, whole: AffineMap, spec: LayerSpec) -> None:
 
 
 def _require_finite(gm: nn.Module) -> None:
-    """NaN is refused anywhere, infinities in what is trained, merged or a statistic: limits and masks may be infinite."""
+    """NaN is refused anywhere, infinities but in buffers that are no statistics: limits and masks."""
     merged = {id(x) for block in sites(gm).values() for x in block.state_dict(keep_vars=True).values()}
     for key, value in gm.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor) or not value.is_floating_point():

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from torch import nn
 import nbcompile
 from nbcompile import cli
 from nbcompile.core.blocks import sites
+from nbcompile.report.formats import exact
 from nbcompile.testing import scramble_
 
 NETWORKS = {"mobilenetv2_tiny": 144, "mobilenetv2_50": 160, "mobilenetv2_100": 160, "mcunet": 176}
@@ -59,7 +61,10 @@ def trained(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("name", "size"), NETWORKS.items())
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [pytest.param(*item, marks=[pytest.mark.slow] if number else []) for number, item in enumerate(NETWORKS.items())],
+)
 def test_ci_gate_on_the_papers_networks(run, tmp_path: Path, name: str, size: int) -> None:
     linear_giant(tmp_path / "trained.pt", getattr(nbcompile.zoo, name)(), size)
     assert run("fuse", "trained.pt", "-o", "tiny.onnx", "-o", "tiny.pt").code == 0
@@ -236,9 +241,12 @@ def test_lagging_ema_is_recognised(run, trained: Path) -> None:
         (
             ("fuse", "trained.pt", "-o", "x.foo"),
             2,
-            "the extension '.foo' is unknown; known are .onnx, .pt, .safetensors",
+            "the extension '.foo' is unknown; known are .onnx, .tflite, .pt, .safetensors",
         ),
-        (("fuse", "trained.pt", "-o", "x.tflite"), 2, "has no .tflite exporter"),
+        (("fuse", "trained.pt", "-o", "x.tflite"), 2, "quantize='int8' needs a calibration set, some 100 images"),
+        (("fuse", "trained.pt", "-o", "x.tflite", "--calibration", "none"), 2, "none"),
+        (("fuse", "trained.pt", "-o", "x.tflite", "--target", "pi"), 2, "target='pi' is not known; known are raspb"),
+        (("fuse", "trained.pt", "-o", "x.onnx", "--sram", "192K"), 2, "--sram goes with a .tflite output"),
         (("fuse", "trained.pt", "-o", "x.onnx", "--key", "ema"), 2, "has no weights at 'ema'; it has them at"),
         (("fuse", DSCNN, "-o", "x.onnx", "--key", "ema"), 2, "--model and --key go with a file"),
         (("fuse", "empty.pt", "-o", "x.onnx"), 2, "empty.pt is empty"),
@@ -258,6 +266,8 @@ def test_lagging_ema_is_recognised(run, trained: Path) -> None:
         (("verify", "trained.pt", "--against", DSCNN), 1, "still has 3 expansion blocks"),
         (("verify", "state.pt", "--against", WRONG), 1, "'features.stem.conv.weight' is (8, 1, 3, 3) in the candidate"),
         (("inspect", "text.onnx"), 2, "text.onnx"),
+        (("inspect", "nope.tflite"), 2, "nope.tflite cannot be read: No such file"),
+        (("verify", "x.tflite", "--against", DSCNN), 2, "verify compares .onnx, .pt and .safetensors files"),
     ],
 )
 def test_bad_input(run, trained: Path, words: tuple[str, ...], code: int, sentence: str) -> None:
@@ -324,3 +334,36 @@ def test_kill_leaves_old_bytes_or_new(trained: Path, after: float) -> None:
 def test_a_fused_file_has_no_site_left(run, trained: Path) -> None:
     assert run("fuse", trained, "-o", "tiny.pt").code == 0
     assert not sites(nbcompile.load("tiny.pt", model=nbcompile.zoo.dscnn()))
+
+
+def test_fuse_for_a_microcontroller(run, tmp_path: Path) -> None:
+    """From a MODEL to a microcontroller's files; the report, the tables and the JSON say the same."""
+    np.savez(tmp_path / "images.npz", np.random.default_rng(0).normal(size=(40, 1, 8, 8)).astype(np.float32))
+    words = ("fuse", DSCNN, "-o", "tiny.tflite", "-o", "tiny.pt", "--calibration", "images.npz", "--target", "mcu")
+    few = ("--equalize", "never", "--correct-bias", "never")
+    done = run(*words, *few, "--sram", "64K", "--layers", "--report", "r.html", "--json", "found.json")
+    assert done.code == 0, done.err
+    found = json.loads((tmp_path / "found.json").read_text())
+    device = found["files"][0]["device"]
+    assert [row["name"] for row in device["interpreters"]][2] == "TFLite Micro"
+    assert device["arena_total"] <= device["arena_budget"] == 65536
+    for shown in (
+        "TFLite Micro",
+        f"{exact(device['arena_total'])} of {exact(65536)}",
+        "classifier",
+        "written: tiny.tflite",
+    ):
+        assert shown in done.out
+    assert "Memory map" in (tmp_path / "r.html").read_text()
+    assert {"tiny.cc", "tiny.h", "tiny_ops.h", "tiny_main.cc"} < {path.name for path in tmp_path.iterdir()}
+    refused = run(*words, *few, "--sram", "2K", "-o", "other.tflite")
+    assert refused.code == 1
+    assert "does not fit 2,048 bytes: the best that was reached is" in refused.err
+    assert not (tmp_path / "other.tflite").exists()
+
+
+def test_preprocessing_is_json(run) -> None:
+    for text, sentence in (("{", "--preprocessing is no JSON"), ("[1]", "--preprocessing must be a JSON object")):
+        refused = run("fuse", DSCNN, "-o", "x.tflite", "--calibration", "x", "--preprocessing", text)
+        assert refused.code == 2
+        assert sentence in refused.err

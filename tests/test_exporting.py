@@ -109,9 +109,8 @@ def test_targets_are_checked_before_anything_else(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("tiny.tflite", r"this version of nbcompile has no .tflite exporter; write .onnx instead"),
-        ("tiny.h5", r"the extension '.h5' is unknown; known are .onnx, .pt, .safetensors"),
-        ("tiny", r"it has no extension; known are .onnx, .pt, .safetensors"),
+        ("tiny.h5", r"the extension '.h5' is unknown; known are .onnx, .tflite, .pt, .safetensors"),
+        ("tiny", r"it has no extension; known are .onnx, .tflite, .pt, .safetensors"),
     ],
 )
 def test_unknown_extensions_are_refused(tmp_path: Path, name: str, reason: str) -> None:
@@ -128,6 +127,17 @@ def test_unknown_options_are_refused(tmp_path: Path) -> None:
         nbcompile.export(network(), tmp_path / "tiny.onnx", X, calibration=X)
     with pytest.raises(UsageError, match=r"'opset' is not an option of .pt files; they have none"):
         nbcompile.export(network(), tmp_path / "tiny.pt", opset=18)
+
+
+@pytest.mark.parametrize("package", ["tensorflow", "ai_edge_litert", "tflite_micro"])
+def test_a_missing_package_for_devices_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    for module in [name for name in sys.modules if name.startswith(("nbcompile.exporters.", package))]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)
+    install = rf"writing .tflite files needs {package}, which is not installed: pip install 'nbcompile\[tflite\]'"
+    with pytest.raises(UsageError, match=install):
+        nbcompile.export(network(), tmp_path / "tiny.tflite", X, quantize="float32")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

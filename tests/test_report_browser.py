@@ -8,6 +8,7 @@ import pytest
 from matplotlib.image import imread
 
 from nbcompile.report.data import Check, Graph, LayerRow, ModelRow, Node, Report, Run
+from nbcompile.report.devices import Device, Interpreter, QuantisedRow, TensorRow
 from nbcompile.report.html import write
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -32,6 +33,22 @@ REPORT = Report(
             title="net",
             nodes=tuple(Node(name=f"features.{i}", label="conv 1×1 16→96", detail="norm · ReLU6") for i in range(40)),
             edges=(*((i, i + 1) for i in range(39)), (3, 6), (6, 9)),
+        ),
+    ),
+    devices=(
+        Device(
+            file="tiny.tflite",
+            target="mcu",
+            arena_total=90_000,
+            arena_budget=100_000,
+            interpreters=(Interpreter(name="TFLite Micro", sqnr=38.5, max_lsb=3, mean_lsb=0.3, top1=0.99),),
+            layers=(QuantisedRow(name="features.17.conv.0.0", kind="conv 1×1 16→96", low=-1.0, high=6.0, sqnr=38.5),),
+            tensors=tuple(
+                TensorRow(
+                    name=f"t{i}", layer=f"features.{i}.conv", first=i, last=i + 1, offset=i % 2 * 50_000, bytes=40_000
+                )
+                for i in range(60)
+            ),
         ),
     ),
 )

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from nbcompile.report.devices import Device
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRow:
@@ -162,6 +164,7 @@ class Report:
         versions: package name → version.
         machine: one line: processor, cores, system.
         notes: sentences a reader should know, such as which weights of the file were taken.
+        devices: files for devices, each with its layers and its memory.
     """
 
     title: str
@@ -177,18 +180,20 @@ class Report:
     graphs: tuple[Graph, ...] = ()
     notes: tuple[str, ...] = ()
     files: tuple[FileRow, ...] = ()
+    devices: tuple[Device, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain dicts and lists for :func:`json.dumps`; NaN and infinities become None."""
-        plain: dict[str, Any] = _plain(asdict(self))
-        return plain
+        found: dict[str, Any] = plain(asdict(self))
+        return found
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """``value`` with lists for tuples, and None for NaN and infinities, as :func:`json.dumps` takes it."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

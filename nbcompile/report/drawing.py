@@ -7,7 +7,7 @@ from nbcompile.report.data import Graph, Node
 from nbcompile.report.layout import BOX_HEIGHT, BOX_WIDTH, GAP_Y, GUTTER, Edge, Layout, layout
 
 _INDENT = 9.0  # from a box's left edge to its text, px
-_LABEL, _DETAIL, _NAME = 6.1, 5.4, 5.8  # width of a character, px; that of a wide font
+_LABEL, _DETAIL, NAME = 6.1, 5.4, 5.8  # width of a character, px; that of a wide font
 _SPACE = 7.0  # between label and detail, px
 _ROUND = 8.0  # radius of an edge's corners, px
 
@@ -28,10 +28,10 @@ def draw(graph: Graph) -> str:
 
 def _box(node: Node, x: float, y: float) -> str:
     room = BOX_WIDTH - 2 * _INDENT
-    label = _shortened(node.label, room / _LABEL)
+    label = shortened(node.label, room / _LABEL)
     left = (room - len(label) * _LABEL - _SPACE) / _DETAIL
-    detail = _shortened(node.detail, left) if left > 4 else ""
-    name = _shortened(node.name[::-1], room / _NAME)[::-1]  # the end of a qualified name says more than its start
+    detail = shortened(node.detail, left) if left > 4 else ""
+    name = shortened_name(node.name, room / NAME)
     whole = f"{node.name}: {node.label}" + (f" · {node.detail}" if node.detail else "")
     return (
         f'<g class="{"box site" if node.highlighted else "box"}"><title>{escape(whole)}</title>'
@@ -42,8 +42,14 @@ def _box(node: Node, x: float, y: float) -> str:
     )
 
 
-def _shortened(text: str, length: float) -> str:
+def shortened(text: str, length: float) -> str:
+    """The start of ``text``, at most ``length`` characters."""
     return text if len(text) <= length else text[: int(length) - 1] + "…"
+
+
+def shortened_name(name: str, length: float) -> str:
+    """The end of a qualified name, which says more than its start; at most ``length`` characters."""
+    return shortened(name[::-1], length)[::-1]
 
 
 def _edge(placed: Layout, edge: Edge) -> str:

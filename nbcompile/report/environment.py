@@ -5,7 +5,19 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_PACKAGES = ("nbcompile", "torch", "torchvision", "onnx", "onnxruntime", "onnxsim", "numpy", "lightning")
+_PACKAGES = (
+    "nbcompile",
+    "torch",
+    "torchvision",
+    "onnx",
+    "onnxruntime",
+    "onnxsim",
+    "tensorflow",
+    "ai-edge-litert",
+    "tflite-micro",
+    "numpy",
+    "lightning",
+)
 
 
 def versions() -> dict[str, str]:

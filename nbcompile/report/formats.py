@@ -37,6 +37,18 @@ def size(value: float | None) -> str:
     return f"{value:.0f}{_GAP}B"
 
 
+def exact(value: float | None) -> str:
+    """A number of bytes, to the last: ``311,040 B``."""
+    return f"{value:,.0f}{_GAP}B" if known(value) else DASH
+
+
+def decibels(value: float | None) -> str:
+    """A ratio of powers on the logarithmic scale: ``38.5 dB``; infinite where there is no noise at all."""
+    if not known(value):
+        return DASH
+    return f"{small(value) if math.isinf(value) else f'{value:.1f}'}{_GAP}dB"
+
+
 def small(value: float | str | None) -> str:
     """A measured number, in powers of ten where it is tiny or huge: ``3.1e-07``; a text as it is."""
     if isinstance(value, str):

@@ -8,7 +8,9 @@ from nbcompile.core.files import atomic
 from nbcompile.report import formats
 from nbcompile.report.curves import draw_curves
 from nbcompile.report.data import Report
+from nbcompile.report.devices import busiest, first_out_of_band, verdict
 from nbcompile.report.drawing import draw
+from nbcompile.report.memory_map import draw_memory
 from nbcompile.report.summary import summary
 
 
@@ -24,8 +26,17 @@ def render(report: Report) -> str:
         raise missing_extra("train", "writing a report", "jinja2") from error
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    for form in (formats.count, formats.percent, formats.times, formats.size, formats.small):
-        environment.filters[form.__name__] = form
+    forms = (
+        formats.count,
+        formats.percent,
+        formats.times,
+        formats.size,
+        formats.exact,
+        formats.decibels,
+        formats.small,
+    )
+    environment.filters |= {form.__name__: form for form in forms}
+    environment.filters["verdict"] = verdict
     template = environment.from_string((files("nbcompile.report") / "report.html.j2").read_text(encoding="utf-8"))
     return template.render(
         report=report,
@@ -37,6 +48,10 @@ def render(report: Report) -> str:
         failed=sum(not check.passed for check in report.checks),
         curves=draw_curves(report.runs),
         graphs=[(graph, draw(graph)) for graph in report.graphs],
+        devices=[
+            (one, draw_memory(one), busiest(one.tensors) if one.tensors else None, first_out_of_band(one.layers))
+            for one in report.devices
+        ],
         dash=formats.DASH,
     )
 

@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from pathlib import PurePath
 
 from nbcompile.report.data import ModelRow, Report, Run
-from nbcompile.report.formats import count, known, percent, size, small
+from nbcompile.report.devices import Device, first_out_of_band, verdict
+from nbcompile.report.formats import count, decibels, exact, known, percent, size, small
 
 
 def summary(report: Report) -> tuple[str, ...]:
     """One sentence per thing that is known; nothing is said about what is not."""
-    return (*_cost(report), *_accuracy(report), *_error(report), *_checks(report), *_files(report))
+    return (*_cost(report), *_accuracy(report), *_error(report), *_checks(report), *_devices(report), *_files(report))
 
 
 def _cost(report: Report) -> Iterator[str]:
@@ -74,6 +75,26 @@ def _checks(report: Report) -> Iterator[str]:
         yield f"{len(failed)} of {total} checks failed: {', '.join(failed)}."
     elif total:
         yield "The one check passed." if total == 1 else f"All {total} checks passed."
+
+
+def _devices(report: Report) -> Iterator[str]:
+    for device in report.devices:
+        yield from _device(device)
+
+
+def _device(device: Device) -> Iterator[str]:
+    ran = [row for row in device.interpreters if known(row.sqnr)]
+    if ran:
+        worst = min(ran, key=lambda row: row.sqnr or 0.0)
+        where = f"in {worst.name}" + (", the worst of its interpreters" if len(ran) > 1 else "")
+        yield f"{device.file} gives torch's outputs with an SQNR of {decibels(worst.sqnr)} {where}."
+    budgets = [("flash", device.bytes, device.flash_budget), ("arena", device.arena_total, device.arena_budget)]
+    needs = [(name, value, verdict(value, budget)[1]) for name, value, budget in budgets if known(value)]
+    if needs:
+        said = [f"{exact(value)} of {name}{f' ({words})' if words else ''}" for name, value, words in needs]
+        yield f"{device.file} needs {' and '.join(said)}."
+    if first := first_out_of_band(device.layers):
+        yield f"{first.name} is the first layer of {device.file} with a larger error than expected."
 
 
 def _files(report: Report) -> Iterator[str]:

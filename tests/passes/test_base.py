@@ -6,7 +6,7 @@ import torch
 from torch import fx, nn
 
 from nbcompile.core.errors import PostconditionError, PreconditionError
-from nbcompile.passes import EXPAND, FUSE, PASSES, Pass, PassResult, Skip
+from nbcompile.passes import DEVICE, EXPAND, FUSE, PASSES, Pass, PassResult, Skip
 
 
 @dataclass(frozen=True)
@@ -78,5 +78,5 @@ def test_passes_are_values() -> None:
 
 
 def test_pipelines_name_passes() -> None:
-    assert {*EXPAND, *FUSE} == set(PASSES)
+    assert {*EXPAND, *FUSE, *DEVICE} == set(PASSES)
     assert all(cls.name == name for name, cls in PASSES.items())

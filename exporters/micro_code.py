@@ -1,0 +1,170 @@
+"""A ``.tflite`` file as C++ for TFLite Micro: the bytes as a constant array, its resolver, and a program to start from.
+
+::
+
+    STEM.h        for C and C++: the array, shapes, scales, zero points and sizes as constants
+    STEM.cc       the array itself, 16-byte aligned: kernels read weights as words, and fault where they are not aligned
+    STEM_ops.h    a resolver with exactly the operators of the file
+    STEM_main.cc  a program that sets up, fills the inputs, runs once and reads the outputs: yours to change
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from string import Template
+
+from nbcompile.core.errors import ExportError, UsageError
+from nbcompile.exporters.micro_resolver import check_ops, ops_header
+from nbcompile.exporters.micro_skeleton import skeleton
+from nbcompile.exporters.tflite_file import FileTensor, read
+
+C_TYPES = {
+    "float32": "float",
+    "int8": "int8_t",
+    "uint8": "uint8_t",
+    "int16": "int16_t",
+    "int32": "int32_t",
+    "int64": "int64_t",
+    "bool": "bool",
+}
+"""What inputs and outputs can be in TFLite Micro, and what C calls it."""
+
+_BYTES_PER_LINE = 20
+
+_HEADER = Template("""\
+// $stem: a network for TFLite Micro. Written by nbcompile.
+$notes#ifndef ${macro}_H_
+#define ${macro}_H_
+
+#include <stdbool.h>
+#include <stdint.h>
+
+// The .tflite file. It is constant, so that linkers leave it in flash.
+#define ${macro}_DATA_BYTES $length
+
+// The tensor arena, as measured on a 64-bit computer with TFLite Micro's reference kernels. Pointers of 32 bits need
+// less; kernels made for a chip (CMSIS-NN, ESP-NN) may need scratch memory on top. The program prints what is used.
+#define ${macro}_ARENA_BYTES $arena
+
+// A number x is stored as round(x / SCALE) + ZERO_POINT, clipped to the type. The last dimension varies fastest.
+#define ${macro}_INPUTS $inputs
+#define ${macro}_OUTPUTS $outputs
+$ports
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+extern const unsigned char ${name}_data[${macro}_DATA_BYTES];
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif  // ${macro}_H_
+""")
+
+_PORT = Template("""
+// $comment
+typedef $type ${name}_${port}_t;
+#define ${prefix}_RANK $rank
+#define ${prefix}_SHAPE { $shape }
+#define ${prefix}_ELEMENTS $elements
+#define ${prefix}_BYTES $bytes
+""")
+
+_QUANTISED = Template("""\
+#define ${prefix}_SCALE $scale
+#define ${prefix}_ZERO_POINT ($zero_point)
+""")
+
+_DATA = Template("""\
+// The bytes of $stem.tflite. Written by nbcompile.
+#include "$stem.h"
+
+alignas(16) const unsigned char ${name}_data[${macro}_DATA_BYTES] = {
+$rows
+};
+""")
+
+
+def sources(content: bytes, stem: str, arena: int, notes: Sequence[str] = ()) -> dict[str, str]:
+    """The C++ of a file, as texts by file name.
+
+    Args:
+        content: a ``.tflite`` file.
+        stem: of the files' names; what C does not allow in a name becomes ``_`` in identifiers.
+        arena: bytes of the tensor arena, > 0.
+        notes: lines for the head of ``STEM.h``, such as how images must be prepared.
+
+    Raises:
+        CheckpointError: if ``content`` cannot be read.
+        ExportError: if it uses what TFLite Micro lacks.
+        UsageError: if ``stem`` cannot stand in ``#include "STEM.h"``.
+    """
+    if re.search(r'["\\\x00-\x1f/]', stem) or not stem:
+        raise UsageError(f"no C++ file can be called {stem!r}: a quote, a slash or a control character is in the name")
+    file, name = read(content), identifier(stem)
+    check_ops(file)
+    ports = {f"input_{i}": file.tensors[index] for i, index in enumerate(file.inputs)}
+    ports |= {f"output_{i}": file.tensors[index] for i, index in enumerate(file.outputs)}
+    _check_ports(ports.values())
+    names = {"stem": comment(stem), "name": name, "macro": name.upper()}
+    header = _HEADER.substitute(
+        names,
+        notes="".join(f"// {comment(note)}\n" for note in notes),
+        length=len(content),
+        arena=arena,
+        inputs=len(file.inputs),
+        outputs=len(file.outputs),
+        ports="".join(_port(name, port, tensor) for port, tensor in ports.items()),
+    )
+    return {
+        f"{stem}.h": header,
+        f"{stem}.cc": _DATA.substitute(names, rows=_rows(content)),
+        f"{stem}_ops.h": ops_header(file, names["stem"], name),
+        f"{stem}_main.cc": skeleton(file, stem, name),
+    }
+
+
+def identifier(stem: str) -> str:
+    """``stem`` as C allows it in names: letters, digits and single underscores, no digit first."""
+    name = re.sub("[^0-9A-Za-z]+", "_", stem).strip("_")
+    return name if name[:1].isalpha() else f"model_{name}".rstrip("_")
+
+
+def comment(text: str) -> str:
+    """``text`` on one line that a C compiler passes over: no line ends, no backslash that would join the next line."""
+    return " ".join(re.sub(r"[^ -\[\]-~]", " ", text).split())
+
+
+def _port(name: str, port: str, tensor: FileTensor) -> str:
+    prefix = f"{name}_{port}".upper()
+    text = _PORT.substitute(
+        comment=f"{port.replace('_', ' ').capitalize()}, '{comment(tensor.name)}'.",
+        type=C_TYPES[tensor.dtype.name],
+        name=name,
+        port=port,
+        prefix=prefix,
+        rank=len(tensor.shape),
+        shape=", ".join(map(str, tensor.shape)),
+        elements=tensor.nbytes // tensor.dtype.itemsize,
+        bytes=tensor.nbytes,
+    )
+    if tensor.quantisation is None:
+        return text
+    # The shortest digits that give back the same float32.
+    scale, zero_point = f"{tensor.quantisation.scale[0]!s}f", int(tensor.quantisation.zero_point[0])
+    return text + _QUANTISED.substitute(prefix=prefix, scale=scale, zero_point=zero_point)
+
+
+def _rows(content: bytes) -> str:
+    rows = (content[i : i + _BYTES_PER_LINE] for i in range(0, len(content), _BYTES_PER_LINE))
+    return ",\n".join("0x" + row.hex(",").replace(",", ",0x") for row in rows)
+
+
+def _check_ports(tensors: Iterable[FileTensor]) -> None:
+    for tensor in tensors:
+        if tensor.dtype.name not in C_TYPES:
+            raise ExportError(
+                f"'{tensor.name}' is an input or output of type {tensor.dtype.name}, which TFLite Micro's kernels do "
+                f"not take; export with inputs and outputs of type int8 or float32"
+            )

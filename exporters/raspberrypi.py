@@ -1,0 +1,85 @@
+"""The script that times a network's files on a Raspberry Pi, and says there which of them to ship.
+
+int8 is not always faster than float32 on a Pi: it depends on the network, the board and the threads. So both files are
+written, and the script, which is `tflite_benchmark` with the expected outputs filled in, measures them where they will
+run.
+"""
+
+import base64
+import hashlib
+import inspect
+import io
+from collections.abc import Mapping
+
+import numpy as np
+
+from nbcompile.exporters import tflite_benchmark
+from nbcompile.exporters.tflite_file import File, read
+
+MARK = "# nbcompile fills in what is between these two lines.\n"
+
+LEAST_DB = {"int8": 30.0, "float32": 60.0}
+"""Between the outputs of this computer and of another one, whose kernels round otherwise: int8 files by some steps of
+1/128 of the output's range, float32 files in their last digits."""
+
+_FLOAT_RANGE = (-2.0, 2.0)
+"""Of inputs where no file says what it was calibrated on."""
+
+
+def benchmark_script(files: Mapping[str, bytes]) -> str:
+    """A Python script that stands for itself: to be copied next to the files.
+
+    Args:
+        files: their names and contents, the smallest first: the first is advised where two are nearly as fast. All
+            have inputs of the same shapes.
+
+    Raises:
+        CheckpointError: if a file cannot be read.
+    """
+    read_files = [read(content) for content in files.values()]
+    ranges = _ranges(read_files)
+    expected = io.BytesIO()
+    np.savez_compressed(
+        expected,
+        allow_pickle=False,
+        **{
+            f"{i}_{j}": y
+            for i, content in enumerate(files.values())
+            for j, y in enumerate(tflite_benchmark.answers(content, ranges))
+        },
+    )
+    known = {
+        name: (hashlib.sha256(content).hexdigest(), _least_db(file))
+        for (name, content), file in zip(files.items(), read_files, strict=True)
+    }
+    before, _, after = inspect.getsource(tflite_benchmark).split(MARK)
+    filled = (
+        f"FILES = {known!r}\nRANGES = {ranges!r}\n"
+        f'EXPECTED = """\n{base64.encodebytes(expected.getvalue()).decode()}"""\n'
+    )
+    return before + MARK + filled + MARK + after
+
+
+def _ranges(files: list[File]) -> list[tuple[float, float]]:
+    """Of each input, what the first file that is quantised there can tell apart."""
+    found = []
+    for i in range(len(files[0].inputs)):
+        quantised = (q for file in files if (q := _input_quantisation(file, i)) is not None)
+        found.append(next(quantised, _FLOAT_RANGE))
+    return found
+
+
+def _input_quantisation(file: File, i: int) -> tuple[float, float] | None:
+    index = file.inputs[i]
+    # A file with float inputs quantises them first.
+    first = (op.outputs[0] for op in file.ops if op.name == "QUANTIZE" and op.inputs[0] == index)
+    tensor = file.tensors[next(first, index)]
+    if tensor.quantisation is None:
+        return None
+    limits = np.iinfo(tensor.dtype)
+    low, high = tensor.dequantised(np.array([limits.min, limits.max]))
+    return float(low), float(high)
+
+
+def _least_db(file: File) -> float:
+    return LEAST_DB["int8" if any(tensor.quantisation for tensor in file.tensors) else "float32"]

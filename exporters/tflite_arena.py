@@ -1,0 +1,180 @@
+"""The memory that TFLite Micro needs for a file: measured by running it, and tensor by tensor from our model of it.
+
+TFLite Micro's arena has two ends. The *head* holds activations and kernels' scratch memory, laid out by its planner.
+The *tail* holds what is kept for good: operators, quantisation constants, descriptions of tensors. Weights stay in
+flash.
+
+The scratch memory is that of TFLite Micro's reference kernels. Kernels made for a processor (CMSIS-NN, ESP-NN) ask for
+more: leave room for it, and read the numbers that the board itself prints.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+
+from nbcompile.core.arena_planner import Buffer, aligned, offsets
+from nbcompile.core.errors import ExportError
+from nbcompile.exporters.tflite_file import File, FileOp, read
+from nbcompile.exporters.tflite_runtime import Micro, start_micro
+
+_SCRATCH = "scratch of "
+_PREPARING = 2048
+"""Bytes: more than what kernels take for a moment to be prepared (a few descriptions of tensors)."""
+
+_PLANNING = 96
+"""Bytes a tensor: more than what TFLite Micro's lists of tensors take while it plans (32 and 40 on 64-bit machines)."""
+
+_NEVER = -2
+"""The operator at which a tensor lives that nothing writes or reads: TFLite Micro makes room for it, too."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One bar of the memory map.
+
+    Attributes:
+        buffer: name of the tensor or ``scratch of NAME``, and for which operators it is kept.
+        layer: whose result it is; the tensor's name where no layer is known.
+        offset: bytes from the start of the arena.
+    """
+
+    buffer: Buffer
+    layer: str
+    offset: int
+
+
+@dataclass(frozen=True)
+class Arena:
+    """What a file needs of memory under TFLite Micro.
+
+    Attributes:
+        rows: the memory map by our model of TFLite Micro's planner: tensors in the order of the file, then scratch.
+        ops: the operators' names, by index.
+        head: bytes of activations and scratch memory: what TFLite Micro reports, or else what the map takes.
+        tail: bytes that are kept for good, as TFLite Micro reports them on this 64-bit machine (pointers are half as
+            long on a microcontroller); None where it was not run.
+        needed: bytes of an arena in which TFLite Micro starts here: head and tail, and in small networks some more to
+            plan in; None where it was not run.
+        flash: bytes of the file.
+    """
+
+    rows: tuple[Row, ...]
+    ops: tuple[str, ...]
+    head: int
+    tail: int | None
+    needed: int | None
+    flash: int
+
+    @property
+    def planned(self) -> int:
+        """Bytes that the memory map takes; the map is TFLite Micro's own if this equals ``head``."""
+        return max((row.offset + row.buffer.size for row in self.rows), default=0)
+
+    @cached_property
+    def live(self) -> tuple[int, ...]:
+        """Bytes that are needed at once, operator by operator: no planner can do with less than the largest."""
+        found = [row.buffer for row in self.rows]
+        return tuple(sum(b.size for b in found if b.first <= op <= b.last) for op in range(len(self.ops)))
+
+    @property
+    def peak_op(self) -> int:
+        """Index of the first operator at which most bytes are needed at once."""
+        return self.live.index(max(self.live))
+
+    @property
+    def peak_layer(self) -> str:
+        """The layer that this operator computes."""
+        return next(row.layer for row in self.rows if row.buffer.first == self.peak_op)
+
+
+def modelled(content: bytes, layers: Mapping[str, str] | None = None) -> Arena:
+    """The memory map of a file, without running it.
+
+    Args:
+        content: the file.
+        layers: names of layers, by the names of their results in the file.
+
+    Raises:
+        CheckpointError: if the file cannot be read.
+    """
+    file, names = read(content), layers or {}
+    found = _tensors(file) + _scratch(file)
+    tensors = [b.name.removeprefix(_SCRATCH) for b in found]
+    rows = tuple(
+        Row(b, names.get(tensor, tensor), offset)
+        for b, tensor, offset in zip(found, tensors, offsets(found), strict=True)
+    )
+    arena = Arena(rows, tuple(op.name for op in file.ops), 0, None, None, file.size)
+    return replace(arena, head=arena.planned)
+
+
+def measured(content: bytes, layers: Mapping[str, str] | None = None) -> Arena:
+    """What TFLite Micro itself reports for a file, with the memory map of our model.
+
+    Args:
+        content: the file.
+        layers: names of layers, by the names of their results in the file.
+
+    Raises:
+        CheckpointError: if the file cannot be read.
+        ExportError: if TFLite Micro refuses it; with what it said.
+    """
+    report = start_micro(content).allocations()
+    head, tail = (_reported(part, report) for part in ("head", "tail"))
+    return replace(modelled(content, layers), head=head, tail=tail, needed=_needed(content, head, tail))
+
+
+def _reported(part: str, report: str) -> int:
+    """Bytes of the arena's head or tail, from the lines that TFLite Micro prints."""
+    found = re.search(rf"Arena allocation {part} (\d+) bytes", report)
+    if not found:
+        raise ExportError(f"TFLite Micro did not report the {part} of its arena, but: {report.strip() or 'nothing'}")
+    return int(found[1])
+
+
+def _needed(content: bytes, head: int, tail: int) -> int:
+    """An arena that TFLite Micro starts in: it prepares and plans in the head, before that holds anything else."""
+    size = aligned(tail) + max(head, _PREPARING + _PLANNING * len(read(content).tensors))
+    Micro(content, size)
+    return size
+
+
+def _tensors(file: File) -> list[Buffer]:
+    """The tensors that take memory, by index; kept as long as TFLite Micro's ``AllocationInfoBuilder`` keeps them."""
+    first = dict.fromkeys((*file.inputs, *file.outputs), -1)
+    last = dict(first)
+    for op in file.ops:
+        first |= dict.fromkeys(op.outputs, op.index)
+        last |= dict.fromkeys((*op.inputs, *op.outputs), op.index)
+    last |= dict.fromkeys(file.outputs, len(file.ops) - 1)
+    return [
+        Buffer(t.name, t.nbytes, first.get(t.index, _NEVER), last.get(t.index, _NEVER))
+        for t in file.tensors
+        if t.data is None and t.nbytes
+    ]
+
+
+def _scratch(file: File) -> list[Buffer]:
+    """What the reference kernels request for themselves while they run."""
+    found = []
+    for op in file.ops:
+        name = _SCRATCH + file.tensors[op.outputs[0]].name
+        found += [Buffer(name, nbytes, op.index, op.index) for nbytes in _requested(file, op)]
+    return found
+
+
+def _requested(file: File, op: FileOp) -> tuple[int, ...]:
+    """Bytes that the kernel of ``op`` requests when it is prepared."""
+    output = file.tensors[op.outputs[0]]
+    integer, values = output.dtype.kind == "i", prod(output.shape)
+    match op.name:
+        case "MEAN" | "SUM" | "REDUCE_MAX" | "REDUCE_MIN":
+            x, axes = file.operands(op)
+            indices = (4 * len(x.shape), 4 * prod(axes.shape))
+            sums = (4 * values,) if integer and op.name in ("MEAN", "SUM") else ()
+            return (*sums, *indices)
+        case "TRANSPOSE_CONV" if integer:
+            return (4 * output.dtype.itemsize * values,)  # 32-bit sums; 64-bit ones in 16x8
+    return ()

@@ -1,0 +1,154 @@
+"""From a graph to a quantised ``.tflite`` file in memory, and how far its outputs are from PyTorch's."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nbcompile.core.example import Inputs, random_inputs, specs
+from nbcompile.core.numerics import flatten
+from nbcompile.exporters.micro_resolver import REMEDIES
+from nbcompile.exporters.tflite_bias import corrected
+from nbcompile.exporters.tflite_check import sqnr
+from nbcompile.exporters.tflite_float_layers import left_in_float
+from nbcompile.exporters.tflite_lowering import float_model
+from nbcompile.exporters.tflite_options import Recipe
+from nbcompile.exporters.tflite_quantise import quantise
+from nbcompile.exporters.tflite_ranges import Ranges, measured
+from nbcompile.exporters.tflite_runtime import Sample, run
+from nbcompile.exporters.tflite_types import FloatModel
+
+AS_IT_IS = "as it is"
+
+CHECKED = 16
+"""Samples that files are checked on."""
+
+ENOUGH = 4 * CHECKED
+"""From so many samples on, those of the check do not calibrate: a file is judged by what it has not seen."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a file is calibrated and checked on.
+
+    Attributes:
+        samples: they calibrate, at batch 1; none where none is needed.
+        checked: inputs of the check.
+        outputs: what PyTorch gives for them.
+    """
+
+    samples: Sequence[Inputs]
+    checked: Sequence[Inputs]
+    outputs: Sequence[list[Tensor]]
+
+    @classmethod
+    def of(cls, reference: nn.Module, inputs: Inputs, samples: Sequence[Inputs]) -> "Data":
+        """Some of ``samples``, evenly chosen, are for the check, and the others calibrate if there are enough of them.
+
+        Where there are none, the check gets random inputs.
+        """
+        drawn = [random_inputs(specs(inputs), seed=seed, batch=1) for seed in range(CHECKED)]
+        every = -(-len(samples) // CHECKED)
+        checked = samples[::every] if samples else drawn
+        if len(samples) >= ENOUGH:
+            samples = [one for i, one in enumerate(samples) if i % every]
+        with torch.no_grad():
+            return cls(samples, checked, [flatten(reference(*one)) for one in checked])
+
+    def given(self, model: FloatModel) -> list[Sample]:
+        """The inputs of the check as the file takes them."""
+        return filed(model, self.checked)
+
+    def expected(self, model: FloatModel) -> list[Sample]:
+        """PyTorch's outputs as the file gives them."""
+        return [tuple(p.to_file(y) for p, y in zip(model.outputs, one, strict=True)) for one in self.outputs]
+
+    def sqnr(self, model: FloatModel, content: bytes) -> float:
+        """Signal over noise of a file's outputs in LiteRT against PyTorch's, dB."""
+        return sqnr(_joined(run(content, self.given(model))), _joined(self.expected(model)))
+
+
+@dataclass(frozen=True)
+class Built:
+    """A file in memory.
+
+    Attributes:
+        how: what was done to the network before, in words.
+        model: its float form, which says what its inputs and outputs are.
+        content: the file.
+        sqnr: signal over noise of its outputs against PyTorch's, dB.
+        float_sqnr: the same of the float form: what was done to the network before, and float32's own rounding.
+        notes: what the user should know, one sentence each.
+    """
+
+    how: str
+    model: FloatModel
+    content: bytes
+    sqnr: float
+    float_sqnr: float
+    notes: tuple[str, ...] = ()
+
+
+def build(graph: nn.Module, inputs: Inputs, data: Data, recipe: Recipe, *, micro: bool, how: str = AS_IT_IS) -> Built:
+    """Lower ``graph`` and quantise it.
+
+    Args:
+        graph: on the CPU, in eval mode, in deploy form.
+        inputs: example, batch first.
+        data: calibrates and checks it.
+        recipe: how numbers are stored.
+        micro: whether TFLite Micro is to run it: what that lacks is refused before anything is converted.
+        how: for the result.
+
+    Raises:
+        ExportError: if the format, or the target, cannot express the graph.
+        UsageError: if ``recipe`` names layers that are not there.
+    """
+    model = lowered(graph, inputs, micro)
+    given = filed(model, data.samples)
+    ranges = measured(model, given, recipe.ranges, levels=recipe.levels) if recipe.calibrated else recipe.ranges
+    content = quantise(
+        model,
+        given,
+        scheme=recipe.scheme,
+        io=recipe.io,
+        ranges=ranges,
+        per_channel=recipe.per_channel,
+        dense_per_channel=recipe.dense_per_channel,
+        float_layers=recipe.float_layers,
+    )
+    notes = ranges.notes if isinstance(ranges, Ranges) else ()
+    if recipe.calibrated and (kept := left_in_float(model, content)):
+        notes += (f"in float32, not in integers: {', '.join(kept)}",)
+    return Built(how, model, content, data.sqnr(model, content), data.sqnr(model, model.content), notes)
+
+
+def lowered(graph: nn.Module, inputs: Inputs, micro: bool) -> FloatModel:
+    """The float form of ``graph``; with ``micro``, what TFLite Micro lacks is refused.
+
+    Raises:
+        ExportError: if the format, or the target, cannot express it.
+    """
+    return float_model(graph, inputs, forbidden=REMEDIES if micro else {})
+
+
+def with_corrected_bias(built: Built, data: Data) -> Built:
+    """``built`` with biases that take back the mean error of each channel (arXiv 1906.04721, sec. 4.2)."""
+    content = corrected(built.model, built.content, filed(built.model, data.samples))
+    how = "biases corrected" if built.how == AS_IT_IS else f"{built.how}, biases corrected"
+    return replace(built, how=how, content=content, sqnr=data.sqnr(built.model, content))
+
+
+def filed(model: FloatModel, samples: Sequence[Inputs]) -> list[Sample]:
+    """``samples`` as the file takes them."""
+    return [tuple(port.to_file(x) for port, x in zip(model.inputs, one, strict=True)) for one in samples]
+
+
+def _joined(samples: Sequence[Sample]) -> np.ndarray:
+    return np.concatenate([np.asarray(y, dtype=np.float64).ravel() for one in samples for y in one])
+
+
+Variants = Mapping[str, nn.Module]
+"""Other graphs of the same function, by what was done to them; the one with the least noise is taken."""

@@ -1,0 +1,59 @@
+"""The layers of a quantised file that stay in float32: those that a user names, and those that are left."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from nbcompile.core.errors import UsageError
+from nbcompile.exporters.tflite_file import read
+from nbcompile.exporters.tflite_ranges import layer_of
+from nbcompile.exporters.tflite_scales import pairs
+from nbcompile.exporters.tflite_types import FloatModel
+
+_NAMED = 24
+"""How many layers an error lists."""
+
+
+def matching(model: FloatModel, patterns: Sequence[str]) -> frozenset[str]:
+    """The tensors that are results of the layers that ``patterns`` name.
+
+    Args:
+        model: the float file.
+        patterns: names or globs, case-sensitive; the name of a module stands for every layer inside.
+
+    Raises:
+        UsageError: if a pattern matches no layer; the layers are listed.
+    """
+    file = read(model.content)
+    computed = [file.tensors[i].name for op in file.ops for i in op.outputs]
+    found: set[str] = set()
+    for pattern in patterns:
+        forms = (pattern, f"{pattern}.*", f"{pattern}/*")
+        # A convolution and its activation are one tensor: it has the one's name, and is the other's result.
+        matched = [t for t in computed if any(fnmatchcase(n, f) for n in (t, layer_of(model, t)) for f in forms)]
+        if not matched:
+            raise UsageError(f"float_layers: '{pattern}' matches no layer of the network; it has {_listed(computed)}")
+        found.update(matched)
+    return frozenset(found)
+
+
+def left_in_float(model: FloatModel, content: bytes) -> tuple[str, ...]:
+    """The layers of a quantised file that still compute in float32, in the order of execution.
+
+    Args:
+        model: the float file that it was made from.
+        content: the quantised file.
+    """
+    exact, file = read(model.content), read(content)
+    found = [
+        layer_of(model, exact.tensors[pair.exact.outputs[0]].name)
+        for pair in pairs(exact, file)
+        if file.tensors[pair.quantised.outputs[0]].dtype == np.float32
+    ]
+    return tuple(dict.fromkeys(found))
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f", … ({len(names)} in all)" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

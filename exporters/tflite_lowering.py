@@ -1,0 +1,211 @@
+"""From a module to a float ``.tflite`` file in memory.
+
+    deploy form -> torch.export -> a handler per ATen operator (`tflite_ops`) -> TensorFlow -> TFLiteConverter -> names
+
+What does not depend on the input is computed by PyTorch while lowering, and is a constant of the file.
+"""
+
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_any, tree_leaves
+
+from nbcompile.core.errors import ExportError
+from nbcompile.core.example import Inputs
+from nbcompile.exporters.tflite_capture import aten_name, captured, constants, place
+from nbcompile.exporters.tflite_errors import LoweringError
+from nbcompile.exporters.tflite_file import read
+from nbcompile.exporters.tflite_layout import axis_of
+from nbcompile.exporters.tflite_names import labels, named, owners, scope
+from nbcompile.exporters.tflite_ops import HANDLERS, INSTEAD, NATIVE
+from nbcompile.exporters.tflite_stderr import stderr_kept
+from nbcompile.exporters.tflite_tensorflow import quiet, tf
+from nbcompile.exporters.tflite_types import FloatModel, Port
+from nbcompile.exporters.tflite_value import Value, stored
+
+_NO_REMEDIES: Mapping[str, str] = {}
+
+
+def float_model(graph: nn.Module, inputs: Inputs, *, forbidden: Mapping[str, str] = _NO_REMEDIES) -> FloatModel:
+    """``graph`` as a float32 ``.tflite`` file in memory: batch 1, maps channels-last inside and outside.
+
+    Args:
+        graph: on the CPU, in eval mode, in deploy form.
+        inputs: example, batch first; of a batch, the first sample is looked at.
+        forbidden: operators that the target lacks, by TFLite's names, and what to do instead, in the imperative:
+            ``{"GELU": "use nn.Hardswish"}``.
+
+    Raises:
+        ExportError: if the graph cannot be captured, or an operator cannot be lowered: with its name, its layer, its
+            place in the code, and what to do.
+    """
+    with quiet():
+        return _Lowering(graph, inputs, forbidden).model()
+
+
+class _Lowering:
+    """One run over one graph: every node becomes a `Value`, or a constant."""
+
+    def __init__(self, graph: nn.Module, inputs: Inputs, forbidden: Mapping[str, str]) -> None:
+        self.forbidden = forbidden
+        program = captured(graph, inputs)
+        self.constants = constants(program)
+        # what nothing reads are checks of shapes and dtypes
+        self.nodes = [node for node in program.graph.nodes if node.op == "call_function" and node.users]
+        self.numbers = {node: i for i, node in enumerate(self.nodes)}
+        self.owners = owners(program, graph)
+        self.names = labels(self.owners, self.nodes)
+        self.placeholders = [n for n in program.graph.find_nodes(op="placeholder") if n.name not in self.constants]
+        (output,) = program.graph.find_nodes(op="output")
+        self.results = [node for node in cast(Sequence[Any], output.args[0]) if isinstance(node, fx.Node)]
+        self._require_fixed_sizes()
+        self.inputs = [_input_port(n, i, len(self.placeholders)) for i, n in enumerate(self.placeholders)]
+
+    def model(self) -> FloatModel:
+        """Lower, convert, name."""
+        outputs: list[tuple[Value, bool]] = []
+
+        def network(*tensors: tf.Tensor) -> list[tf.Tensor]:
+            outputs[:] = self._lowered(tensors)
+            return [value.tensor for value, _ in outputs]
+
+        specs = [
+            tf.TensorSpec(port.shape, _tf_dtype(node), name=port.name)
+            for port, node in zip(self.inputs, self.placeholders, strict=True)
+        ]
+        function = tf.function(network, input_signature=specs, autograph=False).get_concrete_function()
+        content = self._converted(function)
+        content, layers = named(
+            content, [port.name for port in self.inputs], self.names, [self.numbers.get(node) for node in self.results]
+        )
+        file = read(content)
+        for op in file.ops:  # what the table could not foresee
+            if op.name in self.forbidden:
+                layer = file.tensors[op.outputs[0]].name
+                raise ExportError(f"layer '{layer}' needs {op.name}, which the target lacks: {self.forbidden[op.name]}")
+        ports = [
+            Port(file.tensors[index].name, tuple(value.tensor.shape), channels_last)
+            for index, (value, channels_last) in zip(file.outputs, outputs, strict=True)
+        ]
+        return FloatModel(content, tuple(self.inputs), tuple(ports), layers)
+
+    def _require_fixed_sizes(self) -> None:
+        for node in self.nodes:
+            values = tree_leaves(node.meta.get("val"))
+            if any(isinstance(n, torch.SymInt) for x in values for n in (x.shape if isinstance(x, Tensor) else (x,))):
+                reason = "the size of its result depends on the values of its input, and TFLite's sizes are fixed"
+                raise self._error(node, reason, "keep all elements and multiply with a mask")
+
+    def _lowered(self, tensors: Sequence[tf.Tensor]) -> list[tuple[Value, bool]]:
+        """The outputs, and whether each is channels-last."""
+        values: dict[fx.Node, Any] = {}
+        for node in self.placeholders[0].graph.find_nodes(op="placeholder"):
+            values[node] = self.constants.get(node.name)
+        for node, port, tensor in zip(self.placeholders, self.inputs, tensors, strict=True):
+            values[node] = _input_value(node, port, tensor)
+        for node in self.nodes:
+            with tf.name_scope(scope(self.numbers[node])):
+                values[node] = self._result(node, values)
+        return [_output(values[node]) for node in self.results]
+
+    def _result(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+        args, kwargs = cast(Any, fx.node.map_arg((node.args, node.kwargs), lambda n: values[n]))
+        if node.target is operator.getitem:
+            return args[0][args[1]]
+        if not tree_any(lambda x: isinstance(x, Value), (args, kwargs), is_leaf=lambda x: isinstance(x, Value)):
+            return self._constant(node, args, kwargs)
+        kwargs = {key: value for key, value in kwargs.items() if key not in _NO_MEANING}
+        try:
+            result = self._handler(node)(*args, **kwargs)
+        except LoweringError as refusal:
+            raise self._error(node, refusal.reason, refusal.remedy) from refusal
+        except (TypeError, ValueError, tf.errors.OpError) as error:
+            reason = f"it is called in a way that cannot be lowered ({str(error).splitlines()[0]})"
+            raise self._error(node, reason, _REPLACE) from error
+        if isinstance(result, Value):
+            assert result.shape == tuple(node.meta["val"].shape), f"{node.target} gives {result.shape}"
+        return result
+
+    def _handler(self, node: fx.Node) -> Callable[..., Any]:
+        name = aten_name(node.target)
+        if name not in HANDLERS:
+            raise LoweringError("TFLite has no operator for it", _REPLACE)
+        native = NATIVE.get(name, "")
+        if native not in self.forbidden:
+            return HANDLERS[name]
+
+        def other(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return INSTEAD[name](*args, **kwargs)
+            except (KeyError, LoweringError):
+                raise LoweringError(f"it needs {native}, which the target lacks", self.forbidden[native]) from None
+
+        return other
+
+    def _constant(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        """What PyTorch computes of constants."""
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise self._error(node, "it draws random numbers", "remove it, or make its result a buffer")
+        with torch.no_grad():
+            return cast(Callable[..., Any], node.target)(*args, **kwargs)
+
+    def _converted(self, function: Any) -> bytes:
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([function])
+        try:
+            with stderr_kept():
+                return bytes(converter.convert())
+        except Exception as error:  # the converter raises many kinds; its message names the operator
+            text = str(error)
+            names = ", ".join(dict.fromkeys(re.findall(r"'(tf\.\w+)' op is neither", text)))
+            what = f"TFLite has no {names}" if names else text.strip().splitlines()[0]
+            if number := re.search(r'"n(\d+)/', text):
+                node = self.nodes[int(number[1])]
+                raise self._error(node, f"TensorFlow's converter refuses it: {what}", _REPLACE) from error
+            raise ExportError(f"TensorFlow's converter refuses the network: {what}; {_REPLACE}") from error
+
+    def _error(self, node: fx.Node, reason: str, remedy: str) -> ExportError:
+        owner = self.owners[node]
+        where = f"layer '{owner}'" if owner else "the network itself"
+        return ExportError(f"aten.{aten_name(node.target)} in {where}{place(node)}: {reason}; {remedy}")
+
+
+_REPLACE = "replace it, or export to .onnx"
+
+_NO_MEANING = ("memory_format", "layout", "device", "pin_memory", "non_blocking", "copy")
+"""Arguments that say where and how PyTorch keeps a tensor."""
+
+
+def _input_port(node: fx.Node, number: int, count: int) -> Port:
+    """Maps are channels-last: what has at least four dimensions, or three and is read by an operator on sequences."""
+    shape = tuple(node.meta["val"].shape)
+    sequence = len(shape) == 3 and any(aten_name(user.target) in _ON_SEQUENCES for user in node.users)
+    channels_last = len(shape) > 3 or sequence
+    stored_as = (*shape[:1], *shape[2:], shape[1]) if channels_last else shape
+    return Port("input" if count == 1 else f"input_{number}", stored_as, channels_last)
+
+
+_ON_SEQUENCES = ("conv1d", "conv1d.padding", "conv_transpose1d", "max_pool1d", "avg_pool1d", "batch_norm")
+
+
+def _input_value(node: fx.Node, port: Port, tensor: tf.Tensor) -> Value:
+    shape = tuple(node.meta["val"].shape)
+    order = (0, *range(2, len(shape)), 1) if port.channels_last else range(len(shape))
+    return Value(tensor, shape, tuple(axis_of(d, shape) for d in order))
+
+
+def _output(result: Value | Tensor) -> tuple[Value, bool]:
+    """A result as the file gives it: a map channels-last, if it is stored so; all else as PyTorch has it."""
+    if isinstance(result, Tensor):
+        return Value.of(tf.constant(stored(result))), False
+    rank = result.rank
+    channels_last = rank > 3 and result.order == (0, *range(2, rank), 1)
+    return result.arranged((0, *range(2, rank), 1) if channels_last else range(rank)), channels_last
+
+
+def _tf_dtype(node: fx.Node) -> Any:
+    dtype = node.meta["val"].dtype
+    return tf.float32 if dtype.is_floating_point else tf.as_dtype(str(dtype).removeprefix("torch."))

@@ -1,0 +1,36 @@
+"""The one table of what can be lowered: ATen operators, and the handler of each."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from nbcompile.exporters import (
+    tflite_ops_convolution,
+    tflite_ops_elementwise,
+    tflite_ops_matrix,
+    tflite_ops_pooling,
+    tflite_ops_shape,
+)
+
+HANDLERS: Mapping[str, Callable[..., Any]] = {
+    **tflite_ops_convolution.HANDLERS,
+    **tflite_ops_elementwise.HANDLERS,
+    **tflite_ops_matrix.HANDLERS,
+    **tflite_ops_pooling.HANDLERS,
+    **tflite_ops_shape.HANDLERS,
+}
+"""By name, such as ``conv2d`` or ``add.Tensor`` (the overload ``default`` is left out).
+
+A handler takes the operator's own arguments: a `tflite_value.Value` for what depends on the input, a torch tensor for
+what does not.
+"""
+
+NATIVE: Mapping[str, str] = {
+    "gelu": "GELU",
+    "scaled_dot_product_attention": "BATCH_MATMUL",
+    "flip": "REVERSE_V2",
+    "pow.Tensor_Tensor": "POW",
+}
+"""Operators of TFLite that not every runtime has, by the ATen operator that becomes one."""
+
+INSTEAD: Mapping[str, Callable[..., Any]] = {"gelu": tflite_ops_elementwise.gelu_in_parts}
+"""Handlers for targets that lack the native operator."""

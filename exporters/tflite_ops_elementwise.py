@@ -1,0 +1,198 @@
+"""Element by element: activations, arithmetic, comparisons. They keep the layout of what they read."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nbcompile.exporters.tflite_errors import LoweringError
+from nbcompile.exporters.tflite_tensorflow import tf
+from nbcompile.exporters.tflite_value import Value, constant, elementwise
+
+Number = int | float
+Operand = Value | Tensor | Number
+
+
+def unary(f: Callable[[tf.Tensor], tf.Tensor], nonnegative: bool = False) -> Callable[..., Value]:
+    """The handler of a function of one number."""
+    return lambda x, *_: x.like(f(x.tensor), nonnegative)
+
+
+def binary(f: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> Callable[..., Value]:
+    """The handler of a function of two numbers."""
+    return lambda a, b: elementwise(f, *_operands(a, b))
+
+
+def _operands(a: Operand, b: Operand) -> tuple[Value | Tensor, Value | Tensor]:
+    def operand(x: Operand, other: Operand) -> Value | Tensor:
+        if isinstance(x, Value | Tensor):
+            return x
+        floating = isinstance(other, Value) and other.tensor.dtype.is_floating
+        return torch.tensor(x, dtype=torch.float32 if floating else None)
+
+    return operand(a, b), operand(b, a)
+
+
+def add(a: Operand, b: Operand, *, alpha: Number = 1) -> Value:
+    """``a + alpha * b``."""
+    a, b = _operands(a, b if alpha == 1 else mul(b, alpha) if isinstance(b, Value) else b * alpha)
+    made = elementwise(tf.add, a, b)
+    both = all(x.nonnegative if isinstance(x, Value) else bool((x >= 0).all()) for x in (a, b))
+    return made.like(made.tensor, both)
+
+
+def sub(a: Operand, b: Operand, *, alpha: Number = 1) -> Value:
+    """``a - alpha * b``."""
+    a, b = _operands(a, b if alpha == 1 else mul(b, alpha) if isinstance(b, Value) else b * alpha)
+    return elementwise(tf.subtract, a, b)
+
+
+def mul(a: Operand, b: Operand) -> Value:
+    """``a * b``."""
+    return elementwise(tf.multiply, *_operands(a, b))
+
+
+def div(a: Operand, b: Operand) -> Value:
+    """``a / b``; by a constant: times its inverse, which integers can be multiplied with."""
+    if isinstance(b, Value):
+        return elementwise(tf.divide, *_operands(a, b))
+    return mul(a, 1 / b)
+
+
+def hardtanh(x: Value, low: Number = -1.0, high: Number = 1.0) -> Value:
+    """Limited to ``low`` … ``high``; RELU6 and its like are one operator, and part of a convolution before them."""
+    return clamp(x, low, high)
+
+
+def clamp(x: Value, low: Number | None = None, high: Number | None = None) -> Value:
+    """Limited to ``low`` … ``high``, None: not limited."""
+    y = x.tensor
+    if (low, high) == (0, 6):
+        return x.like(tf.nn.relu6(y), nonnegative=True)
+    if low == 0:
+        y = tf.nn.relu(y)
+    elif low is not None:
+        y = tf.maximum(y, tf.constant(low, y.dtype))
+    if high is not None:
+        y = tf.minimum(y, tf.constant(high, y.dtype))
+    return x.like(y, nonnegative=low is not None and low >= 0)
+
+
+def gelu(x: Value, *, approximate: str = "none") -> Value:
+    """One GELU."""
+    return x.like(tf.nn.gelu(x.tensor, approximate == "tanh"))
+
+
+def gelu_in_parts(x: Value, *, approximate: str = "none") -> Value:
+    """The tanh form in products, sums and a LOGISTIC: ``(1 + tanh(u)) / 2`` is ``sigmoid(2 * u)``."""
+    if approximate != "tanh":
+        raise LoweringError("its exact form has no other operators", "use nn.GELU(approximate='tanh')")
+    y, factor = x.tensor, 2 * math.sqrt(2 / math.pi)
+    return x.like(y * tf.sigmoid(y * (factor + 0.044715 * factor * (y * y))))
+
+
+def leaky_relu(x: Value, slope: Number = 0.01) -> Value:
+    """One LEAKY_RELU."""
+    return x.like(tf.nn.leaky_relu(x.tensor, slope))
+
+
+def prelu(x: Value, weight: Tensor) -> Value:
+    """One PRELU, which the converter makes of this form; one slope, or one per channel."""
+    slope = constant(weight.reshape(-1, *(1,) * (x.rank - 2)) if x.rank > 1 else weight, x.shape, x.axes)
+    slope = slope.reshape((1,) * (len(x.axes) - 1 - slope.ndim) + slope.shape)  # the form has one dimension less
+    return x.like(tf.nn.relu(x.tensor) + -slope * tf.nn.relu(-x.tensor))
+
+
+def elu(x: Value, alpha: Number = 1.0, scale: Number = 1.0, input_scale: Number = 1.0) -> Value:
+    """ELU, SELU and CELU; below 0 ``scale * alpha * (exp(input_scale * x) - 1)``; one ELU where all are 1."""
+    y = x.tensor
+    if alpha == scale == input_scale == 1:
+        return x.like(tf.nn.elu(y))
+    below = tf.nn.elu(tf.minimum(y * input_scale, 0.0)) * (scale * alpha)
+    return x.like(tf.nn.relu(y) * scale + below)
+
+
+def softplus(x: Value, beta: Number = 1.0, threshold: Number = 20.0) -> Value:
+    """``log(1 + exp(beta * x)) / beta``, in a form that never overflows."""
+    y = x.tensor * beta
+    return x.like((tf.nn.relu(y) + tf.math.log(1.0 + tf.exp(-tf.abs(y)))) * (1 / beta), nonnegative=True)
+
+
+def pow_(x: Value, exponent: Operand) -> Value:
+    """``x ** exponent``."""
+    known = {2: tf.square, 0.5: tf.sqrt, -0.5: tf.math.rsqrt, 1: tf.identity, -1: tf.math.reciprocal}
+    if isinstance(exponent, Number) and exponent in known:
+        return x.like(known[exponent](x.tensor))
+    return elementwise(tf.pow, *_operands(x, exponent))
+
+
+def where(condition: Value | Tensor, a: Operand, b: Operand) -> Value:
+    """``a`` where the condition holds, else ``b``; a condition that is constant costs a product and a sum."""
+    if isinstance(condition, Value):
+        raise LoweringError("it chooses between values by what they are", "use a form without torch.where")
+    keep = condition.to(torch.float32)
+    return add(mul(a, keep), mul(b, 1 - keep)) if not _is_zero(b) else mul(a, keep)
+
+
+def _is_zero(x: Operand) -> bool:
+    return not isinstance(x, Value) and bool((torch.as_tensor(x) == 0).all())
+
+
+def masked_fill(x: Value, mask: Value | Tensor, fill: Number) -> Value:
+    """``x`` with ``fill`` where the mask is set; ``-inf`` becomes a number that softmax makes 0 of."""
+    if isinstance(mask, Value):
+        raise LoweringError("its mask is computed from the input", "make the mask a constant of the network")
+    if math.isinf(fill):
+        return add(x, mask.to(torch.float32) * math.copysign(LARGE, fill))
+    return where(mask, fill, x)
+
+
+LARGE = 1e4
+"""What stands for infinity in an attention mask: ``exp(-1e4)`` is 0 in float32."""
+
+_NONNEGATIVE = True
+
+HANDLERS: Mapping[str, Callable[..., Any]] = {
+    "relu": unary(tf.nn.relu, _NONNEGATIVE),
+    "relu6": unary(tf.nn.relu6, _NONNEGATIVE),
+    "hardtanh": hardtanh,
+    "clamp": clamp,
+    "clamp_min": clamp,
+    "clamp_max": lambda x, high: clamp(x, None, high),
+    "leaky_relu": leaky_relu,
+    "prelu": prelu,
+    "elu": elu,
+    "selu": lambda x: elu(x, 1.6732632423543772, 1.0507009873554805),
+    "celu": lambda x, alpha=1.0: elu(x, alpha, 1.0, 1 / alpha),
+    "gelu": gelu,
+    "silu": unary(lambda x: x * tf.sigmoid(x)),
+    "hardswish": unary(lambda x: x * (tf.nn.relu6(x + 3.0) * (1 / 6))),
+    "hardsigmoid": unary(lambda x: tf.nn.relu6(x + 3.0) * (1 / 6), _NONNEGATIVE),
+    "sigmoid": unary(tf.sigmoid, _NONNEGATIVE),
+    "tanh": unary(tf.tanh),
+    "softplus": softplus,
+    "mish": lambda x: mul(x, x.like(tf.tanh(softplus(x).tensor))),
+    "exp": unary(tf.exp, _NONNEGATIVE),
+    "log": unary(tf.math.log),
+    "sqrt": unary(tf.sqrt, _NONNEGATIVE),
+    "rsqrt": unary(tf.math.rsqrt, _NONNEGATIVE),
+    "abs": unary(tf.abs, _NONNEGATIVE),
+    "neg": unary(tf.negative),
+    "reciprocal": unary(lambda x: 1.0 / x),
+    "square": unary(tf.square, _NONNEGATIVE),
+    "sin": unary(tf.sin),
+    "cos": unary(tf.cos),
+    "floor": unary(tf.floor),
+    "add.Tensor": add,
+    "sub.Tensor": sub,
+    "rsub.Scalar": lambda x, y, alpha=1: sub(y, x, alpha=alpha),
+    "mul.Tensor": mul,
+    "div.Tensor": div,
+    **dict.fromkeys(("pow.Tensor_Scalar", "pow.Tensor_Tensor"), pow_),
+    "maximum": binary(tf.maximum),
+    "minimum": binary(tf.minimum),
+    **dict.fromkeys(("where.self", "where.ScalarOther"), where),
+    "masked_fill.Scalar": masked_fill,
+}

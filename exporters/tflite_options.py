@@ -1,0 +1,88 @@
+"""How a ``.tflite`` file is to be: what users choose; imports no TensorFlow."""
+
+from dataclasses import dataclass
+
+from nbcompile.core.errors import UsageError
+
+SCHEMES = ("int8", "int16x8", "dynamic", "float16", "float32")
+RANGES = ("minmax", "percentile", "mse")
+IO = ("int8", "float")
+CALIBRATED = ("int8", "int16x8")
+"""The schemes whose activations are integers: their ranges come from a calibration set."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a file stores its numbers.
+
+    Attributes:
+        scheme: ``float32``, ``float16`` (weights), ``dynamic`` (int8 weights, activations quantised as they come),
+            ``int8`` (all), ``int16x8`` (activations of 16 bits, weights of 8).
+        io: ``int8`` or ``float``: what the inputs and outputs of an integer file are.
+        ranges: how ranges are taken from the calibration set: ``minmax``, ``percentile`` or ``mse``.
+        per_channel: whether convolutions have a scale per output channel.
+        dense_per_channel: the same of linear layers; older runtimes have no kernels for it.
+        float_layers: names and globs of layers that stay float32.
+    """
+
+    scheme: str = "int8"
+    io: str = "int8"
+    ranges: str = "minmax"
+    per_channel: bool = True
+    dense_per_channel: bool = True
+    float_layers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for option, value, known in (
+            ("quantize", self.scheme, SCHEMES), ("ranges", self.ranges, RANGES), ("io", self.io, IO)
+        ):  # fmt: skip
+            require_choice(option, value, known)
+        if self.scheme == "int16x8" and self.float_layers:
+            raise UsageError("int16x8 cannot keep layers in float: TensorFlow's quantiser has no such choice; use int8")
+        if self.scheme == "int16x8" and not self.per_channel:
+            raise UsageError("int16x8 has weights per channel: TensorFlow's quantiser fails otherwise; use int8")
+
+    @property
+    def levels(self) -> int:
+        """How many values a quantised activation has."""
+        return 2**16 if self.scheme == "int16x8" else 2**8
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it needs a calibration set."""
+        return self.scheme in CALIBRATED
+
+
+INTERPRETERS = {
+    "xnnpack": "LiteRT, XNNPACK",
+    "reference": "LiteRT, reference kernels",
+    "micro": "TFLite Micro",
+}
+"""By their kernels."""
+
+LEAST_SQNR = {"float32": 80.0, "float16": 40.0, "dynamic": 15.0, "int16x8": 15.0, "int8": 15.0}
+"""dB that the outputs must reach against PyTorch's, by scheme, if the user sets no limit: less is no longer the same
+function. Trained networks reach 20 to 40 dB in int8."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a file must keep; None: anything goes.
+
+    Attributes:
+        sqnr: dB that the outputs must reach at least, against PyTorch's, in every interpreter.
+        agreement: share of the samples whose largest output must be the same, in [0, 1].
+        sram: bytes that the arena may take.
+        flash: bytes that the file may take.
+    """
+
+    sqnr: float | None = None
+    agreement: float | None = None
+    sram: int | None = None
+    flash: int | None = None
+
+
+def require_choice(option: str, value: str, known: tuple[str, ...]) -> None:
+    """Raise UsageError if ``value`` is not one of ``known``."""
+    if value not in known:
+        raise UsageError(f"{option}='{value}' is not known; known are {', '.join(known)}")

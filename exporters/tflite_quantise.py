@@ -1,0 +1,145 @@
+"""From a float ``.tflite`` file in memory to one with integers, with TensorFlow's own quantisers.
+
+=============  =============  ============  ========================================================================
+scheme         weights        activations   made by
+=============  =============  ============  ========================================================================
+``float32``    float32        float32       nothing is changed
+``float16``    float16        float32       `tflite_weights`: half the size
+``dynamic``    int8           float32       `tflite_weights`: a quarter of the size, integers inside a layer
+``int8``       int8           int8          TensorFlow's MLIR quantiser
+``int16x8``    int8           int16         TensorFlow's older quantiser: the MLIR one makes files that do not load
+=============  =============  ============  ========================================================================
+
+The ranges of activations are ours (`tflite_ranges`), and written into the float file, where both quantisers look for
+them. TensorFlow's own calibration is not used: it knows minimum and maximum only, and takes the range of a sum for
+that of its first term, whose memory the sum reuses.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from nbcompile.core.errors import ExportError, UsageError
+from nbcompile.exporters.tflite_file import pack, read, unpack
+from nbcompile.exporters.tflite_float_layers import matching
+from nbcompile.exporters.tflite_options import Recipe
+from nbcompile.exporters.tflite_ranges import Ranges, measured
+from nbcompile.exporters.tflite_runtime import Sample
+from nbcompile.exporters.tflite_stderr import stderr_kept
+from nbcompile.exporters.tflite_tensorflow import quiet, tf
+from nbcompile.exporters.tflite_types import FloatModel
+from nbcompile.exporters.tflite_weights import to_dynamic, to_float16
+
+_NAMELESS = "TRANSPOSE_CONV"
+"""TensorFlow renames these before it looks for the names of layers that stay float: all of them do, or none."""
+
+
+def quantise(
+    model: FloatModel,
+    samples: Sequence[Sample],
+    *,
+    scheme: str = "int8",
+    io: str = "int8",
+    ranges: str | Ranges = "minmax",
+    per_channel: bool = True,
+    dense_per_channel: bool = True,
+    float_layers: Sequence[str] = (),
+) -> bytes:
+    """``model`` as a file of ``scheme``.
+
+    Args:
+        model: the float file.
+        samples: calibration set in the file's layout, batch 1, float32; needed where activations are integers and
+            ``ranges`` is an estimator's name.
+        scheme: one of `tflite_options.SCHEMES`.
+        io: inputs and outputs of integer schemes: ``int8`` stands for the scheme's own integers (int16 in
+            ``int16x8``), ``float`` for float32; the other schemes always have float32.
+        ranges: an estimator's name (`tflite_ranges`), or ranges that are measured already.
+        per_channel: whether weights have one scale per output channel; else one per layer, for old runtimes.
+        dense_per_channel: the same of fully connected layers alone.
+        float_layers: names of layers, or globs of them, that stay in float32; a module's name stands for all inside.
+            Where one is a transposed convolution, all of these stay.
+
+    Raises:
+        UsageError: if an option is unknown, a name matches no layer, or there are no samples.
+        PreconditionError: if a value is NaN or infinite on a sample; the layer is named.
+        ExportError: if TensorFlow cannot quantise the file; with what it said.
+    """
+    recipe = Recipe(scheme, io)
+    if scheme == "int16x8" and float_layers:
+        raise UsageError(
+            "int16x8 cannot keep single layers in float: TensorFlow's quantiser has no such choice; use int8"
+        )
+    if scheme == "int16x8" and not per_channel:
+        raise UsageError("int16x8 has weights per channel: TensorFlow's quantiser fails otherwise; use int8")
+    kept_float = matching(model, float_layers)
+    if scheme == "float32":
+        return model.content
+    if scheme == "float16":
+        return to_float16(model.content, except_for=kept_float)
+    if scheme == "dynamic":
+        return to_dynamic(
+            model.content, except_for=kept_float, per_channel=per_channel, dense_per_channel=dense_per_channel
+        )
+    if isinstance(ranges, str):
+        ranges = measured(model, samples, ranges, levels=recipe.levels)
+    content = _with_ranges(model.content, ranges)
+    if scheme == "int8":
+        return _to_int8(content, io, per_channel, dense_per_channel, kept_float)
+    return _to_int16(content, io, per_channel, dense_per_channel)
+
+
+def _with_ranges(content: bytes, ranges: Ranges) -> bytes:
+    """The float file, with each range where TensorFlow's calibration leaves it."""
+    model = unpack(content)
+    for index, (lowest, highest) in ranges.kept.items():
+        kept = schema.QuantizationParametersT()
+        kept.min, kept.max = [lowest], [highest]
+        model.subgraphs[0].tensors[index].quantization = kept
+    return pack(model)
+
+
+def _to_int8(content: bytes, io: str, per_channel: bool, dense_per_channel: bool, kept_float: frozenset[str]) -> bytes:
+    from tensorflow.lite.python.convert import mlir_quantize  # here: `tflite_tensorflow` must load TensorFlow first
+
+    ends = tf.int8 if io == "int8" else tf.float32
+    file = read(content)
+    nameless = {file.tensors[op.outputs[0]].name for op in file.ops if op.name == _NAMELESS}
+    return _said(
+        "int8",
+        lambda: mlir_quantize(
+            content,
+            disable_per_channel=not per_channel,
+            disable_per_channel_for_dense_layers=not dense_per_channel,
+            input_data_type=ends,
+            output_data_type=ends,
+            denylisted_nodes=sorted(kept_float),
+            denylisted_ops=[_NAMELESS] if nameless & kept_float else [],
+        ),
+    )
+
+
+def _to_int16(content: bytes, io: str, per_channel: bool, dense_per_channel: bool) -> bytes:
+    from tensorflow.lite.python.optimize.calibrator import Calibrator  # as above
+
+    ends, activations, biases = (np.dtype(d).num for d in ("int16" if io == "int8" else "float32", "int16", "int64"))
+    allow_float = False
+    # Its public methods calibrate first; without that, it takes the ranges that the file has.
+    quantiser = Calibrator(content)._calibrator
+    return _said(
+        "int16x8",
+        lambda: quantiser.QuantizeModel(
+            ends, ends, allow_float, activations, biases, not per_channel, not dense_per_channel
+        ),
+    )
+
+
+def _said(scheme: str, quantiser: Callable[[], bytes]) -> bytes:
+    """What a quantiser of TensorFlow gives; its complaints are raised."""
+    with quiet(), stderr_kept() as written:
+        try:
+            return bytes(quantiser())
+        except Exception as error:  # the quantisers raise several kinds
+            reason = (str(error).strip() or written().strip() or type(error).__name__).splitlines()[0]
+            raise ExportError(f"TensorFlow cannot quantise the network to {scheme}: {reason}") from error

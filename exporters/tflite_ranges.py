@@ -1,0 +1,180 @@
+"""What values every tensor of a float ``.tflite`` file takes over a calibration set, and the range to keep of them.
+
+=============  ======================================================================================================
+estimator      what is kept
+=============  ======================================================================================================
+``minmax``     every value that was seen
+``percentile`` all but 0.01 % of the values at either end
+``mse``        what makes the error least: values outside are clipped, those inside rounded to 1/255 of the range
+=============  ======================================================================================================
+
+Inputs and outputs of the file keep every value: classes that are clipped to the same number could not be told apart.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nbcompile.core.errors import PreconditionError, UsageError
+from nbcompile.exporters.tflite_file import read
+from nbcompile.exporters.tflite_options import RANGES, require_choice
+from nbcompile.exporters.tflite_runtime import Sample, tensors
+from nbcompile.exporters.tflite_types import FloatModel
+
+TAIL = 1e-4
+"""Share of the values that ``percentile`` drops at either end."""
+
+BINS = 2048
+CANDIDATES = np.linspace(0.1, 1, 91)
+"""Shares of the seen range that ``mse`` tries, at either end by itself."""
+
+UNKNOWN = (0.0, 1.0)
+"""The range of a tensor that was 0 throughout: a scale must not be 0, and 0 itself is exact in any range."""
+
+LARGEST = float(np.finfo(np.float32).max)
+"""LiteRT's kernels clip infinities to this."""
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """The ranges of a file's tensors over a calibration set.
+
+    Attributes:
+        kept: by the tensor's index in the float file: (lowest, highest) value that is kept; 0 is always inside.
+        seen: by the tensor's index: (lowest, highest) value that was seen.
+        dead: names of the layers whose output was one and the same number throughout.
+        samples: how many were run.
+    """
+
+    kept: Mapping[int, Range]
+    seen: Mapping[int, Range]
+    dead: tuple[str, ...]
+    samples: int
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know, one sentence each."""
+        if not self.dead:
+            return ()
+        return (
+            f"the output of {', '.join(self.dead)} was one constant over all {self.samples} calibration samples: "
+            f"its range is not known; calibrate on samples that differ",
+        )
+
+
+def measured(model: FloatModel, samples: Sequence[Sample], estimator: str = "minmax", *, levels: int = 256) -> Ranges:
+    """Run ``model`` over ``samples``, and choose the range of every float tensor that it computes.
+
+    Args:
+        model: the float file.
+        samples: in the file's layout, batch 1, float32.
+        estimator: one of `tflite_options.RANGES`.
+        levels: how many values an integer has: 256 for int8, 65536 for int16.
+
+    Raises:
+        UsageError: if the estimator is not known, or there is no sample.
+        PreconditionError: if a value is NaN or infinite; the first layer that gives one is named.
+
+    Source:
+        Nagel et al. 2021, arXiv:2106.08295, section 3.1 (min-max and mean-squared error).
+    """
+    require_choice("ranges", estimator, RANGES)
+    if not samples:
+        raise UsageError("the ranges of int8 and int16x8 files are measured: give calibration samples, there are none")
+    file = read(model.content)
+    seen = _seen(model, samples)
+    kept = dict(seen)
+    if estimator != "minmax":
+        ends = {*file.inputs, *file.outputs}
+        inner = {i: limits for i, limits in seen.items() if i not in ends and limits[0] < limits[1]}
+        for i, histogram in _histograms(model, samples, inner).items():
+            kept[i] = histogram.without_tails() if estimator == "percentile" else histogram.least_error(levels)
+    computed = [i for op in file.ops for i in op.outputs if i in seen]
+    dead = dict.fromkeys(layer_of(model, file.tensors[i].name) for i in computed if seen[i][0] == seen[i][1])
+    return Ranges({i: _with_zero(limits) for i, limits in kept.items()}, seen, tuple(dead), len(samples))
+
+
+def layer_of(model: FloatModel, tensor: str) -> str:
+    """The layer whose result a tensor is; the tensor's own name where it is no layer's."""
+    return model.layers.get(tensor, tensor)
+
+
+def _with_zero(limits: Range) -> Range:
+    lowest, highest = min(limits[0], 0.0), max(limits[1], 0.0)
+    return (lowest, highest) if lowest < highest else UNKNOWN
+
+
+def _floats(model: FloatModel, samples: Sequence[Sample]) -> Iterator[dict[int, np.ndarray]]:
+    """The float tensors of every sample, inputs first, then in the order of execution."""
+    for values in tensors(model.content, samples, kernels="builtin"):
+        yield {i: x for i, x in values.items() if x.dtype == np.float32}
+
+
+def _seen(model: FloatModel, samples: Sequence[Sample]) -> dict[int, Range]:
+    found: dict[int, Range] = {}
+    for number, values in enumerate(_floats(model, samples)):
+        for i, x in values.items():
+            lowest, highest = float(x.min()), float(x.max())  # NaN if one of the values is
+            if not max(-lowest, highest) < LARGEST:
+                raise PreconditionError(_not_finite(model, i, number, int((~(np.abs(x) < LARGEST)).sum()), x.size))
+            before = found.get(i, (lowest, highest))
+            found[i] = min(before[0], lowest), max(before[1], highest)
+    return found
+
+
+def _not_finite(model: FloatModel, tensor: int, sample: int, bad: int, size: int) -> str:
+    file = read(model.content)
+    name = file.tensors[tensor].name
+    what = f"input '{name}'" if tensor in file.inputs else f"the output of layer '{layer_of(model, name)}'"
+    return (
+        f"{what} has {bad:,} of {size:,} values that are NaN or infinite on calibration sample {sample} (counted from "
+        f"0): no integers can stand for them; look at the sample, and at how images are made into inputs"
+    )
+
+
+@dataclass(frozen=True)
+class _Histogram:
+    """Values of one tensor over all samples, in equal bins between the lowest and the highest.
+
+    Attributes:
+        limits: lowest and highest value.
+        counts: per bin; values that are exactly 0 are not in it.
+        zeros: how many those are: they have no rounding error.
+    """
+
+    limits: Range
+    counts: np.ndarray
+    zeros: int
+
+    def without_tails(self) -> Range:
+        """Limits that leave out ``TAIL`` of the values at either end."""
+        tail = TAIL * (self.counts.sum() + self.zeros)
+        edges = np.linspace(*self.limits, BINS + 1)
+        below, above = np.cumsum(self.counts), np.cumsum(self.counts[::-1])
+        return float(edges[np.sum(below <= tail)]), float(edges[BINS - np.sum(above <= tail)])
+
+    def least_error(self, levels: int) -> Range:
+        """Limits with the least sum of squared errors, of clipping and of rounding (step²/12 each) together."""
+        lowest, highest = _with_zero(self.limits)
+        centres = np.linspace(*self.limits, BINS, endpoint=False) + (self.limits[1] - self.limits[0]) / (2 * BINS)
+        bottoms, tops = np.unique(CANDIDATES * lowest)[:, None], np.unique(CANDIDATES * highest)[:, None]
+        under, over = np.maximum(bottoms - centres, 0), np.maximum(centres - tops, 0)
+        clipping = (under**2 @ self.counts)[:, None] + over**2 @ self.counts
+        clipped = ((under > 0) @ self.counts)[:, None] + (over > 0) @ self.counts
+        rounding = ((tops.T - bottoms) / (levels - 1)) ** 2 / 12
+        errors = clipping + rounding * (self.counts.sum() - clipped)
+        bottom, top = np.unravel_index(np.argmin(errors), errors.shape)
+        return float(bottoms[bottom, 0]), float(tops[top, 0])
+
+
+def _histograms(model: FloatModel, samples: Sequence[Sample], limits: Mapping[int, Range]) -> dict[int, _Histogram]:
+    counts, zeros = {i: np.zeros(BINS) for i in limits}, dict.fromkeys(limits, 0)
+    for values in _floats(model, samples):
+        for i in limits:
+            nonzero = values[i][values[i] != 0]
+            counts[i] += np.histogram(nonzero, BINS, limits[i])[0]
+            zeros[i] += values[i].size - nonzero.size
+    return {i: _Histogram(limits[i], counts[i], zeros[i]) for i in limits}

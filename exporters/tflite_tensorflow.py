@@ -1,0 +1,35 @@
+"""TensorFlow, quietly: every module of the TFLite exporter that needs it imports it from here."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from nbcompile.exporters.tflite_stderr import stderr_kept
+
+# Its C++ half reads this once, when it is loaded; what matters is raised.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+# torch.export imports triton, where torch brings it. It and TensorFlow hold an LLVM each, and the process ends with
+# "Option registered more than once" if triton's comes second.
+with suppress(ImportError):
+    import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: F401
+
+with stderr_kept():  # it greets, before it has read how loud it is to be
+    import tensorflow as tf
+
+__all__ = ["quiet", "tf"]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep its warnings and log lines from the user: what matters is raised."""
+    before = logging.root.manager.disable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(max(before, logging.WARNING))
+        try:
+            yield
+        finally:
+            logging.disable(before)

@@ -1,0 +1,50 @@
+"""What the parts of the TFLite exporter hand to each other; imports no TensorFlow."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a file.
+
+    Attributes:
+        name: of the tensor in the file.
+        shape: in the file, batch 1 first.
+        channels_last: whether the file has ``(1, *spatial, C)`` where PyTorch has ``(1, C, *spatial)``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    channels_last: bool
+
+    def to_file(self, x: Tensor) -> np.ndarray:
+        """``x`` in torch layout, as the file takes it: float32, contiguous (integers stay integers)."""
+        x = x.detach().movedim(1, -1) if self.channels_last else x.detach()
+        return np.ascontiguousarray((x.float() if x.is_floating_point() else x).numpy())
+
+    def to_torch(self, y: np.ndarray) -> Tensor:
+        """``y`` of the file, in torch layout."""
+        x = torch.from_numpy(np.ascontiguousarray(y))
+        return x.movedim(-1, 1) if self.channels_last else x
+
+
+@dataclass(frozen=True)
+class FloatModel:
+    """A float32 ``.tflite`` file in memory, before it is quantised.
+
+    Attributes:
+        content: the flatbuffer.
+        inputs: in the order of the graph's positional inputs.
+        outputs: in the order of the graph's flattened outputs.
+        layers: names of tensors in the file, to the names of the layers whose results they are (``features.0.0``).
+    """
+
+    content: bytes
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    layers: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,106 @@
+"""Images as inputs of a network, made exactly as `nbcompile.training` makes the ones that are measured on.
+
+The checkpoint records how: ``scale`` (of pixel values), ``mean`` and ``std`` (per channel, of scaled values), and
+``crop``, where a centre crop is taken: its side over the shorter side of the resized image.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nbcompile.core.errors import UsageError, missing_extra
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""What counts as an image in a folder; other files are left."""
+
+_MODES = {1: "L", 3: "RGB"}
+"""Pillow's modes, by the number of channels."""
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The images in ``folder``, at any depth, sorted.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not found:
+        raise UsageError(f"calibration {folder} holds no images; these count: {', '.join(SUFFIXES)}")
+    return found
+
+
+def input_of(path: Path, shape: tuple[int, ...], preprocessing: Mapping[str, Any]) -> tuple[Tensor, tuple[int, int]]:
+    """One image as an input without batch, and the size (width, height) that it has in its file.
+
+    With ``crop`` and a square input, the shorter side is resized and the centre taken, as
+    `nbcompile.training.imagefolder` does; else the whole image is resized, as `nbcompile.training.digits` does.
+
+    Args:
+        path: of the image.
+        shape: of the input: (C, H, W), C 1 or 3.
+        preprocessing: from the checkpoint.
+
+    Raises:
+        UsageError: if Pillow is missing, the image cannot be read, or ``preprocessing`` does not say how.
+    """
+    scale, mean, std = _recorded(preprocessing, shape[0])
+    image = _opened(path, _MODES[shape[0]])
+    size: tuple[int, int] = image.size
+    if "crop" in preprocessing and shape[1] == shape[2]:
+        image = _centre(image, shape[1], preprocessing["crop"])
+    pixels = torch.from_numpy(np.array(image)).reshape(image.height, image.width, shape[0]).permute(2, 0, 1)
+    x = pixels.float() * scale
+    if float(x.max()) > 1 + 1e-6:  # 255 × (1 / 255) is 1 and a rounding
+        raise UsageError(
+            f"{path} has pixels up to {int(pixels.max())}, more than the {1 / scale:.0f} that the network takes for "
+            f"white (scale {scale:g} of its preprocessing)"
+        )
+    if tuple(x.shape[1:]) != shape[1:]:
+        x = F.interpolate(x.unsqueeze(0), size=shape[1:], mode="bilinear", antialias=True).squeeze(0)
+    return (x - mean) / std, size
+
+
+def _recorded(preprocessing: Mapping[str, Any], channels: int) -> tuple[float, Tensor, Tensor]:
+    """Scale, and mean and std in a shape that broadcasts over an image."""
+    missing = [key for key in ("scale", "mean", "std") if key not in preprocessing]
+    if missing:
+        raise UsageError(
+            f"calibration from images needs to know how images become inputs; of the network's preprocessing "
+            f"{', '.join(missing)} is not known. `nbcompile train` records it; else give "
+            f"preprocessing={{'scale': 1 / 255, 'mean': [...], 'std': [...]}}, or an .npz of inputs that are ready"
+        )
+    mean, std = (torch.tensor(preprocessing[key], dtype=torch.float32).reshape(-1, 1, 1) for key in ("mean", "std"))
+    for key, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, channels):
+            raise UsageError(f"preprocessing: {key} has {len(values)} values, the network takes {channels} channels")
+    return float(preprocessing["scale"]), mean, std
+
+
+def _opened(path: Path, mode: str) -> Any:
+    """An image of Pillow, decoded."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise missing_extra("tflite", "calibration from a folder of images", "Pillow") from error
+    try:
+        with Image.open(path) as image:
+            return image.convert(mode)
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises, depending on the format
+        raise UsageError(f"{path} cannot be read as an image: {error}") from error
+
+
+def _centre(image: Any, side: int, crop: float) -> Any:
+    """The centre of ``image``, after its shorter side became ``side / crop``; rounded as torchvision does."""
+    from PIL import Image
+
+    shorter, wanted = min(image.size), round(side / crop)
+    if shorter != wanted:
+        sides = [int(wanted * length / shorter) for length in image.size]
+        image = image.resize(sides, Image.Resampling.BILINEAR)
+    left, top = (round((length - side) / 2) for length in image.size)
+    return image.crop((left, top, left + side, top + side))

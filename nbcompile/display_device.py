@@ -1,0 +1,74 @@
+"""A file for a device in a terminal of 80 columns: its memory, its numbers in each interpreter, its layers."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from nbcompile.report.devices import Device, Interpreter, QuantisedRow, first_out_of_band, verdict
+from nbcompile.report.formats import DASH, count, decibels, exact, known, percent, small, times
+from nbcompile.tables import new_table
+
+
+def show_device(found: dict[str, Any], console: Console, *, layers: bool = False) -> None:
+    """Memory, peak and numbers of one file; with ``layers`` its layer table, too.
+
+    Args:
+        found: what :meth:`nbcompile.report.devices.Device.of` reads.
+        console: to print on.
+        layers: whether to show every layer.
+    """
+    device = Device.of(found)
+    console.print(Text(", ".join(filter(None, (device.file, device.target, device.scheme)))), soft_wrap=True)
+    for line in (*_memory(device), *_work(device), *_band(device.layers), *device.notes):
+        console.print(Text(f"  {line}"), soft_wrap=True)
+    if device.interpreters:
+        console.print(_interpreters(device.interpreters))
+    if layers and device.layers:
+        console.print(_layers(device.layers))
+
+
+def _memory(device: Device) -> Iterator[str]:
+    if known(device.bytes):
+        yield f"flash: {exact(device.bytes)}{_budget(device.bytes, device.flash_budget)}"
+    if known(device.arena_total):
+        parts = f"{exact(device.arena_head)} of activations, {exact(device.arena_tail)} that stay"
+        yield f"arena: {exact(device.arena_total)}{_budget(device.arena_total, device.arena_budget)}: {parts}"
+    if device.peak_layer:
+        yield f"peak: at {device.peak_layer}"
+
+
+def _budget(value: float, budget: float | None) -> str:
+    return f" of {exact(budget)} ({verdict(value, budget)[1]})" if known(budget) else ""
+
+
+def _work(device: Device) -> Iterator[str]:
+    if known(device.macs_executed):
+        ratio = f", {times(device.macs_executed / device.macs_logical)} the layers'" if device.macs_logical else ""
+        yield f"MACs: {count(device.macs_executed)} executed{ratio}"
+
+
+def _band(layers: Sequence[QuantisedRow]) -> Iterator[str]:
+    first = first_out_of_band(layers)
+    if first is not None:
+        expected = f", expected at least {decibels(first.expected)}" if known(first.expected) else ""
+        yield f"first layer out of its expected band: {first.name} ({decibels(first.sqnr)}{expected})"
+
+
+def _interpreters(rows: Sequence[Interpreter]) -> Table:
+    table = new_table("against torch", "SQNR", "max LSB", "mean LSB", "same top-1", left=1)
+    for row in rows:
+        table.add_row(Text(row.name), decibels(row.sqnr), small(row.max_lsb), small(row.mean_lsb), percent(row.top1))
+    return table
+
+
+def _layers(rows: Sequence[QuantisedRow]) -> Table:
+    table = new_table("layer", "least", "greatest", "scale", "SQNR", "band", "bytes", left=1)
+    first = first_out_of_band(rows)
+    for row in rows:
+        band = DASH if row.in_band is None else "in" if row.in_band else "first out" if row is first else "out"
+        numbers = (small(row.low), small(row.high), small(row.scale), decibels(row.sqnr))
+        table.add_row(Text(row.name), *numbers, band, count(row.weight_bytes))
+    return table

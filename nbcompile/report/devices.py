@@ -1,0 +1,186 @@
+"""What a report holds about a file for a device: its numbers in each interpreter, its layers, its memory.
+
+Rows are filled by the caller from what it measured; like all of a report's numbers, those not known are None.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nbcompile.report.formats import exact, known
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interpreter:
+    """One interpreter's outputs against torch's, on the same examples.
+
+    Attributes:
+        name: such as ``LiteRT, XNNPACK``.
+        sqnr: signal over quantisation noise, dB.
+        max_lsb: largest difference, in steps of the output's scale.
+        mean_lsb: mean absolute difference, in the same unit.
+        top1: share of the examples with the same largest output, a fraction in [0, 1].
+    """
+
+    name: str
+    sqnr: float | None = None
+    max_lsb: float | None = None
+    mean_lsb: float | None = None
+    top1: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantisedRow:
+    """One layer of a quantised file.
+
+    Attributes:
+        name: qualified name.
+        kind: such as ``conv 1×1 16→96``, or the file's own ``CONV_2D``.
+        low, high: real numbers that its output can hold.
+        scale: of its output, real numbers a step.
+        zero_point: of its output, the integer that stands for 0.
+        sqnr: of its output against the float file's, dB.
+        expected: the lowest SQNR of the band that was expected here, dB.
+        in_band: whether ``sqnr`` is inside that band.
+        weight_bytes: of its constants in the file.
+    """
+
+    name: str
+    kind: str = ""
+    low: float | None = None
+    high: float | None = None
+    scale: float | None = None
+    zero_point: int | None = None
+    sqnr: float | None = None
+    expected: float | None = None
+    in_band: bool | None = None
+    weight_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorRow:
+    """One tensor's place in the arena.
+
+    Attributes:
+        name: of the tensor in the file.
+        layer: whose result it is; empty for one that belongs to no layer, such as a scratch buffer.
+        first, last: the ops that are the first and the last to need it, both included; ``first <= last``. Below 0:
+            needed before the first op, as inputs are.
+        offset: bytes from the arena's start.
+        bytes: of the arena that it takes.
+    """
+
+    name: str
+    first: int
+    last: int
+    offset: int
+    bytes: int
+    layer: str = ""
+
+    @property
+    def label(self) -> str:
+        """The layer's name, or the tensor's own."""
+        return self.layer or self.name
+
+    @property
+    def ops(self) -> str:
+        """When it is needed: ``3``, ``3–5`` or ``start–0``."""
+        first, last = ("start" if op < 0 else str(op) for op in (self.first, self.last))
+        return first if first == last else f"{first}–{last}"
+
+    @property
+    def end(self) -> int:
+        """The first byte behind it."""
+        return self.offset + self.bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """A file for a device, as far as it is known before it is flashed.
+
+    Attributes:
+        file: its name.
+        target: such as ``mcu``.
+        scheme: such as ``int8``.
+        bytes: size of the file, which is what it takes in flash.
+        flash_budget: bytes of flash that it may take.
+        arena_head: bytes for activations, shared between tensors over time.
+        arena_tail: bytes that stay for as long as the model does.
+        arena_total: bytes of the arena that holds both: their sum, or more where planning takes more.
+        arena_budget: bytes that the arena may have.
+        peak_layer: the layer at which the activations need the most.
+        macs_logical: multiply-accumulates of the layers on one example.
+        macs_executed: those that the file performs; more where a pass traded speed for memory.
+        interpreters: that the file was run in.
+        layers: in execution order.
+        tensors: the memory plan of the head.
+        notes: sentences a reader should know, such as what the input must look like.
+    """
+
+    file: str
+    target: str = ""
+    scheme: str = ""
+    bytes: int | None = None
+    flash_budget: int | None = None
+    arena_head: int | None = None
+    arena_tail: int | None = None
+    arena_total: int | None = None
+    arena_budget: int | None = None
+    peak_layer: str = ""
+    macs_logical: int | None = None
+    macs_executed: int | None = None
+    interpreters: tuple[Interpreter, ...] = ()
+    layers: tuple[QuantisedRow, ...] = ()
+    tensors: tuple[TensorRow, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any]) -> "Device":
+        """The device whose :func:`dataclasses.asdict`, or its JSON, is ``found``."""
+        rows = {
+            "interpreters": tuple(Interpreter(**row) for row in found["interpreters"]),
+            "layers": tuple(QuantisedRow(**row) for row in found["layers"]),
+            "tensors": tuple(TensorRow(**row) for row in found["tensors"]),
+            "notes": tuple(found["notes"]),
+        }
+        return cls(**{**found, **rows})
+
+    def memory(self) -> tuple[tuple[str, float | None, float | None], ...]:
+        """What it takes of each memory, and the budget, in bytes; a row for each of which either is known."""
+        rows = (
+            ("file, in flash", self.bytes, self.flash_budget),
+            ("arena: activations (head)", self.arena_head, None),
+            ("arena: what stays (tail)", self.arena_tail, None),
+            ("arena: total", self.arena_total, self.arena_budget),
+        )
+        return tuple(row for row in rows if row[1:] != (None, None))
+
+
+def first_out_of_band(layers: Sequence[QuantisedRow]) -> QuantisedRow | None:
+    """The first layer whose error is larger than expected; those after it may only pass its error on."""
+    return next((row for row in layers if row.in_band is False), None)
+
+
+def busiest(tensors: Sequence[TensorRow]) -> tuple[int, tuple[TensorRow, ...], int]:
+    """Where a plan is at its fullest.
+
+    Args:
+        tensors: at least one.
+
+    Returns:
+        The first of the ops at which the most bytes are live; the tensors that are live there, largest first; and
+        the bytes that the plan needs beyond theirs, because it leaves gaps.
+    """
+    alive = {op: [t for t in tensors if t.first <= op <= t.last] for op in sorted({t.first for t in tensors})}
+    op = max(alive, key=lambda op: sum(t.bytes for t in alive[op]))
+    live = tuple(sorted(alive[op], key=lambda t: -t.bytes))
+    return op, live, max(t.end for t in tensors) - sum(t.bytes for t in live)
+
+
+def verdict(value: float | None, budget: float | None) -> tuple[bool, str]:
+    """Whether ``value`` bytes fit ``budget``, and that in words; fits, without a word, where one is not known."""
+    if not known(value) or not known(budget):
+        return True, ""
+    if value > budget:
+        return False, f"{exact(value - budget)} too many"
+    return True, f"fits, {exact(budget - value)} free"

@@ -1,0 +1,189 @@
+"""Compute a wide convolution and the depthwise one behind it in channel groups, one group after the other.
+
+    y = act(dw(act(conv(x))))     =>     y = cat([act(dw_i(act(conv_i(x)))) for i in range(parts)])
+
+So only one group of the wide map in between is alive at a time, and all of ``x``: of two parts, the arena holds half.
+
+Keeps: the function (every part computes the very sums of its channels), names: parts of ``layer`` are called
+``layer.part0``, ``layer.part1``, … and run in this order. Leaves alone: values that are read elsewhere, activations
+that are not elementwise or have a parameter per channel, and grouped convolutions in the first place.
+
+Source: as MCUNetV2 (arXiv 2110.15352) computes a block patch by patch, but over channels: no border is computed twice.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from nbcompile.core.activations import Activation
+from nbcompile.core.algebra.parts import part
+from nbcompile.core.errors import UsageError
+from nbcompile.core.graph import (
+    activation_of,
+    calls,
+    layer_of,
+    module_of,
+    passes_through,
+    read_directly,
+    tied_to,
+)
+from nbcompile.core.layers import LayerSpec, lift, why_no_layer
+from nbcompile.core.lowering import lowered
+from nbcompile.passes.base import Pass, PassResult, Skip
+
+# Beside those that core.activations knows: value by value, with no number per channel.
+_ELEMENTWISE = {"Hardtanh", "Tanh", "ELU", "SELU", "CELU", "Softplus", "Softsign", "Mish"}
+_ELEMENTWISE |= {name.lower() for name in _ELEMENTWISE}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A convolution and the depthwise one that alone reads it.
+
+    Attributes:
+        nodes: from the convolution to the depthwise one and the activations after it, in order.
+        depthwise: the index of the depthwise one.
+    """
+
+    nodes: tuple[fx.Node, ...]
+    depthwise: int
+
+    @property
+    def name(self) -> str:
+        """The qualified name of the first convolution."""
+        return str(self.nodes[0].target)
+
+
+@dataclass(frozen=True)
+class SplitChannels(Pass):
+    """Computes pairs of a convolution and a depthwise one in channel groups.
+
+    Attributes:
+        parts: qualified name of the first convolution of a pair, to the number of groups.
+    """
+
+    name: ClassVar[str] = "split-channels"
+
+    parts: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, count in self.parts.items():
+            if isinstance(count, bool) or not isinstance(count, int) or count < 2:
+                raise UsageError(f"parts of '{name}' must be a whole number of 2 or more, not {count!r}")
+
+    def call(self, gm: fx.GraphModule) -> PassResult:
+        """Split the pairs that are named."""
+        rewritten, skipped, how = [], [], []
+        for name, count in self.parts.items():
+            found = _named(gm, name, count)
+            if isinstance(found, Pair):
+                _split(gm, found, count)
+                rewritten.append(name)
+                how.append(f"{name}: in {count} parts, with {found.nodes[found.depthwise].target}")
+            else:
+                skipped.append(Skip(name, found))
+        return PassResult(gm, tuple(rewritten), tuple(skipped), tuple(how))
+
+
+def pairs(gm: fx.GraphModule) -> tuple[Pair, ...]:
+    """Every pair that can be split, in graph order."""
+    found = (_pair_at(gm, node) for node in gm.graph.nodes)
+    return tuple(pair for pair in found if isinstance(pair, Pair))
+
+
+def _pair_at(gm: fx.GraphModule, start: fx.Node) -> Pair | str:
+    """The pair whose first convolution ``start`` is; or why there is none."""
+    if reason := _why_no_part(gm, start):
+        return reason
+    if LayerSpec.of(cast(nn.Module, layer_of(gm, start))).groups > 1:
+        return "its own channels are grouped"
+    nodes, depthwise = [start], 0
+    while True:
+        found = tuple(nodes[-1].users)  # asking for its shape counts: no part has it
+        if len(found) == 1 and len(found[0].all_input_nodes) == 1 and _elementwise(gm, found[0]):
+            nodes.append(found[0])
+        elif not depthwise and len(found) == 1 and _depthwise(gm, found[0]):
+            depthwise = len(nodes)
+            nodes.append(found[0])
+        else:
+            break
+    if not depthwise:
+        return "no depthwise convolution alone reads it, through elementwise activations"
+    return Pair(tuple(nodes), depthwise)
+
+
+def _why_no_part(gm: fx.GraphModule, node: fx.Node) -> str | None:
+    layer = layer_of(gm, node)
+    if layer is None or isinstance(layer, nn.Linear):
+        return "it is no convolution of this network"
+    if reason := why_no_layer(layer):
+        return reason
+    if LayerSpec.of(layer).transposed:
+        return "it is a transposed convolution"
+    if len(calls(gm)[layer]) > 1:
+        return f"it is called {len(calls(gm)[layer])} times"
+    if other := tied_to(gm, layer):
+        return f"it shares a parameter with '{other}'"
+    return "other code reads its weight directly" if read_directly(gm, layer) else None
+
+
+def _depthwise(gm: fx.GraphModule, node: fx.Node) -> bool:
+    return _why_no_part(gm, node) is None and LayerSpec.of(cast(nn.Module, layer_of(gm, node))).depthwise
+
+
+def _elementwise(gm: fx.GraphModule, node: fx.Node) -> bool:
+    activation = activation_of(gm, node)
+    return isinstance(activation, Activation) or activation in _ELEMENTWISE or passes_through(gm, node)
+
+
+def _named(gm: fx.GraphModule, name: str, count: int) -> Pair | str:
+    """The pair that is to be split, or why it cannot be."""
+    start = next((node for node in gm.graph.nodes if node.op == "call_module" and node.target == name), None)
+    found = "it is no convolution of this network" if start is None else _pair_at(gm, start)
+    if isinstance(found, str):
+        return found
+    channels = LayerSpec.of(gm.get_submodule(name)).outputs
+    return f"its {channels} channels do not divide into {count} parts" if channels % count else found
+
+
+def _split(gm: fx.GraphModule, pair: Pair, count: int) -> None:
+    """Part after part at the place of the first node: what it reads may be written to before the last one runs."""
+    first, last, pieces = pair.nodes[0], pair.nodes[-1], []
+    modules = {node: _parts_of(gm, node, count) for node in pair.nodes if node.op == "call_module"}
+    with gm.graph.inserting_before(first):
+        for i in range(count):
+            value = first.all_input_nodes[0]
+            for node in pair.nodes:
+                source = node.all_input_nodes[0]
+                made = gm.graph.node_copy(node, {source: value}.__getitem__)
+                if node in modules:
+                    made.target = f"{modules[node]}.part{i}"
+                value = made
+            pieces.append(value)
+        whole = gm.graph.call_function(torch.cat, (pieces, 1))
+    last.replace_all_uses_with(whole)
+    for node in reversed(pair.nodes):
+        gm.graph.erase_node(node)
+    gm.delete_all_unused_submodules()
+
+
+def _parts_of(gm: fx.GraphModule, node: fx.Node, count: int) -> str:
+    """Put the parts of a module under its name; where others still call it, under a name beside it."""
+    module, name = cast(nn.Module, module_of(gm, node)), str(node.target)
+    parts = nn.ModuleDict({f"part{i}": _part(module, i, count) for i in range(count)})
+    while len(calls(gm).get(module, ())) > 1 and name in dict(gm.named_modules(remove_duplicate=False)):
+        name += "_"
+    gm.set_submodule(name, parts.eval())
+    return name
+
+
+def _part(module: nn.Module, index: int, count: int) -> nn.Module:
+    if why_no_layer(module):
+        return copy.deepcopy(module)
+    weight = cast(Tensor, module.weight)
+    with torch.no_grad():
+        return lowered(part(lift(module, weight.dtype, weight.ndim - 2), index, count), weight)

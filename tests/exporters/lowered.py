@@ -1,0 +1,50 @@
+"""Run a network that was lowered to a float ``.tflite`` file, for tests."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from nbcompile.core.numerics import flatten, relative_error
+from nbcompile.deployment import deploy
+from nbcompile.exporters.tflite_file import read
+from nbcompile.exporters.tflite_lowering import float_model
+from nbcompile.exporters.tflite_runtime import run
+from nbcompile.exporters.tflite_types import FloatModel
+
+
+class Net(nn.Module):
+    """Any function of layers and inputs."""
+
+    def __init__(self, function: Callable[..., Any], *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.function(self.layers, *inputs)
+
+
+def outputs(model: FloatModel, *inputs: Tensor) -> list[Tensor]:
+    """What the file gives for one sample, in torch layout."""
+    sample = tuple(port.to_file(x) for port, x in zip(model.inputs, inputs, strict=True))
+    (found,) = run(model.content, [sample])
+    return [port.to_torch(y) for port, y in zip(model.outputs, found, strict=True)]
+
+
+def lowered(network: nn.Module, *inputs: Tensor) -> tuple[FloatModel, float]:
+    """The file of the deploy form, and its largest relative error against ``network`` in eval mode."""
+    network.eval()
+    model = float_model(deploy(network, inputs), inputs)
+    return model, relative_error(outputs(model, *inputs), flatten(network(*inputs)))
+
+
+def operators(model: FloatModel) -> Counter[str]:
+    return Counter(op.name for op in read(model.content).ops)
+
+
+def names(model: FloatModel) -> list[str]:
+    """Of the tensors that operators write."""
+    file = read(model.content)
+    return [file.tensors[op.outputs[0]].name for op in file.ops]

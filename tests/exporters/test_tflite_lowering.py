@@ -1,0 +1,301 @@
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nbcompile.core.errors import ExportError
+from nbcompile.exporters.tflite_file import read
+from nbcompile.exporters.tflite_lowering import float_model
+from nbcompile.exporters.tflite_types import FloatModel
+from tests.exporters.lowered import Net, lowered, names, operators, outputs
+
+
+class Block(nn.Module):
+    """An inverted residual with a shortcut."""
+
+    def __init__(self, channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.expand = nn.Sequential(nn.Conv2d(channels, 8, 1), nn.BatchNorm2d(8), nn.ReLU6())
+        self.depthwise = nn.Sequential(
+            nn.Conv2d(8, 8, 3, stride, 1, groups=8, bias=False), nn.BatchNorm2d(8), nn.ReLU6()
+        )
+        self.project = nn.Conv2d(8, channels, 1)
+        self.shortcut = stride == 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.project(self.depthwise(self.expand(x)))
+        return x + y if self.shortcut else y
+
+
+class Tiny(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1, bias=False), nn.BatchNorm2d(4), nn.Hardswish())
+        self.blocks = nn.Sequential(Block(4), Block(4, 2))
+        self.classifier = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.classifier(torch.flatten(F.adaptive_avg_pool2d(self.blocks(self.stem(x)), 1), 1))
+        return y
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[FloatModel, float]:
+    torch.manual_seed(0)
+    return lowered(Tiny(), torch.randn(1, 3, 18, 13))
+
+
+def test_a_small_network_gives_what_pytorch_gives(tiny: tuple[FloatModel, float]) -> None:
+    model, error = tiny
+    assert error < 1e-6
+    assert [(port.name, port.shape, port.channels_last) for port in (*model.inputs, *model.outputs)] == [
+        ("input", (1, 18, 13, 3), True),
+        ("classifier", (1, 5), False),
+    ]
+
+
+def test_activations_are_part_of_the_convolutions_and_nothing_is_transposed(tiny: tuple[FloatModel, float]) -> None:
+    assert operators(tiny[0]) == {
+        "PAD": 1,  # 18 is even: stride 2 pads where SAME does not; 9 and 7 are odd
+        "CONV_2D": 5,
+        "HARD_SWISH": 1,
+        "DEPTHWISE_CONV_2D": 2,
+        "ADD": 1,
+        "MEAN": 1,
+        "FULLY_CONNECTED": 1,
+    }
+
+
+def test_tensors_have_the_names_of_their_layers(tiny: tuple[FloatModel, float]) -> None:
+    model, _ = tiny
+    assert names(model) == [
+        "stem.0/pad",
+        "stem.0",
+        "stem.2",
+        "blocks.0.expand.0",
+        "blocks.0.depthwise.0",
+        "blocks.0.project",
+        "blocks.0/add",
+        "blocks.1.expand.0",
+        "blocks.1.depthwise.0",
+        "blocks.1.project",
+        "adaptive_avg_pool2d",
+        "classifier",
+    ]
+    assert model.layers["blocks.0.expand.0"] == "blocks.0.expand.2"  # the ReLU6 is part of it
+    assert "stem.0/pad" not in model.layers  # no layer's result
+
+
+def test_layers_of_a_part_that_was_compiled_by_itself_keep_their_names() -> None:
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.body(x)
+            return y.sigmoid() if x.shape[-1] == y.shape[-1] else y  # tracing ends here
+
+    model, error = lowered(nn.Sequential(Part(), nn.Conv2d(4, 2, 1)), torch.randn(1, 3, 5, 4))
+    assert error < 1e-6
+    assert names(model) == ["0.body.0", "0/sigmoid", "1"]
+
+
+def test_layers_keep_parameters_of_their_own_where_they_are_equal() -> None:
+    network = nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(3)))
+    for x in network.parameters():
+        nn.init.zeros_(x)
+    file = read(float_model(network, (torch.randn(1, 3, 5, 4),)).content)
+    assert sorted(t.name for t in file.tensors if t.data is not None) == sorted(network.state_dict())
+
+
+def test_the_same_layer_called_twice_is_numbered() -> None:
+    network = Net(lambda m, x: m[0](m[1](m[0](m[1](x)))), nn.Conv2d(3, 3, 1), nn.Hardswish())
+    assert names(float_model(network, (torch.randn(1, 3, 5, 4),))) == [
+        "layers.1",
+        "layers.0",
+        "layers.1_2",
+        "layers.0_2",
+    ]
+
+
+def test_inputs_and_outputs_keep_their_order() -> None:
+    network = Net(
+        lambda m, x, v: {"b": m[0](x), "a": (m[1](v), x.mean((2, 3))), "again": m[0](x), "none": None},
+        nn.Conv2d(3, 4, 1),
+        nn.Linear(6, 2),
+    )
+    x, v = torch.randn(1, 3, 5, 4), torch.randn(1, 6)
+    model, error = lowered(network, x, v)
+    assert error < 1e-6
+    assert [port.name for port in model.inputs] == ["input_0", "input_1"]
+    assert [port.shape for port in model.outputs] == [(1, 5, 4, 4), (1, 2), (1, 3), (1, 5, 4, 4)]
+
+
+def test_outputs_that_nothing_computes() -> None:
+    """An input, a constant, one tensor twice."""
+    network = Net(lambda m, x: (x, m[0](x), m[0].weight * 2, m[0](x)), nn.Conv2d(3, 2, 1))
+    model, error = lowered(network, torch.randn(1, 3, 5, 4))
+    assert error < 1e-6
+    assert [port.name for port in model.outputs] == ["input", *("layers.0/" + x for x in ("conv2d", "mul", "conv2d"))]
+
+
+def test_of_a_batch_one_sample_is_looked_at() -> None:
+    model = float_model(nn.Conv2d(3, 4, 1), (torch.randn(5, 3, 7, 6),))
+    assert model.inputs[0].shape == (1, 7, 6, 3)
+
+
+def test_what_does_not_depend_on_the_input_is_a_constant() -> None:
+    position = torch.randn(1, 4, 6)
+    network = Net(lambda m, x: m[0](x + torch.arange(6.0).sin() * position), nn.Linear(6, 2))
+    model, error = lowered(network, torch.randn(1, 4, 6))
+    assert error < 1e-6
+    assert operators(model) == {"ADD": 1, "FULLY_CONNECTED": 1}
+
+
+def test_half_precision_becomes_float32() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU()).half()
+    x = torch.randn(1, 3, 7, 6)
+    model = float_model(network, (x.half(),))
+    assert torch.allclose(outputs(model, x)[0], network.float()(x), atol=1e-5)
+
+
+def test_a_flatten_permutes_the_columns_of_the_next_layer() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(4 * 5 * 4, 7))
+    model, error = lowered(network, torch.randn(1, 3, 7, 6))
+    assert error < 1e-6
+    assert operators(model) == {"CONV_2D": 1, "RESHAPE": 1, "FULLY_CONNECTED": 1}
+
+
+def test_attention_transposes_heads_and_nothing_else() -> None:
+    network = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True, activation="gelu", norm_first=True)
+    model, error = lowered(network, torch.randn(1, 5, 6))
+    assert error < 1e-6
+    assert operators(model)["TRANSPOSE"] == 4  # query, key, value, result
+    assert operators(model)["GELU"] == 1
+
+
+def test_patches_become_tokens_without_a_transpose() -> None:
+    network = Net(lambda m, x: m[1](m[0](x).flatten(2).transpose(1, 2)), nn.Conv2d(3, 6, 4, 4), nn.LayerNorm(6))
+    model, error = lowered(network, torch.randn(1, 3, 12, 8))
+    assert error < 1e-6
+    assert operators(model)["TRANSPOSE"] == 0
+
+
+ERRORS = {
+    "cumsum": (
+        lambda m, x: m[0](x).cumsum(1),
+        r"aten\.cumsum in the network itself.*: TFLite has no operator for it; replace it, or export to \.onnx",
+    ),
+    "random numbers": (lambda m, x: x + torch.rand(4), r"aten\.rand.*: it draws random numbers; remove it, or make"),
+    "data-dependent size": (
+        lambda m, x: x[x > 0],
+        r"aten\.(index|nonzero).*: the size of its result depends on the values of its input.*multiply with a mask",
+    ),
+    "dilated pool": (
+        lambda m, x: F.max_pool2d(x, 2, 1, 0, 2),
+        r"max_pool2d.*its windows are dilated \(\[2, 2\]\); use dilation=1",
+    ),
+    "computed kernel": (
+        lambda m, x: F.conv2d(x, x),
+        r"conv2d.*its kernel is computed from the input; make the weights",
+    ),
+    "computed weight": (
+        lambda m, x: F.linear(x, x[0, 0]),
+        r"linear.*its weight is computed from the input; use torch\.m",
+    ),
+    "no batch": (
+        lambda m, x: m[0](x[0]),
+        r"conv2d in layer 'layers\.0'.*: its input \(3, 5, 4\) has no batch dimension",
+    ),
+    "crooked size": (
+        lambda m, x: F.interpolate(x, scale_factor=1.3),
+        r"upsample_nearest2d.*scale_factor=\(1\.3, 1\.3\) makes no whole size of \(5, 4\); call .* size=\(6, 5\)",
+    ),
+    "shared heads": (
+        lambda m, x: F.scaled_dot_product_attention(x[:, [0, 0, 0, 0]], x[:, :2], x[:, :2], enable_gqa=True),
+        r"index|heads share keys \(enable_gqa\); repeat the keys",
+    ),
+    "matrix and vector": (
+        lambda m, x: x @ x[0, 0, 0],
+        r"matmul.*it multiplies a matrix and a vector; give the vector a",
+    ),
+    "choice by value": (
+        lambda m, x: torch.where(x > 0, x, 1.0),
+        r"aten\.gt|it chooses between values by what they are",
+    ),
+    "integers": (lambda m, x: x.int(), r"_to_copy.*it makes integers of floating-point values \(torch\.int32\); keep"),
+    "nothing": (lambda m, x: x[:, 3:], r"slice.*it takes no element of dimension 1; remove the empty slice"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_what_cannot_be_lowered_is_named_with_its_layer_and_what_to_do(name: str) -> None:
+    function, message = ERRORS[name]
+    with pytest.raises(ExportError, match=message):
+        float_model(Net(function, nn.Conv2d(3, 4, 1)).eval(), (torch.randn(1, 3, 5, 4),))
+
+
+def test_the_place_in_the_code_is_the_users() -> None:
+    class Mine(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.cumsum(1)
+
+    with pytest.raises(ExportError, match=re.escape(f"in layer '0' at {Path(__file__)}:")):
+        float_model(nn.Sequential(Mine()), (torch.randn(1, 3),))
+
+
+def test_a_network_that_writes_its_buffers_is_refused() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen.add_(1)
+            return x + self.seen
+
+    with pytest.raises(ExportError, match=r"Counting writes 'seen' in eval mode.*return that value as an output"):
+        float_model(Counting(), (torch.randn(1, 3),))
+
+
+def test_a_network_that_looks_at_values_is_refused() -> None:
+    network = Net(lambda _, x: x * 2 if x.sum() > 0 else x)
+    with pytest.raises(
+        ExportError, match=r"torch\.export cannot capture Net with fixed sizes.*make its code independent"
+    ):
+        float_model(network, (torch.randn(1, 3),))
+
+
+def test_what_the_converter_refuses_is_said_by_layer() -> None:
+    network = nn.Sequential(nn.Linear(3, 128), Net(lambda _, x: x.reshape(1, *(2,) * 7).permute(0, *range(7, 0, -1))))
+    with pytest.raises(ExportError, match=r"TensorFlow's converter refuses .*TFLite has no tf\.Transpose; replace it"):
+        float_model(network, (torch.randn(1, 3),))
+
+
+REMEDY = {"GELU": "use nn.GELU(approximate='tanh') or nn.Hardswish"}
+
+
+def test_an_operator_that_the_target_lacks_is_refused_with_the_remedy() -> None:
+    network = nn.Sequential(nn.Linear(3, 3), nn.GELU())
+    with pytest.raises(
+        ExportError,
+        match=re.escape(f"aten.gelu in layer '1': it needs GELU, which the target lacks; {REMEDY['GELU']}"),
+    ):
+        float_model(network, (torch.randn(1, 3),), forbidden=REMEDY)
+
+
+def test_the_tanh_form_does_without_it() -> None:
+    network, x = nn.Sequential(nn.Linear(3, 3), nn.GELU("tanh")), torch.randn(1, 3)
+    model = float_model(network, (x,), forbidden=REMEDY)
+    assert "GELU" not in operators(model)
+    assert torch.allclose(outputs(model, x)[0], network(x), atol=1e-6)
+    assert operators(float_model(network, (x,)))["GELU"] == 1
+
+
+def test_an_operator_that_only_the_file_shows_is_refused_too() -> None:
+    with pytest.raises(ExportError, match=r"layer '0' needs SOFTMAX, which the target lacks: use argmax"):
+        float_model(nn.Sequential(nn.Softmax(1)), (torch.randn(1, 3),), forbidden={"SOFTMAX": "use argmax"})

@@ -1,0 +1,281 @@
+"""Every handler against PyTorch: all cases are parts of one network, which is converted once."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nbcompile.core.numerics import relative_error
+from nbcompile.exporters import tflite_lowering
+from nbcompile.exporters.tflite_lowering import float_model
+from nbcompile.exporters.tflite_ops import HANDLERS
+from tests.exporters.lowered import Net, outputs
+
+INPUTS = {
+    "odd": torch.Size((1, 4, 11, 9)),
+    "even": torch.Size((1, 4, 12, 8)),
+    "sequence": torch.Size((1, 6, 13)),
+    "tokens": torch.Size((1, 5, 6)),
+    "numbers": torch.Size((1, 3)),
+}
+
+Case = tuple[str, Callable[[], nn.Module]]
+
+
+def of(source: str, function: Callable[..., Any], *layers: Callable[[], nn.Module]) -> Case:
+    return source, lambda: Net(function, *(layer() for layer in layers))
+
+
+def chain(source: str, *layers: Callable[[], nn.Module]) -> Case:
+    return source, lambda: nn.Sequential(*(layer() for layer in layers))
+
+
+def conv(*args: Any, **kwargs: Any) -> Callable[[], nn.Module]:
+    return lambda: nn.Conv2d(*args, **kwargs)
+
+
+def norm(cls: type[nn.Module], *args: Any) -> Callable[[], nn.Module]:
+    """With parameters and statistics that are not those of the identity."""
+
+    def make() -> nn.Module:
+        layer = cls(*args)
+        with torch.no_grad():
+            for x in (*layer.parameters(), *layer.buffers()):
+                if x.is_floating_point():
+                    x.uniform_(0.5, 2)
+        return layer
+
+    return make
+
+
+def activations() -> nn.Module:
+    """Each behind a convolution, as networks have them."""
+    found = (
+        nn.ReLU(), nn.ReLU6(), nn.Hardtanh(), nn.Hardtanh(-0.5, 2), nn.LeakyReLU(0.2), nn.PReLU(3), nn.PReLU(),
+        nn.ELU(), nn.ELU(0.5), nn.SELU(), nn.CELU(0.7), nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Hardswish(),
+        nn.Hardsigmoid(), nn.Sigmoid(), nn.Tanh(), nn.Softplus(2.0), nn.Mish(), nn.Softsign(), nn.Tanhshrink(),
+    )  # fmt: skip
+    for layer in found:
+        for x in layer.parameters():
+            nn.init.uniform_(x, 0.1, 0.9)
+    pairs = [nn.Sequential(nn.Conv2d(4, 3, 1), layer) for layer in found]
+    return Net(lambda layers, x: torch.cat([layer(x) for layer in layers], 1), *pairs)
+
+
+CASES: dict[str, Case] = {
+    "activations": ("odd", activations),
+    "depthwise, two per channel": chain("odd", conv(4, 4, 1), conv(4, 8, 3, padding=1, groups=4)),
+    "depthwise, uneven strides": chain("odd", conv(4, 4, 3, stride=(2, 1), padding=1, groups=4)),
+    "depthwise, dilated": chain("odd", conv(4, 4, 3, padding=2, dilation=2, groups=4)),
+    "dilated with stride": chain("odd", conv(4, 5, 3, padding=2, dilation=2, stride=2)),
+    "grouped": chain("odd", conv(4, 6, 3, padding=1, groups=2)),
+    "padding by name": chain("odd", conv(4, 5, 4, padding="same"), conv(5, 3, 2, padding="valid")),
+    "padding of one side": chain("even", conv(4, 5, 3, padding=(2, 0), stride=2)),
+    "one channel": chain("odd", conv(4, 1, 1), conv(1, 1, 3), conv(1, 3, 1)),
+    "whole map": chain("odd", conv(4, 3, (11, 9)), nn.ReLU, conv(3, 5, 1)),
+    "network's own padding": chain("even", lambda: nn.ZeroPad2d((0, 1, 0, 1)), conv(4, 5, 3, stride=2)),
+    "more padding on it": chain("even", lambda: nn.ZeroPad2d(1), conv(4, 5, 3, padding=1)),
+    "cropped": of("even", lambda m, x: m[0](F.pad(x, (-1, 2, 1, -2))), conv(4, 5, 3, padding=1)),
+    "transposed": chain(
+        "odd",
+        lambda: nn.ConvTranspose2d(4, 6, 4, 2, 1),
+        lambda: nn.ConvTranspose2d(6, 3, 3, 2, 1, 1),
+        lambda: nn.ConvTranspose2d(3, 3, 2, 2),
+    ),
+    "transposed, grouped, dilated": chain(
+        "odd",
+        lambda: nn.ConvTranspose2d(4, 6, 3, 3, 0, groups=2),
+        lambda: nn.ConvTranspose2d(6, 6, 3, 2, 2, dilation=2, groups=6, bias=False),
+    ),
+    "one dimension": chain(
+        "sequence",
+        lambda: nn.Conv1d(6, 8, 3, padding=1),
+        nn.ReLU,
+        lambda: nn.Conv1d(8, 8, 5, stride=2, groups=8),
+        norm(nn.BatchNorm1d, 8),
+        lambda: nn.AvgPool1d(2),
+        lambda: nn.ConvTranspose1d(8, 3, 2, 2),
+        lambda: nn.MaxPool1d(2),
+        nn.Flatten,
+        lambda: nn.Linear(6, 2),
+    ),
+    "max pools": of("even", lambda _, x: F.max_pool2d(x, 3, 2, 1) + F.max_pool2d(x.relu(), 3, 2, 1)),
+    "max pool that reaches far": of("even", lambda _, x: F.max_pool2d(x, 3, 2, 1, ceil_mode=True)),
+    "max pools, odd": of("odd", lambda _, x: F.max_pool2d(x, 3, 2, 1) + F.max_pool2d(x, 2, 2, ceil_mode=True)),
+    "average pools": of(
+        "even",
+        lambda _, x: F.avg_pool2d(x, 3, 2, 1)
+        + F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
+        + F.avg_pool2d(x, 3, 2, 1, divisor_override=2),
+    ),
+    "average pools, ceil": of("even", lambda _, x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True)),
+    "average pools, odd": of(
+        "odd",
+        lambda _, x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False) + F.avg_pool2d(x, 2, 2, ceil_mode=True),
+    ),
+    "adaptive pools": of(
+        "even",
+        lambda _, x: torch.cat(
+            [
+                *(F.adaptive_avg_pool2d(x, size).flatten(1) for size in ((4, 2), (5, 3), 1)),
+                *(F.adaptive_max_pool2d(x, size).flatten(1) for size in ((3, 2), (5, 3), 1)),
+            ],
+            1,
+        ),
+    ),
+    "resizes": of(
+        "odd",
+        lambda _, x: F.interpolate(x, scale_factor=2)
+        + F.interpolate(x, (22, 18), mode="bilinear")
+        + F.interpolate(x, (22, 18), mode="bilinear", align_corners=True)
+        + F.interpolate(x, (22, 18), mode="nearest-exact"),
+    ),
+    "flatten": chain("odd", conv(4, 5, 3), nn.ReLU, nn.Flatten, lambda: nn.Linear(315, 7), norm(nn.BatchNorm1d, 7)),
+    "norms": chain(
+        "odd",
+        norm(nn.GroupNorm, 2, 4),
+        norm(nn.InstanceNorm2d, 4, 1e-5, 0.1, True),
+        norm(nn.BatchNorm2d, 4),
+        norm(nn.LayerNorm, (4, 11, 9)),
+    ),
+    "instance norm with statistics": chain("odd", norm(nn.InstanceNorm2d, 4, 1e-5, 0.1, True, True)),
+    "norm of channels": of("odd", lambda m, x: m[0](x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), norm(nn.LayerNorm, 4)),
+    "rms norm": chain("tokens", norm(nn.RMSNorm, 6)),
+    "channel shuffle": of("odd", lambda m, x: m[1](F.channel_shuffle(m[0](x), 3)), conv(4, 6, 1), conv(6, 5, 3)),
+    "shuffled depthwise": of(
+        "odd",
+        lambda m, x: m[2](m[1](F.channel_shuffle(m[0](x), 3)) * torch.arange(12.0)[:, None, None]),
+        conv(4, 6, 1),
+        conv(6, 12, 3, groups=6),
+        conv(12, 5, 1),
+    ),
+    "constants beside a flattened map": chain("odd", nn.Flatten, norm(nn.BatchNorm1d, 396), lambda: nn.Linear(396, 3)),
+    "shuffle and split": of(
+        "odd",
+        lambda m, x: torch.cat([y * k for k, y in enumerate(F.channel_shuffle(m[0](x), 2).chunk(2, 1), 1)], 1),
+        conv(4, 8, 1),
+    ),
+    "pixel shuffle": chain("odd", conv(4, 12, 1), lambda: nn.PixelShuffle(2)),
+    "pixel unshuffle": chain("even", lambda: nn.PixelUnshuffle(2), conv(16, 3, 1)),
+    "squeeze and excite": of(
+        "odd",
+        lambda m, x: x * m[1](m[0](x.mean((2, 3)))).sigmoid()[:, :, None, None],
+        lambda: nn.Linear(4, 2),
+        lambda: nn.Linear(2, 4),
+    ),
+    "attention": (
+        "tokens",
+        lambda: Net(lambda m, x: m[0](x, x, x, need_weights=False)[0], nn.MultiheadAttention(6, 2, batch_first=True)),
+    ),
+    "transformer": ("tokens", lambda: nn.TransformerEncoderLayer(6, 2, 8, batch_first=True)),
+    "causal attention": of("even", lambda _, x: F.scaled_dot_product_attention(x, x, x, is_causal=True)),
+    "masked attention": of(
+        "even",
+        lambda _, x: F.scaled_dot_product_attention(x, x, x, (torch.arange(12) > 3).expand(12, 12))
+        + (x @ x.mT).masked_fill(torch.arange(12) > 4, -torch.inf).softmax(-1) @ x,
+    ),
+    "products": of("odd", lambda _, x: x.flatten(2) @ x.flatten(2).mT + torch.einsum("bchw,bdhw->bcd", x, x)),
+    "constant product": of("tokens", lambda _, x: x @ torch.arange(12.0).reshape(6, 2) + torch.ones(5, 5) @ x[..., :2]),
+    "softmax": of("odd", lambda _, x: x.softmax(1) + x.log_softmax(2) + x.softmax(-1)),
+    "arithmetic": of(
+        "odd",
+        lambda _, x: (x - 1) * 2 / (x.abs() + 3) + torch.maximum(x, -x) ** 2 - torch.minimum(x, x.square()) + (2 - x),
+    ),
+    "more arithmetic": of(
+        "odd",
+        lambda _, x: (x.abs() + 1).log() + (x * x + 1).rsqrt() + x.exp().reciprocal() + x.sin() * x.cos() + x.floor(),
+    ),
+    "reductions": of(
+        "odd",
+        lambda _, x: x.amax(1, True) + x.amin((2, 3), True) + x.std((2, 3), keepdim=True) + x.sum(3, True),
+    ),
+    "broadcasts": of("odd", lambda _, x: x.mean(3, True) * x.mean(2, True) + torch.arange(11.0)[:, None]),
+    "selected": of("odd", lambda _, x: torch.where(torch.arange(9) > 3, x, 0) + x.where(x.new_ones(9) > 0, x * 2)),
+    "slices": of(
+        "odd",
+        lambda _, x: torch.cat([x[:, ::2], x[:, 1:3].flip(1), torch.stack(x.unbind(1), 1)], 1)[:, :, 2:, ::3],
+    ),
+    "split, rolled, repeated": of(
+        "odd",
+        lambda _, x: torch.roll(torch.cat(x.split([1, 3], 1)[::-1], 1), (1, -2), (2, 3)).repeat(1, 2, 1, 1).roll(5),
+    ),
+    "patches": of("even", lambda _, x: x.unflatten(2, (6, 2)).permute(0, 2, 1, 3, 4).flatten(2).squeeze(0)[None]),
+    "functions": of(
+        "tokens",
+        lambda _, x: torch.addmm(torch.ones(6), x[0].mm(torch.ones(6, 6)), torch.ones(6, 6)).clamp(-1, 9).clamp_min(0)
+        + x.clamp_max(0.5).to(torch.float64).float().pow(x * 0).clone()
+        + x.mean() + x.sum() + x.max() + F.relu6(x) + torch.add(x, x, alpha=3) - torch.sub(x, 2, alpha=2)
+        + torch.where(torch.arange(6) > 2, 1.0, 2.0) + x.where(torch.arange(6) > 2, torch.tensor(1.0)),
+    ),
+    "one dimension, more": of(
+        "sequence",
+        lambda m, x: torch.cat(
+            [m[0](x), F.adaptive_avg_pool1d(x, 5), F.adaptive_max_pool1d(x, 5)], 2
+        ),
+        lambda: nn.Conv1d(6, 6, 3, padding="same"),
+    ),
+    "embedding": chain("numbers", lambda: nn.Embedding(7, 4), nn.Flatten, lambda: nn.Linear(12, 2)),
+    "views": of(
+        "tokens",
+        lambda _, x: x.squeeze().t() + x[0].mean(0)[:, None].expand(6, 5) + x[:, None].squeeze((0, 1)).mT.squeeze(0),
+    ),
+    "paddings": of(
+        "odd",
+        lambda _, x: F.pad(x, (1, 2, 2, 1), "reflect")
+        + F.pad(x, (1, 2, 2, 1), "replicate")
+        + F.pad(x, (1, 2, 2, 1), "circular")
+        + F.pad(x, (1, 2, 2, 1), value=3.0),
+    ),
+}  # fmt: skip
+
+
+class Everything(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.parts = nn.ModuleList(make() for _, make in CASES.values())
+
+    def forward(self, *inputs: Tensor) -> list[Tensor]:
+        given = dict(zip(INPUTS, inputs, strict=True))
+        return [part(given[source]) for part, (source, _) in zip(self.parts, CASES.values(), strict=True)]
+
+
+class Asked(dict[str, Any]):
+    """A table that knows which of its rows were read."""
+
+    def __init__(self, table: Mapping[str, Any]) -> None:
+        super().__init__(table)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+
+ASKED = Asked(HANDLERS)
+
+
+@pytest.fixture(scope="module")
+def everything() -> dict[str, tuple[Tensor, Tensor]]:
+    """What the file and PyTorch give for each case."""
+    torch.manual_seed(0)
+    network, inputs = Everything().eval(), tuple(torch.randn(size) for size in INPUTS.values())
+    inputs = (*inputs[:-1], torch.tensor([[1, 5, 3]]))
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tflite_lowering, "HANDLERS", ASKED)
+        found, wanted = outputs(float_model(network, inputs), *inputs), network(*inputs)
+    return {name: pair for name, *pair in zip(CASES, found, wanted, strict=True)}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_litert_gives_what_pytorch_gives(everything: dict[str, tuple[Tensor, Tensor]], name: str) -> None:
+    found, wanted = everything[name]
+    assert relative_error(found, wanted) < 1e-6
+
+
+def test_every_handler_was_called(everything: dict[str, tuple[Tensor, Tensor]]) -> None:
+    """One that no case reaches could be wrong without anyone seeing it."""
+    assert set(HANDLERS) - ASKED.read == set()

@@ -1,0 +1,151 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nbcompile.core.errors import PreconditionError, UsageError
+from nbcompile.exporters.tflite_file import read
+from nbcompile.exporters.tflite_lowering import float_model
+from nbcompile.exporters.tflite_ranges import BINS, UNKNOWN, Ranges, _Histogram, _histograms, measured
+from nbcompile.exporters.tflite_runtime import Sample
+from nbcompile.exporters.tflite_types import FloatModel
+
+
+class Net(nn.Module):
+    """A map of its own for every case: halved, one that can die, a logarithm that can fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 1)
+        self.act = nn.ReLU()
+        self.head = nn.Conv2d(3, 4, 1)
+        with torch.no_grad():
+            self.conv.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.act(self.conv(x))) * 2.5
+
+
+@pytest.fixture(scope="module")
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+@pytest.fixture(scope="module")
+def model(net: Net) -> FloatModel:
+    return float_model(net, (torch.randn(1, 2, 5, 7),))
+
+
+def samples(count: int, scale: float = 1.0) -> list[Sample]:
+    random = np.random.default_rng(0)
+    return [((scale * random.standard_normal((1, 5, 7, 2))).astype(np.float32),) for _ in range(count)]
+
+
+def of(ranges: Ranges, model: FloatModel, layer: str) -> tuple[float, float]:
+    names = {tensor.name: tensor.index for tensor in read(model.content).tensors}
+    return ranges.kept[names[layer]]
+
+
+def test_minmax_is_what_pytorch_computes(net: Net, model: FloatModel) -> None:
+    given = samples(6)
+    found = measured(model, given)
+    x = torch.cat([model.inputs[0].to_torch(one[0]) for one in given])
+    with torch.no_grad():
+        hidden, y = net.act(net.conv(x)), net(x)
+    assert of(found, model, "input") == pytest.approx((float(x.min()), float(x.max())))
+    assert of(found, model, "conv") == pytest.approx((0, float(hidden.max())))
+    assert of(found, model, model.outputs[0].name) == pytest.approx((float(y.min()), float(y.max())), rel=1e-5)
+    assert found.samples == 6
+    assert found.dead == found.notes == ()
+
+
+def test_zero_is_always_inside(model: FloatModel) -> None:
+    above = [(np.abs(x) + 1,) for (x,) in samples(2)]
+    lowest, highest = of(measured(model, above), model, "input")
+    assert lowest == 0 < highest
+
+
+def test_percentile_leaves_out_what_is_rare_and_ends_keep_all(model: FloatModel) -> None:
+    given = samples(400)
+    given[0][0][0, 0, 0], given[0][0][0, 1, 1] = (80.0, -80.0), (-80.0, 80.0)  # two pixels of 14,000
+    seen = measured(model, given)
+    for estimator in ("percentile", "mse"):
+        found = measured(model, given, estimator)
+        if estimator == "percentile":
+            assert of(found, model, "conv")[1] < 0.2 * of(seen, model, "conv")[1]
+        for name in ("input", model.outputs[0].name):
+            assert of(found, model, name) == of(seen, model, name), estimator
+        assert found.seen == seen.seen
+
+
+def histogram(x: np.ndarray) -> _Histogram:
+    limits = float(x.min()), float(x.max())
+    nonzero = x[x != 0]
+    return _Histogram(limits, np.histogram(nonzero, BINS, limits)[0], x.size - nonzero.size)
+
+
+@pytest.mark.parametrize("levels", [16, 256, 65536])
+def test_least_error_is_that_of_rounding_and_clipping(levels: int) -> None:
+    x = np.random.default_rng(0).laplace(size=50_000)
+    x[::2] = 0
+
+    def error(lowest: float, highest: float) -> float:
+        step = (highest - lowest) / (levels - 1)
+        rounded = np.round(x.clip(lowest, highest) / step) * step
+        return float(((rounded - x) ** 2).mean())
+
+    best = histogram(x).least_error(levels)
+    shares = np.linspace(0.1, 1, 19)
+    tried = min(error(a * x.min(), b * x.max()) for a in shares for b in shares)
+    assert error(*best) <= 1.05 * tried
+
+
+def test_histograms_count_what_is_exactly_zero_apart(net: Net, model: FloatModel) -> None:
+    given = samples(3)
+    (index,) = (tensor.index for tensor in read(model.content).tensors if tensor.name == "conv")
+    found = _histograms(model, given, {index: measured(model, given).seen[index]})[index]
+    with torch.no_grad():
+        hidden = net.act(net.conv(torch.cat([model.inputs[0].to_torch(x) for (x,) in given])))
+    assert found.zeros == int((hidden == 0).sum()) > 0
+    assert found.counts.sum() == int((hidden != 0).sum())
+
+
+def test_without_tails_counts_zeros_and_takes_both_ends() -> None:
+    x = np.random.default_rng(0).standard_normal(1_000_000)
+    lowest, highest = histogram(x).without_tails()
+    assert (lowest, highest) == pytest.approx(np.quantile(x, [1e-4, 1 - 1e-4]), abs=0.02)
+    mostly_zero = np.concatenate([np.zeros(990_000), np.abs(x[:10_000])])
+    assert histogram(mostly_zero).without_tails()[1] == pytest.approx(np.quantile(mostly_zero, 1 - 1e-4), abs=0.02)
+
+
+def test_a_layer_that_is_constant_is_named_and_has_a_range(model: FloatModel) -> None:
+    found = measured(model, [(np.zeros((1, 5, 7, 2), np.float32),)] * 3)
+    assert of(found, model, "conv") == UNKNOWN
+    (note,) = found.notes
+    assert note.startswith("the output of act was")
+    assert note.endswith(
+        "one constant over all 3 calibration samples: its range is not known; calibrate on samples that differ"
+    )
+
+
+def test_values_that_are_not_finite_are_refused_by_layer(model: FloatModel) -> None:
+    given = samples(3)
+    given[1][0][0, 0, 0, 0] = np.nan
+    with pytest.raises(PreconditionError, match=r"input 'input' has 1 of 70 values that are NaN or infinite on "
+                       r"calibration sample 1 \(counted from 0\): no integers can stand for them"):  # fmt: skip
+        measured(model, given)
+    large = nn.Conv2d(2, 2, 1)
+    nn.init.constant_(large.weight, 1e25)
+    overflowing = float_model(nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), large, large), (torch.randn(1, 2, 5, 7),))
+    with pytest.raises(
+        PreconditionError, match=r"the output of layer '2' has \d+ of 70 values that are NaN or infinit"
+    ):
+        measured(overflowing, samples(1))
+
+
+def test_refusals(model: FloatModel) -> None:
+    with pytest.raises(UsageError, match="ranges='median' is not known; known are minmax, percentile, mse"):
+        measured(model, samples(1), "median")
+    with pytest.raises(UsageError, match="are measured: give calibration samples, there are none"):
+        measured(model, [])

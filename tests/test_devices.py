@@ -1,0 +1,262 @@
+"""``nbcompile.export`` to ``.tflite``: targets, budgets, limits and bad input, with the devices' own interpreters."""
+
+import inspect
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import nbcompile
+from nbcompile.core.errors import ExportError, UsageError
+from nbcompile.devices import size
+from nbcompile.exporters.tflite_file import read
+from nbcompile.exporters.tflite_runtime import run
+from nbcompile.report.data import plain
+from nbcompile.report.device_rows import device_of
+from tests.exporters.small_networks import small, wide
+
+
+def ops(path: Path) -> Counter[str]:
+    return Counter(op.name for op in read(path.read_bytes()).ops)
+
+
+def exported(path: Path, model: nn.Module, images: Tensor, **options: Any) -> Any:
+    quick = {"equalize": "never", "correct_bias": "never"}
+    return nbcompile.export(model, path, images[:1], calibration=images, **{**quick, **options})
+
+
+def test_for_a_raspberry_pi(tmp_path: Path) -> None:
+    model, images = small()
+    result = exported(tmp_path / "tiny.tflite", model, images, equalize="auto", correct_bias="auto")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny.tflite", "tiny_benchmark.py", "tiny_float32.tflite"]
+    assert [one.kernels for one in result.agreements] == ["xnnpack", "reference", "micro"]
+    assert all(one.sqnr > 25 and one.top1 is not None for one in result.agreements)
+    file = read((tmp_path / "tiny.tflite").read_bytes())
+    assert file.tensors[file.inputs[0]].dtype == np.int8
+    assert file.tensors[file.inputs[0]].shape == (1, 16, 16, 3)
+    assert ops(tmp_path / "tiny.tflite")["PAD"] == 1
+    assert result.tried[0].how == "as it is"
+    assert [trial.how for trial in result.tried[1:]] != []
+    assert (
+        min(trial.float_sqnr for trial in result.tried if "clip" not in trial.how and "absorbed" not in trial.how) > 90
+    )
+    assert result.executed_macs == result.macs
+    ours, theirs = ([model(x[None]).detach().numpy() for x in images[:4]] for _ in range(2))
+    assert np.array_equal(ours, theirs)
+
+
+def test_the_numbers_are_those_of_the_file(tmp_path: Path) -> None:
+    """The result's SQNR, measured anew from the file and PyTorch."""
+    model, images = small()
+    result = exported(tmp_path / "tiny.tflite", model, images)
+    held_out = images[::4]
+    samples = [(x.permute(1, 2, 0)[None].contiguous().numpy(),) for x in held_out]
+    found = np.concatenate([y for (y,) in run((tmp_path / "tiny.tflite").read_bytes(), samples)])
+    with torch.no_grad():
+        expected = model(held_out).numpy()
+    noise = 10 * np.log10((expected**2).sum() / ((found - expected) ** 2).sum())
+    assert result.agreements[0].sqnr == pytest.approx(noise, abs=1e-3)
+    assert result.agreements[0].samples == 16
+
+
+def test_for_a_microcontroller(tmp_path: Path) -> None:
+    model, images = small()
+    prepared = {"scale": 0.5, "mean": [0.1]}
+    result = exported(tmp_path / "tiny.tflite", model, images, target="mcu", preprocessing=prepared)
+    assert f"// Inputs are images prepared so: {prepared}\n" in (tmp_path / "tiny.h").read_text()
+    names = ["tiny.cc", "tiny.h", "tiny.tflite", "tiny_main.cc", "tiny_ops.h"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+    assert ops(tmp_path / "tiny.tflite")["PAD"] == 0
+    assert result.executed_macs == result.macs + 8 * 8 * 8 * 3 * (16 - 9)
+    assert result.arena.needed >= result.arena.head + result.arena.tail
+    assert f"{result.arena.needed}" in (tmp_path / "tiny.h").read_text()
+
+
+def test_odd_sizes_need_no_padding(tmp_path: Path) -> None:
+    model, images = small((15, 9))
+    result = exported(tmp_path / "tiny.tflite", model, images, target="mcu")
+    assert ops(tmp_path / "tiny.tflite")["PAD"] == 0
+    assert result.executed_macs == result.macs
+
+
+def test_targets_and_budgets_compute_the_same(tmp_path: Path) -> None:
+    model, images = wide()
+    samples = [(x.permute(1, 2, 0)[None].contiguous().numpy(),) for x in images[:8]]
+    outputs, needed = {}, {}
+    cases: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "mcu": {"target": "mcu"},
+        "split": {"target": "mcu", "sram": "10K"},
+    }
+    for name, options in cases.items():
+        path = tmp_path / f"{name}.tflite"
+        result = exported(path, model, images, **options)
+        outputs[name] = np.concatenate([y for (y,) in run(path.read_bytes(), samples, raw=True)]).astype(int)
+        needed[name] = result.arena.needed
+    assert any(note.startswith("fits 10,240 bytes of SRAM: ") and "'2' in 4 parts" in note for note in result.notes)
+    assert needed["split"] <= 10240 < needed["mcu"] < needed["plain"]
+    assert abs(outputs["mcu"] - outputs["plain"]).max() <= 1
+    assert abs(outputs["split"] - outputs["plain"]).max() <= 1
+    assert np.ptp(outputs["plain"]) > 50
+
+
+@pytest.mark.parametrize(("quantize", "least"), [("float32", 100), ("float16", 55), ("dynamic", 25), ("int16x8", 35)])
+def test_other_schemes(tmp_path: Path, quantize: str, least: float) -> None:
+    model, images = small()
+    path = tmp_path / "tiny.tflite"
+    needed = {"calibration": images} if quantize == "int16x8" else {}
+    result = nbcompile.export(model, path, images[:1], quantize=quantize, **needed)
+    assert result.agreements[0].sqnr > least  # type: ignore[attr-defined]
+    assert read(path.read_bytes()).tensors[0].dtype == (np.int16 if quantize == "int16x8" else np.float32)
+
+
+def test_a_broken_limit_leaves_the_old_file(tmp_path: Path) -> None:
+    model, images = small()
+    path = tmp_path / "tiny.tflite"
+    path.write_bytes(b"old")
+    message = r"in LiteRT, XNNPACK the outputs have \d+\.\d dB of signal over noise against PyTorch's, and 90\.0 dB are"
+    with pytest.raises(ExportError, match=message):
+        exported(path, model, images, min_sqnr=90)
+    with pytest.raises(ExportError, match=r"the file takes [\d,]+ B, [\d,]+ B more than the 1,024 B of flash; no file"):
+        exported(path, model, images, flash="1K")
+    with pytest.raises(
+        ExportError, match=r"the network does not fit 2,048 bytes: the best that was reached is [\d,]+ byt"
+    ):
+        exported(path, model, images, target="mcu", sram="2K")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_agreement_is_a_limit() -> None:
+    from nbcompile.exporters.tflite_check import Agreement
+    from nbcompile.exporters.tflite_options import Limits
+    from nbcompile.exporters.to_tflite import _require
+
+    class Small:
+        head, needed, flash = 1, 1, 1
+
+    one = Agreement("micro", 16, 30.0, 1.0, 0.1, 0.9)
+    _require(Path("x"), [one], Small(), 15.0, Limits(agreement=0.9))  # type: ignore[arg-type]
+    with pytest.raises(
+        ExportError, match=r"x: in TFLite Micro 90.0% of the samples have PyTorch's largest output, and 95.0%"
+    ):
+        _require(Path("x"), [one], Small(), 15.0, Limits(agreement=0.95))  # type: ignore[arg-type]
+    wrong = Agreement("reference", 16, 0.0, 90.0, 30.0, 0.1)  # no device runs these kernels
+    _require(Path("x"), [wrong], Small(), 15.0, Limits(agreement=0.95))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"target": "arduino"}, "target='arduino' is not known; known are raspberrypi, mcu"),
+        ({"quantize": "int4"}, "quantize='int4' is not known; known are int8, int16x8, dynamic, float16, float32"),
+        ({"io": "uint8"}, "io='uint8' is not known; known are int8, float"),
+        ({"ranges": "kl"}, "ranges='kl' is not known; known are minmax, percentile, mse"),
+        ({"equalize": "yes"}, "equalize='yes' is not known; known are auto, always, never"),
+        ({"correct_bias": 1}, "correct_bias='1' is not known; known are auto, always, never"),
+        ({"sram": "lots"}, "sram='lots' is not a size: give bytes, such as 196608, 192K or 1M"),
+        ({"flash": -1}, "flash=-1 is not a size: give bytes, such as 196608, 192K or 1M"),
+        ({"board": "pica"}, "the board 'pica' is not in the table (did you mean pico?): it has "),
+        ({"min_agreement": 99}, "min_agreement=99 is not a share: give a number from 0 to 1, such as 0.99"),
+        ({"target": "mcu", "quantize": "dynamic"}, "quantize='dynamic' makes files that TFLite Micro cannot run: use "),
+        (
+            {"calibration": None},
+            "quantize='int8' needs a calibration set, some 100 images as the network will see them",
+        ),
+        ({"quality": 3}, "'quality' is not an option of .tflite files; they have calibration, target, quantize, io, "),
+    ],
+)
+def test_options_are_checked(tmp_path: Path, options: dict[str, Any], sentence: str) -> None:
+    model, images = small()
+    with pytest.raises(UsageError) as refused:
+        nbcompile.export(model, tmp_path / "x.tflite", images[:1], **{"calibration": images, **options})
+    assert str(refused.value).startswith(sentence)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sizes() -> None:
+    assert [size(x, "sram") for x in (None, 5, "196608", "192K", "192k", "192 KiB", "1M")] == [
+        None, 5, 196608, 196608, 196608, 196608, 1048576,
+    ]  # fmt: skip
+
+
+def test_what_a_target_lacks_is_said_first(tmp_path: Path) -> None:
+    model, images = small(activation=nn.GELU)
+    with pytest.raises(ExportError, match="GELU, which the target lacks"):
+        exported(tmp_path / "x.tflite", model, images, target="mcu")
+    result = exported(tmp_path / "x.tflite", model, images)
+    assert any(note.startswith("not run in TFLite Micro: TFLite Micro lacks GELU") for note in result.notes)
+    assert result.arena.tail is None
+
+
+def test_few_samples_are_said(tmp_path: Path) -> None:
+    model, images = small()
+    result = exported(tmp_path / "x.tflite", model, images[:5])
+    assert any("5 " in note and "32" in note for note in result.notes)
+
+
+def test_what_the_report_says(tmp_path: Path) -> None:
+    model, images = small()
+    result = exported(tmp_path / "tiny.tflite", model, images, target="mcu", correct_bias="auto", board="pico")
+    device = device_of(result)
+    assert device is not None
+    assert (device.file, device.target, device.scheme, device.bytes) == ("tiny.tflite", "mcu", "int8", result.bytes)
+    assert (device.arena_budget, device.flash_budget) == (264 * 1024, 2 * 1024**2)
+    assert (device.arena_head, device.arena_total) == (result.arena.head, result.arena.needed)
+    assert [row.name for row in device.interpreters] == ["LiteRT, XNNPACK", "LiteRT, reference kernels", "TFLite Micro"]
+    assert [row.name for row in device.layers] == ["2", "4", "7", "8", "9", "11"]
+    assert all(row.in_band and row.scale and row.sqnr and row.sqnr > 20 for row in device.layers)
+    assert max(row.end for row in device.tensors) == device.arena_head
+    assert device.macs_executed > device.macs_logical
+    assert len([note for note in device.notes if note.endswith(", taken")]) == 1
+    assert json.loads(json.dumps(plain(result.to_json())))["chosen"] == result.chosen
+
+
+def test_a_file_for_no_device_has_no_rows(tmp_path: Path) -> None:
+    model, images = small()
+    assert device_of(nbcompile.export(model, tmp_path / "tiny.onnx", images[:1])) is None
+
+
+def test_always_and_never(tmp_path: Path) -> None:
+    model, images = small(activation=nn.ReLU)
+    plain_file = exported(tmp_path / "plain.tflite", model, images)
+    equalised = exported(tmp_path / "equal.tflite", model, images, equalize="always")
+    both = exported(tmp_path / "both.tflite", model, images, equalize="always", correct_bias="always")
+    assert [len(result.tried) for result in (plain_file, equalised, both)] == [1, 1, 2]
+    assert both.chosen == both.tried[-1].how
+    assert (tmp_path / "plain.tflite").read_bytes() != (tmp_path / "equal.tflite").read_bytes()
+    assert (tmp_path / "both.tflite").read_bytes() != (tmp_path / "equal.tflite").read_bytes()
+
+
+def test_layers_kept_in_float_are_said(tmp_path: Path) -> None:
+    model, images = small()
+    result = exported(tmp_path / "tiny.tflite", model, images, float_layers=["11"])
+    assert "in float32, not in integers: 11" in result.notes
+    with pytest.raises(UsageError, match="int16x8 cannot keep layers in float"):
+        exported(tmp_path / "tiny.tflite", model, images, float_layers=["11"], quantize="int16x8")
+    with pytest.raises(UsageError, match="int16x8 has weights per channel"):
+        exported(tmp_path / "tiny.tflite", model, images, per_channel=False, quantize="int16x8")
+
+
+class Sums(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).cumsum(1)
+
+
+def test_an_operator_without_handler_is_named_with_its_place_in_the_code(tmp_path: Path) -> None:
+    line = inspect.getsourcelines(Sums.forward)[1] + 1
+    message = (
+        rf"aten\.cumsum in the network itself at .*test_devices\.py:{line}: TFLite has no operator for it; replace it"
+    )
+    with pytest.raises(ExportError, match=message):
+        nbcompile.export(Sums().eval(), tmp_path / "x.tflite", torch.randn(1, 3, 7, 5), quantize="float32")
+    assert list(tmp_path.iterdir()) == []
