@@ -179,7 +179,7 @@ class _Job:
             found = fit(graph, self.inputs, self.limits.sram, self._arena)
             self.parts = {name: count for name, count in found.chosen.parts.items() if count > 1}
             if self.parts:
-                notes.append(f"fits {self.limits.sram:,} bytes of SRAM: {found.chosen}; without: {found.plain}")
+                notes.append(f"fits {self.limits.sram:,} bytes of SRAM: {found.chosen}")
         if self.parts:
             SplitChannels(self.parts)(graph)
         return graph
