@@ -78,7 +78,7 @@ _QUANTISED = Template("""\
 
 _DATA = Template("""\
 // The bytes of $stem.tflite. Written by nbcompile.
-#include "$stem.h"
+#include "$file.h"
 
 alignas(16) const unsigned char ${name}_data[${macro}_DATA_BYTES] = {
 $rows
@@ -107,7 +107,7 @@ def sources(content: bytes, stem: str, arena: int, notes: Sequence[str] = ()) ->
     ports = {f"input_{i}": file.tensors[index] for i, index in enumerate(file.inputs)}
     ports |= {f"output_{i}": file.tensors[index] for i, index in enumerate(file.outputs)}
     _check_ports(ports.values())
-    names = {"stem": comment(stem), "name": name, "macro": name.upper()}
+    names = {"stem": comment(stem), "file": stem, "name": name, "macro": name.upper()}
     header = _HEADER.substitute(
         names,
         notes="".join(f"// {comment(note)}\n" for note in notes),

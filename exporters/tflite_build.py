@@ -14,19 +14,11 @@ from nbcompile.exporters.tflite_bias import corrected
 from nbcompile.exporters.tflite_check import sqnr
 from nbcompile.exporters.tflite_float_layers import left_in_float
 from nbcompile.exporters.tflite_lowering import float_model
-from nbcompile.exporters.tflite_options import Recipe
+from nbcompile.exporters.tflite_options import AS_IT_IS, CHECKED, Recipe
 from nbcompile.exporters.tflite_quantise import quantise
 from nbcompile.exporters.tflite_ranges import Ranges, measured
 from nbcompile.exporters.tflite_runtime import Sample, run
 from nbcompile.exporters.tflite_types import FloatModel
-
-AS_IT_IS = "as it is"
-
-CHECKED = 16
-"""Samples that files are checked on."""
-
-ENOUGH = 4 * CHECKED
-"""From so many samples on, those of the check do not calibrate: a file is judged by what it has not seen."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +36,10 @@ class Data:
     outputs: Sequence[list[Tensor]]
 
     @classmethod
-    def of(cls, reference: nn.Module, inputs: Inputs, samples: Sequence[Inputs]) -> "Data":
-        """Some of ``samples``, evenly chosen, are for the check, and the others calibrate if there are enough of them.
-
-        Where there are none, the check gets random inputs.
-        """
+    def of(cls, reference: nn.Module, inputs: Inputs, samples: Sequence[Inputs], checked: Sequence[Inputs]) -> "Data":
+        """With the outputs of ``reference``; without samples for the check, random ones like ``inputs``."""
         drawn = [random_inputs(specs(inputs), seed=seed, batch=1) for seed in range(CHECKED)]
-        every = -(-len(samples) // CHECKED)
-        checked = samples[::every] if samples else drawn
-        if len(samples) >= ENOUGH:
-            samples = [one for i, one in enumerate(samples) if i % every]
+        checked = checked or drawn
         with torch.no_grad():
             return cls(samples, checked, [flatten(reference(*one)) for one in checked])
 

@@ -55,7 +55,7 @@ def compared(
         (np.stack(a), np.stack(b)) for a, b in zip(zip(*found, strict=True), zip(*expected, strict=True), strict=True)
     ]
     lsbs = [np.abs(a - b) / step for (a, b), step in zip(pairs, map(file.step, file.outputs), strict=True) if step]
-    votes = [np.mean(a.argmax(-1) == b.argmax(-1)) for a, b in pairs if a.shape[-1] > 1]
+    votes = [np.mean(a.argmax(-1) == b.argmax(-1)) for a, b in pairs if a[0].ndim and a.shape[-1] > 1]
     return Agreement(
         kernels=kernels,
         samples=len(samples),

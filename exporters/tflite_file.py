@@ -55,8 +55,9 @@ class Quantisation:
         return x
 
     def _along(self, values: np.ndarray, ndim: int) -> np.ndarray:
-        """``values`` in a shape that broadcasts over a tensor of ``ndim`` dimensions."""
-        return values if len(values) == 1 else values.reshape([-1 if i == self.axis else 1 for i in range(ndim)])
+        """``values`` in a shape that broadcasts over a tensor of ``ndim`` dimensions, which may be none."""
+        axis = self.axis if len(values) > 1 else None
+        return values.reshape([-1 if i == axis else 1 for i in range(ndim)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +211,8 @@ def _tensor(index: int, tensor: Any, buffers: list[Any]) -> FileTensor:
         raise CheckpointError(f"tensor '{name}' has type {tensor.type} of the schema, which nbcompile does not write")
     dtype = np.dtype(_DTYPES[tensor.type])
     stored = bytes(_list(buffers[tensor.buffer].data))
-    data = np.frombuffer(stored, dtype).reshape(shape) if stored else None
+    known = stored or 0 in shape  # an empty constant, such as the shape of a scalar, is not stored
+    data = np.frombuffer(stored, dtype).reshape(shape) if known else None
     return FileTensor(index, name, shape, dtype, _quantisation(tensor.quantization), data)
 
 

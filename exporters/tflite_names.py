@@ -69,9 +69,9 @@ def labels(owners: Mapping[fx.Node, str], nodes: Sequence[fx.Node]) -> list[str]
     named = [owners[node] for node in nodes]
     outer = {".".join(parts[:i]) for parts in (name.split(".") for name in named) for i in range(len(parts))}
     found = []
-    for node, owner, following in zip(nodes, named, [*named[1:], None], strict=True):
+    for i, (node, owner) in enumerate(zip(nodes, named, strict=True)):
         operation = aten_name(node.target).partition(".")[0]
-        result = owner not in outer and owner != following
+        result = owner not in outer and named[i + 1 : i + 2] != [owner]
         found.append(owner if result else f"{owner}/{operation}" if owner else operation)
     return _unique(found)
 

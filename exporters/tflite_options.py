@@ -1,8 +1,10 @@
 """How a ``.tflite`` file is to be: what users choose; imports no TensorFlow."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nbcompile.core.errors import UsageError
+from nbcompile.core.example import Inputs
 
 SCHEMES = ("int8", "int16x8", "dynamic", "float16", "float32")
 RANGES = ("minmax", "percentile", "mse")
@@ -86,3 +88,22 @@ def require_choice(option: str, value: str, known: tuple[str, ...]) -> None:
     """Raise UsageError if ``value`` is not one of ``known``."""
     if value not in known:
         raise UsageError(f"{option}='{value}' is not known; known are {', '.join(known)}")
+
+
+AS_IT_IS = "as it is"
+"""What was done to a network to which nothing was done."""
+
+CHECKED = 16
+"""Samples that files are checked on."""
+
+ENOUGH = 4 * CHECKED
+"""From so many samples on, those of the check do not calibrate: a file is judged by what it has not seen."""
+
+
+def held_out(samples: Sequence[Inputs]) -> tuple[list[Inputs], list[Inputs]]:
+    """The samples that calibrate, and those that the file is checked on, evenly chosen."""
+    every = -(-len(samples) // CHECKED) or 1
+    checked = list(samples[::every])
+    if len(samples) < ENOUGH:
+        return list(samples), checked
+    return [one for i, one in enumerate(samples) if i % every], checked

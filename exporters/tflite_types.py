@@ -25,11 +25,11 @@ class Port:
     def to_file(self, x: Tensor) -> np.ndarray:
         """``x`` in torch layout, as the file takes it: float32, contiguous (integers stay integers)."""
         x = x.detach().movedim(1, -1) if self.channels_last else x.detach()
-        return np.ascontiguousarray((x.float() if x.is_floating_point() else x).numpy())
+        return (x.float() if x.is_floating_point() else x).contiguous().numpy()
 
     def to_torch(self, y: np.ndarray) -> Tensor:
         """``y`` of the file, in torch layout."""
-        x = torch.from_numpy(np.ascontiguousarray(y))
+        x = torch.from_numpy(np.asarray(y, order="C"))
         return x.movedim(-1, 1) if self.channels_last else x
 
 

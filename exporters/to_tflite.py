@@ -21,17 +21,13 @@ from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs
 from nbcompile.core.files import atomic, check_target
 from nbcompile.exporters.base import ExportResult
-from nbcompile.exporters.micro_boards import why_over_budget
-from nbcompile.exporters.micro_code import sources
-from nbcompile.exporters.micro_resolver import check_ops
-from nbcompile.exporters.raspberrypi import benchmark_script
-from nbcompile.exporters.tflite_arena import Arena, measured, modelled
+from nbcompile.exporters.tflite_arena import Arena, measured
+from nbcompile.exporters.tflite_beside import files_beside, names_beside
 from nbcompile.exporters.tflite_build import Built, Data, Variants, build, lowered, with_corrected_bias
-from nbcompile.exporters.tflite_check import Agreement, compared
-from nbcompile.exporters.tflite_file import read
-from nbcompile.exporters.tflite_kernels import kernel_differences
-from nbcompile.exporters.tflite_layers import LayerError, by_layer
-from nbcompile.exporters.tflite_options import INTERPRETERS, LEAST_SQNR, Limits, Recipe
+from nbcompile.exporters.tflite_check import Agreement
+from nbcompile.exporters.tflite_layers import LayerError
+from nbcompile.exporters.tflite_options import AS_IT_IS, LEAST_SQNR, Limits, Recipe
+from nbcompile.exporters.tflite_proof import agreements, arena_needed, layer_errors, require_limits
 
 INT8, ANY = Recipe(), Limits()
 
@@ -105,8 +101,10 @@ def export(
     *,
     reference: nn.Module | None = None,
     samples: Sequence[Inputs] = (),
+    checked: Sequence[Inputs] = (),
     recipe: Recipe = INT8,
     micro: bool = False,
+    how: str = AS_IT_IS,
     variants: Variants | None = None,
     correct_bias: str = "auto",
     limits: Limits = ANY,
@@ -120,9 +118,11 @@ def export(
         inputs: example, batch first; the file takes one sample at a time.
         path: the output file; with ``micro`` ``STEM.h``, ``STEM.cc``, ``STEM_ops.h`` and ``STEM_main.cc`` beside it.
         reference: the model whose outputs the file must give; None: ``graph`` itself.
-        samples: the calibration set, at batch 1; the check runs some of it, or random inputs where it is empty.
+        samples: they calibrate, at batch 1; may be empty where ``recipe`` needs none.
+        checked: samples of the check; random ones where there are none.
         recipe: how numbers are stored.
         micro: whether TFLite Micro is to run it.
+        how: what was done to ``graph``, in words.
         variants: other graphs of the same function, by what was done to them; taken if they raise the SQNR.
         correct_bias: ``auto``: if it raises the SQNR; ``always`` or ``never``.
         limits: that the file must keep.
@@ -135,76 +135,54 @@ def export(
     """
     started = time.perf_counter()
     reference = graph if reference is None else reference
-    for file in (path, *(path.with_name(name) for name in _companions(path.stem, micro, recipe))):
+    for file in (path, *names_beside(path, micro, recipe.scheme)):
         check_target(file)
-    data = Data.of(reference, inputs, samples)
+    data = Data.of(reference, inputs, samples, checked)
     try:
-        tried = _tried(graph, inputs, data, recipe, micro, variants or {}, correct_bias)
+        tried = _tried({how: graph, **(variants or {})}, inputs, data, recipe, micro, correct_bias)
     except ExportError:
         if reference is not graph:  # the user's own code has places to name; the deploy form has lost them
             lowered(reference, inputs, micro)
         raise
     chosen = _best(tried, correct_bias)
-    agreements, unrun = _agreements(chosen, data, micro)
-    arena, modelled_only = _arena(chosen, micro)
+    found, unrun = agreements(chosen, data, micro)
+    arena, modelled_only = arena_needed(chosen, micro)
     least = LEAST_SQNR[recipe.scheme] if limits.sqnr is None else limits.sqnr
-    _require(path, agreements, arena, least, limits)
-    written = {path: chosen.content} | _companion_files(chosen, path, arena, micro, recipe, prepared)
+    require_limits(path, found, arena, least, limits, micro)
+    beside, kept = files_beside(chosen, path, arena, micro, recipe.scheme, prepared)
     with ExitStack() as stack:
-        for file, content in written.items():
+        for file, content in {path: chosen.content, **beside}.items():
             stack.enter_context(atomic(file)).write_bytes(content)
     return TfliteResult(
         path=path,
         format="tflite",
         bytes=len(chosen.content),
-        error=max(10 ** (-one.sqnr / 20) for one in agreements),
+        error=max(10 ** (-one.sqnr / 20) for one in found),
         tolerance=10 ** (-least / 20),
         versions=_versions(),
-        notes=(*notes, *chosen.notes, *unrun, *modelled_only, *_said(chosen)),
+        notes=(*notes, *chosen.notes, *unrun, *modelled_only, *kept, *_said(chosen)),
         seconds=time.perf_counter() - started,
         recipe=recipe,
         micro=micro,
-        agreements=agreements,
-        layers=_layers(chosen, data, recipe),
+        agreements=found,
+        layers=layer_errors(chosen, data, recipe),
         arena=arena,
         limits=limits,
         tried=tuple(Trial(one.how, one.sqnr, one.float_sqnr) for one in tried),
         chosen=chosen.how,
-        companions=tuple(written)[1:],
+        companions=tuple(beside),
     )
 
 
-def _companions(stem: str, micro: bool, recipe: Recipe) -> tuple[str, ...]:
-    if micro:
-        return (f"{stem}.h", f"{stem}.cc", f"{stem}_ops.h", f"{stem}_main.cc")
-    return () if recipe.scheme == "float32" else (f"{stem}_float32.tflite", f"{stem}_benchmark.py")
-
-
-def _companion_files(
-    built: Built, path: Path, arena: Arena, micro: bool, recipe: Recipe, prepared: str
-) -> dict[Path, bytes]:
-    """What is written beside the file: a microcontroller's sources, or what tells on a Raspberry Pi which is faster."""
-    names = _companions(path.stem, micro, recipe)
-    if micro:
-        texts = sources(built.content, path.stem, arena.needed or arena.head, [prepared] if prepared else [])
-    elif names:
-        whole, script = names
-        texts = {script: benchmark_script({path.name: built.content, whole: built.model.content})}
-        return {path.with_name(whole): built.model.content, path.with_name(script): texts[script].encode()}
-    else:
-        texts = {}
-    return {path.with_name(name): texts[name].encode() for name in names}
-
-
-def _tried(
-    graph: nn.Module, inputs: Inputs, data: Data, recipe: Recipe, micro: bool, variants: Variants, correct_bias: str
-) -> list[Built]:
-    """The network as it is, the variants, and the best of them with corrected biases."""
-    tried = [build(graph, inputs, data, recipe, micro=micro)]
-    if recipe.calibrated:
-        tried += [build(other, inputs, data, recipe, micro=micro, how=how) for how, other in variants.items()]
-        if correct_bias != "never":
-            tried.append(with_corrected_bias(_best(tried, "auto"), data))
+def _tried(graphs: Variants, inputs: Inputs, data: Data, recipe: Recipe, micro: bool, correct_bias: str) -> list[Built]:
+    """Every graph; then the best of them with corrected biases. Only where activations are integers it matters."""
+    tried = []
+    for how, graph in graphs.items():
+        tried.append(build(graph, inputs, data, recipe, micro=micro, how=how))
+        if not recipe.calibrated:
+            return tried
+    if correct_bias != "never":
+        tried.append(with_corrected_bias(_best(tried, "auto"), data))
     return tried
 
 
@@ -217,65 +195,6 @@ def _best(tried: Sequence[Built], correct_bias: str) -> Built:
         if other.sqnr > best.sqnr + WORTH:
             best = other
     return best
-
-
-def _agreements(built: Built, data: Data, micro: bool) -> tuple[tuple[Agreement, ...], list[str]]:
-    """With PyTorch, in each interpreter that can run the file; why one cannot is a note, or an error if it has to."""
-    given, expected = data.given(built.model), data.expected(built.model)
-    found, notes = [], []
-    for kernels, name in INTERPRETERS.items():
-        try:
-            if kernels == "micro":
-                check_ops(read(built.content))
-            found.append(compared(built.content, given, expected, kernels=kernels))
-        except ExportError as error:
-            if kernels == "xnnpack" or (kernels == "micro" and micro):
-                raise
-            notes.append(f"not run in {name}: {error}")
-    if micro:
-        rows = kernel_differences(built.content, given[:1], layers=built.model.layers)
-        notes += [
-            f"'{row.layer}' differs by more than 1 LSB between LiteRT and TFLite Micro"
-            for row in rows
-            if not row.inside
-        ]
-    return tuple(found), notes
-
-
-def _arena(built: Built, micro: bool) -> tuple[Arena, list[str]]:
-    """As TFLite Micro measures it, or else by our model of its planner."""
-    try:
-        check_ops(read(built.content))
-        return measured(built.content, built.model.layers), []
-    except ExportError:
-        if micro:
-            raise
-        return modelled(built.content, built.model.layers), ["its arena is by our model of TFLite Micro's planner"]
-
-
-def _require(path: Path, agreements: Sequence[Agreement], arena: Arena, least: float, limits: Limits) -> None:
-    """Raise ExportError if a limit is not kept."""
-    for one in agreements:
-        if one.kernels == "reference":  # no device runs them, and some are wrong: int8 SUM is
-            continue
-        if not one.sqnr >= least:
-            raise ExportError(
-                f"{path}: in {INTERPRETERS[one.kernels]} the outputs have {one.sqnr:.1f} dB of signal over noise "
-                f"against PyTorch's, and {least:.1f} dB are asked for; no file was kept. Calibrate on more images, "
-                f"try quantize='int16x8' or float_layers=…, or allow less with min_sqnr"
-            )
-        if limits.agreement is not None and one.top1 is not None and not one.top1 >= limits.agreement:
-            raise ExportError(
-                f"{path}: in {INTERPRETERS[one.kernels]} {one.top1:.1%} of the samples have PyTorch's largest output, "
-                f"and {limits.agreement:.1%} are asked for; no file was kept"
-            )
-    over = why_over_budget(arena.needed or arena.head, arena.flash, limits.sram, limits.flash)
-    if over:
-        raise ExportError(f"{path}: {over}; no file was kept")
-
-
-def _layers(built: Built, data: Data, recipe: Recipe) -> tuple[LayerError, ...]:
-    return tuple(by_layer(built.model, built.content, data.given(built.model))) if recipe.calibrated else ()
 
 
 def _said(built: Built) -> list[str]:
@@ -294,7 +213,7 @@ def arena_of(graph: nn.Module, inputs: Inputs, samples: Sequence[Inputs], recipe
     Raises:
         ExportError: as :func:`export`.
     """
-    content = build(graph, inputs, Data.of(graph, inputs, samples[:1]), recipe, micro=True).content
+    content = build(graph, inputs, Data.of(graph, inputs, samples[:1], samples[:1]), recipe, micro=True).content
     arena = measured(content)
     return arena.needed or arena.head
 

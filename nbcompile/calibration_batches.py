@@ -51,7 +51,7 @@ def _items(batch: Any, inputs: Inputs, notes: list[str]) -> tuple[Tensor, ...]:
         note = f"calibration batches have {len(items)} items: the {taken} taken, the rest (labels) left"
         if note not in notes:
             notes.append(note)
-    found = tuple(torch.from_numpy(x) if isinstance(x, np.ndarray) else x for x in items[: len(inputs)])
+    found = tuple(_tensor(x) if isinstance(x, np.ndarray) else x for x in items[: len(inputs)])
     if len(found) < len(inputs) or not all(isinstance(x, Tensor) for x in found):
         kinds = ", ".join(type(x).__name__ for x in found) or "nothing"
         raise UsageError(
@@ -66,6 +66,18 @@ def _items(batch: Any, inputs: Inputs, notes: list[str]) -> tuple[Tensor, ...]:
     if len({len(x) for x in found}) > 1:
         raise UsageError(f"the inputs of a calibration batch have {', '.join(str(len(x)) for x in found)} samples")
     return found
+
+
+def _tensor(x: np.ndarray) -> Tensor:
+    """An array as a tensor; copied where PyTorch cannot share its memory: flipped, read-only or of other byte order.
+
+    Raises:
+        UsageError: if it holds no numbers.
+    """
+    try:
+        return torch.from_numpy(np.require(x, x.dtype.newbyteorder("="), ["C", "W"]))
+    except TypeError as error:
+        raise UsageError(f"calibration data holds {x.dtype}, not numbers: give arrays of numbers") from error
 
 
 def _misfit(x: Tensor, example: Tensor) -> str | None:

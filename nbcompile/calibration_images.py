@@ -74,11 +74,32 @@ def _recorded(preprocessing: Mapping[str, Any], channels: int) -> tuple[float, T
             f"{', '.join(missing)} is not known. `nbcompile train` records it; else give "
             f"preprocessing={{'scale': 1 / 255, 'mean': [...], 'std': [...]}}, or an .npz of inputs that are ready"
         )
-    mean, std = (torch.tensor(preprocessing[key], dtype=torch.float32).reshape(-1, 1, 1) for key in ("mean", "std"))
-    for key, values in (("mean", mean), ("std", std)):
-        if len(values) not in (1, channels):
-            raise UsageError(f"preprocessing: {key} has {len(values)} values, the network takes {channels} channels")
-    return float(preprocessing["scale"]), mean, std
+    found = {key: _numbers(key, preprocessing[key]) for key in ("scale", "mean", "std", "crop") if key in preprocessing}
+    for key, values in found.items():
+        wanted = (1,) if key in ("scale", "crop") else (1, channels)
+        if len(values) not in wanted:
+            takes = "it is one number" if wanted == (1,) else f"the network takes {channels} channels"
+            raise UsageError(f"preprocessing: {key} has {len(values)} values, {takes}")
+        if key != "mean" and not bool((values > 0).all()):
+            raise UsageError(f"preprocessing: {key}={preprocessing[key]!r} is not above 0")
+    if "crop" in found and found["crop"].item() > 1:
+        raise UsageError(f"preprocessing: crop={preprocessing['crop']!r} is above 1, the whole of the shorter side")
+    return float(found["scale"]), found["mean"].reshape(-1, 1, 1), found["std"].reshape(-1, 1, 1)
+
+
+def _numbers(key: str, value: Any) -> Tensor:
+    """One number, or several, of ``preprocessing``.
+
+    Raises:
+        UsageError: if ``value`` is something else.
+    """
+    try:
+        found = torch.as_tensor(value, dtype=torch.float32).reshape(-1)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"preprocessing: {key}={value!r} is no number, and no list of numbers") from error
+    if not bool(found.isfinite().all()):
+        raise UsageError(f"preprocessing: {key}={value!r} is not finite")
+    return found
 
 
 def _opened(path: Path, mode: str) -> Any:

@@ -29,7 +29,7 @@ from nbcompile.deployment import deploy
 from nbcompile.exporters import tflite
 from nbcompile.exporters.base import ExportResult
 from nbcompile.exporters.micro_boards import board as board_of
-from nbcompile.exporters.tflite_options import Limits, Recipe, require_choice
+from nbcompile.exporters.tflite_options import AS_IT_IS, Limits, Recipe, held_out, require_choice
 from nbcompile.fitting import fit
 from nbcompile.passes import AbsorbBias, Equalise, EvenPadding, SplitChannels
 
@@ -37,6 +37,7 @@ log = logging.getLogger("nbcompile")
 
 TARGETS = ("raspberrypi", "mcu")
 CHOICES = ("auto", "always", "never")
+EQUALISED = "equalised"
 
 
 def export_tflite(
@@ -51,7 +52,7 @@ def export_tflite(
     ranges: str = "minmax",
     per_channel: bool = True,
     dense_per_channel: bool = True,
-    float_layers: Sequence[str] = (),
+    float_layers: str | Sequence[str] = (),
     equalize: str = "auto",
     correct_bias: str = "auto",
     board: str | None = None,
@@ -74,7 +75,7 @@ def export_tflite(
         ranges: one of `tflite_options.RANGES`: how ranges are taken from the calibration set.
         per_channel: whether convolutions have a scale per output channel.
         dense_per_channel: the same of linear layers.
-        float_layers: names and globs of layers that stay float32.
+        float_layers: names and globs of layers that stay float32; one by itself, or several.
         equalize: cross-layer equalisation: ``auto`` (where it raises the SQNR), ``always`` or ``never``.
         correct_bias: of biases, the same.
         board: gives the budgets that ``sram`` and ``flash`` do not.
@@ -89,7 +90,7 @@ def export_tflite(
         PreconditionError: if the calibration set gives values that are not finite.
         ExportError: if the format or the target cannot express the model, or a limit or budget cannot be kept.
     """
-    recipe = Recipe(quantize, io, ranges, per_channel, dense_per_channel, tuple(float_layers))
+    recipe = Recipe(quantize, io, ranges, per_channel, dense_per_channel, _names(float_layers))
     require_choice("target", target, TARGETS)
     require_choice("equalize", equalize, CHOICES)
     require_choice("correct_bias", correct_bias, CHOICES)
@@ -101,29 +102,32 @@ def export_tflite(
     limits = _limits(board, sram, flash, min_sqnr, min_agreement)
     inputs = each(lambda x: x[:1] if x.ndim else x, inputs)
     origin = origin_of(model)
-    given = preprocessing if preprocessing is not None else origin.preprocessing if origin else {}
+    given = _mapping(preprocessing) if preprocessing is not None else origin.preprocessing if origin else {}
     data = calibration_of(calibration, inputs, given) if calibration is not None else Calibration((), ())
     if recipe.calibrated and calibration is None:
         raise UsageError(
             f"quantize='{quantize}' needs a calibration set, some 100 images as the network will see them: "
             "--calibration FOLDER (calibration=… in Python); quantize='float32' needs none"
         )
-    job = _Job(inputs, data.samples, recipe, micro, limits)
+    samples, checked = held_out(data.samples)
+    job = _Job(inputs, samples, recipe, micro, limits)
     graph = deploy(model, inputs)
     notes = list(data.notes)
     for note in notes:
         log.warning("%s", note)
-    plain = job.fitted(graph, notes)
-    executed = cost(plain, inputs).macs
-    variants = {} if equalize == "never" or not recipe.calibrated else job.equalised(graph, notes)
-    if equalize == "always" and variants:
-        plain, variants = next(iter(variants.values())), {}
+    graphs = {AS_IT_IS: job.fitted(graph, notes)}
+    if recipe.calibrated and equalize != "never":
+        graphs |= job.equalised(graph, notes)
+    if equalize == "always" and EQUALISED in graphs:
+        graphs = {EQUALISED: graphs[EQUALISED]}
+    how, plain = next(iter(graphs.items()))
     result: ExportResult = tflite().export(
-        plain, inputs, path, reference=model, samples=data.samples, recipe=recipe, micro=micro,
-        variants=variants, correct_bias=correct_bias if recipe.calibrated else "never", limits=limits, notes=notes,
+        plain, inputs, path, reference=model, samples=samples, checked=checked, recipe=recipe, micro=micro, how=how,
+        variants=graphs, correct_bias=correct_bias if recipe.calibrated else "never", limits=limits, notes=notes,
         prepared=f"Inputs are images prepared so: {dict(given)}" if given else "",
     )  # fmt: skip
-    return replace(result, macs=cost(graph, inputs).macs, executed_macs=executed)  # type: ignore[call-arg]
+    macs = {"macs": cost(graph, inputs).macs, "executed_macs": cost(plain, inputs).macs}
+    return replace(result, **macs)  # type: ignore[arg-type]
 
 
 def _limits(
@@ -137,6 +141,17 @@ def _limits(
     if agreement is not None and not 0 <= agreement <= 1:
         raise UsageError(f"min_agreement={agreement} is not a share: give a number from 0 to 1, such as 0.99")
     return Limits(sqnr=sqnr, agreement=agreement, **given)
+
+
+def _names(given: str | Sequence[str]) -> tuple[str, ...]:
+    """One name by itself is no sequence of letters."""
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _mapping(preprocessing: Any) -> Mapping[str, Any]:
+    if not isinstance(preprocessing, Mapping):
+        raise UsageError(f"preprocessing={preprocessing!r} is no mapping: give {{'scale': …, 'mean': […], 'std': […]}}")
+    return preprocessing
 
 
 _UNITS = {"": 1, "K": 1024, "M": 1024**2}
@@ -196,7 +211,7 @@ class _Job:
         exact = _copied(graph)
         factors = Equalise(self.inputs)(exact)
         if factors.modified:
-            found["equalised"] = self.fitted(_copied(exact), notes)
+            found[EQUALISED] = self.fitted(_copied(exact), notes)
         clipped = _copied(graph)
         seen = channel_ranges(clipped, self.samples)
         if set(Equalise(self.inputs, seen)(clipped).rewritten) != set(factors.rewritten):

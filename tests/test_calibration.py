@@ -102,6 +102,38 @@ def test_images_that_cannot_be_used(tmp_path: Path) -> None:
         calibration(tmp_path / "some", INPUTS, GREY | {"scale": 1 / 16})
 
 
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"scale": "a"}, "preprocessing: scale='a' is no number, and no list of numbers"),
+        ({"scale": None}, "preprocessing: scale=None is no number, and no list of numbers"),
+        ({"mean": [0.5, [1]]}, "preprocessing: mean=[0.5, [1]] is no number, and no list of numbers"),
+        ({"mean": [float("nan")]}, "preprocessing: mean=[nan] is not finite"),
+        ({"std": [0.5, 0, 0.5]}, "preprocessing: std=[0.5, 0, 0.5] is not above 0"),
+        ({"scale": 0}, "preprocessing: scale=0 is not above 0"),
+        ({"scale": [1, 1, 1]}, "preprocessing: scale has 3 values, it is one number"),
+        ({"crop": 0}, "preprocessing: crop=0 is not above 0"),
+        ({"crop": 2}, "preprocessing: crop=2 is above 1, the whole of the shorter side"),
+        ({"crop": "a"}, "preprocessing: crop='a' is no number, and no list of numbers"),
+    ],
+)
+def test_preprocessing_that_makes_no_inputs(tmp_path: Path, wrong: dict[str, Any], sentence: str) -> None:
+    images(tmp_path, 1)
+    with pytest.raises(UsageError) as refused:
+        calibration(tmp_path, INPUTS, GREY | wrong)
+    assert str(refused.value) == sentence
+
+
+def test_arrays_whose_memory_pytorch_cannot_share() -> None:
+    x = np.random.default_rng(0).random((40, 3, 6, 6), np.float32)
+    fixed = x.copy()
+    fixed.flags.writeable = False
+    for given, expected in ((x[::-1], x[::-1].copy()), (x.astype(">f4"), x), (fixed, x)):
+        assert torch.equal(stacked(calibration([given], INPUTS)), torch.from_numpy(expected))
+    with pytest.raises(UsageError, match="calibration data holds <U1, not numbers: give arrays of numbers"):
+        calibration([np.array(["a"])], INPUTS)
+
+
 def test_npz(tmp_path: Path) -> None:
     x, y = np.random.default_rng(0).random((40, 3, 6, 6)), np.zeros((40, 5), np.int64)
     np.savez(tmp_path / "one.npz", images=x)

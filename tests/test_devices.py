@@ -14,7 +14,12 @@ from torch import Tensor, nn
 import nbcompile
 from nbcompile.core.errors import ExportError, UsageError
 from nbcompile.devices import size
+from nbcompile.exporters.tflite_arena import modelled
+from nbcompile.exporters.tflite_check import Agreement
 from nbcompile.exporters.tflite_file import read
+from nbcompile.exporters.tflite_lowering import float_model
+from nbcompile.exporters.tflite_options import Limits, held_out
+from nbcompile.exporters.tflite_proof import require_limits
 from nbcompile.exporters.tflite_runtime import run
 from nbcompile.report.data import plain
 from nbcompile.report.device_rows import device_of
@@ -23,6 +28,10 @@ from tests.exporters.small_networks import small, wide
 
 def ops(path: Path) -> Counter[str]:
     return Counter(op.name for op in read(path.read_bytes()).ops)
+
+
+def tflite_of(model: nn.Module) -> bytes:
+    return float_model(model, (torch.randn(1, 3, 16, 16),)).content
 
 
 def exported(path: Path, model: nn.Module, images: Tensor, **options: Any) -> Any:
@@ -75,6 +84,41 @@ def test_for_a_microcontroller(tmp_path: Path) -> None:
     assert result.executed_macs == result.macs + 8 * 8 * 8 * 3 * (16 - 9)
     assert result.arena.needed >= result.arena.head + result.arena.tail
     assert f"{result.arena.needed}" in (tmp_path / "tiny.h").read_text()
+
+
+def test_a_program_that_was_changed_is_kept(tmp_path: Path) -> None:
+    model, images = small()
+    program = tmp_path / "tiny_main.cc"
+    exported(tmp_path / "tiny.tflite", model, images, target="mcu")
+    program.write_text("mine")
+    result = exported(tmp_path / "tiny.tflite", model, images, target="mcu", io="float")
+    assert program.read_text() == "mine"
+    assert "tiny_main.cc was there and is kept as it is: delete it to get a new one" in result.notes
+    assert [path.name for path in result.companions] == ["tiny.h", "tiny.cc", "tiny_ops.h"]
+
+
+class Single(nn.Module):
+    """One number for a batch of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3, 2, 1), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x).relu().mean((2, 3))).squeeze()  # type: ignore[no-any-return]
+
+
+def test_an_output_without_dimensions(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, images = Single().eval(), torch.randn(40, 3, 8, 8)
+    exported(tmp_path / "one.tflite", model, images, target="mcu", correct_bias="always")
+    content = (tmp_path / "one.tflite").read_bytes()
+    with torch.no_grad():
+        expected = float(model(images[:1]))
+    for kernels in ("xnnpack", "micro"):
+        ((y,),) = run(content, [(images[:1].permute(0, 2, 3, 1).numpy(),)], kernels=kernels)
+        assert y.shape == ()
+        assert float(y) == pytest.approx(expected, abs=0.02)
 
 
 def test_odd_sizes_need_no_padding(tmp_path: Path) -> None:
@@ -132,22 +176,27 @@ def test_a_broken_limit_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_agreement_is_a_limit() -> None:
-    from nbcompile.exporters.tflite_check import Agreement
-    from nbcompile.exporters.tflite_options import Limits
-    from nbcompile.exporters.to_tflite import _require
-
-    class Small:
-        head, needed, flash = 1, 1, 1
-
-    one = Agreement("micro", 16, 30.0, 1.0, 0.1, 0.9)
-    _require(Path("x"), [one], Small(), 15.0, Limits(agreement=0.9))  # type: ignore[arg-type]
+def test_agreement_is_a_limit_in_the_interpreters_of_the_device() -> None:
+    arena = modelled(tflite_of(small()[0]))
+    limits = Limits(agreement=0.95)
+    low = {name: Agreement(name, 16, 30.0, 1.0, 0.1, 0.9) for name in ("xnnpack", "reference", "micro")}
+    require_limits(Path("x"), [low["reference"], low["micro"]], arena, 15.0, limits, micro=False)
+    require_limits(Path("x"), [low["micro"]], arena, 15.0, Limits(agreement=0.9), micro=True)
     with pytest.raises(
-        ExportError, match=r"x: in TFLite Micro 90.0% of the samples have PyTorch's largest output, and 95.0%"
+        ExportError, match=r"x: in TFLite Micro 90.0% of the samples have PyTorch's largest output, and"
     ):
-        _require(Path("x"), [one], Small(), 15.0, Limits(agreement=0.95))  # type: ignore[arg-type]
-    wrong = Agreement("reference", 16, 0.0, 90.0, 30.0, 0.1)  # no device runs these kernels
-    _require(Path("x"), [wrong], Small(), 15.0, Limits(agreement=0.95))  # type: ignore[arg-type]
+        require_limits(Path("x"), [low["micro"]], arena, 15.0, limits, micro=True)
+    with pytest.raises(ExportError, match=r"x: in LiteRT, XNNPACK 90.0% of the samples"):
+        require_limits(Path("x"), [low["xnnpack"]], arena, 15.0, limits, micro=False)
+
+
+@pytest.mark.parametrize(("count", "calibrating", "checking"), [(1, 1, 1), (16, 16, 16), (63, 63, 16), (64, 48, 16)])
+def test_many_samples_are_held_out(count: int, calibrating: int, checking: int) -> None:
+    samples = [(torch.tensor(i),) for i in range(count)]
+    calibrate, check = held_out(samples)
+    assert (len(calibrate), len(check)) == (calibrating, checking)
+    assert count < 64 or not {id(x) for x in check} & {id(x) for x in calibrate}
+    assert held_out([]) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -168,6 +217,7 @@ def test_agreement_is_a_limit() -> None:
             {"calibration": None},
             "quantize='int8' needs a calibration set, some 100 images as the network will see them",
         ),
+        ({"preprocessing": 5}, "preprocessing=5 is no mapping: give {'scale': …, 'mean': […], 'std': […]}"),
         ({"quality": 3}, "'quality' is not an option of .tflite files; they have calibration, target, quantize, io, "),
     ],
 )
@@ -228,6 +278,7 @@ def test_always_and_never(tmp_path: Path) -> None:
     equalised = exported(tmp_path / "equal.tflite", model, images, equalize="always")
     both = exported(tmp_path / "both.tflite", model, images, equalize="always", correct_bias="always")
     assert [len(result.tried) for result in (plain_file, equalised, both)] == [1, 1, 2]
+    assert [result.chosen for result in (plain_file, equalised)] == ["as it is", "equalised"]
     assert both.chosen == both.tried[-1].how
     assert (tmp_path / "plain.tflite").read_bytes() != (tmp_path / "equal.tflite").read_bytes()
     assert (tmp_path / "both.tflite").read_bytes() != (tmp_path / "equal.tflite").read_bytes()
@@ -237,6 +288,8 @@ def test_layers_kept_in_float_are_said(tmp_path: Path) -> None:
     model, images = small()
     result = exported(tmp_path / "tiny.tflite", model, images, float_layers=["11"])
     assert "in float32, not in integers: 11" in result.notes
+    alone = exported(tmp_path / "tiny.tflite", model, images, float_layers="11")
+    assert alone.recipe.float_layers == ("11",)
     with pytest.raises(UsageError, match="int16x8 cannot keep layers in float"):
         exported(tmp_path / "tiny.tflite", model, images, float_layers=["11"], quantize="int16x8")
     with pytest.raises(UsageError, match="int16x8 has weights per channel"):

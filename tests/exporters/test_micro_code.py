@@ -256,6 +256,13 @@ def test_bad_input() -> None:
         sources(b"", 'a"b', 5000)
 
 
+def test_the_header_is_included_by_its_name(content: bytes) -> None:
+    for stem in ("naïve", "two  spaces"):
+        texts = sources(content, stem, 5000)
+        assert f'#include "{stem}.h"\n' in texts[f"{stem}.cc"]
+        assert f'#include "{stem}_ops.h"\n' in texts[f"{stem}_main.cc"]
+
+
 @pytest.mark.parametrize(
     ("stem", "name"), [("tiny", "tiny"), ("2-net", "model_2_net"), ("a__b.c", "a_b_c"), ("é", "model"), ("_x_", "x")]
 )

@@ -156,6 +156,12 @@ def test_what_does_not_depend_on_the_input_is_a_constant() -> None:
     assert operators(model) == {"ADD": 1, "FULLY_CONNECTED": 1}
 
 
+def test_a_network_that_computes_nothing() -> None:
+    weight = torch.randn(1, 3)
+    for network in (Net(lambda m, x: weight), Net(lambda m, x: x), nn.Identity()):
+        assert lowered(network, torch.randn(1, 3, 5, 4))[1] == 0
+
+
 def test_half_precision_becomes_float32() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU()).half()
     x = torch.randn(1, 3, 7, 6)

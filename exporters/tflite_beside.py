@@ -1,0 +1,49 @@
+"""What is written beside a ``.tflite`` file: a microcontroller's sources, or what a Raspberry Pi needs to choose."""
+
+from pathlib import Path
+
+from nbcompile.exporters.micro_code import sources
+from nbcompile.exporters.raspberrypi import benchmark_script
+from nbcompile.exporters.tflite_arena import Arena
+from nbcompile.exporters.tflite_build import Built
+
+
+def names_beside(path: Path, micro: bool, scheme: str) -> tuple[Path, ...]:
+    """The files that `files_beside` gives, before they can be made."""
+    if micro:
+        endings: tuple[str, ...] = (".h", ".cc", "_ops.h", "_main.cc")
+    else:
+        endings = () if scheme == "float32" else ("_float32.tflite", "_benchmark.py")
+    return tuple(path.with_name(path.stem + ending) for ending in endings)
+
+
+def files_beside(
+    built: Built, path: Path, arena: Arena, micro: bool, scheme: str, prepared: str
+) -> tuple[dict[Path, bytes], list[str]]:
+    """What is written beside ``path``, and what the user should know of it.
+
+    The program to start from is the user's to change: one that is there and differs is kept.
+
+    Args:
+        built: the file.
+        path: of the file.
+        arena: what it needs.
+        micro: for TFLite Micro: ``STEM.h``, ``STEM.cc``, ``STEM_ops.h``, ``STEM_main.cc``; else, for schemes other than
+            float32, the float file and a script that times both.
+        scheme: one of `tflite_options.SCHEMES`.
+        prepared: how inputs are made of images, for the C++ header.
+    """
+    names = names_beside(path, micro, scheme)
+    if micro:
+        texts = sources(built.content, path.stem, arena.needed or arena.head, [prepared] if prepared else [])
+        files = {name: texts[name.name].encode() for name in names}
+        program = names[-1]
+        if not program.exists() or program.read_bytes() == files[program]:
+            return files, []
+        del files[program]
+        return files, [f"{program.name} was there and is kept as it is: delete it to get a new one"]
+    if not names:
+        return {}, []
+    whole, script = names
+    text = benchmark_script({path.name: built.content, whole.name: built.model.content})
+    return {whole: built.model.content, script: text.encode()}, []

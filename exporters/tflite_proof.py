@@ -1,0 +1,80 @@
+"""What is proved of a ``.tflite`` file before it is written: agreement with PyTorch, memory, limits."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nbcompile.core.errors import ExportError
+from nbcompile.exporters.micro_boards import why_over_budget
+from nbcompile.exporters.micro_resolver import check_ops
+from nbcompile.exporters.tflite_arena import Arena, measured, modelled
+from nbcompile.exporters.tflite_build import Built, Data
+from nbcompile.exporters.tflite_check import Agreement, compared
+from nbcompile.exporters.tflite_file import read
+from nbcompile.exporters.tflite_kernels import kernel_differences
+from nbcompile.exporters.tflite_layers import LayerError, by_layer
+from nbcompile.exporters.tflite_options import INTERPRETERS, Limits, Recipe
+
+
+def agreements(built: Built, data: Data, micro: bool) -> tuple[tuple[Agreement, ...], list[str]]:
+    """With PyTorch, in each interpreter that can run the file; why one cannot is a note, or an error if it has to."""
+    given, expected = data.given(built.model), data.expected(built.model)
+    found, notes = [], []
+    for kernels, name in INTERPRETERS.items():
+        try:
+            if kernels == "micro":
+                check_ops(read(built.content))
+            found.append(compared(built.content, given, expected, kernels=kernels))
+        except ExportError as error:
+            if kernels == "xnnpack" or (kernels == "micro" and micro):
+                raise
+            notes.append(f"not run in {name}: {error}")
+    if micro:
+        rows = kernel_differences(built.content, given[:1], layers=built.model.layers)
+        notes += [
+            f"'{row.layer}' differs by more than 1 LSB between LiteRT and TFLite Micro"
+            for row in rows
+            if not row.inside
+        ]
+    return tuple(found), notes
+
+
+def arena_needed(built: Built, micro: bool) -> tuple[Arena, list[str]]:
+    """As TFLite Micro measures it, or else by our model of its planner."""
+    try:
+        check_ops(read(built.content))
+        return measured(built.content, built.model.layers), []
+    except ExportError:
+        if micro:
+            raise
+        return modelled(built.content, built.model.layers), ["its arena is by our model of TFLite Micro's planner"]
+
+
+def require_limits(
+    path: Path, found: Sequence[Agreement], arena: Arena, least: float, limits: Limits, micro: bool
+) -> None:
+    """Raise ExportError if a limit is not kept, in an interpreter that the device runs.
+
+    Reference kernels judge nothing: no device runs them, and some are wrong (int8 SUM).
+    """
+    for one in found:
+        if one.kernels == "reference" or (one.kernels == "micro" and not micro):
+            continue
+        if not one.sqnr >= least:
+            raise ExportError(
+                f"{path}: in {INTERPRETERS[one.kernels]} the outputs have {one.sqnr:.1f} dB of signal over noise "
+                f"against PyTorch's, and {least:.1f} dB are asked for; no file was kept. Calibrate on more images, "
+                f"try quantize='int16x8' or float_layers=…, or allow less with min_sqnr"
+            )
+        if limits.agreement is not None and one.top1 is not None and not one.top1 >= limits.agreement:
+            raise ExportError(
+                f"{path}: in {INTERPRETERS[one.kernels]} {one.top1:.1%} of the samples have PyTorch's largest output, "
+                f"and {limits.agreement:.1%} are asked for; no file was kept"
+            )
+    over = why_over_budget(arena.needed or arena.head, arena.flash, limits.sram, limits.flash)
+    if over:
+        raise ExportError(f"{path}: {over}; no file was kept")
+
+
+def layer_errors(built: Built, data: Data, recipe: Recipe) -> tuple[LayerError, ...]:
+    """Layer by layer, of a file whose activations are integers."""
+    return tuple(by_layer(built.model, built.content, data.given(built.model))) if recipe.calibrated else ()
