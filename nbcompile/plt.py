@@ -1,6 +1,7 @@
 """PLT, progressive linearisation tuning: the slopes of a giant's blocks from 0 to 1, step by step."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +9,12 @@ from torch import nn
 
 from nbcompile.core.blocks import Expanded, sites
 from nbcompile.core.errors import PreconditionError, UsageError
+
+SHAPES: dict[str, Callable[[float], float]] = {
+    "linear": lambda t: t,
+    "cosine": lambda t: 0.5 - 0.5 * math.cos(math.pi * t),
+}
+"""The slope over the share of the ramp that is behind; from 0 at 0 to exactly 1 at 1."""
 
 
 class PLT:
@@ -22,20 +29,26 @@ class PLT:
         steps: length of the ramp, in optimiser steps, >= 1.
         start: optimiser steps before the ramp, >= 0.
         also: copies of the giant (EMA) whose slopes are *set* to the same values, never averaged.
+        shape: ``linear``, as in the paper, or ``cosine``, slow at both ends. It is not saved with the giant.
 
     Raises:
-        UsageError: if the numbers do not fit, or the giant stands in the middle of another ramp.
+        UsageError: if the numbers do not fit, the shape is not known, or the giant stands in the middle of another ramp.
         PreconditionError: if ``giant`` or one of ``also`` has no expansion blocks.
 
     Source: NetBooster (arXiv 2306.13586) sec. 3.4: raised uniformly in each iteration.
     """
 
-    def __init__(self, giant: nn.Module, steps: int, start: int = 0, also: Sequence[nn.Module] = ()) -> None:
+    def __init__(
+        self, giant: nn.Module, steps: int, start: int = 0, also: Sequence[nn.Module] = (), shape: str = "linear"
+    ) -> None:
         for name, value, least in (("steps", steps, 1), ("start", start, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UsageError(f"PLT: {name}={value!r} must be a whole number of optimiser steps, at least {least}")
+        if shape not in SHAPES:
+            raise UsageError(f"PLT: shape='{shape}' is not known; known are {', '.join(SHAPES)}")
         self.steps = steps
         self.start = start
+        self._shape = SHAPES[shape]
         self._blocks = [block for model in (giant, *also) for block in _blocks(model)]
         self._first = self._blocks[0]
         self._step = 0
@@ -79,7 +92,7 @@ class PLT:
         self._apply()
 
     def _slope(self) -> float:
-        return min(max((self._step - self.start) / self.steps, 0.0), 1.0)
+        return self._shape(min(max((self._step - self.start) / self.steps, 0.0), 1.0))
 
     @torch.no_grad()
     def _apply(self) -> None:

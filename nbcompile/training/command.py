@@ -10,7 +10,7 @@ from torch import nn
 from nbcompile.checkpoint import check_output, is_file
 from nbcompile.commands import open_network
 from nbcompile.core.example import origin_of
-from nbcompile.training.config import TrainConfig
+from nbcompile.training.config import SELF, TrainConfig
 from nbcompile.training.data import seed_everything
 from nbcompile.training.engine import is_main_process
 from nbcompile.training.loop import train
@@ -54,8 +54,18 @@ def run(
     check_output(output)
     seed_everything(config.seed)  # the initial weights
     network = _network(source, model, input_shape)
+    teacher = _teacher(config, input_shape)
     with nullcontext() if quiet or not is_main_process() else Display() as display:
-        return train(network, config, output, run_dir, resume, on_event=display)
+        return train(network, config, output, run_dir, resume, on_event=display, teacher=teacher)
+
+
+def _teacher(config: TrainConfig, input_shape: str | None) -> nn.Module | None:
+    """The foreign teacher that the config names."""
+    if config.teacher is None or config.teacher == SELF:
+        return None
+    if not is_file(config.teacher) and is_main_process():
+        log.warning("%s: the teacher is a MODEL without weights, it has learnt nothing yet", config.teacher)
+    return _network(config.teacher, config.teacher_model, input_shape)
 
 
 def _network(source: str, model: str | None, input_shape: str | None) -> nn.Module:

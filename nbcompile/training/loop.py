@@ -1,5 +1,6 @@
 """The one loop that all methods share."""
 
+import copy
 import math
 import time
 from pathlib import Path
@@ -8,10 +9,10 @@ import torch
 from torch import nn
 
 from nbcompile.checkpoint import check_output, save
-from nbcompile.core.errors import NBCompileError
+from nbcompile.core.errors import NBCompileError, UsageError
 from nbcompile.core.example import origin_of
 from nbcompile.training.check import check_fits
-from nbcompile.training.config import TrainConfig
+from nbcompile.training.config import SELF, TrainConfig
 from nbcompile.training.data import Data, load_data, seed_everything
 from nbcompile.training.engine import start
 from nbcompile.training.measure import accuracy, averaged
@@ -27,6 +28,7 @@ def train(
     run_dir: str | Path | None = None,
     resume: bool = False,
     on_event: Listener | None = None,
+    teacher: nn.Module | None = None,
 ) -> TrainResult:
     """Train a copy of ``model`` by the reference recipe and write the trained file.
 
@@ -40,6 +42,7 @@ def train(
         resume: go on from the run folder's checkpoint, if there is one. On the CPU the numbers are those of
             a run that was never stopped, to the bit.
         on_event: told what happens, on the first process only.
+        teacher: for a method that distils, unless ``config.teacher`` is ``self``; one logit per class.
 
     Returns:
         The history, the accuracies, and the trained network.
@@ -57,7 +60,9 @@ def train(
     data = load_data(config, _input_side(model))
     check_fits(model, data)
     tell = on_event if on_event is not None and fabric.is_global_zero else _tell_nobody
-    session = set_up(fabric, config, model, data, folder, checkpoint, tell)
+    if teacher is not None:
+        check_fits(teacher, data)
+    session = set_up(fabric, config, model, data, folder, checkpoint, tell, _frozen(teacher, config))
     fabric.barrier()  # every process has read the folder before the first one writes to it
     if fabric.is_global_zero:
         folder.begin(config, session.history)
@@ -80,6 +85,7 @@ def train(
 def _run_epoch(session: Session, epoch: int) -> None:
     """Train, measure, write the checkpoint."""
     began = time.perf_counter()
+    session.advance(epoch)
     seed_everything(session.config.seed, epoch, session.fabric.global_rank)
     loss, train_accuracy = _train_epoch(session, epoch)
     record = Epoch(
@@ -106,8 +112,9 @@ def _train_epoch(session: Session, epoch: int) -> tuple[float, float]:
     for images, labels in session.train.epoch(epoch):
         lr = session.schedule.lr(session.step)
         for group in session.optimizer.param_groups:
-            group["lr"] = lr
-        loss, logits = session.method.loss(session.model, images, labels)
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+        with session.fabric.autocast():
+            loss, logits = session.method.loss(session.model, images, labels)
         (value,) = averaged(session.fabric, loss.item())
         if not math.isfinite(value):  # on every process at once: none is left waiting for the others
             raise NBCompileError(_diverged(session, value, lr))
@@ -157,6 +164,20 @@ def _finish(session: Session, data: Data, output: Path) -> TrainResult:
     )
     session.tell(result)
     return result
+
+
+def _frozen(teacher: nn.Module | None, config: TrainConfig) -> nn.Module | None:
+    """A copy of ``teacher`` that answers and does not learn.
+
+    Raises:
+        UsageError: if the method needs one and there is none, or has no use for it.
+    """
+    foreign = config.distils and config.teacher != SELF
+    if foreign == (teacher is None):
+        raise UsageError(
+            f"method '{config.method}' needs teacher=, a network" if foreign else "teacher= goes with a foreign teacher"
+        )
+    return None if teacher is None else copy.deepcopy(teacher).eval().requires_grad_(False)
 
 
 def _diverged(session: Session, loss: float, lr: float) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 from torch.optim import SGD
 
@@ -16,7 +15,7 @@ from nbcompile.training.data import BatchOrder, Data, Images, Loader, seed_every
 from nbcompile.training.methods import METHODS, Method
 from nbcompile.training.records import Epoch, Event
 from nbcompile.training.runs import RunFolder
-from nbcompile.training.schedule import WarmupCosine, parameter_groups
+from nbcompile.training.schedule import WarmupCosine
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -58,6 +57,14 @@ class Session:
     history: list[Epoch]
     step: int
 
+    def advance(self, epoch: int) -> None:
+        """Train what the method trains in ``epoch``: with a fresh optimiser, where that is another network."""
+        changed = _advanced(self.method, self.bare, epoch)
+        if changed is not self.bare:
+            self.bare = changed
+            self.model, self.optimizer = self.fabric.setup(changed, _optimizer(self.method, changed))
+        self.method.attach(self.bare, epoch)
+
     def state_dict(self) -> dict[str, Any]:
         """What ``set_up`` needs to go on from here."""
         return {
@@ -78,32 +85,30 @@ def set_up(
     folder: RunFolder,
     checkpoint: dict[str, Any] | None,
     tell: Listener,
+    teacher: nn.Module | None = None,
 ) -> Session:
     """A session on a copy of ``model``, after the last epoch of ``checkpoint`` if there is one.
 
     Raises:
         UsageError: if the training set is smaller than a batch, or the checkpoint holds another network.
     """
-    seed_everything(config.seed)  # the initial weights of what the method adds
     train, val = loader(fabric, config, data.train, shuffle=True), loader(fabric, config, data.val)
     steps = len(train)
     if steps == 0:
         raise UsageError(f"batch_size {config.batch_size} is more than the {len(data.train)} images to train on")
-    method = METHODS[config.method](config, steps)
-    bare = method.prepare(_copied(model, data), torch.zeros(1, *data.shape)).train()
-    optimizer = SGD(
-        parameter_groups(bare, config.weight_decay),
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=config.momentum > 0,
-    )
+    history = [Epoch(**epoch) for epoch in checkpoint["history"]] if checkpoint is not None else []
+    method = METHODS[config.method](config, steps, teacher)
+    bare = method.prepare(_copied(model, data))
+    for epoch in range(max(1, len(history))):
+        bare = _advanced(method, bare, epoch)
+        method.attach(bare, epoch)
     if checkpoint is not None:
         _load_weights(bare, checkpoint, folder)
         method.load_state_dict(checkpoint["method"])
+    optimizer = _optimizer(method, bare)
     wrapped, optimizer = fabric.setup(bare, optimizer)
     if checkpoint is not None:
         optimizer.load_state_dict(checkpoint["optimizer"])
-    history = [Epoch(**epoch) for epoch in checkpoint["history"]] if checkpoint is not None else []
     return Session(
         fabric=fabric,
         config=config,
@@ -111,13 +116,33 @@ def set_up(
         model=wrapped,
         bare=bare,
         optimizer=optimizer,
-        schedule=WarmupCosine(peak=config.lr, warmup=round(config.warmup * steps), steps=config.epochs * steps),
+        schedule=_schedule(config, steps),
         train=train,
         val=val,
         tell=tell,
         folder=folder,
         history=history,
         step=len(history) * steps,
+    )
+
+
+def _advanced(method: Method, model: nn.Module, epoch: int) -> nn.Module:
+    seed_everything(method.config.seed, epoch)  # on all processes alike: the method may add layers
+    return method.advance(model, epoch)
+
+
+def _optimizer(method: Method, model: nn.Module) -> SGD:
+    c = method.config
+    return SGD(method.parameter_groups(model), lr=c.lr, momentum=c.momentum, nesterov=c.momentum > 0)
+
+
+def _schedule(config: TrainConfig, steps: int) -> WarmupCosine:
+    """Of the learning rate, for epochs of ``steps`` optimiser steps."""
+    return WarmupCosine(
+        peak=config.lr,
+        warmup=round(config.warmup * steps),
+        steps=config.epochs * steps,
+        restarts=[epoch * steps for epoch in config.restarts],
     )
 
 

@@ -5,8 +5,8 @@ import pytest
 
 from nbcompile import UsageError
 from nbcompile.training import TrainConfig
-from nbcompile.training.config import METHOD_NAMES
 from nbcompile.training.methods import METHODS
+from nbcompile.training.rules import CHOICES
 
 
 def test_json_form_is_a_round_trip() -> None:
@@ -15,33 +15,67 @@ def test_json_form_is_a_round_trip() -> None:
 
 
 def test_every_method_is_in_the_table() -> None:
-    assert tuple(METHODS) == METHOD_NAMES
+    assert tuple(METHODS) == CHOICES["method"]
 
 
 @pytest.mark.parametrize(
-    ("options", "ramp"),
+    ("options", "phases"),
     [
-        ({"epochs": 60}, (30, 6)),
-        ({"epochs": 310, "giant_epochs": 160}, (160, 30)),
-        ({"epochs": 10, "giant_epochs": 0}, (0, 2)),
-        ({"epochs": 3, "warmup_epochs": 0}, (1, 1)),
-        ({"epochs": 10, "giant_epochs": 4, "plt_epochs": 6}, (4, 6)),
+        ({"epochs": 60}, (0, 30, 36)),
+        ({"epochs": 310, "giant_epochs": 160}, (0, 160, 190)),
+        ({"epochs": 10, "giant_epochs": 0}, (0, 0, 2)),
+        ({"epochs": 3, "warmup_epochs": 0}, (0, 1, 2)),
+        ({"epochs": 10, "giant_epochs": 4, "plt_epochs": 6}, (0, 4, 10)),
+        ({"epochs": 10, "giant_epochs": 4, "plt_epochs": 0}, (0, 4, 4)),
+        ({"epochs": 50, "plain_epochs": 25}, (25, 37, 40)),
+        ({"epochs": 50, "plain_epochs": 25, "giant_epochs": 0, "plt_epochs": 25}, (25, 25, 50)),
     ],
 )
-def test_ramp(options: dict[str, Any], ramp: tuple[int, int]) -> None:
-    assert TrainConfig(**options).ramp == ramp
+def test_phases(options: dict[str, Any], phases: tuple[int, int, int]) -> None:
+    assert TrainConfig(**options).phases == phases
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"method": "magic"}, "method must be one of vanilla, netbooster, not 'magic'"),
+        ({"method": "magic"}, "method must be one of vanilla, netbooster, kd, netbooster\\+kd, not 'magic'"),
         ({"precision": "8"}, "precision must be one of 32-true, bf16-mixed, not '8'"),
         ({"epochs": 0}, "epochs must be > 0, not 0"),
         ({"batch_size": -1}, "batch_size must be > 0, not -1"),
         ({"lr": float("nan")}, "lr must be > 0, not nan"),
         ({"input_size": 0}, "input_size must be > 0, not 0"),
-        ({"plt_epochs": 0}, "plt_epochs must be > 0, not 0"),
+        ({"plt_epochs": -1}, "plt_epochs must be >= 0, not -1"),
+        ({"decay": "sudden"}, "decay must be one of linear, cosine, not 'sudden'"),
+        ({"contract_at": "noon"}, "contract_at must be one of end, decay, not 'noon'"),
+        ({"temperature": 0}, "temperature must be > 0, not 0"),
+        ({"kd_weight": 1.5}, r"kd_weight must be in \[0, 1\], not 1.5"),
+        ({"ema": 1.0}, r"ema must be in \[0, 1\), not 1.0"),
+        ({"batch_size": 32, "accumulate": 3}, "batch_size 32 must be a multiple of accumulate 3"),
+        (
+            {"epochs": 10, "restarts": (5, 5)},
+            "restarts must rise, between the warm-up of 2 epochs and epochs 10, not 5, 5",
+        ),
+        ({"epochs": 10, "restarts": (2,)}, "restarts must rise, between the warm-up of 2 epochs and epochs 10, not 2"),
+        ({"epochs": 10, "restarts": (10,)}, "restarts must rise, .*, not 10"),
+        (
+            {"epochs": 10, "plain_epochs": 6, "giant_epochs": 4, "plt_epochs": 0},
+            "plain_epochs 6 \\+ giant_epochs 4 \\+ plt_epochs 0 do not fit into epochs 10: "
+            "the slopes would not reach 1",
+        ),
+        (
+            {"collapse": True, "contract_at": "decay"},
+            "collapse trains the giant in weight space, contract_at='decay' has none left: choose one",
+        ),
+        ({"method": "kd"}, "method 'kd' needs a teacher: a file or a MODEL; netbooster\\+kd can have 'self'"),
+        ({"teacher": "self"}, "method 'netbooster' has no teacher: choose kd or netbooster\\+kd"),
+        (
+            {"method": "kd", "teacher": "self"},
+            "teacher 'self' is the giant before its slopes rise: it needs method netbooster\\+kd",
+        ),
+        (
+            {"method": "netbooster+kd", "teacher": "self", "teacher_model": "timm:resnet18"},
+            "teacher_model goes with a file of weights as teacher",
+        ),
         ({"weight_decay": -0.1}, "weight_decay must be >= 0, not -0.1"),
         ({"giant_epochs": -1}, "giant_epochs must be >= 0, not -1"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\), not 1.0"),
@@ -49,7 +83,7 @@ def test_ramp(options: dict[str, Any], ramp: tuple[int, int]) -> None:
         ({"epochs": 2, "warmup_epochs": 2}, "warmup_epochs must be less than epochs 2, not 2"),
         (
             {"epochs": 10, "giant_epochs": 8, "plt_epochs": 3},
-            "giant_epochs 8 \\+ plt_epochs 3 is more than epochs 10: the slopes would not reach 1",
+            "giant_epochs 8 \\+ plt_epochs 3 do not fit into epochs 10: the slopes would not reach 1",
         ),
     ],
 )

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nbcompile.training.config import TrainConfig
+from nbcompile.training.schedule import parameter_groups
 
 
 class Method(ABC):
@@ -15,21 +16,36 @@ class Method(ABC):
     Args:
         config: of the run.
         steps_per_epoch: optimiser steps.
+        teacher: for methods that distil; frozen, in eval mode.
     """
 
     name: ClassVar[str]
 
-    def __init__(self, config: TrainConfig, steps_per_epoch: int) -> None:
-        self.config, self.steps_per_epoch = config, steps_per_epoch
+    def __init__(self, config: TrainConfig, steps_per_epoch: int, teacher: nn.Module | None = None) -> None:
+        self.config, self.steps_per_epoch, self.teacher = config, steps_per_epoch, teacher
 
     @abstractmethod
-    def prepare(self, model: nn.Module, example: Tensor) -> nn.Module:
-        """The network that is trained.
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """The network that the run begins with.
 
         Args:
-            model: a copy of the caller's, which may be changed.
-            example: one image ``(1, C, H, W)``.
+            model: a copy of the caller's, which may be changed; it remembers what it is trained on.
         """
+
+    def advance(self, model: nn.Module, epoch: int) -> nn.Module:
+        """The network that ``epoch`` trains, from the one before it: ``model`` itself, changed or not, or another one.
+
+        What is done depends on ``epoch`` alone: a resumed run repeats it on weights that it then replaces. Once more
+        for the same epoch changes nothing.
+
+        Args:
+            model: the network, or the running average of its weights.
+            epoch: counted from 0.
+        """
+        return model
+
+    def attach(self, model: nn.Module, epoch: int) -> None:  # noqa: B027  # most methods have nothing to do here
+        """``model`` is what ``epoch`` trains; called at the start of every epoch."""
 
     @abstractmethod
     def phase(self, epoch: int) -> str:
@@ -45,8 +61,12 @@ class Method(ABC):
         logits = model(images)
         return F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing), logits
 
-    def after_step(self) -> None:  # noqa: B027  # most methods have nothing to do here
+    def after_step(self) -> None:  # noqa: B027  # as above
         """What follows every optimiser step."""
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """For the optimiser; a group's ``lr_scale`` multiplies its learning rate."""
+        return parameter_groups(model, self.config.weight_decay)
 
     @property
     def slope(self) -> float | None:

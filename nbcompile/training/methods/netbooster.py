@@ -1,20 +1,25 @@
 """NetBooster: train the giant, make its inner activations linear, fine-tune, fuse.
 
-Source: Yu et al. 2023, arXiv:2306.13586, sec. 3; one learning-rate cosine over all three phases is ours (the paper
-does not say what happens to the learning rate when the slopes start to rise).
+Source: Yu et al. 2023, arXiv:2306.13586, sec. 3; one learning-rate cosine over all phases is ours (the paper does not
+say what happens to the learning rate when the slopes start to rise), and so are the phase before the giant, training
+in weight space, and contracting early.
 """
 
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
+from nbcompile.collapse import collapse_
 from nbcompile.core.blocks import sites
 from nbcompile.core.errors import UsageError
+from nbcompile.core.example import inputs_for
 from nbcompile.expansion import expand
 from nbcompile.fusion import fuse
 from nbcompile.plt import PLT
 from nbcompile.training.config import TrainConfig
 from nbcompile.training.methods.base import Method
+from nbcompile.training.schedule import inserted_groups
 
 
 class NetBooster(Method):
@@ -22,51 +27,76 @@ class NetBooster(Method):
 
     name: ClassVar[str] = "netbooster"
 
-    def __init__(self, config: TrainConfig, steps_per_epoch: int) -> None:
-        super().__init__(config, steps_per_epoch)
-        self._start, self._length = config.ramp
-        self._plt: PLT
+    def __init__(self, config: TrainConfig, steps_per_epoch: int, teacher: nn.Module | None = None) -> None:
+        super().__init__(config, steps_per_epoch, teacher)
+        self._phases = config.phases
+        self._plt: PLT | None = None
 
-    def prepare(self, model: nn.Module, example: Tensor) -> nn.Module:
-        """The giant, at the beginning of its ramp.
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """The network itself.
 
         Raises:
-            UsageError: if ``model`` is a giant whose slopes have already risen.
+            UsageError: if it is a giant whose slopes have already risen, or that is to be trained plainly first.
         """
-        c = self.config
-        if not sites(model):
-            model = expand(model, example, where=c.where, block=c.block, ratio=c.ratio, preserve=c.preserve)
-        slope = max(float(block.slope) for block in sites(model).values())
+        slope = max((float(block.slope) for block in sites(model).values()), default=0.0)
         if slope > 0:
             raise UsageError(f"the giant already stands at slope {slope:.6g}: give one at 0, or resume its own run")
-        steps, start = self._length * self.steps_per_epoch, self._start * self.steps_per_epoch
-        self._plt = PLT(model, steps=steps, start=start)
-        self._plt.load_state_dict({"step": 0, "start": start, "steps": steps})  # a saved giant may have counted steps
+        if sites(model) and self._phases.giant:
+            raise UsageError(f"plain_epochs {self._phases.giant} is for a network that is not expanded yet")
+        for block in sites(model).values():
+            block.ramp.zero_()  # a saved giant may have counted steps
         return model
 
+    def advance(self, model: nn.Module, epoch: int) -> nn.Module:
+        """Expanded at the start of the giant's phase; at the end of the decay in weight space, or contracted."""
+        c, phases = self.config, self._phases
+        if epoch == phases.giant and not sites(model):
+            (example,) = inputs_for(model, None, who="train")
+            model = expand(model, example, where=c.where, block=c.block, ratio=c.ratio, preserve=c.preserve)
+        if epoch == phases.tune and (c.collapse or c.contract_at == "decay"):
+            self._schedule(model, epoch)
+            model = collapse_(model) if c.collapse else fuse(model)
+        return model
+
+    def attach(self, model: nn.Module, epoch: int) -> None:
+        """From now on the slopes of ``model`` are moved."""
+        self._plt = self._schedule(model, epoch) if sites(model) else None
+
     def phase(self, epoch: int) -> str:
-        """``giant``, then ``plt``, then ``fine-tune``."""
-        if epoch < self._start:
+        """``plain``, ``giant``, ``plt``, then ``fine-tune``."""
+        giant, decay, tune = self._phases
+        if epoch < giant:
+            return "plain"
+        if epoch < decay:
             return "giant"
-        return "plt" if epoch < self._start + self._length else "fine-tune"
+        return "plt" if epoch < tune else "fine-tune"
 
     def after_step(self) -> None:
         """The slopes go up."""
-        self._plt.step()
+        if self._plt is not None:
+            self._plt.step()
 
     @property
-    def slope(self) -> float:
-        """0 while the giant is trained, 1 when it is linear."""
-        return self._plt.slope
+    def slope(self) -> float | None:
+        """0 while the giant is trained, 1 when it is linear; None where the network is not expanded."""
+        return None if self._plt is None else self._plt.slope
 
-    def fused(self, model: nn.Module) -> nn.Module:
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Inserted layers may learn at a rate, and decay at a rate, of their own."""
+        c = self.config
+        return inserted_groups(super().parameter_groups(model), model, c.inserted_lr, c.inserted_weight_decay)
+
+    def fused(self, model: nn.Module) -> nn.Module | None:
         """The original architecture again."""
-        return fuse(model)
+        return fuse(model) if sites(model) else None
 
-    def state_dict(self) -> dict[str, Any]:
-        """That of the schedule; the slopes themselves are buffers of the giant."""
-        return self._plt.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of ``state_dict``."""
-        self._plt.load_state_dict(state)
+    def _schedule(self, model: nn.Module, epoch: int) -> PLT:
+        """The ramp of ``model`` at the start of ``epoch``."""
+        giant, decay, tune = self._phases
+        steps, start = max(1, (tune - decay) * self.steps_per_epoch), (decay - giant) * self.steps_per_epoch
+        step = (epoch - giant) * self.steps_per_epoch
+        if epoch >= tune:
+            step = max(step, start + steps)  # a decay without a length has no steps of its own
+        for block in sites(model).values():
+            block.ramp.copy_(torch.tensor([step, start, steps]))
+        return PLT(model, steps=steps, start=start, shape=self.config.decay)

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from nbcompile.training.methods.base import Method
 
@@ -12,7 +12,7 @@ class Vanilla(Method):
 
     name: ClassVar[str] = "vanilla"
 
-    def prepare(self, model: nn.Module, example: Tensor) -> nn.Module:
+    def prepare(self, model: nn.Module) -> nn.Module:
         """The network itself."""
         return model
 

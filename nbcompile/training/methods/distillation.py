@@ -1,0 +1,71 @@
+"""Knowledge distillation: the network also learns what a teacher answers; alone, and during NetBooster.
+
+Source: Hinton et al. 2015, arXiv:1503.02531, eq. 1, in the form of Tian et al. 2020, arXiv:1910.10699 (RepDistiller):
+the divergence is summed over classes and averaged over the batch. A giant that teaches its own linearisation is ours.
+"""
+
+import copy
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nbcompile.training.config import SELF
+from nbcompile.training.methods.base import Method
+from nbcompile.training.methods.netbooster import NetBooster
+from nbcompile.training.methods.vanilla import Vanilla
+
+
+def divergence(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """``T² KL(softmax(teacher / T) || softmax(logits / T))``, mean over the batch, in nats.
+
+    Args:
+        logits: ``(N, K)``.
+        teacher: ``(N, K)``.
+        temperature: T; the factor T² keeps the gradient's size.
+    """
+    student, target = (F.log_softmax(x.float() / temperature, dim=1) for x in (logits, teacher))
+    return temperature**2 * F.kl_div(student, target, reduction="batchmean", log_target=True)
+
+
+class Distilled(Method):
+    """A method whose loss is ``(1 - w)`` times its own and ``w`` times the divergence from the teacher."""
+
+    def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Method.loss`; where there is no teacher yet, the method's own."""
+        loss, logits = super().loss(model, images, labels)
+        if self.teacher is None:
+            return loss, logits
+        with torch.no_grad():
+            answers = self.teacher(images)
+        weight = self.config.kd_weight
+        return (1 - weight) * loss + weight * divergence(logits, answers, self.config.temperature), logits
+
+
+class KD(Distilled, Vanilla):
+    """The network as it is, with a teacher."""
+
+    name: ClassVar[str] = "kd"
+
+
+class NetBoosterKD(Distilled, NetBooster):
+    """NetBooster with a teacher: in all phases, or the giant itself while its slopes rise and after."""
+
+    name: ClassVar[str] = "netbooster+kd"
+
+    def attach(self, model: nn.Module, epoch: int) -> None:
+        """At the start of the decay a copy of the giant becomes its own teacher."""
+        if self.config.teacher == SELF and epoch == self._phases.decay:
+            self.teacher = copy.deepcopy(model).eval().requires_grad_(False)
+        super().attach(model, epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The weights of the giant that teaches itself; a foreign teacher is read again."""
+        own = self.config.teacher == SELF and self.teacher is not None
+        return {"teacher": self.teacher.state_dict()} if own and self.teacher is not None else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of ``state_dict``."""
+        if self.teacher is not None and "teacher" in state:
+            self.teacher.load_state_dict(state["teacher"])
