@@ -14,13 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
+from nbcompile.cli_options import MODEL_HELP, Block, Input, Json, Key, Model, Output, Preserve, Ratio, Where, give
+from nbcompile.cli_train import train
 from nbcompile.core.errors import NBCompileError, UsageError
-from nbcompile.core.files import check_target
-
-MODEL_HELP = (
-    "torchvision:NAME?key=value, timm:NAME?key=value, nbcompile:NAME (the paper's networks: mobilenetv2_tiny, "
-    "mobilenetv2_35, mobilenetv2_50, mobilenetv2_100, mcunet; and dscnn), or package.module:factory"
-)
 
 STOPPED = "stopped; every output file is as it was, or new and whole"
 STOPPED_EXIT = 130
@@ -34,34 +30,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-
-def _writable(path: Path | None) -> Path | None:
-    """Refuse a file for the result before the work whose result it is."""
-    if path is not None and str(path) != "-":
-        check_target(path)
-    return path
-
-
-Output = Annotated[Path, typer.Option("-o", "--output", help="File to write.")]
-Input = Annotated[str | None, typer.Option("--input", help="Shape of the input, such as 1x3x96x96.")]
-Key = Annotated[
-    str | None, typer.Option(help="Which weights of the file, such as state_dict_ema; default: the EMA, if any.")
-]
-Model = Annotated[str | None, typer.Option(help="The MODEL whose weights a file holds that does not describe itself.")]
-Json = Annotated[
-    Path | None,
-    typer.Option("--json", callback=_writable, help="Write the result as JSON, too; - is stdout, instead of tables."),
-]
-Where = Annotated[str, typer.Option(help="all, uniform:F, first:N, middle:N, last:N, or names and globs with commas.")]
-Block = Annotated[str, typer.Option(help="inverted-residual, bottleneck or basic.")]
-Ratio = Annotated[int, typer.Option(help="Hidden width over the layer's input channels.")]
-Preserve = Annotated[
-    bool, typer.Option("--preserve", help="Keep each layer as a parallel branch: the function is unchanged.")
-]
-
-
-DEVICE: dict[str, Any] = {"rich_help_panel": "Options of .tflite files"}
 
 
 @app.command()
@@ -94,56 +62,10 @@ def expand(
         weights=weights,
         input_shape=input,
     )
-    _give(found, json, show_expand)
+    give(found, json, show_expand)
 
 
-@app.command()
-def train(
-    source: Annotated[str, typer.Argument(metavar="GIANT.pt|MODEL", help="A giant, or a " + MODEL_HELP)],
-    output: Output,
-    data: Annotated[str, typer.Option(help="digits, or imagefolder:DIR with DIR/train/CLASS and DIR/val/CLASS.")],
-    model: Model = None,
-    input: Input = None,
-    method: Annotated[str, typer.Option(help="vanilla, or netbooster.")] = "netbooster",
-    epochs: Annotated[int | None, typer.Option(help="Of the whole run.")] = None,
-    giant_epochs: Annotated[int | None, typer.Option(help="Before the slopes rise; default: half of --epochs.")] = None,
-    plt_epochs: Annotated[int | None, typer.Option(help="E_d, length of the rise; default: 20 % of the rest.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images per optimiser step, over all processes.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Of SGD; norms and biases get none.")] = None,
-    warmup_epochs: Annotated[
-        float | None, typer.Option(help="Linear warm-up; default: 2, at most a fifth of --epochs.")
-    ] = None,
-    label_smoothing: Annotated[float | None, typer.Option(help="Share of the target spread over all classes.")] = None,
-    input_size: Annotated[int | None, typer.Option(help="Side of the square input, in pixels.")] = None,
-    where: Where = "uniform:0.5",
-    block: Block = "inverted-residual",
-    ratio: Ratio = 6,
-    preserve: Preserve = False,
-    seed: Annotated[int | None, typer.Option(help="Of weights, data order and augmentation.")] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Folder of checkpoints and metrics.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder.")] = False,
-    num_workers: Annotated[int | None, typer.Option(help="Processes that read images.")] = None,
-    accelerator: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
-    devices: Annotated[int | None, typer.Option(help="Training processes to start.")] = None,
-    precision: Annotated[str | None, typer.Option(help="32-true or bf16-mixed.")] = None,
-    json: Json = None,
-) -> None:
-    """Train by the reference recipe; under torchrun, too. A killed run goes on with --resume."""
-    from nbcompile.display import show_train
-    from nbcompile.training.command import run as run_train
-    from nbcompile.training.engine import is_main_process
-
-    options: dict[str, Any] = {
-        "data": data, "method": method, "epochs": epochs, "giant_epochs": giant_epochs, "plt_epochs": plt_epochs,
-        "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "warmup_epochs": warmup_epochs,
-        "label_smoothing": label_smoothing, "input_size": input_size, "where": where, "block": block, "ratio": ratio,
-        "preserve": preserve, "seed": seed, "num_workers": num_workers, "accelerator": accelerator,
-        "devices": devices, "precision": precision,
-    }  # fmt: skip
-    result = run_train(source, output=output, model=model, input_shape=input, run_dir=run_dir, resume=resume, **options)
-    if is_main_process():
-        _give(result.to_json(), json, show_train)
+app.command()(train)
 
 
 @app.command()
@@ -163,46 +85,39 @@ def fuse(
     ] = False,
     report: Annotated[Path | None, typer.Option(help="Write a page with tables, graphs and checks.")] = None,
     calibration: Annotated[
-        Path | None, typer.Option(help="Of .tflite: a folder of images, or an .npz of N x C x H x W.", **DEVICE)
+        Path | None, typer.Option(help="Of .tflite: a folder of images, or an .npz of N x C x H x W.")
     ] = None,
-    target: Annotated[
-        str | None, typer.Option(help="raspberrypi (default), or mcu: a microcontroller.", **DEVICE)
-    ] = None,
-    board: Annotated[str | None, typer.Option(help="Budgets by name, such as pico or esp32-s3.", **DEVICE)] = None,
-    sram: Annotated[str | None, typer.Option(help="Bytes that the arena may take, such as 192K.", **DEVICE)] = None,
-    flash: Annotated[str | None, typer.Option(help="Bytes that the file may take, such as 1M.", **DEVICE)] = None,
-    quantize: Annotated[
-        str | None, typer.Option(help="int8 (default), int16x8, dynamic, float16 or float32.", **DEVICE)
-    ] = None,
-    io: Annotated[str | None, typer.Option(help="Inputs and outputs: int8 (default) or float.", **DEVICE)] = None,
-    ranges: Annotated[str | None, typer.Option(help="minmax (default), percentile or mse.", **DEVICE)] = None,
+    target: Annotated[str | None, typer.Option(help="raspberrypi (default), or mcu: a microcontroller.")] = None,
+    board: Annotated[str | None, typer.Option(help="Budgets by name, such as pico or esp32-s3.")] = None,
+    sram: Annotated[str | None, typer.Option(help="Bytes that the arena may take, such as 192K.")] = None,
+    flash: Annotated[str | None, typer.Option(help="Bytes that the file may take, such as 1M.")] = None,
+    quantize: Annotated[str | None, typer.Option(help="int8 (default), int16x8, dynamic, float16 or float32.")] = None,
+    io: Annotated[str | None, typer.Option(help="Inputs and outputs: int8 (default) or float.")] = None,
+    ranges: Annotated[str | None, typer.Option(help="minmax (default), percentile or mse.")] = None,
     per_tensor: Annotated[
-        bool, typer.Option("--per-tensor", help="One scale per weight tensor: for old runtimes.", **DEVICE)
+        bool, typer.Option("--per-tensor", help="One scale per weight tensor: for old runtimes.")
     ] = False,
     dense_per_tensor: Annotated[
-        bool, typer.Option("--dense-per-tensor", help="The same of linear layers only.", **DEVICE)
+        bool, typer.Option("--dense-per-tensor", help="The same of linear layers only.")
     ] = False,
     float_layers: Annotated[
-        str | None, typer.Option(help="Names and globs, with commas, of layers that stay float32.", **DEVICE)
+        str | None, typer.Option(help="Names and globs, with commas, of layers that stay float32.")
     ] = None,
     equalize: Annotated[
-        str | None, typer.Option(help="Ranges across layers: auto (default: if it helps), always or never.", **DEVICE)
+        str | None, typer.Option(help="Ranges across layers: auto (default: if it helps), always or never.")
     ] = None,
-    correct_bias: Annotated[str | None, typer.Option(help="auto (default), always or never.", **DEVICE)] = None,
+    correct_bias: Annotated[str | None, typer.Option(help="auto (default), always or never.")] = None,
     preprocessing: Annotated[
         str | None,
         typer.Option(
-            help="""How images become inputs, if not recorded: {"scale": 0.00392, "mean": [0.5], "std": [0.5]}.""",
-            **DEVICE,
+            help="""How images become inputs, if not recorded: {"scale": 0.00392, "mean": [0.5], "std": [0.5]}."""
         ),
     ] = None,
-    min_sqnr: Annotated[
-        float | None, typer.Option(help="dB of signal over noise that the outputs must have.", **DEVICE)
-    ] = None,
+    min_sqnr: Annotated[float | None, typer.Option(help="dB of signal over noise that the outputs must have.")] = None,
     min_agreement: Annotated[
-        float | None, typer.Option(help="Share of samples, 0 to 1, whose top-1 must be the same.", **DEVICE)
+        float | None, typer.Option(help="Share of samples, 0 to 1, whose top-1 must be the same.")
     ] = None,
-    layers: Annotated[bool, typer.Option("--layers", help="Show the error of every layer.", **DEVICE)] = False,
+    layers: Annotated[bool, typer.Option("--layers", help="Show the error of every layer.")] = False,
     json: Json = None,
 ) -> None:
     """Contract a giant to the original network, or merge all that can be in any other, and write deploy files.
@@ -231,7 +146,7 @@ def fuse(
             min_sqnr=min_sqnr, min_agreement=min_agreement,
         ),
     )  # fmt: skip
-    _give(found, json, partial(show_fuse, explain=explain, layers=layers))
+    give(found, json, partial(show_fuse, explain=explain, layers=layers))
 
 
 @app.command()
@@ -250,7 +165,7 @@ def verify(
     from nbcompile.display import show_verify
 
     checked = run_verify(candidate, against, model=model, key=key, input_shape=input)
-    _give(checked.to_json(), json, show_verify)
+    give(checked.to_json(), json, show_verify)
     checked.raise_on_failure()
 
 
@@ -266,7 +181,7 @@ def inspect(
     from nbcompile.commands import run_inspect
     from nbcompile.display import show_inspect
 
-    _give(run_inspect(source, model=model, key=key, input_shape=input), json, show_inspect)
+    give(run_inspect(source, model=model, key=key, input_shape=input), json, show_inspect)
 
 
 def run() -> None:
@@ -302,20 +217,6 @@ def _mapping(text: str | None) -> dict[str, Any] | None:
 def _given(**options: Any) -> dict[str, Any]:
     """The options that the user gave."""
     return {name: value for name, value in options.items() if value is not None}
-
-
-def _give(found: dict[str, Any], path: Path | None, show: Any) -> None:
-    if path is not None and str(path) == "-":
-        print(json.dumps(found, default=str))
-        return
-    if path is not None:
-        from nbcompile.core.files import atomic
-
-        with atomic(path) as temporary:
-            temporary.write_text(json.dumps(found, default=str, indent=1) + "\n")
-    from rich.console import Console
-
-    show(found, Console())
 
 
 def _log_to_stderr() -> None:

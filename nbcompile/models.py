@@ -85,6 +85,17 @@ def build(spec: str, input_shape: str | None = None) -> Built:
     return Built(made.model, inputs, spec, made.preprocessing)
 
 
+def with_option(spec: str, key: str, value: Any) -> str:
+    """The MODEL string ``spec`` with one option set.
+
+    Raises:
+        UsageError: if it is no MODEL string.
+    """
+    home, name, options = _parse(spec)
+    pairs = (f"{k}={v if isinstance(v, str) else repr(v)}" for k, v in (options | {key: value}).items())
+    return f"{home}:{name}?{'&'.join(pairs)}"
+
+
 def parse_input(text: str) -> TensorSpec:
     """``1x3x96x96`` as the spec of a float32 tensor.
 

@@ -29,10 +29,10 @@ class PLT:
         steps: length of the ramp, in optimiser steps, >= 1.
         start: optimiser steps before the ramp, >= 0.
         also: copies of the giant (EMA) whose slopes are *set* to the same values, never averaged.
-        shape: ``linear``, as in the paper, or ``cosine``, slow at both ends. It is not saved with the giant.
+        shape: ``linear``, as in the paper, or ``cosine``, slow at both ends; it is not saved.
 
     Raises:
-        UsageError: if the numbers do not fit, the shape is not known, or the giant stands in the middle of another ramp.
+        UsageError: if the numbers or the shape do not fit, or the giant stands in the middle of another ramp.
         PreconditionError: if ``giant`` or one of ``also`` has no expansion blocks.
 
     Source: NetBooster (arXiv 2306.13586) sec. 3.4: raised uniformly in each iteration.

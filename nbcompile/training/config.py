@@ -50,6 +50,7 @@ class TrainConfig:
         label_smoothing: share of the target spread over all classes, in [0, 1).
         ema: decay per optimiser step of an exponential moving average of the weights, in [0, 1); it is measured and
             written instead of the last weights; 0 keeps none.
+        new_head: transfer: a new last layer for the classes of ``data``.
         seed: of initial weights, data order and augmentation, >= 0.
         input_size: side of the square input, in pixels; None is the data set's own (digits: 8) or the model's.
         where: netbooster, for a network that is no giant yet: the sites, as in ``nbcompile.expand``.
@@ -96,6 +97,7 @@ class TrainConfig:
     restarts: tuple[int, ...] = ()
     label_smoothing: float = 0.1
     ema: float = 0.0
+    new_head: bool = False
     seed: int = 0
     input_size: int | None = None
     where: str | tuple[str, ...] = "uniform:0.5"

@@ -77,6 +77,8 @@ def _check_phases(config: "TrainConfig") -> None:
             f"{plain}giant_epochs {decay - giant} + plt_epochs {tune - decay} do not fit into epochs "
             f"{config.epochs}: the slopes would not reach 1"
         )
+    if tune == giant and config.contract_at == "decay":
+        raise UsageError("contract_at='decay' needs giant_epochs or plt_epochs: nothing would be trained as a giant")
     if config.collapse and config.contract_at == "decay":
         raise UsageError("collapse trains the giant in weight space, contract_at='decay' has none left: choose one")
 

@@ -1,3 +1,5 @@
+import dataclasses
+import inspect
 import logging
 from pathlib import Path
 from typing import Any
@@ -6,8 +8,9 @@ import pytest
 import torch
 
 import nbcompile
-from nbcompile import CheckpointError, UsageError
+from nbcompile import CheckpointError, UsageError, cli_train
 from nbcompile.models import build
+from nbcompile.training import TrainConfig, train
 from nbcompile.training.command import run
 
 MODEL = "nbcompile:dscnn?num_classes=10&in_channels=1"
@@ -81,3 +84,34 @@ def test_a_folder_of_images_at_the_models_size(folder: Path, tmp_path: Path) -> 
 def test_refuses(model: str, options: dict[str, Any], error: type[Exception], sentence: str, tmp_path: Path) -> None:
     with pytest.raises(error, match=sentence):
         run(model, output=tmp_path / "trained.pt", method="vanilla", **SHORT, **options)
+
+
+def test_every_option_of_the_command_line_is_a_field() -> None:
+    about_files = {"source", "output", "model", "input", "run_dir", "resume", "json"}
+    options = set(inspect.signature(cli_train.train).parameters) - about_files
+    assert options == {field.name for field in dataclasses.fields(TrainConfig)}
+
+
+def test_restarts_are_epochs() -> None:
+    assert cli_train._epochs("25,40") == (25, 40)
+    with pytest.raises(UsageError, match="^--restarts must be epochs with commas, such as 25,40, not '25;40'$"):
+        cli_train._epochs("25;40")
+
+
+def test_a_file_can_teach(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("nbcompile"), "propagate", True)  # the command line stops it
+    options = {"method": "kd", "quiet": True, **SHORT}
+    run(MODEL, output=tmp_path / "teacher.pt", method="vanilla", quiet=True, **SHORT)
+    taught = run(MODEL, output=tmp_path / "a.pt", teacher=str(tmp_path / "teacher.pt"), **options)
+    assert caplog.text == ""
+    guessed = run(MODEL, output=tmp_path / "b.pt", teacher=MODEL, **options)
+    assert f"{MODEL}: the teacher is a MODEL without weights, it has learnt nothing yet" in caplog.text
+    assert taught.history[-1].loss != guessed.history[-1].loss
+    weights = tmp_path / "weights.pt"
+    torch.save(nbcompile.load(tmp_path / "teacher.pt").state_dict(), weights)
+    again = run(MODEL, output=tmp_path / "c.pt", teacher=str(weights), teacher_model=MODEL, **options)
+    assert [e.loss for e in again.history] == [e.loss for e in taught.history]
+    with pytest.raises(UsageError, match=r"^teacher= goes with a foreign teacher$"):
+        train(build(MODEL).model, TrainConfig(**SHORT), tmp_path / "d.pt", teacher=build(MODEL).model)
+    with pytest.raises(UsageError, match=r"^method 'kd' needs teacher=, a network$"):
+        train(build(MODEL).model, TrainConfig(method="kd", teacher="x", **SHORT), tmp_path / "d.pt")

@@ -63,6 +63,10 @@ def test_phases(options: dict[str, Any], phases: tuple[int, int, int]) -> None:
             "the slopes would not reach 1",
         ),
         (
+            {"giant_epochs": 0, "plt_epochs": 0, "contract_at": "decay"},
+            "contract_at='decay' needs giant_epochs or plt_epochs: nothing would be trained as a giant",
+        ),
+        (
             {"collapse": True, "contract_at": "decay"},
             "collapse trains the giant in weight space, contract_at='decay' has none left: choose one",
         ),

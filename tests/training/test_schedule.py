@@ -31,3 +31,14 @@ def test_biases_and_norms_do_not_decay() -> None:
 
 def test_no_empty_group() -> None:
     assert len(parameter_groups(nn.BatchNorm1d(3), 0.01)) == 1
+
+
+def test_a_restart_begins_at_the_peak_and_ends_at_zero() -> None:
+    schedule = WarmupCosine(peak=0.4, warmup=4, steps=24, restarts=[12, 16])
+    assert [schedule.lr(step) for step in (4, 12, 16)] == [0.4, 0.4, 0.4]
+    assert schedule.lr(8) == schedule.lr(14) == schedule.lr(20) == pytest.approx(0.2)
+    for first, last in ((4, 12), (12, 16), (16, 24)):
+        rates = [schedule.lr(step) for step in range(first, last)]
+        assert rates == sorted(rates, reverse=True)
+    plain = WarmupCosine(peak=0.4, warmup=0, steps=8, restarts=[4])
+    assert [plain.lr(step) for step in range(4)] == [plain.lr(step) for step in range(4, 8)]

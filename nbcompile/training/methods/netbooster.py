@@ -53,7 +53,7 @@ class NetBooster(Method):
         if epoch == phases.giant and not sites(model):
             (example,) = inputs_for(model, None, who="train")
             model = expand(model, example, where=c.where, block=c.block, ratio=c.ratio, preserve=c.preserve)
-        if epoch == phases.tune and (c.collapse or c.contract_at == "decay"):
+        if epoch == phases.tune and sites(model) and (c.collapse or c.contract_at == "decay"):
             self._schedule(model, epoch)
             model = collapse_(model) if c.collapse else fuse(model)
         return model

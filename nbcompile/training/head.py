@@ -1,0 +1,88 @@
+"""A new classifier on a trained network: transfer to another data set."""
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nbcompile.core.blocks import Expanded, sites
+from nbcompile.core.errors import UsageError
+from nbcompile.core.example import origin_of, remember
+from nbcompile.core.graph import aliases
+from nbcompile.core.layers import CONVOLUTIONS
+from nbcompile.models import with_option
+
+_LAYERS: tuple[type[nn.Module], ...] = (*CONVOLUTIONS, nn.Linear, Expanded)
+
+
+def with_classes(model: nn.Module, classes: int, images: Tensor) -> nn.Module:
+    """A copy of ``model`` with a new last layer, of random weights, for ``classes`` logits.
+
+    The last layer is the convolution or linear layer that is called last and gives as many channels as the network
+    gives logits.
+
+    Args:
+        model: gives logits ``(N, K)``.
+        classes: the new K.
+        images: ``(N, C, H, W)``, which it takes.
+
+    Raises:
+        UsageError: if the network has no such layer, or that one is a site.
+    """
+    model = copy.deepcopy(model)
+    name, layer = _last(model, images)
+    if isinstance(layer, nn.Linear):
+        fresh: nn.Module = nn.Linear(layer.in_features, classes, layer.bias is not None)
+    elif isinstance(layer, CONVOLUTIONS) and layer.groups == 1:
+        kind: Any = type(layer)
+        fresh = kind(
+            layer.in_channels, classes, layer.kernel_size, layer.stride, layer.padding,
+            dilation=layer.dilation, bias=layer.bias is not None, padding_mode=layer.padding_mode,
+        )  # fmt: skip
+    else:
+        raise UsageError(f"new_head: '{name}', the last layer of {type(model).__name__}, is grouped: give it a new one")
+    weight = next(layer.parameters())
+    fresh.to(device=weight.device, dtype=weight.dtype).train(layer.training)
+    for alias in aliases(model, layer):
+        model.set_submodule(alias, fresh)
+    origin = origin_of(model)
+    if origin is not None and origin.model is not None:
+        remember(model, replace(origin, model=with_option(origin.model, "num_classes", classes)))
+    return model
+
+
+def _last(model: nn.Module, images: Tensor) -> tuple[str, nn.Module]:
+    """The name of the last layer, and the layer.
+
+    Raises:
+        UsageError: if there is none, or it is a site.
+    """
+    called: list[tuple[str, nn.Module, int]] = []
+
+    def note(name: str, module: nn.Module, output: Tensor) -> None:
+        channels = output.shape[-1] if isinstance(module, nn.Linear) else output.shape[1]
+        called.append((name, module, channels))
+
+    inside = {id(part) for block in sites(model).values() for part in block.modules() if part is not block}
+    hooks = [
+        module.register_forward_hook(lambda module, _, output, name=name: note(name, module, output))
+        for name, module in model.named_modules()
+        if isinstance(module, _LAYERS) and id(module) not in inside
+    ]
+    training = model.training
+    try:
+        with torch.no_grad():
+            logits = model.eval()(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.train(training)
+    found = [(name, module) for name, module, channels in called if channels == logits.shape[1]]
+    if not found or found[-1][0] != called[-1][0]:
+        raise UsageError(f"new_head: {type(model).__name__} has no last layer that gives its {logits.shape[1]} logits")
+    name, module = found[-1]
+    if isinstance(module, Expanded):
+        raise UsageError(f"new_head: '{name}', the last layer of {type(model).__name__}, is expanded: expand others")
+    return name, module

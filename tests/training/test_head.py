@@ -1,0 +1,77 @@
+"""Transfer: the network stays, its last layer is new."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import nbcompile
+from nbcompile import UsageError
+from nbcompile.core.blocks import sites
+from nbcompile.core.example import origin_of
+from nbcompile.models import build, with_option
+from nbcompile.training.head import with_classes
+
+X = torch.randn(2, 3, 33, 31, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("spec", "head"),
+    [
+        ("torchvision:squeezenet1_1?num_classes=7", "classifier.1"),  # a convolution
+        ("torchvision:mobilenet_v3_small?num_classes=7", "classifier.3"),
+        ("timm:mobilenetv3_small_050?num_classes=7", "classifier"),
+        ("nbcompile:mobilenetv2_tiny?num_classes=7", "classifier"),
+    ],
+)
+def test_only_the_last_layer_is_new(spec: str, head: str) -> None:
+    model = build(spec).model.eval()
+    new = with_classes(model, 3, X)
+    assert new(X).shape == (2, 3)
+    assert model(X).shape == (2, 7)
+    before, after = model.state_dict(), new.state_dict()
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name.rpartition(".")[0] for name in changed} == {head}
+    origin = origin_of(new)
+    assert origin is not None
+    assert origin.model is not None
+    build(origin.model).model.load_state_dict(after)
+
+
+def test_a_giant_with_a_new_head_comes_back_from_its_file(tmp_path: Path) -> None:
+    giant = nbcompile.expand(build("nbcompile:mobilenetv2_tiny?num_classes=7").model, X[:1])
+    new = with_classes(giant, 3, X).eval()
+    assert sites(new).keys() == sites(giant).keys()
+    nbcompile.save(new, tmp_path / "giant.pt")
+    torch.testing.assert_close(nbcompile.load(tmp_path / "giant.pt").eval()(X), new(X))
+
+
+class Scaled(nn.Module):
+    """Logits that no layer gives."""
+
+    def __init__(self, groups: int = 1, inner: int = 4) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.head = nn.Conv2d(6, inner, 1, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.conv(x).relu()).mean((2, 3))
+        return torch.cat([y, y], 1) if self.head.groups == 1 else y
+
+
+def test_networks_without_a_last_layer_are_refused() -> None:
+    with pytest.raises(UsageError, match="new_head: Scaled has no last layer that gives its 8 logits"):
+        with_classes(Scaled(), 3, X)
+    with pytest.raises(UsageError, match="new_head: 'head', the last layer of Scaled, is grouped: give it a new one"):
+        with_classes(Scaled(groups=2), 3, X)
+    giant = nbcompile.expand(build("nbcompile:mobilenetv2_tiny?num_classes=7").model, X[:1], where=["classifier"])
+    with pytest.raises(UsageError, match=r"new_head: 'classifier', the last layer of .*, is expanded: expand others"):
+        with_classes(giant, 3, X)
+
+
+def test_an_option_is_set_in_a_model_string() -> None:
+    assert with_option("timm:resnet18", "num_classes", 3) == "timm:resnet18?num_classes=3"
+    given = "torchvision:vit_b_16?num_classes=5&image_size=64&name=a"
+    assert with_option(given, "num_classes", 3) == given.replace("=5", "=3")
