@@ -12,10 +12,13 @@ for microcontrollers with less and less memory (``sram`` is the whole arena: hea
 - ``arena``: as TFLite Micro measures it here. The head holds activations; the tail descriptions with pointers, which
   are half as long on a microcontroller.
 - ``latency``: of the files with XNNPACK, one thread, in turn, over the Raspberry Pi's file.
+- ``latency_over``: the same over other tools' files of this network, which are rows of their own (``--against``).
 
 A budget that cannot be met is a row with its sentence.
 """
 
+import json
+import random
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -34,12 +37,14 @@ from torch import Tensor, nn
 
 import nbcompile
 from nbcompile.core.errors import ExportError
+from nbcompile.exporters.tflite_arena import Arena, measured
 from nbcompile.exporters.tflite_check import compared
 from nbcompile.exporters.tflite_file import read
 from nbcompile.exporters.tflite_runtime import Sample, run, start
 
 SEED = 0
 PIXELS, WIDTH = 144, 0.35
+STARTS = 20
 BUDGETS = ("320K", "256K", "192K")
 BASE = "raspberrypi"
 KERNELS = ("xnnpack", "reference", "micro")
@@ -48,6 +53,7 @@ LIMITS: dict[str, Any] = {
     "sqnr": 37.6, "micro_below_litert": 0.3, "lsb": 1,
     "pad": {BASE: 4, "mcu": 0}, "transpose": 0, "bytes": {BASE: 1_891_472, "mcu": 1_893_392},
     "head": {"mcu": 311_040, "mcu --sram": 171_072}, "macs_ratio": 1.1,
+    "latency_over": {BASE: 1.05},
 }  # fmt: skip
 """dB; steps; operators; bytes; executed over logical multiply-accumulates. A limit without a target is for all."""
 
@@ -56,7 +62,8 @@ UNITS = {
     "lsb": "steps of the output's scale",
     "bytes, arena.*": "B",
     "macs, executed_macs": "of one sample",
-    "latency": "ratio to the Raspberry Pi's file",
+    "latency": "ratio to the Raspberry Pi's file, XNNPACK, one thread",
+    "latency_over": "ratio to the other tool's file, likewise",
     "milliseconds": "ms, median",
     "seconds": "s, of the export",
 }
@@ -80,15 +87,28 @@ class Noise:
 
 @dataclass(frozen=True)
 class Row:
-    """The file of one target; counts of operators by name."""
+    """A file; counts of operators by name."""
 
     target: str
-    done: str
     sqnr: dict[str, float]
-    lsb: dict[str, int]
     arena: dict[str, Any]
     ops: dict[str, int]
     bytes: int
+
+
+@dataclass(frozen=True)
+class Peer(Row):
+    """Another tool's file; the target is the tool."""
+
+    input: str
+
+
+@dataclass(frozen=True)
+class Ours(Row):
+    """Our file for one target."""
+
+    done: str
+    lsb: dict[str, int]
     macs: int
     executed_macs: int
     seconds: float
@@ -100,16 +120,21 @@ def main() -> None:
     made.add_argument("--calibration", type=int, default=100, help="samples of noise")
     made.add_argument("--test", type=int, default=64, help="samples of noise")
     made.add_argument("--budgets", nargs="+", default=BUDGETS, help="for the arena on a microcontroller")
-    made.add_argument("--repeats", type=int, default=300, help="of each file, to time it")
+    made.add_argument("--repeats", type=int, default=2000, help="of each file, to time it")
+    made.add_argument("--save", type=Path, metavar="FOLDER", help="put the network there for int8_peers.py, and stop")
+    made.add_argument("--against", type=Path, metavar="FOLDER", help="where int8_peers.py put its files")
     args = made.parse_args()
     pixels = PIXELS
     if args.quick:
-        pixels, args.calibration, args.test, args.repeats, args.budgets = 64, 8, 4, 10, ("160K", "16K")
+        pixels, args.calibration, args.test, args.repeats, args.budgets = 64, 8, 4, 2 * STARTS, ("160K", "16K")
     torch.set_num_threads(1)
     model = network(pixels)
     calibration, tested = noise(args.calibration, pixels, 1), noise(args.test, pixels, 2)
+    if args.save:
+        return save(args.save, model, calibration)
     test = Noise.of(model, tested)
-    rows: list[Row] = []
+    peers = others(args.against, test) if args.against else {}
+    rows: list[Ours] = []
     refused: dict[str, str] = {}
     contents: dict[str, bytes] = {}
     base: dict[str, list[Sample]] = {}
@@ -123,14 +148,17 @@ def main() -> None:
         contents[target] = content
         rows.append(row)
         print(row, flush=True)
-    latency = timed(contents, test, args.repeats)
-    Console(width=160).print(table(rows, latency))
+    times = timed(contents | {tool: content for tool, (content, _) in peers.items()}, test, args.repeats)
+    Console(width=180).print(table([*rows, *(row for _, row in peers.values())], times, list(peers)))
     results = {
         "limits": LIMITS,
         "network": f"torchvision mobilenet_v2(width_mult={WIDTH}), {pixels} pixels",
-        "files": [asdict(row) | latency[row.target] for row in rows],
+        "files": [asdict(row) | latency(row.target, times, list(peers)) for row in rows],
         "refused": refused,
     }
+    if args.against:
+        found = [asdict(row) | latency(tool, times, []) for tool, (_, row) in peers.items()]
+        results["peers"] = {"files": found, "versions": json.loads((args.against / "versions.json").read_text())}
     write(args, SEED, UNITS, results)
 
 
@@ -147,6 +175,27 @@ def noise(count: int, pixels: int, seed: int) -> Tensor:
     return torch.randn(count, 3, pixels, pixels, generator=torch.Generator().manual_seed(seed))
 
 
+def save(folder: Path, model: nn.Module, calibration: Tensor) -> None:
+    """What ``int8_peers.py`` reads: another version of torch need not give the same random numbers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"width": WIDTH, "weights": model.state_dict(), "calibration": calibration}
+    torch.save(content, folder / "network.pt")
+    print(f"written: {folder / 'network.pt'}")
+
+
+def others(folder: Path, test: Noise) -> dict[str, tuple[bytes, Peer]]:
+    """Other tools' files, by the tool's name."""
+    found: dict[str, tuple[bytes, Peer]] = {}
+    for path in sorted(folder.glob("*.tflite")):
+        content = path.read_bytes()
+        file = read(content)
+        x = file.tensors[file.inputs[0]]
+        row = Peer(path.stem, **facts(content, test, measured(content)), input=f"{x.dtype} {list(x.shape)}")
+        print(row, flush=True)
+        found[path.stem] = content, row
+    return found
+
+
 def targets(budgets: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Options of the export, by the name of the row."""
     fitted = {f"mcu --sram {budget}": {"target": "mcu", "sram": budget} for budget in budgets}
@@ -155,7 +204,7 @@ def targets(budgets: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def measure(
     model: nn.Module, calibration: Tensor, test: Noise, target: str, options: dict[str, Any], base: dict[str, Any]
-) -> tuple[bytes, Row]:
+) -> tuple[bytes, Ours]:
     """The file, and what is known of it; ``base`` keeps the outputs that the other files must give."""
     with tempfile.TemporaryDirectory() as folder:
         write_to = partial(
@@ -166,22 +215,28 @@ def measure(
         content = result.path.read_bytes()
     outputs = {kernels: run(plain, test.inputs, kernels=kernels, raw=True) for kernels in KERNELS}
     base = base or base.update(outputs) or base
-    agreements = {kernels: compared(content, test.inputs, test.outputs, kernels=kernels) for kernels in KERNELS}
     sqnr = result.agreements[0].sqnr
-    arena = result.arena
-    return content, Row(
+    return content, Ours(
         target=target,
+        **facts(content, test, result.arena),
         done=min(result.tried, key=lambda trial: abs(trial.sqnr - sqnr)).how,
-        sqnr={kernels: found.sqnr for kernels, found in agreements.items()},
         lsb={kernels: largest(outputs[kernels], base[kernels]) for kernels in KERNELS},
-        arena={key: getattr(arena, key) for key in ("head", "tail", "needed", "peak_layer")},
-        ops=dict(Counter(op.name for op in read(content).ops)),
-        bytes=len(content),
         macs=result.macs,
         executed_macs=result.executed_macs,
         seconds=result.seconds,
         notes=result.notes,
     )
+
+
+def facts(content: bytes, test: Noise, arena: Arena) -> dict[str, Any]:
+    """What is known of any file."""
+    agreements = {kernels: compared(content, test.inputs, test.outputs, kernels=kernels) for kernels in KERNELS}
+    return {
+        "sqnr": {kernels: found.sqnr for kernels, found in agreements.items()},
+        "arena": {key: getattr(arena, key) for key in ("head", "tail", "needed", "peak_layer")},
+        "ops": dict(Counter(op.name for op in read(content).ops)),
+        "bytes": len(content),
+    }
 
 
 def largest(outputs: list[Sample], others: list[Sample]) -> int:
@@ -190,41 +245,57 @@ def largest(outputs: list[Sample], others: list[Sample]) -> int:
     return max(int(np.abs(a[0].astype(int) - b[0].astype(int)).max()) for a, b in pairs)
 
 
-def timed(contents: dict[str, bytes], test: Noise, repeats: int) -> dict[str, dict[str, Any]]:
-    """Of each file, in LiteRT, one thread."""
-    calls: dict[str, Callable[[], object]] = {}
-    for target, content in contents.items():
-        file = read(content)
-        sample = tuple(file.tensors[i].quantised(x) for i, x in zip(file.inputs, test.inputs[0], strict=True))
-        calls[target] = partial(start(content, "xnnpack").run, sample)
-    seconds = alternate(calls, repeats)
-    return {
-        target: {"latency": ratios(times, seconds[BASE]), "milliseconds": 1e3 * float(np.median(times))}
-        for target, times in seconds.items()
+def timed(contents: dict[str, bytes], test: Noise, repeats: int) -> dict[str, list[float]]:
+    """Seconds of each file, in LiteRT, one thread.
+
+    All are started ``STARTS`` times, in an order drawn anew: interpreters of one and the same file differ by up to 3 %
+    for as long as they live (by where their memory lies, it seems).
+    """
+    order = random.Random(SEED)
+    seconds: dict[str, list[float]] = {target: [] for target in contents}
+    for _ in range(STARTS):
+        calls: dict[str, Callable[[], object]] = {}
+        for target in order.sample(list(contents), len(contents)):
+            file = read(contents[target])
+            sample = tuple(file.tensors[i].quantised(x) for i, x in zip(file.inputs, test.inputs[0], strict=True))
+            calls[target] = partial(start(contents[target], "xnnpack").run, sample)
+        for target, times in alternate(calls, repeats // STARTS).items():
+            seconds[target] += times
+    return seconds
+
+
+def latency(target: str, times: dict[str, list[float]], peers: list[str]) -> dict[str, Any]:
+    """Of one file, over the Raspberry Pi's and over other tools'."""
+    found = {
+        "latency": ratios(times[target], times[BASE]),
+        "milliseconds": 1e3 * float(np.median(times[target])),
     }
+    return found | ({"latency_over": {tool: ratios(times[target], times[tool]) for tool in peers}} if peers else {})
 
 
-def table(rows: list[Row], latency: dict[str, Any]) -> Table:
+def table(rows: list[Row], times: dict[str, list[float]], peers: list[str]) -> Table:
     heads = ("dB: XNNPACK", "reference", "Micro", "LSB", "head (B)", "arena (B)", "PAD", "TRANSPOSE", "file (B)")
-    made = Table("target", *heads, "MACs", "latency", title="MobileNetV2-0.35 in int8")
+    over = (f"latency over {base}" for base in (BASE, *peers))
+    made = Table("target", *heads, "MACs", *over, title="MobileNetV2-0.35 in int8")
     for row in rows:
-        ratio = latency[row.target]["latency"]
+        ours = row if isinstance(row, Ours) else None
+        found = [ratios(times[row.target], times[base]) for base in (BASE, *peers)]
         made.add_row(
             row.target,
             *(f"{row.sqnr[kernels]:.2f}" for kernels in KERNELS),
-            str(max(row.lsb.values())),
+            str(max(ours.lsb.values())) if ours else "",
             *(f"{row.arena[key]:,}" for key in ("head", "needed")),
             *(str(row.ops.get(name, 0)) for name in ("PAD", "TRANSPOSE")),
             f"{row.bytes:,}",
-            f"{row.executed_macs / row.macs:.3f}",
-            f"{ratio['median']:.2f} ({ratio['quartile_1']:.2f} to {ratio['quartile_3']:.2f})",
-            style="red" if missed(row) else None,
+            f"{ours.executed_macs / ours.macs:.3f}" if ours else "",
+            *(f"{x['median']:.2f} ({x['quartile_1']:.2f} to {x['quartile_3']:.2f})" for x in found),
+            style="red" if ours and missed(ours) else None,
         )
     return made
 
 
-def missed(row: Row) -> list[str]:
-    """The limits that a file does not keep; that of the head is for the smallest budget alone, and not judged here."""
+def missed(row: Ours) -> list[str]:
+    """The limits that a file does not keep; times and the head for the smallest budget are not judged here."""
     micro = row.target != BASE
     kind = "mcu" if micro else BASE
     wrong = {
