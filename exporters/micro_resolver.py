@@ -8,8 +8,10 @@ from collections import Counter
 from collections.abc import Iterable
 from string import Template
 
+import numpy as np
+
 from nbcompile.core.errors import ExportError
-from nbcompile.exporters.tflite_file import File
+from nbcompile.exporters.tflite_file import File, FileOp
 
 # Names that differ from the schema's in more than capitals and underscores.
 _IRREGULAR = {
@@ -46,6 +48,12 @@ REMEDIES = {
 
 _REMEDY = "replace it by operators that TFLite Micro has, or export for the target raspberrypi"
 
+MOST_PARTS = 10
+"""That one CONCATENATION has, in ``micro/kernels/concatenation.cc``."""
+
+MOST_DIMENSIONS = 5
+"""That one TRANSPOSE has, in ``micro/kernels/transpose_common.cc``."""
+
 _OPS = Template("""\
 // The operators of $stem, and no others. Written by nbcompile.
 #ifndef ${macro}_OPS_H_
@@ -74,7 +82,7 @@ _CALL = Template("""\
 
 
 def check_ops(file: File) -> None:
-    """Find out before anything is written whether TFLite Micro has every operator of ``file``.
+    """Find out before anything is written whether TFLite Micro has every operator of ``file``, as it is used there.
 
     Raises:
         ExportError: if it lacks one; each is named with the first layer that uses it, and what to do.
@@ -83,6 +91,21 @@ def check_ops(file: File) -> None:
     if missing:
         found = "; ".join(f"'{layer}' needs {op}: {REMEDIES.get(op, _REMEDY)}" for op, layer in missing.items())
         raise ExportError(f"TFLite Micro lacks {_named(missing)}. {found}")
+    for op in file.ops:
+        if reason := _over_limit(file, op):
+            raise ExportError(f"'{file.tensors[op.outputs[0]].name}' {reason}")
+
+
+def _over_limit(file: File, op: FileOp) -> str | None:
+    """What a kernel of TFLite Micro asserts, if ``op`` does not keep it."""
+    rank = len(file.tensors[op.outputs[0]].shape)
+    if op.name == "CONCATENATION" and len(op.inputs) > MOST_PARTS:
+        return f"has {len(op.inputs)} parts, and TFLite Micro concatenates {MOST_PARTS} at most: do it in two steps"
+    if op.name == "TRANSPOSE" and rank > MOST_DIMENSIONS:
+        return f"permutes {rank} dimensions, and TFLite Micro {MOST_DIMENSIONS} at most: flatten some of them before"
+    if op.name in ("GATHER", "CAST") and any(i >= 0 and file.tensors[i].dtype == np.int64 for i in op.inputs):
+        return "reads numbers of 64 bits, and TFLite Micro has kernels for 32: make the example input int32 (x.int())"
+    return None
 
 
 def ops_header(file: File, stem: str, name: str) -> str:

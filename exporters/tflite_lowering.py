@@ -74,7 +74,7 @@ class _Lowering:
             return [value.tensor for value, _ in outputs]
 
         specs = [
-            tf.TensorSpec(port.shape, _tf_dtype(node), name=port.name)
+            tf.TensorSpec(port.shape, _tf_dtype(node.meta["val"]), name=port.name)
             for port, node in zip(self.inputs, self.placeholders, strict=True)
         ]
         function = tf.function(network, input_signature=specs, autograph=False).get_concrete_function()
@@ -127,7 +127,11 @@ class _Lowering:
             reason = f"it is called in a way that cannot be lowered ({str(error).splitlines()[0]})"
             raise self._error(node, reason, _REPLACE) from error
         if isinstance(result, Value):
-            assert result.shape == tuple(node.meta["val"].shape), f"{node.target} gives {result.shape}"
+            wanted = node.meta["val"]
+            assert result.shape == tuple(wanted.shape), f"{node.target} gives {result.shape}"
+            if _kind(result.tensor.dtype) != _kind(_tf_dtype(wanted)):
+                reason = f"it turns {_kind(result.tensor.dtype)} into {_kind(_tf_dtype(wanted))}"
+                raise self._error(node, reason, "call .float() on them before")
         return result
 
     def _handler(self, node: fx.Node) -> Callable[..., Any]:
@@ -206,6 +210,9 @@ def _output(result: Value | Tensor) -> tuple[Value, bool]:
     return result.arranged((0, *range(2, rank), 1) if channels_last else range(rank)), channels_last
 
 
-def _tf_dtype(node: fx.Node) -> Any:
-    dtype = node.meta["val"].dtype
-    return tf.float32 if dtype.is_floating_point else tf.as_dtype(str(dtype).removeprefix("torch."))
+def _tf_dtype(x: Tensor) -> Any:
+    return tf.float32 if x.is_floating_point() else tf.as_dtype(str(x.dtype).removeprefix("torch."))
+
+
+def _kind(dtype: Any) -> str:
+    return "floating-point numbers" if dtype.is_floating else "booleans" if dtype.is_bool else "whole numbers"

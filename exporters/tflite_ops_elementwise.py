@@ -115,7 +115,9 @@ def elu(x: Value, alpha: Number = 1.0, scale: Number = 1.0, input_scale: Number 
 
 
 def softplus(x: Value, beta: Number = 1.0, threshold: Number = 20.0) -> Value:
-    """``log(1 + exp(beta * x)) / beta``, in a form that never overflows."""
+    """``log(1 + exp(beta * x)) / beta``, in a form that never overflows, and so has no use for a threshold."""
+    if threshold < ROUNDED:
+        raise LoweringError(f"from threshold={threshold} on it is a line", "leave out threshold, or use ReLU")
     y = x.tensor * beta
     return x.like((tf.nn.relu(y) + tf.math.log(1.0 + tf.exp(-tf.abs(y)))) * (1 / beta), nonnegative=True)
 
@@ -148,6 +150,9 @@ def masked_fill(x: Value, mask: Value | Tensor, fill: Number) -> Value:
         return add(x, mask.to(torch.float32) * math.copysign(LARGE, fill))
     return where(mask, fill, x)
 
+
+ROUNDED = 15.0
+"""Where softplus is a line to float32: ``log(1 + exp(-15))`` is 3e-7, of 15 less than a rounding."""
 
 LARGE = 1e4
 """What stands for infinity in an attention mask: ``exp(-1e4)`` is 0 in float32."""

@@ -290,7 +290,7 @@ HANDLERS: Mapping[str, Callable[..., Any]] = {
     "upsample_bilinear2d.vec": bilinear,
     "pixel_shuffle": pixel_shuffle,
     "pixel_unshuffle": pixel_unshuffle,
-    "clone": same,
+    **dict.fromkeys(("clone", "alias"), same),
     "_to_copy": cast,
     "embedding": embedding,
 }

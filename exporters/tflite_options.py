@@ -67,6 +67,16 @@ LEAST_SQNR = {"float32": 80.0, "float16": 40.0, "dynamic": 15.0, "int16x8": 15.0
 function. Trained networks reach 20 to 40 dB in int8."""
 
 
+MORE_SQNR = {
+    "int8": "Calibrate on more images, try quantize='int16x8' or float_layers=…",
+    "int16x8": "Calibrate on more images, try ranges='mse'",
+    "dynamic": "Try quantize='float16' or float_layers=…",
+    "float16": "Try quantize='float32'",
+    "float32": "Train the network: float32 sums in another order, and random weights may amplify that",
+}
+"""What may raise it, by scheme."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a file must keep; None: anything goes.
@@ -82,6 +92,10 @@ class Limits:
     agreement: float | None = None
     sram: int | None = None
     flash: int | None = None
+
+    def least_sqnr(self, scheme: str) -> float:
+        """What the outputs of a file of ``scheme`` must reach, dB."""
+        return LEAST_SQNR[scheme] if self.sqnr is None else self.sqnr
 
 
 def require_choice(option: str, value: str, known: tuple[str, ...]) -> None:

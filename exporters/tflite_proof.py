@@ -12,7 +12,7 @@ from nbcompile.exporters.tflite_check import Agreement, compared
 from nbcompile.exporters.tflite_file import read
 from nbcompile.exporters.tflite_kernels import kernel_differences
 from nbcompile.exporters.tflite_layers import LayerError, by_layer
-from nbcompile.exporters.tflite_options import INTERPRETERS, Limits, Recipe
+from nbcompile.exporters.tflite_options import INTERPRETERS, MORE_SQNR, Limits, Recipe
 
 
 def agreements(built: Built, data: Data, micro: bool) -> tuple[tuple[Agreement, ...], list[str]]:
@@ -50,20 +50,21 @@ def arena_needed(built: Built, micro: bool) -> tuple[Arena, list[str]]:
 
 
 def require_limits(
-    path: Path, found: Sequence[Agreement], arena: Arena, least: float, limits: Limits, micro: bool
+    path: Path, found: Sequence[Agreement], arena: Arena, scheme: str, limits: Limits, micro: bool
 ) -> None:
     """Raise ExportError if a limit is not kept, in an interpreter that the device runs.
 
     Reference kernels judge nothing: no device runs them, and some are wrong (int8 SUM).
     """
+    least = limits.least_sqnr(scheme)
     for one in found:
         if one.kernels == "reference" or (one.kernels == "micro" and not micro):
             continue
         if not one.sqnr >= least:
             raise ExportError(
                 f"{path}: in {INTERPRETERS[one.kernels]} the outputs have {one.sqnr:.1f} dB of signal over noise "
-                f"against PyTorch's, and {least:.1f} dB are asked for; no file was kept. Calibrate on more images, "
-                f"try quantize='int16x8' or float_layers=…, or allow less with min_sqnr"
+                f"against PyTorch's, and {least:.1f} dB are asked for; no file was kept. {MORE_SQNR[scheme]}, or allow "
+                f"less with min_sqnr"
             )
         if limits.agreement is not None and one.top1 is not None and not one.top1 >= limits.agreement:
             raise ExportError(

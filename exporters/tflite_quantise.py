@@ -21,7 +21,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from nbcompile.core.errors import ExportError, UsageError
-from nbcompile.exporters.tflite_file import pack, read, unpack
+from nbcompile.exporters.tflite_file import File, pack, read, unpack
 from nbcompile.exporters.tflite_float_layers import matching
 from nbcompile.exporters.tflite_options import Recipe
 from nbcompile.exporters.tflite_ranges import Ranges, measured
@@ -114,10 +114,27 @@ def _to_int8(content: bytes, io: str, per_channel: bool, dense_per_channel: bool
             disable_per_channel_for_dense_layers=not dense_per_channel,
             input_data_type=ends,
             output_data_type=ends,
-            denylisted_nodes=sorted(kept_float),
+            denylisted_nodes=sorted(kept_float | _divisions(file)),
             denylisted_ops=[_NAMELESS] if nameless & kept_float else [],
         ),
     )
+
+
+def _divisions(file: File) -> set[str]:
+    """The results of divisions, and their divisors, to which networks add a little so that none is 0.
+
+    Integers would round that away, and stop the program at an input that no calibration sample may have been.
+    """
+    found = set()
+    for division in (op for op in file.ops if op.name == "DIV"):
+        found.add(division.outputs[0])
+        divisor = division.inputs[1]
+        while writer := file.writers.get(divisor):
+            found.add(divisor)
+            if writer.name not in ("RESHAPE", "TILE"):  # these repeat what was added to before
+                break
+            divisor = writer.inputs[0]
+    return {file.tensors[i].name for i in found}
 
 
 def _to_int16(content: bytes, io: str, per_channel: bool, dense_per_channel: bool) -> bytes:

@@ -10,10 +10,12 @@ kernels        what runs
 =============  ====================================================================================================
 """
 
+import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
@@ -146,8 +148,8 @@ class _LiteRT(Session):
     """LiteRT, one thread."""
 
     def __init__(self, content: bytes, kernels: str, keep: bool) -> None:
-        self._kernels = kernels
-        with _refusals(f"LiteRT ({kernels})"), warnings.catch_warnings():
+        self._refusals = partial(_refusals, f"LiteRT ({kernels})", content)
+        with self._refusals(), warnings.catch_warnings():
             # That keeping tensors takes memory is known and wanted here.
             warnings.filterwarnings("ignore", message=".*experimental_preserve_all_tensors", category=UserWarning)
             self._interpreter = Interpreter(
@@ -163,7 +165,7 @@ class _LiteRT(Session):
     def run(self, sample: Sample) -> Sample:
         for index, x in zip(self._inputs, sample, strict=True):
             self._interpreter.set_tensor(index, x)
-        with _refusals(f"LiteRT ({self._kernels})"):
+        with self._refusals():
             self._interpreter.invoke()
         return tuple(self._interpreter.get_tensor(index) for index in self._outputs)
 
@@ -188,14 +190,15 @@ class Micro(Session):
         config = tflm.InterpreterConfig
         mode = config.kPreserveAllTensors if keep else config.kAllocationRecording
         self._outputs = range(len(read(content).outputs))
-        with _refusals(f"TFLite Micro with {arena:,} B of arena"):
+        self._refusals = partial(_refusals, "TFLite Micro", content)
+        with _refusals(f"TFLite Micro with {arena:,} B of arena", content):
             self._interpreter = tflm.Interpreter.from_bytes(content, arena_size=arena, intrepreter_config=mode)
 
     def run(self, sample: Sample) -> Sample:
         """See `Session.run`."""
         for i, x in enumerate(sample):
             self._interpreter.set_input(x, i)
-        with _refusals("TFLite Micro"):
+        with self._refusals():
             self._interpreter.invoke()
         return tuple(self._interpreter.get_output(i) for i in self._outputs)
 
@@ -212,13 +215,22 @@ class Micro(Session):
 
 
 @contextmanager
-def _refusals(who: str) -> Iterator[None]:
-    """What an interpreter refuses becomes an ExportError that says what it wrote to standard error."""
+def _refusals(who: str, content: bytes) -> Iterator[None]:
+    """What an interpreter refuses becomes an ExportError that says what it wrote to standard error, and the layer."""
     with stderr_kept() as said:
         try:
             yield
         except (RuntimeError, ValueError) as error:
             lines = [line.strip() for line in said().splitlines()]
             lines = [line for line in lines if line and not line.startswith(("INFO:", "WARNING:"))]
-            reason = "; ".join(lines or str(error).splitlines())
-            raise ExportError(f"{who} cannot run the file: {reason.rstrip('.')}") from error
+            reason = "; ".join(lines or str(error).splitlines()).rstrip(".")
+            raise ExportError(f"{who} cannot run the file: {reason}{_layer_in(reason, content)}") from error
+
+
+def _layer_in(reason: str, content: bytes) -> str:
+    """The layer whose operator is named by its number, and what may help: there are fewer kernels for integers."""
+    file, number = read(content), re.search(r"\bnumber (\d+)", reason)
+    if not number or int(number[1]) >= len(file.ops):  # one of a delegate's
+        return ""
+    layer = file.tensors[file.ops[int(number[1])].outputs[0]]
+    return f" (layer '{layer.name}'" + ("; float_layers=… keeps it in float32)" if layer.quantisation else ")")

@@ -188,9 +188,10 @@ class Value:
             return replace(self, tensor=selected(self.tensor, i, inverse), axes=axes)
         sizes = list(self.tensor.shape)
         slowest_first = sorted(range(len(found)), key=lambda digit: -found[digit][1])
-        split = tf.reshape(self.tensor, [*sizes[:i], *(size for size, _ in found), *sizes[i + 1 :]])
-        before, after = range(i), range(i + len(found), len(split.shape))
-        moved = tf.transpose(split, [*before, *(i + digit for digit in slowest_first), *after])
+        # What is around is one axis each: TFLite Micro transposes no more than five.
+        around = math.prod(sizes[:i]), math.prod(sizes[i + 1 :])
+        split = tf.reshape(self.tensor, [around[0], *(size for size, _ in found), around[1]])
+        moved = tf.transpose(split, [0, *(1 + digit for digit in slowest_first), 1 + len(found)])
         return replace(self, tensor=tf.reshape(moved, sizes), axes=axes)
 
     def parted(self, dims: Collection[int]) -> "Value":

@@ -26,7 +26,7 @@ from nbcompile.exporters.tflite_beside import files_beside, names_beside
 from nbcompile.exporters.tflite_build import Built, Data, Variants, build, lowered, with_corrected_bias
 from nbcompile.exporters.tflite_check import Agreement
 from nbcompile.exporters.tflite_layers import LayerError
-from nbcompile.exporters.tflite_options import AS_IT_IS, LEAST_SQNR, Limits, Recipe
+from nbcompile.exporters.tflite_options import AS_IT_IS, Limits, Recipe
 from nbcompile.exporters.tflite_proof import agreements, arena_needed, layer_errors, require_limits
 
 INT8, ANY = Recipe(), Limits()
@@ -147,8 +147,7 @@ def export(
     chosen = _best(tried, correct_bias)
     found, unrun = agreements(chosen, data, micro)
     arena, modelled_only = arena_needed(chosen, micro)
-    least = LEAST_SQNR[recipe.scheme] if limits.sqnr is None else limits.sqnr
-    require_limits(path, found, arena, least, limits, micro)
+    require_limits(path, found, arena, recipe.scheme, limits, micro)
     beside, kept = files_beside(chosen, path, arena, micro, recipe.scheme, prepared)
     with ExitStack() as stack:
         for file, content in {path: chosen.content, **beside}.items():
@@ -158,7 +157,7 @@ def export(
         format="tflite",
         bytes=len(chosen.content),
         error=max(10 ** (-one.sqnr / 20) for one in found),
-        tolerance=10 ** (-least / 20),
+        tolerance=10 ** (-limits.least_sqnr(recipe.scheme) / 20),
         versions=_versions(),
         notes=(*notes, *chosen.notes, *unrun, *modelled_only, *kept, *_said(chosen)),
         seconds=time.perf_counter() - started,

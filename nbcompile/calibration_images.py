@@ -21,6 +21,9 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".
 _MODES = {1: "L", 3: "RGB"}
 """Pillow's modes, by the number of channels."""
 
+_WIDE = ("I", "F")
+"""How the names of its modes begin whose pixels are integers of 16 or 32 bits, or floats."""
+
 
 def images_in(folder: Path) -> list[Path]:
     """The images in ``folder``, at any depth, sorted.
@@ -110,9 +113,12 @@ def _opened(path: Path, mode: str) -> Any:
         raise missing_extra("tflite", "calibration from a folder of images", "Pillow") from error
     try:
         with Image.open(path) as image:
-            return image.convert(mode)
+            if image.mode[:1] not in _WIDE:
+                return image.convert(mode)
+            deep = image.mode
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises, depending on the format
         raise UsageError(f"{path} cannot be read as an image: {error}") from error
+    raise UsageError(f"{path} has more than 8 bits per channel (mode {deep}): convert it to 8 bits, or give an .npz")
 
 
 def _centre(image: Any, side: int, crop: float) -> Any:

@@ -96,6 +96,10 @@ def test_images_that_cannot_be_used(tmp_path: Path) -> None:
         calibration(tmp_path / "some", INPUTS, {"scale": 1 / 255})
     with pytest.raises(UsageError, match="preprocessing: std has 2 values, the network takes 3 channels"):
         calibration(tmp_path / "some", INPUTS, GREY | {"std": [1, 2]})
+    (tmp_path / "deep").mkdir()
+    Image.fromarray(np.full((6, 6), 40_000, np.uint16)).save(tmp_path / "deep/000.png")
+    with pytest.raises(UsageError, match=r"000.png has more than 8 bits per channel \(mode I;16\): convert it to 8"):
+        calibration(tmp_path / "deep", INPUTS, GREY)
     with pytest.raises(
         UsageError, match=r"000.png has pixels up to 2\d\d, more than the 16 that the network takes for w"
     ):

@@ -15,6 +15,7 @@ from torch import nn
 
 import nbcompile
 from nbcompile import cli
+from nbcompile.cli_options import give
 from nbcompile.core.blocks import sites
 from nbcompile.report.formats import exact
 from nbcompile.testing import scramble_
@@ -184,6 +185,15 @@ def test_json_that_cannot_be_written_is_refused_first(run, trained: Path, words:
     assert result.code == 2
     assert "cannot write nope/x.json: the folder" in result.err
     assert [path.name for path in Path().iterdir()] == ["trained.pt"]
+
+
+def test_json_has_no_infinities(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    found = {"agreements": ({"sqnr": float("inf")},), "path": tmp_path}
+    wanted = {"agreements": [{"sqnr": None}], "path": str(tmp_path)}
+    give(found, Path("-"), None)
+    assert json.loads(capsys.readouterr().out) == wanted
+    give(found, tmp_path / "x.json", lambda *_: None)
+    assert json.loads((tmp_path / "x.json").read_text()) == wanted
 
 
 def test_expand_can_prove_itself(run) -> None:

@@ -180,14 +180,29 @@ def test_agreement_is_a_limit_in_the_interpreters_of_the_device() -> None:
     arena = modelled(tflite_of(small()[0]))
     limits = Limits(agreement=0.95)
     low = {name: Agreement(name, 16, 30.0, 1.0, 0.1, 0.9) for name in ("xnnpack", "reference", "micro")}
-    require_limits(Path("x"), [low["reference"], low["micro"]], arena, 15.0, limits, micro=False)
-    require_limits(Path("x"), [low["micro"]], arena, 15.0, Limits(agreement=0.9), micro=True)
+    require_limits(Path("x"), [low["reference"], low["micro"]], arena, "int8", limits, micro=False)
+    require_limits(Path("x"), [low["micro"]], arena, "int8", Limits(agreement=0.9), micro=True)
     with pytest.raises(
         ExportError, match=r"x: in TFLite Micro 90.0% of the samples have PyTorch's largest output, and"
     ):
-        require_limits(Path("x"), [low["micro"]], arena, 15.0, limits, micro=True)
+        require_limits(Path("x"), [low["micro"]], arena, "int8", limits, micro=True)
     with pytest.raises(ExportError, match=r"x: in LiteRT, XNNPACK 90.0% of the samples"):
-        require_limits(Path("x"), [low["xnnpack"]], arena, 15.0, limits, micro=False)
+        require_limits(Path("x"), [low["xnnpack"]], arena, "int8", limits, micro=False)
+
+
+def test_what_may_help_depends_on_the_scheme() -> None:
+    arena = modelled(tflite_of(small()[0]))
+    low = [Agreement("xnnpack", 16, 10.0, 1.0, 0.1, 0.9)]
+    helps = {
+        "int8": r"Calibrate on more images, try quantize='int16x8' or float_layers=…",
+        "int16x8": r"Calibrate on more images, try ranges='mse'",
+        "dynamic": r"Try quantize='float16' or float_layers=…",
+        "float16": r"Try quantize='float32'",
+        "float32": r"Train the network: float32 sums in another order, and random weights may amplify that",
+    }
+    for scheme, sentence in helps.items():
+        with pytest.raises(ExportError, match=rf"no file was kept\. {sentence}, or allow less with min_sqnr$"):
+            require_limits(Path("x"), low, arena, scheme, Limits(), micro=False)
 
 
 @pytest.mark.parametrize(("count", "calibrating", "checking"), [(1, 1, 1), (16, 16, 16), (63, 63, 16), (64, 48, 16)])

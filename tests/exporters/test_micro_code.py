@@ -7,12 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 from nbcompile.core.errors import CheckpointError, ExportError, UsageError
 from nbcompile.exporters.micro_code import comment, identifier, sources
-from nbcompile.exporters.micro_resolver import METHODS
+from nbcompile.exporters.micro_resolver import METHODS, check_ops
 from nbcompile.exporters.tflite_file import File, FileTensor, pack, read, schema, unpack
+from nbcompile.exporters.tflite_lowering import float_model
+from nbcompile.exporters.tflite_runtime import run as run_file
 from nbcompile.exporters.tflite_tensorflow import tf
+from tests.exporters.lowered import Net
 from tests.exporters.small_tflite import converted, tiny
 
 STUBS = Path(__file__).parent / "micro_stubs"
@@ -202,6 +207,39 @@ def test_operators_that_tflite_micro_lacks_are_named() -> None:
         f"TFLite Micro lacks GELU and POW. '{gelu}' needs GELU: train with ReLU, ReLU6 or Hardswish there instead; "
         f"'{power}' needs POW: replace it by operators that TFLite Micro has, or export for the target raspberrypi"
     )
+
+
+@pytest.mark.parametrize(
+    ("network", "x", "sentence"),
+    [
+        (
+            Net(lambda _, x: torch.cat([x.sin() + i for i in range(11)], 1)),
+            torch.randn(1, 4),
+            "'cat' has 11 parts, and TFLite Micro concatenates 10 at most: do it in two steps",
+        ),
+        (
+            Net(lambda _, x: x.reshape(2, 3, 2, 3, 2, 3).permute(1, 0, 3, 2, 5, 4).sin()),
+            torch.randn(1, 216),
+            "permutes 6 dimensions, and TFLite Micro 5 at most: flatten some of them before",
+        ),
+        (
+            nn.Sequential(nn.Embedding(7, 4)),
+            torch.tensor([[1, 5, 3]]),
+            "'0' reads numbers of 64 bits, and TFLite Micro has kernels for 32: make the example input int32 (x.int())",
+        ),
+    ],
+)
+def test_operators_that_tflite_micro_has_for_less_are_named(network: nn.Module, x: Tensor, sentence: str) -> None:
+    with pytest.raises(ExportError, match=re.escape(sentence)):
+        check_ops(read(float_model(network, (x,)).content))
+
+
+def test_an_embedding_of_32_bits_runs() -> None:
+    network, x = nn.Sequential(nn.Embedding(7, 4)), torch.tensor([[1, 5, 3]], dtype=torch.int32)
+    content = float_model(network, (x,)).content
+    check_ops(read(content))
+    ((y,),) = run_file(content, [(x.numpy(),)], kernels="micro")
+    assert np.array_equal(y, network(x).detach().numpy())
 
 
 # Prints the operators that TFLite Micro finds. Each is tried in a process of its own: kernels that get another

@@ -1,5 +1,7 @@
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -176,6 +178,17 @@ def test_a_flatten_permutes_the_columns_of_the_next_layer() -> None:
     assert operators(model) == {"CONV_2D": 1, "RESHAPE": 1, "FULLY_CONNECTED": 1}
 
 
+def test_shuffled_channels_are_transposed_as_tflite_micro_can() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(4, 8, 1), nn.ChannelShuffle(2), nn.Conv2d(8, 16, 3, groups=8), nn.PixelShuffle(2), nn.Conv2d(4, 3, 1)
+    )
+    model, error = lowered(network, torch.randn(1, 4, 7, 5))
+    file = read(model.content)
+    (moved,) = [op for op in file.ops if op.name == "TRANSPOSE"]
+    assert len(file.tensors[moved.outputs[0]].shape) <= 5
+    assert error < 1e-5
+
+
 def test_attention_transposes_heads_and_nothing_else() -> None:
     network = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True, activation="gelu", norm_first=True)
     model, error = lowered(network, torch.randn(1, 5, 6))
@@ -234,6 +247,10 @@ ERRORS = {
         r"aten\.gt|it chooses between values by what they are",
     ),
     "integers": (lambda m, x: x.int(), r"_to_copy.*it makes integers of floating-point values \(torch\.int32\); keep"),
+    "early line": (
+        lambda m, x: F.softplus(x, 2, 3),
+        r"softplus in the network itself.*: from threshold=3 on it is a line; leave out threshold, or use ReLU",
+    ),
     "nothing": (lambda m, x: x[:, 3:], r"slice.*it takes no element of dimension 1; remove the empty slice"),
 }
 
@@ -243,6 +260,19 @@ def test_what_cannot_be_lowered_is_named_with_its_layer_and_what_to_do(name: str
     function, message = ERRORS[name]
     with pytest.raises(ExportError, match=message):
         float_model(Net(function, nn.Conv2d(3, 4, 1)).eval(), (torch.randn(1, 3, 5, 4),))
+
+
+@pytest.mark.parametrize(
+    ("function", "turned"),
+    [
+        (lambda _, x: x / 2, "div.Tensor.*it turns whole numbers into floating-point numbers"),
+        (lambda _, x: x + 0.5, "add.Tensor.*it turns whole numbers into floating-point numbers"),
+        (lambda _, x: x.bool().float(), "_to_copy.*it turns whole numbers into booleans"),
+    ],
+)
+def test_whole_numbers_are_not_rounded_unasked(function: Callable[..., Any], turned: str) -> None:
+    with pytest.raises(ExportError, match=turned + r"; call \.float\(\) on them before"):
+        float_model(Net(function), (torch.tensor([[1, 5, 3]]),))
 
 
 def test_the_place_in_the_code_is_the_users() -> None:

@@ -196,7 +196,7 @@ CASES: dict[str, Case] = {
     "selected": of("odd", lambda _, x: torch.where(torch.arange(9) > 3, x, 0) + x.where(x.new_ones(9) > 0, x * 2)),
     "slices": of(
         "odd",
-        lambda _, x: torch.cat([x[:, ::2], x[:, 1:3].flip(1), torch.stack(x.unbind(1), 1)], 1)[:, :, 2:, ::3],
+        lambda _, x: torch.cat([x[:, ::2], x[:, :4], x[:, 1:3].flip(1), torch.stack(x.unbind(1), 1)], 1)[:, :, 2:, ::3],
     ),
     "split, rolled, repeated": of(
         "odd",

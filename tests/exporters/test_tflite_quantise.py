@@ -195,3 +195,30 @@ def test_a_range_that_is_not_known_does_no_harm(model: FloatModel, samples: list
     found = run(content, samples)
     assert np.isfinite([y[0] for y in found]).all()
     assert noise(model, content, zeros) > 28
+
+
+class Shares(nn.Module):
+    """Of the sum over rows, which is 0 for a black image."""
+
+    def __init__(self, repeated: bool) -> None:
+        super().__init__()
+        self.repeated = repeated
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.abs().reshape(1, 2, 2)
+        total = rows.sum(1) + 1e-6
+        return rows / (
+            total.reshape(1, 1, 2, 1).expand(1, 2, 2, 1).reshape(1, 2, 2) if self.repeated else total[:, None]
+        )
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_a_divisor_of_zero_does_not_stop_the_program(repeated: bool) -> None:
+    model = float_model(Shares(repeated).eval(), (torch.ones(1, 4),))
+    assert ("TILE" in {op.name for op in read(model.content).ops}) == repeated
+    content = quantise(model, [(np.full((1, 4), value, np.float32),) for value in (-1, 0.5, 1)])
+    assert "add" in left_in_float(model, content)
+    for kernels in ("xnnpack",) if repeated else ("xnnpack", "micro"):  # TFLite Micro has no TILE
+        black, grey = (run(content, [(np.full((1, 4), value, np.float32),)], kernels=kernels) for value in (0, 0.5))
+        assert np.abs(black[0][0]).max() == 0
+        assert np.abs(grey[0][0] - 0.5).max() < 0.01
