@@ -14,15 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nbcompile.core.errors import UsageError, missing_extra
+from nbcompile.image_files import opened
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """What counts as an image in a folder; other files are left."""
 
 _MODES = {1: "L", 3: "RGB"}
 """Pillow's modes, by the number of channels."""
-
-_WIDE = ("I", "F")
-"""How the names of its modes begin whose pixels are integers of 16 or 32 bits, or floats."""
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -41,7 +39,7 @@ def input_of(path: Path, shape: tuple[int, ...], preprocessing: Mapping[str, Any
     """One image as an input without batch, and the size (width, height) that it has in its file.
 
     With ``crop`` and a square input, the shorter side is resized and the centre taken, as
-    `nbcompile.training.imagefolder` does; else the whole image is resized, as `nbcompile.training.digits` does.
+    `nbcompile.training.imagefolder` does; else the whole image is resized, as `nbcompile.training.tensor_images` does.
 
     Args:
         path: of the image.
@@ -108,17 +106,10 @@ def _numbers(key: str, value: Any) -> Tensor:
 def _opened(path: Path, mode: str) -> Any:
     """An image of Pillow, decoded."""
     try:
-        from PIL import Image
+        import PIL  # noqa: F401
     except ImportError as error:
         raise missing_extra("tflite", "calibration from a folder of images", "Pillow") from error
-    try:
-        with Image.open(path) as image:
-            if image.mode[:1] not in _WIDE:
-                return image.convert(mode)
-            deep = image.mode
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises, depending on the format
-        raise UsageError(f"{path} cannot be read as an image: {error}") from error
-    raise UsageError(f"{path} has more than 8 bits per channel (mode {deep}): convert it to 8 bits, or give an .npz")
+    return opened(path, str(path), mode)
 
 
 def _centre(image: Any, side: int, crop: float) -> Any:

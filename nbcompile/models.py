@@ -10,27 +10,20 @@
 Values after ``?`` are Python literals (``0.5``, ``True``, ``(1,2)``); what is none is a string.
 """
 
-import ast
-import difflib
-import importlib
-import importlib.util
 import inspect
 import math
 import re
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import nn
 
+from nbcompile.addresses import close_to, installed, named_factory, parse, said
 from nbcompile.core.errors import UsageError, missing_extra
 from nbcompile.core.example import Origin, TensorSpec, remember
 from nbcompile.zoo import NETWORKS
 
-GRAMMAR = "torchvision:NAME, timm:NAME, nbcompile:NAME or package.module:factory, then ?key=value&key=value"
 MAX_ELEMENTS = 2**28
 _DOWNLOADS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "checkpoint_path")
 
@@ -71,29 +64,18 @@ def build(spec: str, input_shape: str | None = None) -> Built:
         UsageError: if the string, a name, an option or the shape is wrong, the package is not installed, or
             the factory fails.
     """
-    home, name, options = _parse(spec)
+    home, name, options = parse(spec)
     given = None if input_shape is None else parse_input(input_shape)
     known = {"torchvision": _torchvision, "timm": _timm, "nbcompile": _nbcompile}.get(home)
     if known is not None:
         made = known(spec, name, options)
     elif given is not None:
-        made = _Made(_call(spec, _factory(spec, home, name), options), given.shape)
+        made = _Made(_call(spec, named_factory(spec, home, name), options), given.shape)
     else:
         raise UsageError(f"'{spec}' needs --input, such as --input 1x3x96x96: the input size of a factory is not known")
     inputs = (given or TensorSpec(made.shape),)
     remember(made.model, Origin(inputs, spec, made.preprocessing))
     return Built(made.model, inputs, spec, made.preprocessing)
-
-
-def with_option(spec: str, key: str, value: Any) -> str:
-    """The MODEL string ``spec`` with one option set.
-
-    Raises:
-        UsageError: if it is no MODEL string.
-    """
-    home, name, options = _parse(spec)
-    pairs = (f"{k}={v if isinstance(v, str) else repr(v)}" for k, v in (options | {key: value}).items())
-    return f"{home}:{name}?{'&'.join(pairs)}"
 
 
 def parse_input(text: str) -> TensorSpec:
@@ -110,30 +92,8 @@ def parse_input(text: str) -> TensorSpec:
     return TensorSpec(sizes)
 
 
-def _parse(spec: str) -> tuple[str, str, dict[str, Any]]:
-    address, question, query = spec.partition("?")
-    home, _, name = address.partition(":")
-    if not home or not name:
-        hint = f"; did you mean nbcompile:{spec}?" if address in NETWORKS else ""
-        raise UsageError(f"'{spec}' is no MODEL: write {GRAMMAR}{hint}")
-    options: dict[str, Any] = {}
-    for pair in query.split("&") if question else ():
-        key, equals, value = pair.partition("=")
-        if not (key.isidentifier() and equals) or key in options:
-            raise UsageError(f"'{spec}': option '{pair}' is not key=value with a key of its own")
-        options[key] = _value(value)
-    return home, name, options
-
-
-def _value(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text
-
-
 def _torchvision(spec: str, name: str, options: dict[str, Any]) -> _Made:
-    models = _installed("torchvision.models", missing_extra("train", f"'{spec}'", "torchvision"))
+    models = installed("torchvision.models", missing_extra("train", f"'{spec}'", "torchvision"))
     _refuse_downloads(spec, options)
     _check_name(spec, "torchvision", name, models.list_models())
     parameters = inspect.signature(models.get_model_builder(name)).parameters
@@ -144,7 +104,7 @@ def _torchvision(spec: str, name: str, options: dict[str, Any]) -> _Made:
 
 def _timm(spec: str, name: str, options: dict[str, Any]) -> _Made:
     absent = UsageError(f"'{spec}' needs timm, which is not installed: pip install timm")
-    timm, data = _installed("timm", absent), _installed("timm.data", absent)
+    timm, data = installed("timm", absent), installed("timm.data", absent)
     _refuse_downloads(spec, options)
     _check_name(spec, "timm", name.partition(".")[0], timm.list_models())
     model = _call(spec, timm.create_model, {**options, "model_name": name})
@@ -164,34 +124,16 @@ def _nbcompile(spec: str, name: str, options: dict[str, Any]) -> _Made:
     return _Made(_call(spec, factory, options), (batch, options.get("in_channels", channels), height, width))
 
 
-def _factory(spec: str, module: str, name: str) -> Any:
-    if (here := str(Path.cwd())) not in sys.path and "" not in sys.path:
-        sys.path.insert(0, here)  # as `python -m` does
-    try:
-        home = importlib.import_module(module)
-    except Exception as error:
-        raise UsageError(f"'{spec}': importing {module} failed: {_said(error)}") from error
-    if not hasattr(home, name):
-        raise UsageError(f"'{spec}': {module} has no '{name}'{_close(name, vars(home))}")
-    return getattr(home, name)
-
-
 def _call(spec: str, factory: Callable[..., Any], options: dict[str, Any]) -> nn.Module:
     if isinstance(factory, nn.Module) or not callable(factory):
         raise UsageError(f"'{spec}' is a {type(factory).__name__}, not a function or class that makes a model")
     try:
         model = factory(**options)
     except Exception as error:
-        raise UsageError(f"building '{spec}' failed: {_said(error)}") from error
+        raise UsageError(f"building '{spec}' failed: {said(error)}") from error
     if not isinstance(model, nn.Module):
         raise UsageError(f"'{spec}' made a {type(model).__name__}, not a torch.nn.Module")
     return model
-
-
-def _installed(module: str, absent: UsageError) -> ModuleType:
-    if importlib.util.find_spec(module.partition(".")[0]) is None:
-        raise absent
-    return importlib.import_module(module)
 
 
 def _refuse_downloads(spec: str, options: dict[str, Any]) -> None:
@@ -205,14 +147,4 @@ def _refuse_downloads(spec: str, options: dict[str, Any]) -> None:
 def _check_name(spec: str, home: str, name: str, known: Iterable[str]) -> None:
     names = list(known)
     if name not in names:
-        raise UsageError(f"'{spec}': {home} has no model '{name}'{_close(name, names)}")
-
-
-def _close(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=3)
-    return f"; close to it: {', '.join(close)}" if close else ""
-
-
-def _said(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+        raise UsageError(f"'{spec}': {home} has no model '{name}'{close_to(name, names)}")

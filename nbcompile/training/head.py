@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbcompile.addresses import with_option
 from nbcompile.core.blocks import Expanded, sites
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import origin_of, remember
 from nbcompile.core.graph import aliases
 from nbcompile.core.layers import CONVOLUTIONS
-from nbcompile.models import with_option
 
 _LAYERS: tuple[type[nn.Module], ...] = (*CONVOLUTIONS, nn.Linear, Expanded)
 

@@ -94,7 +94,7 @@ def test_every_option_of_the_command_line_is_a_field() -> None:
 
 def test_restarts_are_epochs() -> None:
     assert cli_train._epochs("25,40") == (25, 40)
-    with pytest.raises(UsageError, match="^--restarts must be epochs with commas, such as 25,40, not '25;40'$"):
+    with pytest.raises(UsageError, match=r"^--restarts must be epochs with commas, such as 25,40, not '25;40'$"):
         cli_train._epochs("25;40")
 
 

@@ -5,8 +5,9 @@ import torch
 
 from nbcompile import UsageError
 from nbcompile.training import TrainConfig
+from nbcompile.training.choosing import evenly
 from nbcompile.training.data import BatchOrder, Loader, load_data
-from nbcompile.training.digits import load_digits, shifted
+from nbcompile.training.digits import load_digits
 
 
 def flat(order: BatchOrder) -> list[int]:
@@ -46,6 +47,7 @@ def test_digits_split_and_scale() -> None:
     assert abs(images.mean()) < 0.05
     assert abs(images.std() - 1) < 0.05
     assert labels.bincount().min() >= 34  # stratified: 360 / 10 within the classes' own spread
+    assert data.preprocessing["scale"] == 1 / 16
     raw = {tuple(image.flatten().tolist()) for image in data.train.pixels}  # type: ignore[attr-defined]
     assert len(raw) >= 1430, "the training part holds copies"
 
@@ -57,17 +59,40 @@ def test_digits_at_another_size() -> None:
     assert images.shape == (3, 1, 12, 12)
 
 
-def test_shift_moves_by_at_most_one_pixel() -> None:
-    images = torch.zeros(200, 1, 8, 8)
-    images[:, :, 4, 3] = 1
-    moved = shifted(images).flatten(1).argmax(1)
-    assert shifted(images).sum() == 200
-    assert {(int(i) // 8 - 4, int(i) % 8 - 3) for i in moved} == {(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)}
+@pytest.mark.parametrize(
+    ("labels", "count", "picked"),
+    [
+        ([0, 0, 0, 0, 1, 1, 1, 1], 4, [0, 2, 4, 6]),
+        ([1, 0, 1, 0, 1, 0, 1, 0], 4, [0, 1, 4, 5]),
+        ([0] * 6 + [1] * 2, 4, [0, 2, 4, 6]),  # 3 of 6, 1 of 2
+        ([0, 1, 2], 2, [0, 1]),  # of equals, the first
+        ([0, 0, 0, 1, 3], 5, [0, 1, 2, 3, 4]),  # nobody has label 2
+    ],
+)
+def test_images_are_chosen_in_proportion(labels: list[int], count: int, picked: list[int]) -> None:
+    assert evenly(torch.tensor(labels), count).tolist() == picked
 
 
-def test_shift_moves_zeros_in() -> None:
-    moved = shifted(torch.ones(100, 1, 3, 3))
-    assert set(moved.sum(dim=(1, 2, 3)).tolist()) == {4, 6, 9}
+def test_train_images_are_the_same_for_every_seed() -> None:
+    few = [load_data(TrainConfig(train_images=100, seed=seed)) for seed in (0, 1)]
+    everything = load_digits()
+    assert [len(data.train) for data in few] == [100, 100]
+    assert len(few[0].val) == 360
+    assert torch.equal(few[0].train.indices, few[1].train.indices)  # type: ignore[attr-defined]
+    counts = few[0].train.labels.bincount()
+    assert (counts - everything.train.labels.bincount() * 100 / 1437).abs().max() < 1
+    torch.manual_seed(0)
+    images, labels = few[0].train[[0, 99]]  # type: ignore[misc]
+    torch.manual_seed(0)
+    same, same_labels = everything.train[few[0].train.indices[[0, 99]].tolist()]  # type: ignore[misc, attr-defined]
+    assert torch.equal(images, same)
+    assert labels.tolist() == same_labels.tolist() == few[0].train.labels[[0, 99]].tolist()
+
+
+def test_refuses_more_images_than_there_are() -> None:
+    assert len(load_data(TrainConfig(train_images=1437)).train) == 1437
+    with pytest.raises(UsageError, match=r"^train_images 1438 is more than the 1437 training images of digits$"):
+        load_data(TrainConfig(train_images=1438))
 
 
 def load(folder: Path, size: int | None = 16) -> object:
@@ -107,7 +132,10 @@ def test_a_broken_image_is_named(folder: Path, workers: int) -> None:
     broken.write_bytes(broken.read_bytes()[:60])
     data = load_data(TrainConfig(data=f"imagefolder:{folder}"), 16)
     loader = Loader(data.train, BatchOrder(6, 2, seed=0), workers, lambda batch: batch)
-    with pytest.raises(UsageError, match=rf"^{broken} cannot be read as an image: .*$"):
+    with pytest.raises(
+        UsageError,
+        match=rf"^{broken} cannot be read as an image: .*; --skip-broken \(skip_broken=True\) passes over such images$",
+    ):
         list(loader.epoch(0))
 
 
@@ -152,7 +180,15 @@ def test_refuses_an_unknown_size(folder: Path) -> None:
         load(folder, None)
 
 
-@pytest.mark.parametrize("name", ["cifar", "imagefolder:", "digits:8", ""])
+KINDS = r"data must be digits, cifar10:DIR, imagefolder:DIR, torchvision:NAME\?root=DIR or package.module:factory"
+
+
+@pytest.mark.parametrize("name", ["cifar", "imagefolder:", "cifar10:", "digits:8", "./images", "a.b:", ""])
 def test_refuses_an_unknown_data_set(name: str) -> None:
-    with pytest.raises(UsageError, match=f"^data must be 'digits' or 'imagefolder:DIR', not '{name}'$"):
+    with pytest.raises(UsageError, match=rf"^{KINDS}, not '{name}'$"):
         load_data(TrainConfig(data=name))
+
+
+def test_refuses_a_misspelt_kind() -> None:
+    with pytest.raises(UsageError, match=rf"importing imagefoldr failed: .*; {KINDS}$"):
+        load_data(TrainConfig(data="imagefoldr:images"))

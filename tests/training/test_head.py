@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 import nbcompile
 from nbcompile import UsageError
+from nbcompile.addresses import with_option
 from nbcompile.core.blocks import sites
 from nbcompile.core.example import origin_of
-from nbcompile.models import build, with_option
+from nbcompile.models import build
 from nbcompile.training.head import with_classes
 
 X = torch.randn(2, 3, 33, 31, generator=torch.Generator().manual_seed(0))

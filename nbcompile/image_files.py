@@ -1,0 +1,43 @@
+"""Opening an image, to train on or to calibrate with: in one place, so that both see the same pixels."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+from zlib import error as ZlibError
+
+from nbcompile.core.errors import UsageError
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """What reading an image called ``name`` raises becomes one sentence."""
+    from PIL.Image import DecompressionBombError
+
+    known = (OSError, SyntaxError, ValueError, DecompressionBombError)  # of Pillow, depending on the format
+    zipped = (BadZipFile, ZlibError, RuntimeError)  # RuntimeError: encrypted
+    try:
+        yield
+    except (*known, *zipped) as error:
+        raise UsageError(f"{name} cannot be read as an image: {error}") from error
+
+
+def opened(source: str | Path | BytesIO, name: str, mode: str = "RGB") -> Any:
+    """An image of Pillow, decoded.
+
+    Args:
+        source: what ``PIL.Image.open`` takes.
+        name: what messages call it.
+        mode: ``RGB`` or ``L``; grey, palette and CMYK images are converted, transparency is dropped.
+
+    Raises:
+        UsageError: if it cannot be read, or has more than 8 bits per channel: Pillow would clip those to white.
+    """
+    from PIL import Image
+
+    with naming(name), Image.open(source) as image:
+        if image.mode in ("I", "F") or image.mode.startswith("I;"):
+            raise UsageError(f"{name} has more than 8 bits per channel (mode {image.mode}): convert it to 8 bits")
+        return image.convert(mode)

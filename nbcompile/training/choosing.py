@@ -1,0 +1,62 @@
+"""So many of the training images, chosen once and for all: the same in every run, whatever its seed."""
+
+import torch
+from torch import Tensor
+
+from nbcompile.core.errors import UsageError
+from nbcompile.training.data import Batch, Data, Images
+
+
+class Part:
+    """Some of the images of a set.
+
+    Args:
+        images: the set.
+        indices: which of them, ``(n,)``.
+    """
+
+    def __init__(self, images: Images, indices: Tensor) -> None:
+        self.images, self.indices = images, indices
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels ``(n,)``."""
+        return self.images.labels[self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, indices: list[int]) -> Batch | UsageError:
+        return self.images[self.indices[indices].tolist()]
+
+
+def chosen(data: Data, count: int) -> Part:
+    """``count`` of the training images of ``data``.
+
+    Raises:
+        UsageError: if there are not so many.
+    """
+    if count > len(data.train):
+        raise UsageError(f"train_images {count} is more than the {len(data.train)} training images of {data.name}")
+    return Part(data.train, evenly(data.train.labels, count))
+
+
+def evenly(labels: Tensor, count: int) -> Tensor:
+    """Indices, rising, of ``count`` of the images: each class in proportion, at even distances within its class.
+
+    What is left after rounding down goes to the classes that lost most by it, and the first of equals.
+
+    Args:
+        labels: ``(N,)``, not negative, ``N >= count``.
+        count: > 0.
+    """
+    sizes = labels.bincount()
+    shares = sizes * count // len(labels)
+    lost = sizes * count % len(labels)
+    shares[lost.argsort(descending=True, stable=True)[: count - int(shares.sum())]] += 1
+    members = (torch.nonzero(labels == label).flatten() for label in range(len(sizes)))
+    picked = [
+        mine[torch.arange(share) * len(mine) // max(share, 1)]
+        for mine, share in zip(members, shares.tolist(), strict=True)
+    ]
+    return torch.cat(picked).sort().values

@@ -1,0 +1,109 @@
+"""Images of one size, held in memory as bytes and augmented a batch at a time: no Python per image.
+
+A batch is shifted (He et al. 2016, arXiv:1512.03385, sec. 4.2: 32 × 32 crops of images padded by 4; zeros move in, as
+in torchvision's ``RandomCrop(32, padding=4)``, so that accuracies compare with published ones), and mirrored where a
+mirror image means the same.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nbcompile.training.data import Batch, Data
+
+SHIFT = 1 / 8
+"""The most that an image is shifted, over its side."""
+
+
+class TensorImages:
+    """One part of a set, held in memory.
+
+    Args:
+        pixels: ``(N, C, H, W)``, uint8.
+        labels: ``(N,)``, int64.
+        preprocessing: ``scale`` of pixels; ``mean`` and ``std`` of scaled pixels, per channel; ``size``, the side of
+            the images given out, in pixels.
+        augment: shift each image.
+        mirror: mirror about every other one.
+    """
+
+    def __init__(
+        self, pixels: Tensor, labels: Tensor, preprocessing: dict[str, Any], *, augment: bool, mirror: bool = False
+    ) -> None:
+        self.pixels, self.labels, self.augment, self.mirror = pixels, labels, augment, mirror
+        self.scale, self.size = preprocessing["scale"], preprocessing["size"]
+        self.mean, self.std = (torch.tensor(preprocessing[key]).view(-1, 1, 1) for key in ("mean", "std"))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, indices: list[int]) -> Batch:
+        images = self.pixels[indices]
+        if self.augment:
+            images = shifted(images, round(SHIFT * images.shape[-1]))
+        if self.mirror:
+            images = mirrored(images)
+        inputs = images.float().mul_(self.scale)
+        if inputs.shape[2:] != (self.size, self.size):
+            inputs = F.interpolate(inputs, size=(self.size, self.size), mode="bilinear", antialias=True)
+        return inputs.sub_(self.mean).div_(self.std), self.labels[indices]
+
+
+def shifted(images: Tensor, most: int) -> Tensor:
+    """``images`` (N, C, H, W), each shifted by up to ``most`` pixels in both directions; zeros move in."""
+    n, _, height, width = images.shape
+    rows, columns = torch.randint(0, 2 * most + 1, (2, n))
+    windows = F.pad(images, (most,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+    return windows[torch.arange(n), :, rows, columns]
+
+
+def mirrored(images: Tensor) -> Tensor:
+    """``images`` (N, C, H, W), each left to right with probability 1/2."""
+    return torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(3), images)
+
+
+def statistics(pixels: Tensor, scale: float) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel of ``pixels`` (N, C, H, W) times ``scale``, in float64."""
+    total = torch.zeros(2, pixels.shape[1], dtype=torch.float64)
+    for some in torch.split(pixels, 1024):  # float64 takes eight times the memory
+        values = some.double() * scale
+        total += torch.stack([values.sum((0, 2, 3)), values.square().sum((0, 2, 3))])
+    count = pixels.numel() / pixels.shape[1]
+    mean, square = total / count
+    return mean.tolist(), (square - mean**2).clamp(min=torch.finfo(torch.float32).eps).sqrt().tolist()
+
+
+def tensor_data(
+    name: str,
+    train: tuple[Tensor, Tensor],
+    val: tuple[Tensor, Tensor],
+    classes: tuple[str, ...],
+    *,
+    scale: float,
+    size: int | None,
+    mirror: bool,
+) -> Data:
+    """A data set of images in memory, scaled to zero mean and unit variance of the training part.
+
+    Args:
+        name: as the user wrote it.
+        train: pixels ``(N, C, H, W)``, uint8, and labels ``(N,)``.
+        val: likewise.
+        classes: names, in the order of the labels.
+        scale: 1 over the pixel value of white.
+        size: side of the images given out, in pixels; None is their own.
+        mirror: whether a mirror image means the same.
+    """
+    mean, std = statistics(train[0], scale)
+    channels, side = train[0].shape[1], size or train[0].shape[-1]
+    preprocessing = {"scale": scale, "mean": mean, "std": std, "size": side}
+    return Data(
+        name=name,
+        train=TensorImages(*train, preprocessing, augment=True, mirror=mirror),
+        val=TensorImages(*val, preprocessing, augment=False),
+        classes=classes,
+        shape=(channels, side, side),
+        preprocessing=preprocessing,
+    )
