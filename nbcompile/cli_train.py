@@ -68,6 +68,9 @@ def train(
     kd_weight: Annotated[float | None, typer.Option(help="Share of the loss, default 0.9.")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Folder of checkpoints and metrics.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder.")] = False,
+    check_export: Annotated[
+        bool, typer.Option("--check-export", help="End with the accuracy of tiny.onnx and of int8 .tflite.")
+    ] = False,
     accumulate: Annotated[
         int | None, typer.Option(help="Parts in which a batch is computed, if memory is short.")
     ] = None,
@@ -96,7 +99,10 @@ def train(
         "accelerator": accelerator, "devices": devices, "precision": precision, "compile": compile,
         "channels_last": channels_last,
     }  # fmt: skip
-    result = run(source, output=output, model=model, input_shape=input, run_dir=run_dir, resume=resume, **options)
+    result = run(
+        source, output=output, model=model, input_shape=input, run_dir=run_dir, resume=resume,
+        check_export=check_export, **options,
+    )  # fmt: skip
     if is_main_process():
         give(result.to_json(), json, show_train)
 

@@ -38,8 +38,15 @@ def show_verify(found: dict[str, Any], console: Console) -> None:
 def show_train(found: dict[str, Any], console: Console) -> None:
     """Where the run ended."""
     console.print(f"accuracy: {found['accuracy']:.2%} ({found['method']} on {found['data']})", highlight=False)
-    if found.get("fused_accuracy") is not None:
-        console.print(f"accuracy of the fused network: {found['fused_accuracy']:.2%}", highlight=False)
+    for key, what in (
+        ("fused_accuracy", "the fused network"),
+        ("onnx_accuracy", "tiny.onnx in ONNX Runtime"),
+        ("int8_accuracy", "tiny.tflite in LiteRT, int8"),
+    ):
+        if found.get(key) is not None:
+            console.print(f"accuracy of {what}: {found[key]:.2%}", highlight=False)
+    for note in found.get("notes", ()):
+        console.print(note, highlight=False, soft_wrap=True, markup=False)
     console.print(f"written: {found['output']}, run folder {found['run_dir']}", highlight=False, soft_wrap=True)
 
 

@@ -96,10 +96,11 @@ class PLT:
 
     @torch.no_grad()
     def _apply(self) -> None:
-        slope, ramp = self._slope(), torch.tensor([self._step, self.start, self.steps])
+        slope, ramp = self._slope(), (self._step, self.start, self.steps)
         for block in self._blocks:
             block.slope.fill_(slope)
-            block.ramp.copy_(ramp)
+            for cell, value in zip(block.ramp, ramp, strict=True):
+                cell.fill_(value)  # copying a tensor would wait for the device
             block.collapsed = block.collapsed and slope == 1.0
 
     def _notice_load(self) -> None:

@@ -2,15 +2,21 @@
 
 ::
 
-    config.py       what a run is told          records.py    what it tells
-    data.py         batches and their order     schedule.py   learning rate, parameter groups
-    digits.py  imagefolder.py                   methods/      what differs between methods
-    loop.py         the loop                    session.py    what it works with
-    check.py        model against data          measure.py    accuracy
-    runs.py         the run folder, resuming    engine.py     Fabric
-    progress.py     bars and lines              command.py    behind `nbcompile train`
+    config.py  rules.py    what a run is told, and what it must keep          records.py   what it tells
+    data.py                batches and their order; the table of data sets    schedule.py  learning rate, groups
+        digits.py  cifar10.py  imagefolder.py  torchvision_data.py  factory_data.py
+        tensor_images.py   small images, by the batch        transformed_images.py  pictures.py   large ones, in files
+        choosing.py        some of the images
+    methods/               what differs between methods      head.py        a new last layer
+    loop.py                the loop                          session.py     what it works with
+    begin.py  finish.py    start and end of a run            averaging.py   an average of the weights
+    check.py               model against data                measure.py  meter.py   accuracy, loss
+    runs.py                the run folder, resuming          tensorboard.py  curves.py   pictures of it
+    engine.py              Fabric                            failures.py    errors as sentences
+    deployed.py            accuracy of deploy files          progress.py    bars and lines
+    command.py             behind `nbcompile train`
 
-A new data set is one file and one line in ``data.load_data``; a new method one file and one line in
+A new data set is one file and a few lines in ``data.py``; a new method one file and one line in
 ``methods/__init__.py``.
 """
 

@@ -30,6 +30,7 @@ def run(
     input_shape: str | None = None,
     run_dir: str | Path | None = None,
     resume: bool = False,
+    check_export: bool = False,
     quiet: bool = False,
     **options: Any,
 ) -> TrainResult:
@@ -43,6 +44,7 @@ def run(
         input_shape: such as ``1x3x96x96``; needed for a ``package.module:factory``.
         run_dir: folder of checkpoints and metrics; None is ``trained-run`` beside ``trained.pt``.
         resume: go on from the run folder's checkpoint, if there is one.
+        check_export: at the end measure ``tiny.onnx`` and ``tiny.tflite``, too; see ``train``.
         quiet: show no progress.
         **options: the fields of ``TrainConfig``; None is the default.
 
@@ -56,7 +58,9 @@ def run(
     network = _network(source, model, input_shape)
     teacher = _teacher(config, input_shape)
     with nullcontext() if quiet or not is_main_process() else Display() as display:
-        return train(network, config, output, run_dir, resume, on_event=display, teacher=teacher)
+        return train(
+            network, config, output, run_dir, resume, on_event=display, teacher=teacher, check_export=check_export
+        )
 
 
 def _teacher(config: TrainConfig, input_shape: str | None) -> nn.Module | None:

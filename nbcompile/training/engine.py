@@ -29,8 +29,11 @@ def start(config: TrainConfig) -> "Fabric":
     for name in ("lightning.fabric", "lightning.pytorch"):  # a banner and a line per process, on stderr
         logging.getLogger(name).setLevel(logging.ERROR)
     world = int(os.environ.get("WORLD_SIZE", config.devices))
-    if config.batch_size % world:
-        raise UsageError(f"batch_size {config.batch_size} must be a multiple of {world}, the number of processes")
+    if config.batch_size % (world * config.accumulate):
+        parts = "" if config.accumulate == 1 else f", times accumulate {config.accumulate}"
+        raise UsageError(
+            f"batch_size {config.batch_size} must be a multiple of {world}, the number of processes{parts}"
+        )
     per_node = int(os.environ.get("LOCAL_WORLD_SIZE", config.devices))
     precision: Any = config.precision
     try:

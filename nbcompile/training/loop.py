@@ -1,24 +1,31 @@
 """The one loop that all methods share."""
 
 import copy
-import math
 import time
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from nbcompile.checkpoint import check_output, save
-from nbcompile.core.errors import NBCompileError, UsageError
+from nbcompile.checkpoint import check_output
+from nbcompile.core.errors import UsageError
 from nbcompile.core.example import origin_of
+from nbcompile.training.begin import set_up
 from nbcompile.training.check import check_fits
 from nbcompile.training.config import SELF, TrainConfig
 from nbcompile.training.data import Data, load_data, seed_everything
 from nbcompile.training.engine import start
-from nbcompile.training.measure import accuracy, averaged
-from nbcompile.training.records import Epoch, Event, Started, Stepped, TrainResult
+from nbcompile.training.failures import explained
+from nbcompile.training.finish import finish
+from nbcompile.training.head import with_classes
+from nbcompile.training.measure import accuracy
+from nbcompile.training.meter import Meter
+from nbcompile.training.records import Epoch, Event, Started, TrainResult
 from nbcompile.training.runs import RunFolder
-from nbcompile.training.session import Listener, Session, set_up
+from nbcompile.training.session import Listener, Session
+
+SLOW = 10.0
+"""Seconds of an epoch after which the picture of the curves is drawn anew; others wait for the end."""
 
 
 def train(
@@ -29,13 +36,16 @@ def train(
     resume: bool = False,
     on_event: Listener | None = None,
     teacher: nn.Module | None = None,
+    check_export: bool = False,
+    data: Data | None = None,
 ) -> TrainResult:
     """Train a copy of ``model`` by the reference recipe and write the trained file.
 
     The global generators of python, numpy and torch are reseeded from ``config.seed`` at every epoch.
 
     Args:
-        model: a network with one logit per class of the data set; for netbooster also a giant.
+        model: a network with one logit per class of the data set, unless ``config.new_head``; for netbooster also a
+            giant.
         config: the recipe.
         output: the trained file (``trained.pt``), written when the last epoch is done.
         run_dir: folder of checkpoints and metrics; None is ``trained-run`` beside ``trained.pt``.
@@ -43,6 +53,9 @@ def train(
             a run that was never stopped, to the bit.
         on_event: told what happens, on the first process only.
         teacher: for a method that distils, unless ``config.teacher`` is ``self``; one logit per class.
+        check_export: at the end also write ``tiny.onnx`` and ``tiny.tflite`` (int8) into the run folder, and measure
+            them in their own runtimes on the same images.
+        data: what ``config.data`` names, where it is loaded already; None loads it.
 
     Returns:
         The history, the accuracies, and the trained network.
@@ -50,36 +63,41 @@ def train(
     Raises:
         UsageError: if the network does not fit the data, or data, run folder or ``output`` are unusable.
         CheckpointError: if the checkpoint to resume from cannot be read.
-        NBCompileError: if the loss is no longer a finite number.
+        NBCompileError: if the loss is no longer a finite number, memory is short, another process ends, or the
+            network cannot be compiled; the checkpoint of the last finished epoch is kept.
     """
     output = Path(output)
     check_output(output)
     folder = RunFolder(Path(run_dir) if run_dir is not None else output.parent / f"{output.stem}-run")
     checkpoint = folder.open(config, resume=resume)
     fabric = start(config)
-    data = load_data(config, _input_side(model))
-    check_fits(model, data)
-    tell = on_event if on_event is not None and fabric.is_global_zero else _tell_nobody
-    if teacher is not None:
-        check_fits(teacher, data)
-    session = set_up(fabric, config, model, data, folder, checkpoint, tell, _frozen(teacher, config))
-    fabric.barrier()  # every process has read the folder before the first one writes to it
-    if fabric.is_global_zero:
-        folder.begin(config, session.history)
-    tell(
-        Started(
-            method=config.method,
-            data=data.name,
-            epochs=config.epochs,
-            done=len(session.history),
-            steps_per_epoch=len(session.train),
-            run_dir=folder.path,
-            resume_found_nothing=resume and checkpoint is None,
+    with explained(config, folder):
+        data = load_data(config, _input_side(model)) if data is None else data
+        if config.new_head:
+            seed_everything(config.seed)
+            model = with_classes(model, len(data.classes), torch.zeros(1, *data.shape))
+        check_fits(model, data)
+        tell = on_event if on_event is not None and fabric.is_global_zero else _tell_nobody
+        if teacher is not None:
+            check_fits(teacher, data, f"the teacher {config.teacher}")
+        session = set_up(fabric, config, model, data, folder, checkpoint, tell, _frozen(teacher, config))
+        fabric.barrier()  # every process has read the folder before the first one writes to it
+        if fabric.is_global_zero:
+            folder.begin(config, session.history)
+        tell(
+            Started(
+                method=config.method,
+                data=data.name,
+                epochs=config.epochs,
+                done=len(session.history),
+                steps_per_epoch=len(session.train),
+                run_dir=folder.path,
+                resume_found_nothing=resume and checkpoint is None,
+            )
         )
-    )
-    for epoch in range(len(session.history), config.epochs):
-        _run_epoch(session, epoch)
-    return _finish(session, data, output)
+        for epoch in range(len(session.history), config.epochs):
+            _run_epoch(session, epoch)
+        return finish(session, data, output, check_export)
 
 
 def _run_epoch(session: Session, epoch: int) -> None:
@@ -94,76 +112,51 @@ def _run_epoch(session: Session, epoch: int) -> None:
         phase=session.method.phase(epoch),
         loss=loss,
         train_accuracy=train_accuracy,
-        val_accuracy=accuracy(session.fabric, session.bare, session.val),
+        val_accuracy=accuracy(session.fabric, session.network(), session.val),
         slope=session.method.slope,
         lr=session.schedule.lr(session.step - 1),
         seconds=time.perf_counter() - began,
     )
     session.history.append(record)
     if session.fabric.is_global_zero:
+        session.folder.keep(session.network(), session.history)
         session.folder.save(session.state_dict(), record)
+        if record.seconds > SLOW:
+            session.folder.draw(session.history)
     session.tell(record)
 
 
 def _train_epoch(session: Session, epoch: int) -> tuple[float, float]:
     """Mean loss and accuracy of one pass over the training images, over all processes."""
     session.model.train()
-    losses, correct, seen = [], 0, 0
+    meter = Meter(session, epoch)
     for images, labels in session.train.epoch(epoch):
         lr = session.schedule.lr(session.step)
         for group in session.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
-        with session.fabric.autocast():
-            loss, logits = session.method.loss(session.model, images, labels)
-        (value,) = averaged(session.fabric, loss.item())
-        if not math.isfinite(value):  # on every process at once: none is left waiting for the others
-            raise NBCompileError(_diverged(session, value, lr))
-        session.fabric.backward(loss)
+        loss, right = _gradients(session, images, labels)
         session.optimizer.step()
         session.optimizer.zero_grad()
         session.method.after_step()
+        if session.average is not None:
+            session.average.update(session.bare)
         session.step += 1
-        losses.append(value)
-        correct += int((logits.argmax(1) == labels).sum())
-        seen += len(labels)
-        session.tell(
-            Stepped(
-                epoch=epoch + 1,
-                step=session.step,
-                loss=value,
-                accuracy=correct / seen,
-                slope=session.method.slope,
-                lr=lr,
-                phase=session.method.phase(epoch),
-            )
-        )
-    # Every process has as many images in every batch, so that means of means are means.
-    (train_accuracy,) = averaged(session.fabric, correct / seen)
-    return sum(losses) / len(losses), train_accuracy
+        meter.add(lr, loss, right, len(labels))
+    return meter.finish()
 
 
-def _finish(session: Session, data: Data, output: Path) -> TrainResult:
-    """Measure what will be deployed, write the trained file."""
-    model = session.bare.eval()
-    fused = session.method.fused(model)
-    fused_accuracy = None if fused is None else accuracy(session.fabric, fused, session.val)
-    model.cpu()
-    if session.fabric.is_global_zero:
-        save(model, output, torch.zeros(1, *data.shape))
-    session.fabric.barrier()
-    result = TrainResult(
-        method=session.config.method,
-        data=data.name,
-        history=tuple(session.history),
-        accuracy=session.history[-1].val_accuracy,
-        fused_accuracy=fused_accuracy,
-        seconds=sum(epoch.seconds for epoch in session.history),
-        output=output,
-        run_dir=session.folder.path,
-        model=model,
-    )
-    session.tell(result)
-    return result
+def _gradients(session: Session, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the gradients of a batch, part by part: its mean loss, and how many images were named rightly."""
+    parts = session.config.accumulate
+    losses, right = [], []
+    for i, (some, named) in enumerate(zip(images.chunk(parts), labels.chunk(parts), strict=True)):
+        with session.fabric.no_backward_sync(session.model, enabled=i < parts - 1):
+            with session.fabric.autocast():
+                loss, logits = session.method.loss(session.model, some, named)
+            session.fabric.backward(loss / parts)
+        losses.append(loss.detach() / parts)
+        right.append((logits.argmax(1) == named).sum())
+    return torch.stack(losses).sum(), torch.stack(right).sum()
 
 
 def _frozen(teacher: nn.Module | None, config: TrainConfig) -> nn.Module | None:
@@ -178,15 +171,6 @@ def _frozen(teacher: nn.Module | None, config: TrainConfig) -> nn.Module | None:
             f"method '{config.method}' needs teacher=, a network" if foreign else "teacher= goes with a foreign teacher"
         )
     return None if teacher is None else copy.deepcopy(teacher).eval().requires_grad_(False)
-
-
-def _diverged(session: Session, loss: float, lr: float) -> str:
-    done = len(session.history)
-    kept = f"{session.folder.checkpoint} still holds epoch {done}" if done else "there is no checkpoint yet"
-    return (
-        f"the loss is {loss} at optimiser step {session.step + 1} with learning rate {lr:.3g}: "
-        f"lower lr, or lengthen warmup_epochs; {kept}"
-    )
 
 
 def _input_side(model: nn.Module) -> int | None:

@@ -25,11 +25,11 @@ def accuracy(fabric: "Fabric", model: nn.Module, batches: Loader) -> float:
     if fabric.world_size > 1:  # batch norm's statistics differ by one step between processes
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, src=0)
-    correct, seen = 0, 0
+    correct, seen = torch.zeros((), dtype=torch.int64, device=fabric.device), 0
     for images, labels in batches.epoch(0):
-        correct += int((model(images).argmax(1) == labels).sum())
+        correct += (model(images).argmax(1) == labels).sum()  # fetched once, at the end
         seen += len(labels)
-    correct_everywhere, seen_everywhere = summed(fabric, correct, seen)
+    correct_everywhere, seen_everywhere = summed(fabric, int(correct), seen)
     return correct_everywhere / seen_everywhere
 
 

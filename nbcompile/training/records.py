@@ -64,7 +64,7 @@ class Epoch:
         phase: what the method was doing.
         loss: mean training loss, in nats, over all processes.
         train_accuracy: on augmented images, during the epoch, in [0, 1].
-        val_accuracy: on the held-out images, after the epoch, in [0, 1].
+        val_accuracy: on the held-out images, after the epoch, in [0, 1]; of the average, where there is one.
         slope: at the end; None where the method has none.
         lr: of the last step.
         seconds: wall time of the epoch, measuring included.
@@ -95,10 +95,15 @@ class TrainResult:
         history: one entry per epoch, those before a resume included.
         accuracy: on the held-out images, after the last epoch, in [0, 1].
         fused_accuracy: of the fused network on the same images; None where there is nothing to fuse.
+        onnx_accuracy: of ``tiny.onnx`` in ONNX Runtime on the same images; None where it was not asked for, or see
+            ``notes``.
+        int8_accuracy: of ``tiny.tflite`` in LiteRT; likewise.
+        notes: why a file could not be checked, one sentence each.
         seconds: wall time of all epochs.
         output: the trained file.
-        run_dir: config.json, metrics.jsonl, last.ckpt.
-        model: what was trained, in eval mode on the CPU (netbooster: the linear giant).
+        run_dir: config, metrics, checkpoints and curves; see ``runs.py``.
+        model: what was trained, or with ``config.ema`` its average, in eval mode on the CPU (netbooster: the linear
+            giant).
     """
 
     method: str
@@ -106,6 +111,9 @@ class TrainResult:
     history: tuple[Epoch, ...]
     accuracy: float
     fused_accuracy: float | None
+    onnx_accuracy: float | None = None
+    int8_accuracy: float | None = None
+    notes: tuple[str, ...] = ()
     seconds: float
     output: Path
     run_dir: Path

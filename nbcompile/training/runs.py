@@ -1,22 +1,43 @@
-"""The run folder: ``config.json``, ``metrics.jsonl`` (one line per epoch) and ``last.ckpt``.
+"""The run folder.
+
+==================  =====================================================================================
+``config.json``     the options, with those that follow from others filled in
+``metrics.jsonl``   one line per epoch
+``events.out.*``    the same for TensorBoard
+``curves.png``      the same as a picture
+``last.ckpt``       where a resumed run goes on
+``best.ckpt``       the best network so far, as ``nbcompile.save`` writes it
+==================  =====================================================================================
 
 A checkpoint is written after every epoch, and replaces the one before it in one stroke. It holds no generator state:
-all randomness of an epoch is a function of (seed, epoch, process), see ``data.py``.
+all randomness of an epoch is a function of (seed, epoch, process), see ``data.py``. All other files follow from it.
 """
 
+import copy
 import json
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from nbcompile.checkpoint import save
 from nbcompile.core.errors import CheckpointError, UsageError
 from nbcompile.core.files import atomic
+from nbcompile.training import curves, tensorboard
 from nbcompile.training.config import TrainConfig
 from nbcompile.training.records import Epoch
 
+log = logging.getLogger("nbcompile")
+
 FORMAT = 1
+
+_EXTRAS = {"tensorboard": "no events for TensorBoard", "matplotlib": "no curves.png"}
+"""Packages that some files need, and what is not written without them."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +54,11 @@ class RunFolder:
     def checkpoint(self) -> Path:
         """The file that a resumed run starts from."""
         return self.path / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """The best network so far."""
+        return self.path / "best.ckpt"
 
     def open(self, config: TrainConfig, *, resume: bool) -> dict[str, Any] | None:
         """The checkpoint to go on from, or None for a run that begins. Writes nothing.
@@ -65,17 +91,44 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"{self.path} cannot be made a run folder: {error}") from error
-        if not history:
-            self.checkpoint.unlink(missing_ok=True)  # of a finished run, which this one replaces
-        self._write("config.json", json.dumps(config.to_json(), indent=2) + "\n")
+        if not history:  # of a finished run, which this one replaces
+            self.checkpoint.unlink(missing_ok=True)
+            self.best.unlink(missing_ok=True)
+        self._write("config.json", json.dumps(_resolved(config), indent=2) + "\n")
         self._write("metrics.jsonl", "".join(_line(epoch) for epoch in history))
+        for package, missing in _EXTRAS.items():
+            if find_spec(package) is None:
+                log.warning("%s: %s is not installed, pip install 'nbcompile[train]'", missing, package)
+        if find_spec("tensorboard") is not None:
+            tensorboard.begin(self.path, history)
 
     def save(self, state: dict[str, Any], epoch: Epoch) -> None:
-        """Write the checkpoint, then the epoch's line; a resumed run repairs a line lost between the two."""
+        """Write the checkpoint, then what the epoch adds to the metrics; a resumed run repairs what is lost between."""
         with atomic(self.checkpoint) as temporary:
             torch.save({"format": FORMAT, **state}, temporary)
         with (self.path / "metrics.jsonl").open("a") as metrics:
             metrics.write(_line(epoch))
+        if find_spec("tensorboard") is not None:
+            tensorboard.add(self.path, epoch)
+
+    def keep(self, model: nn.Module, history: Sequence[Epoch]) -> None:
+        """Write ``model``, which the last epoch gave, if it is the best so far; before ``save``, to be made up for.
+
+        A network that can be fused is better than a giant whose slopes are below 1, whatever their accuracies.
+        """
+        if max(history, key=lambda epoch: (epoch.slope in (None, 1.0), epoch.val_accuracy)) is history[-1]:
+            save(copy.deepcopy(model).cpu(), self.best)
+
+    def draw(self, history: Sequence[Epoch]) -> None:
+        """Write the picture of the curves."""
+        if find_spec("matplotlib") is not None:
+            curves.draw(history, self.path / "curves.png")
+
+    def kept(self) -> str:
+        """What a run that fails leaves behind, for its message."""
+        if not self.checkpoint.exists():
+            return "there is no checkpoint yet"
+        return f"{self.checkpoint} still holds epoch {self._read()['epoch']}"
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -94,6 +147,7 @@ class RunFolder:
         return state
 
     def _check_same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
+        old = TrainConfig().to_json() | old  # options that have come since then were at their defaults
         differ = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
         if differ:
             was = ", ".join(f"{name}={old.get(name)}" for name in differ)
@@ -106,6 +160,15 @@ class RunFolder:
     def _write(self, name: str, text: str) -> None:
         with atomic(self.path / name) as temporary:
             Path(temporary).write_text(text)
+
+
+def _resolved(config: TrainConfig) -> dict[str, Any]:
+    """All fields, and for None what it stands for."""
+    found = config.to_json() | {"warmup_epochs": config.warmup}
+    if config.expands:
+        giant, decay, tune = config.phases
+        found |= {"giant_epochs": decay - giant, "plt_epochs": tune - decay}
+    return found
 
 
 def _line(epoch: Epoch) -> str:

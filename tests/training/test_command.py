@@ -1,6 +1,7 @@
 import dataclasses
 import inspect
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from nbcompile import CheckpointError, UsageError, cli_train
 from nbcompile.models import build
 from nbcompile.training import TrainConfig, train
 from nbcompile.training.command import run
+from nbcompile.training.digits import load_digits
 
 MODEL = "nbcompile:dscnn?num_classes=10&in_channels=1"
 SHORT: dict[str, Any] = {"epochs": 2, "batch_size": 256, "warmup_epochs": 1, "accelerator": "cpu"}
@@ -87,7 +89,7 @@ def test_refuses(model: str, options: dict[str, Any], error: type[Exception], se
 
 
 def test_every_option_of_the_command_line_is_a_field() -> None:
-    about_files = {"source", "output", "model", "input", "run_dir", "resume", "json"}
+    about_files = {"source", "output", "model", "input", "run_dir", "resume", "check_export", "json"}
     options = set(inspect.signature(cli_train.train).parameters) - about_files
     assert options == {field.name for field in dataclasses.fields(TrainConfig)}
 
@@ -115,3 +117,16 @@ def test_a_file_can_teach(tmp_path: Path, caplog: pytest.LogCaptureFixture, monk
         train(build(MODEL).model, TrainConfig(**SHORT), tmp_path / "d.pt", teacher=build(MODEL).model)
     with pytest.raises(UsageError, match=r"^method 'kd' needs teacher=, a network$"):
         train(build(MODEL).model, TrainConfig(method="kd", teacher="x", **SHORT), tmp_path / "d.pt")
+
+
+def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
+    spec = MODEL.replace("num_classes=10", "num_classes=7")
+    with pytest.raises(UsageError, match=rf"^the teacher {re.escape(spec)} \(InvertedResidualNet\) gives .*10 classes"):
+        run(MODEL, output=tmp_path / "a.pt", method="kd", teacher=spec, quiet=True, **SHORT)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_that_is_loaded_already(tmp_path: Path) -> None:
+    config = TrainConfig(method="vanilla", data="never:read", **SHORT)
+    result = train(build(MODEL).model, config, tmp_path / "a.pt", data=load_digits())
+    assert result.data == "digits"

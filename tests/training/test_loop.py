@@ -81,6 +81,7 @@ def test_vanilla_learns_and_leaves_what_it_promises(net: nn.Module, tmp_path: Pa
     ]
     assert json.loads(json.dumps(result.to_json()))["accuracy"] == result.accuracy
     assert sorted(path.name for path in tmp_path.iterdir()) == ["trained-run", "trained.pt"]
+    assert not list(run.glob("tiny.*")), "exported without being asked"
 
 
 def test_the_trained_file_is_read_back(net: nn.Module, tmp_path: Path) -> None:
@@ -106,6 +107,77 @@ def test_the_loss_is_label_smoothed_cross_entropy() -> None:
     target = 0.8 * F.one_hot(labels, 10) + 0.2 / 10
     assert given is logits
     torch.testing.assert_close(loss, -(target * logits.log_softmax(1)).sum(1).mean())
+
+
+def batchless() -> nn.Module:
+    """Without batch statistics, of which the parts of a batch have others than the whole."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
+
+
+def test_a_batch_in_parts_gives_the_step_of_the_whole(tmp_path: Path) -> None:
+    whole = train(batchless(), config(epochs=1, warmup_epochs=0), tmp_path / "whole.pt")
+    parts = train(batchless(), config(epochs=1, warmup_epochs=0, accumulate=4), tmp_path / "parts.pt")
+    assert parts.history[0].loss == pytest.approx(whole.history[0].loss, abs=1e-5)
+    assert parts.history[0].train_accuracy == whole.history[0].train_accuracy
+    for one, two in zip(parts.model.parameters(), whole.model.parameters(), strict=True):
+        torch.testing.assert_close(one, two)
+
+
+class Watching(nn.Module):
+    """Notes the strides and sizes of its training batches."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.seen: set[tuple[int, bool]] = set()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and torch.is_grad_enabled():
+            self.seen.add((len(x), x.stride(1) == 1))
+        out: Tensor = self.net(x)
+        return out
+
+
+def test_channels_last_is_of_images_and_weights_and_not_of_the_trained_file(
+    net_for: Net, folder: Path, tmp_path: Path
+) -> None:
+    options = {"epochs": 1, "warmup_epochs": 0, "batch_size": 4, "accumulate": 2, "channels_last": True}
+    data = {"data": f"imagefolder:{folder}", "input_size": 16}
+    result = train(Watching(net_for(2, 3)), config(**options, **data), tmp_path / "trained.pt")
+    assert isinstance(result.model, Watching)
+    assert result.model.seen == {(2, True)}
+    saved = weights(tmp_path / "trained-run")["net.0.weight"]
+    assert saved.is_contiguous(memory_format=torch.channels_last)
+    assert torch.load(tmp_path / "trained.pt", weights_only=True)["state_dict"]["net.0.weight"].is_contiguous()
+
+
+def test_a_teacher_is_asked_under_the_same_precision(net: nn.Module, tmp_path: Path) -> None:
+    teacher = batchless()
+    dtypes = set()
+    teacher[0].register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
+    precision = {"precision": "bf16-mixed", "epochs": 1, "warmup_epochs": 0}
+    kd = config(method="kd", teacher="batchless", **precision)
+    copied: list[nn.Module] = []
+    teacher[0].register_forward_hook(lambda module, inputs, output: copied.append(module))
+    train(net, kd, tmp_path / "trained.pt", teacher=teacher)
+    assert dtypes == {torch.float32, torch.bfloat16}, "once to see whether it fits, then in training"
+    assert all(module is not teacher[0] for module in copied), "the caller's teacher was used"
+
+
+@pytest.mark.slow
+def test_compiled_once_and_once_more_when_the_giant_collapses(net_for: Net, tmp_path: Path) -> None:
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    options = {"epochs": 4, "where": "all", "ratio": 2, "giant_epochs": 1, "plt_epochs": 2, "lr": 0.02}
+    boosted = config(method="netbooster", collapse=True, ema=0.9, **options)
+    compiled = config(method="netbooster", collapse=True, ema=0.9, compile=True, **options)
+    fast = train(net_for(), compiled, tmp_path / "compiled.pt")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+    plain = train(net_for(), boosted, tmp_path / "plain.pt")
+    assert fast.history[0].loss == pytest.approx(plain.history[0].loss, rel=0.02)
+    assert fast.model.state_dict().keys() == plain.model.state_dict().keys()
+    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("at", [1, 23, 44])
@@ -143,7 +215,7 @@ def test_a_finished_run_is_replaced_and_an_unfinished_one_is_not(net: nn.Module,
     train(net, config(epochs=2), tmp_path / "trained.pt")
     with pytest.raises(StopError):
         train(net, config(seed=5), tmp_path / "trained.pt", on_event=stop_at(10))
-    assert not (tmp_path / "trained-run" / "last.ckpt").exists(), "a checkpoint of the replaced run"
+    assert not list((tmp_path / "trained-run").glob("*.ckpt")), "a checkpoint of the replaced run"
     with pytest.raises(StopError):
         train(net, config(seed=5), tmp_path / "trained.pt", on_event=stop_at(50))
     with pytest.raises(UsageError, match=r"holds a run that stopped after epoch 2 of 3: resume it, or choose another"):
@@ -247,6 +319,21 @@ def test_refuses_an_accelerator_that_is_not_there(net: nn.Module, tmp_path: Path
 def test_refuses_a_batch_that_the_processes_cannot_share(net: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="batch_size 64 must be a multiple of 3, the number of processes"):
         train(net, config(devices=3), tmp_path / "trained.pt")
+
+
+def test_refuses_a_batch_that_cannot_be_divided(net: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match="batch_size 64 must be a multiple of 4, the number of processes, times accumulate 32"
+    ):
+        train(net, config(devices=4, accumulate=32), tmp_path / "trained.pt")
+
+
+def test_a_new_head_has_the_classes_of_the_data(net_for: Net, tmp_path: Path) -> None:
+    model = net_for(num_classes=3)
+    result = train(model, config(epochs=2, new_head=True), tmp_path / "trained.pt")
+    assert result.model[9].out_features == 10  # type: ignore[index]
+    again = train(model, config(epochs=2, new_head=True), tmp_path / "again.pt")
+    assert [epoch.loss for epoch in again.history] == [epoch.loss for epoch in result.history]
 
 
 def test_says_how_to_install_lightning(net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

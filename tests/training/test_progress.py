@@ -1,11 +1,14 @@
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
+from torch import nn
 
-from nbcompile.training import Epoch, Started, Stepped
+from nbcompile.display import show_train
+from nbcompile.training import Epoch, Started, Stepped, TrainResult
 from nbcompile.training.progress import Display
 
 
@@ -76,3 +79,28 @@ def test_no_slope_where_there_is_none(capsys: pytest.CaptureFixture[str]) -> Non
     assert captured.out == ""
     assert "slope" not in captured.err
     assert "val 75.0%" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("found", "lines"),
+    [
+        ({"fused_accuracy": None}, []),
+        ({"fused_accuracy": 0.74, "int8_accuracy": 0.735, "notes": ("tiny.onnx is not measured: [no]",)}, [
+            "accuracy of the fused network: 74.00%",
+            "accuracy of tiny.tflite in LiteRT, int8: 73.50%",
+            "tiny.onnx is not measured: [no]",
+        ]),
+        ({"fused_accuracy": 0.74, "onnx_accuracy": 0.74}, [
+            "accuracy of the fused network: 74.00%", "accuracy of tiny.onnx in ONNX Runtime: 74.00%",
+        ]),
+    ],
+)  # fmt: skip
+def test_where_the_run_ended(found: dict[str, Any], lines: list[str]) -> None:
+    result = TrainResult(
+        method="kd", data="digits", history=(EPOCH,), accuracy=0.75, seconds=1.0, output=Path("trained.pt"),
+        run_dir=Path("trained-run"), model=nn.Identity(), **found,
+    )  # fmt: skip
+    out = io.StringIO()
+    show_train(result.to_json(), Console(file=out, width=110))
+    written = "written: trained.pt, run folder trained-run"
+    assert out.getvalue().splitlines() == ["accuracy: 75.00% (kd on digits)", *lines, written]

@@ -39,7 +39,7 @@ class Method(ABC):
         for the same epoch changes nothing.
 
         Args:
-            model: the network, or the running average of its weights.
+            model: the network.
             epoch: counted from 0.
         """
         return model

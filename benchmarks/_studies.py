@@ -1,0 +1,104 @@
+"""What ``ablate.py`` compares: networks that under-fit, forms of NetBooster, and the paper's ablations."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nbcompile.zoo import InvertedResidualNet, Stage
+
+Options = Mapping[str, Any]
+
+
+def _inverted_residuals(stem: int, rows: tuple[tuple[int, int, int, int], ...], head: int) -> InvertedResidualNet:
+    """Of rows ``(channels, expansion, blocks, stride)``, for 32-pixel images of ten classes."""
+    stages = [Stage(c, (t,) * n, (3,) * n, s) for c, t, n, s in rows]
+    return InvertedResidualNet(stem, stages, head, num_classes=10, in_channels=3)
+
+
+NETWORKS: dict[str, Callable[[], InvertedResidualNet]] = {
+    "17k": lambda: _inverted_residuals(8, ((8, 1, 1, 1), (12, 4, 2, 2), (20, 4, 3, 2)), 80),
+    "60k": lambda: _inverted_residuals(12, ((8, 1, 1, 1), (16, 4, 2, 1), (24, 4, 3, 2), (40, 4, 3, 2)), 160),
+    "250k": lambda: _inverted_residuals(16, ((16, 1, 1, 1), (24, 6, 3, 1), (40, 6, 3, 2), (80, 6, 3, 2)), 320),
+}
+"""By their parameters, about."""
+
+RECIPE: Options = {"batch_size": 128, "lr": 0.4, "weight_decay": 1e-4, "label_smoothing": 0.0}
+"""Of every run; the rate and the decay are the best of six for the vanilla "17k" in six epochs of CIFAR-10."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One column of a study.
+
+    Attributes:
+        name: in words.
+        options: fields of ``TrainConfig`` for a run of so many epochs.
+    """
+
+    name: str
+    options: Callable[[int], Options]
+
+
+def _paper(epochs: int) -> Options:
+    """Half of the run for the giant, then PLT and fine-tuning with a learning rate that starts again."""
+    return {"giant_epochs": epochs // 2, "restarts": [epochs // 2]}
+
+
+def _late(epochs: int) -> Options:
+    """Half of the run plainly; then expanded without a change of function, and linear again in the other half."""
+    plain, rest = epochs // 2, epochs - epochs // 2
+    return {
+        "plain_epochs": plain, "preserve": True, "restarts": [plain],
+        "giant_epochs": rest // 5, "plt_epochs": max(1, 2 * rest // 5),
+    }  # fmt: skip
+
+
+def _with(base: Callable[[int], Options], **more: Any) -> Callable[[int], Options]:
+    return lambda epochs: {**base(epochs), **more}
+
+
+_TAUGHT = {"method": "netbooster+kd", "teacher": "self", "kd_weight": 0.5, "temperature": 2.0}
+
+STUDIES: dict[str, tuple[Setting, ...]] = {
+    "forms": (
+        Setting("paper", _paper),
+        Setting("one cosine", lambda e: {"giant_epochs": e // 2}),
+        Setting("preserve", _with(_paper, preserve=True)),
+        Setting("preserve, one cosine", lambda e: {"giant_epochs": e // 2, "preserve": True}),
+        Setting("late", _late),
+    ),
+    "late": (
+        Setting("late", _late),
+        Setting("own teacher", _with(_late, **_TAUGHT)),
+        Setting("weight space", _with(_late, collapse=True)),
+    ),
+    "teacher": (Setting("paper", _paper), Setting("own teacher", _with(_paper, **_TAUGHT))),
+    "contract": (
+        Setting("at the end", _paper),
+        Setting("at the end of the decay", _with(_paper, contract_at="decay")),
+        Setting("weight space", _with(_paper, collapse=True)),
+    ),
+    "shape": (Setting("linear", _paper), Setting("cosine", _with(_paper, decay="cosine"))),
+    "inserted": tuple(
+        Setting(f"rate × {rate}, decay × {decay}", _with(_paper, inserted_lr=rate, inserted_weight_decay=decay))
+        for rate, decay in ((1.0, 1.0), (0.5, 1.0), (2.0, 1.0), (1.0, 0.0))
+    ),
+    "table 4: block": tuple(
+        Setting(block, _with(_paper, block=block)) for block in ("inverted-residual", "basic", "bottleneck")
+    ),
+    "table 5: where": tuple(
+        Setting(where, _with(_paper, where=where)) for where in ("first:3", "middle:3", "last:3", "uniform:0.5")
+    ),
+    "table 6: ratio": tuple(Setting(str(ratio), _with(_paper, ratio=ratio)) for ratio in (2, 4, 6, 8)),
+    "table 7: decay": tuple(
+        Setting(
+            f"{percent} %",
+            lambda e, percent=percent: {**_paper(e), "plt_epochs": round(percent / 100 * (e - e // 2))},
+        )
+        for percent in (0, 20, 40, 60)
+    ),
+    "figure 3: sites": tuple(
+        Setting(where, _with(_paper, where=where)) for where in ("uniform:0.2", "uniform:0.4", "uniform:0.6", "all")
+    ),
+}
+"""The paper's ablations by their number in arXiv:2306.13586, and ours."""

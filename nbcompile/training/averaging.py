@@ -1,0 +1,68 @@
+"""An exponential moving average of a network's weights, that is measured and written in place of the last ones."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from nbcompile.core.blocks import sites
+
+_STATISTICS = ("running_mean", "running_var")
+
+
+class Average:
+    """The average of ``live`` over the optimiser steps, ``a += (1 - d) * (w - a)`` after each.
+
+    Averaged are the parameters and the running statistics of norms: statistics of the last step belong to weights that
+    the average has not reached yet. All other buffers are those of ``live``: slopes and ramps of expansion blocks are
+    not to lag behind, counters are no numbers to average, and masks may be infinite.
+
+    Args:
+        live: the network that is trained.
+        decay: ``d``, in [0, 1). At the beginning it is ``(1 + n) / (10 + n)`` after ``n`` steps, if that is less, so
+            that the first weights do not stay in the average for ``1 / (1 - d)`` steps.
+
+    Attributes:
+        model: a copy of ``live`` with the averaged weights.
+
+    Source: the warm-up is that of TensorFlow's ``tf.train.ExponentialMovingAverage``; timm's ``ModelEmaV3`` and
+    torchvision's reference training average the statistics, too.
+    """
+
+    def __init__(self, live: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(live)
+        self._decay = decay
+        self._updates = 0
+
+    @torch.no_grad()
+    def update(self, live: nn.Module) -> None:
+        """Count one optimiser step of ``live``."""
+        n = self._updates
+        decay = min(self._decay, (1 + n) / (10 + n))
+        blend = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        blend(_averaged(self.model), _averaged(live), None)
+        self._updates += 1
+
+    @torch.no_grad()
+    def follow(self, live: nn.Module) -> None:
+        """Take over from ``live`` what is not averaged; called before ``model`` is used."""
+        for (name, mine), theirs in zip(self.model.named_buffers(), live.buffers(), strict=True):
+            if not name.endswith(_STATISTICS):
+                mine.copy_(theirs)
+        for block, trained in zip(sites(self.model).values(), sites(live).values(), strict=True):
+            block.collapsed = trained.collapsed
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {"model": self.model.state_dict(), "updates": self._updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of ``state_dict``."""
+        self.model.load_state_dict(state["model"])
+        self._updates = state["updates"]
+
+
+def _averaged(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *(x for name, x in model.named_buffers() if name.endswith(_STATISTICS))]

@@ -1,0 +1,118 @@
+"""A session made from nothing, or from a checkpoint."""
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from nbcompile.core.errors import UsageError
+from nbcompile.core.example import Origin, TensorSpec, origin_of, remember
+from nbcompile.training.config import TrainConfig
+from nbcompile.training.data import Batch, BatchOrder, Data, Images, Loader
+from nbcompile.training.methods import METHODS
+from nbcompile.training.records import Epoch
+from nbcompile.training.runs import RunFolder
+from nbcompile.training.schedule import WarmupCosine
+from nbcompile.training.session import Listener, Session, advanced, wrapped
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+
+def set_up(
+    fabric: "Fabric",
+    config: TrainConfig,
+    model: nn.Module,
+    data: Data,
+    folder: RunFolder,
+    checkpoint: dict[str, Any] | None,
+    tell: Listener,
+    teacher: nn.Module | None = None,
+) -> Session:
+    """A session on a copy of ``model``, after the last epoch of ``checkpoint`` if there is one.
+
+    Raises:
+        UsageError: if the training set is smaller than a batch, or the checkpoint holds another network.
+    """
+    train, val = loader(fabric, config, data.train, shuffle=True), loader(fabric, config, data.val)
+    steps = len(train)
+    if steps == 0:
+        raise UsageError(f"batch_size {config.batch_size} is more than the {len(data.train)} images to train on")
+    history = [Epoch(**epoch) for epoch in checkpoint["history"]] if checkpoint is not None else []
+    method = METHODS[config.method](config, steps, teacher)
+    bare = method.prepare(_copied(model, data))
+    for epoch in range(max(1, len(history))):
+        bare = advanced(method, bare, epoch)
+        method.attach(bare, epoch)
+    if checkpoint is not None:
+        _load_weights(bare, checkpoint, folder)
+        method.load_state_dict(checkpoint["method"])
+    if method.teacher is not None:
+        method.teacher.to(fabric.device)
+    trained, optimizer, average = wrapped(fabric, method, bare)
+    if checkpoint is not None:
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        if average is not None:
+            average.load_state_dict(checkpoint["average"])
+    return Session(
+        fabric=fabric,
+        config=config,
+        method=method,
+        model=trained,
+        bare=bare,
+        optimizer=optimizer,
+        average=average,
+        schedule=_schedule(config, steps),
+        train=train,
+        val=val,
+        tell=tell,
+        folder=folder,
+        history=history,
+        step=len(history) * steps,
+    )
+
+
+def _schedule(config: TrainConfig, steps: int) -> WarmupCosine:
+    """Of the learning rate, for epochs of ``steps`` optimiser steps."""
+    return WarmupCosine(
+        peak=config.lr,
+        warmup=round(config.warmup * steps),
+        steps=config.epochs * steps,
+        restarts=[epoch * steps for epoch in config.restarts],
+    )
+
+
+def loader(fabric: "Fabric", config: TrainConfig, images: Images, *, shuffle: bool = False) -> Loader:
+    """This process's share of the batches of ``images``."""
+    order = BatchOrder(
+        len(images),
+        config.batch_size,
+        seed=config.seed if shuffle else None,
+        rank=fabric.global_rank,
+        world=fabric.world_size,
+    )
+
+    def place(batch: Batch) -> Batch:
+        images, labels = fabric.to_device(batch)
+        return (images.contiguous(memory_format=torch.channels_last) if config.channels_last else images), labels
+
+    return Loader(images, order, config.num_workers, place)
+
+
+def _copied(model: nn.Module, data: Data) -> nn.Module:
+    """A copy of ``model`` that remembers what it is trained on."""
+    copied, origin = copy.deepcopy(model), origin_of(model)
+    spec = TensorSpec((1, *data.shape))
+    remember(copied, Origin((spec,), origin.model if origin else None, data.preprocessing))
+    return copied
+
+
+def _load_weights(model: nn.Module, checkpoint: dict[str, Any], folder: RunFolder) -> None:
+    try:
+        model.load_state_dict(checkpoint["model"])
+    except RuntimeError as error:
+        raise UsageError(
+            f"{folder.checkpoint} holds another network than {type(model).__name__}: "
+            f"resume with the same MODEL, or choose another run folder"
+        ) from error

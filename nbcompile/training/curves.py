@@ -1,0 +1,59 @@
+"""The curves of one run as a picture."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+from nbcompile.core.files import atomic
+from nbcompile.training.records import Epoch
+
+_PANELS = {
+    "accuracy, %": {"val_accuracy": ("validation", "-", 100), "train_accuracy": ("training", ":", 100)},
+    "training loss": {"loss": ("loss", "-", 1)},
+    "learning rate": {"lr": ("lr", "-", 1)},
+    "slope": {"slope": ("slope", "-", 1)},
+}
+"""Per panel: fields of an epoch, each with its name, line style and factor."""
+
+
+def draw(history: Sequence[Epoch], path: Path) -> None:
+    """Accuracies, loss, learning rate and, where there are any, slopes over the epochs, with the phases' names."""
+    from matplotlib.figure import Figure
+
+    panels = dict(_PANELS)
+    if all(epoch.slope is None for epoch in history):
+        del panels["slope"]
+    heights = [2.2 if label.startswith("acc") else 1 for label in panels]
+    figure = Figure(figsize=(8, 1.6 * sum(heights)), layout="constrained")
+    axes = figure.subplots(len(panels), 1, sharex=True, gridspec_kw={"height_ratios": heights})
+    for one, (label, series) in zip(axes, panels.items(), strict=True):
+        for field, (name, line, factor) in series.items():
+            values = [getattr(epoch, field) for epoch in history]
+            shown = [float("nan") if value is None else factor * value for value in values]
+            marker = "." if len(history) == 1 else ""
+            one.plot([epoch.epoch for epoch in history], shown, line, label=name, marker=marker)
+        one.set_ylabel(label)
+        one.grid(alpha=0.3)
+    axes[0].legend(loc="lower right")
+    axes[-1].set_xlabel("epoch")
+    axes[-1].set_xlim(history[0].epoch - 1, history[-1].epoch)
+    axes[-1].xaxis.get_major_locator().set_params(integer=True)
+    for index, (phase, first, last) in enumerate(_phases(history)):
+        if index % 2:
+            for one in axes:
+                one.axvspan(first, last, color="0.93", zorder=0)
+        axes[0].annotate(
+            phase, ((first + last) / 2, 1), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
+            ha="center", fontsize="small",
+        )  # fmt: skip
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+
+
+def _phases(history: Sequence[Epoch]) -> list[tuple[str, float, float]]:
+    """Name, beginning and end of each phase, in epochs; an epoch ends at its number."""
+    found = []
+    for name, epochs in groupby(history, lambda epoch: epoch.phase):
+        numbers = [epoch.epoch for epoch in epochs]
+        found.append((name, numbers[0] - 1.0, float(numbers[-1])))
+    return found

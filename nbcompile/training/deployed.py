@@ -1,0 +1,110 @@
+"""Accuracy of the files that will be deployed, each in its own runtime, on the images that the run was measured on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nbcompile.core.errors import NBCompileError, UsageError
+from nbcompile.exporting import export
+from nbcompile.training.config import TrainConfig
+from nbcompile.training.data import BatchOrder, Data, Loader, seed_everything
+
+CALIBRATION = 200
+"""Images of the training set that calibrate the int8 file."""
+
+_BATCH = 100
+_ERRORS_ONLY = 3  # ONNX Runtime's log severity
+
+Runner = Callable[[Tensor], Tensor]
+"""Images ``(N, C, H, W)`` to logits ``(N, K)``."""
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What was measured.
+
+    Attributes:
+        onnx: accuracy of ``tiny.onnx`` in ONNX Runtime, in [0, 1]; None where it could not be had.
+        int8: of ``tiny.tflite`` in LiteRT; likewise.
+        notes: why not.
+    """
+
+    onnx: float | None = None
+    int8: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+NOT_CHECKED = Deployed()
+
+
+def check_files(tiny: nn.Module, data: Data, config: TrainConfig, folder: Path) -> Deployed:
+    """Write ``tiny.onnx`` and ``tiny.tflite`` (int8) into ``folder``, and measure those that can be written.
+
+    Args:
+        tiny: the fused network.
+        data: gives the images to measure and to calibrate on.
+        config: gives the seed of the calibration images' augmentation, and ``num_workers``.
+        folder: of the run.
+    """
+    tiny = tiny.cpu()
+    example = torch.zeros(1, *data.shape)
+    notes: list[str] = []
+
+    def measured(start: Callable[[], Runner], name: str) -> float | None:
+        try:
+            return _accuracy(start(), data, config)
+        except NBCompileError as error:
+            notes.append(f"{name} is not measured: {error}")
+            return None
+
+    def onnx() -> Runner:
+        return _onnx_runner(export(tiny, folder / "tiny.onnx", example).path)
+
+    def int8() -> Runner:
+        images = _calibration(data, config)
+        return _int8_runner(export(tiny, folder / "tiny.tflite", example, calibration=images).path)
+
+    return Deployed(measured(onnx, "tiny.onnx"), measured(int8, "tiny.tflite"), tuple(notes))
+
+
+def _accuracy(run: Runner, data: Data, config: TrainConfig) -> float:
+    order = BatchOrder(len(data.val), _BATCH, seed=None)
+    right = 0
+    for images, labels in Loader(data.val, order, config.num_workers, lambda batch: batch).epoch(0):
+        right += int((run(images).argmax(1) == labels).sum())
+    return right / len(data.val)
+
+
+def _calibration(data: Data, config: TrainConfig) -> Tensor:
+    """Training images, evenly chosen, ``(N, C, H, W)``."""
+    count = min(CALIBRATION, len(data.train))
+    seed_everything(config.seed, config.epochs)
+    found = data.train[[i * len(data.train) // count for i in range(count)]]
+    if isinstance(found, UsageError):
+        raise found
+    return found[0]
+
+
+def _onnx_runner(path: Path) -> Runner:
+    import onnxruntime  # export has run the file in it
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    (port,) = session.get_inputs()
+    return lambda images: torch.as_tensor(session.run(None, {port.name: images.numpy()})[0])
+
+
+def _int8_runner(path: Path) -> Runner:
+    from nbcompile.exporters.tflite_runtime import run
+
+    content = path.read_bytes()
+
+    def runner(images: Tensor) -> Tensor:
+        samples = [(x.movedim(0, -1)[None].contiguous().numpy(),) for x in images]  # channels last
+        return torch.cat([torch.from_numpy(y) for (y,) in run(content, samples)])
+
+    return runner

@@ -1,0 +1,50 @@
+"""The end of a run."""
+
+from pathlib import Path
+
+import torch
+
+from nbcompile.checkpoint import save
+from nbcompile.training.data import Data
+from nbcompile.training.deployed import NOT_CHECKED, Deployed, check_files
+from nbcompile.training.measure import accuracy
+from nbcompile.training.records import TrainResult
+from nbcompile.training.session import Session
+
+
+def finish(session: Session, data: Data, output: Path, check_export: bool) -> TrainResult:
+    """Measure what will be deployed, write the trained file.
+
+    Args:
+        session: after its last epoch.
+        data: what it was trained on.
+        output: the trained file.
+        check_export: also write and measure deploy files.
+    """
+    model = session.network().eval()
+    fused = session.method.fused(model)
+    fused_accuracy = None if fused is None else accuracy(session.fabric, fused, session.val)
+    model.cpu().to(memory_format=torch.contiguous_format)
+    files = NOT_CHECKED
+    if session.fabric.is_global_zero:
+        save(model, output, torch.zeros(1, *data.shape))
+        session.folder.draw(session.history)
+        if check_export:
+            files = check_files(model if fused is None else fused, data, session.config, session.folder.path)
+    found: Deployed = session.fabric.broadcast(files)
+    result = TrainResult(
+        method=session.config.method,
+        data=data.name,
+        history=tuple(session.history),
+        accuracy=session.history[-1].val_accuracy,
+        fused_accuracy=fused_accuracy,
+        onnx_accuracy=found.onnx,
+        int8_accuracy=found.int8,
+        notes=found.notes,
+        seconds=sum(epoch.seconds for epoch in session.history),
+        output=output,
+        run_dir=session.folder.path,
+        model=model,
+    )
+    session.tell(result)
+    return result

@@ -1,0 +1,105 @@
+"""The moving average of the weights."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import nbcompile
+from nbcompile.core.blocks import sites
+from nbcompile.training import TrainConfig, train
+from nbcompile.training.averaging import Average
+from nbcompile.training.data import load_data
+
+
+class Net(nn.Module):
+    """With every kind of buffer."""
+
+    mask: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.conv(x))
+        return out
+
+
+def stepped(model: nn.Module) -> None:
+    """One optimiser step, as far as an average sees it."""
+    with torch.no_grad():
+        for x in (*model.parameters(), *model.buffers()):
+            x.add_(torch.randn(x.shape) if x.is_floating_point() else 1)
+
+
+def test_parameters_and_statistics_are_averaged_with_a_decay_that_grows() -> None:
+    live = Net()
+    average = Average(live, 0.3)
+    expected = {name: x.clone() for name, x in live.state_dict().items()}
+    for decay in (1 / 10, 2 / 11, 3 / 12, 0.3, 0.3, 0.3):  # (1 + n) / (10 + n), until it is more than 0.3
+        stepped(live)
+        average.update(live)
+        for name, x in live.state_dict().items():
+            expected[name] = decay * expected[name] + (1 - decay) * x
+    average.follow(live)
+    found = average.model.state_dict()
+    for name in ("conv.weight", "conv.bias", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var"):
+        torch.testing.assert_close(found[name], expected[name])
+        assert not torch.equal(found[name], live.state_dict()[name])
+    assert found["norm.num_batches_tracked"] == live.norm.num_batches_tracked == 6
+    assert torch.equal(average.model.get_buffer("mask"), live.mask), "a mask of infinities was averaged"
+
+
+def test_blocks_follow_the_live_network() -> None:
+    live = nbcompile.expand(Net(), torch.zeros(1, 1, 5, 5), where=["conv"], ratio=2)
+    average = Average(live, 0.9)
+    plt = nbcompile.PLT(live, steps=2)
+    for _ in range(2):
+        plt.step()
+        average.update(live)
+    nbcompile.collapse_(live)
+    average.follow(live)
+    (block,) = sites(average.model).values()
+    assert (float(block.slope), block.ramp.tolist(), block.collapsed) == (1.0, [2, 0, 2], True)
+    nbcompile.fuse(average.model)
+
+
+def test_goes_on_from_its_state() -> None:
+    live = Net()
+    one, two = Average(live, 0.9), Average(Net(), 0.9)
+    for i in range(6):
+        stepped(live)
+        one.update(live)
+        if i == 2:
+            two.load_state_dict(copy.deepcopy(one.state_dict()))
+        if i > 2:
+            two.update(live)
+    assert all(map(torch.equal, one.model.state_dict().values(), two.model.state_dict().values()))
+
+
+@pytest.mark.parametrize("method", ["vanilla", "netbooster"])
+def test_the_average_is_measured_and_written_and_does_not_touch_the_training(
+    net: nn.Module, tmp_path: Path, method: str
+) -> None:
+    def config(ema: float) -> TrainConfig:
+        return TrainConfig(
+            method=method, ema=ema, epochs=3, batch_size=128, warmup_epochs=1, where="all", ratio=2, accelerator="cpu"
+        )
+
+    plain = train(net, config(0.0), tmp_path / "plain.pt")
+    averaged = train(net, config(0.9), tmp_path / "averaged.pt")
+    assert [epoch.loss for epoch in averaged.history] == [epoch.loss for epoch in plain.history]
+    assert [epoch.val_accuracy for epoch in averaged.history] != [epoch.val_accuracy for epoch in plain.history]
+    last = torch.load(tmp_path / "averaged-run" / "last.ckpt", weights_only=True)
+    assert torch.equal(last["model"]["9.weight"], plain.model.state_dict()["9.weight"])
+    assert torch.equal(last["average"]["model"]["9.weight"], averaged.model.state_dict()["9.weight"])
+    loaded = nbcompile.load(tmp_path / "averaged.pt").eval()
+    images, labels = load_data(config(0.9)).val[list(range(360))]  # type: ignore[misc]
+    with torch.no_grad():
+        right = (loaded(images).argmax(1) == labels).sum().item()
+    assert right / 360 == averaged.accuracy

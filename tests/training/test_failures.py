@@ -1,0 +1,96 @@
+"""What goes wrong in the middle of a run is said in one sentence."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nbcompile import NBCompileError
+from nbcompile.training import TrainConfig, train
+from nbcompile.training.failures import explained
+from nbcompile.training.runs import RunFolder
+
+OPTIONS: dict[str, Any] = {
+    "method": "vanilla",
+    "epochs": 2,
+    "batch_size": 128,
+    "warmup_epochs": 1,
+    "accelerator": "cpu",
+}
+STEPS = 1437 // 128
+
+
+def asks_for_too_much() -> None:
+    torch.empty(2**50)
+
+
+def is_refused_by_cuda() -> None:
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def is_refused_by_python() -> None:
+    raise MemoryError
+
+
+class Hungry(nn.Module):
+    """Wants more memory from the second epoch on."""
+
+    def __init__(self, want: Callable[[], None]) -> None:
+        super().__init__()
+        self.linear, self.want, self.seen = nn.Linear(64, 10), want, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += self.training and torch.is_grad_enabled()
+        if self.seen > STEPS:
+            self.want()
+        out: Tensor = self.linear(x.flatten(1))
+        return out
+
+
+@pytest.mark.parametrize(
+    ("want", "said"),
+    [
+        (asks_for_too_much, r"\[enforce fail at .*"),
+        (is_refused_by_cuda, r"CUDA out of memory. Tried to allocate 2.00 GiB."),
+        (is_refused_by_python, "MemoryError"),
+    ],
+)
+def test_out_of_memory(tmp_path: Path, want: Callable[[], None], said: str) -> None:
+    with pytest.raises(NBCompileError) as caught:
+        train(Hungry(want), TrainConfig(**OPTIONS), tmp_path / "trained.pt")
+    assert caught.match(
+        rf"^out of memory \({said}\): raise accumulate, now 1 \(the learning rate stays right, batch norms see smaller "
+        rf"batches\), or lower batch_size 128 or input_size; {tmp_path}/trained-run/last.ckpt still holds epoch 1$"
+    )
+    assert not (tmp_path / "trained.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "words", ["Connection closed by peer", "Connection reset by peer", "Timed out waiting", "NCCL"]
+)
+def test_another_process_has_ended(tmp_path: Path, words: str) -> None:
+    with (
+        pytest.raises(
+            NBCompileError, match=rf"^another .* \({words}\): see what it said, start all anew and resume; there"
+        ),
+        explained(TrainConfig(**OPTIONS), RunFolder(tmp_path)),
+    ):
+        raise RuntimeError(f"[gloo/transport/tcp/pair.cc:561] {words} [127.0.0.1]:41899")
+
+
+def test_a_network_that_cannot_be_compiled(net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    torch.compiler.reset()
+    with pytest.raises(
+        NBCompileError, match=r"^torch.compile cannot compile this network \(.*\): train without compile; "
+    ):
+        train(net, TrainConfig(**OPTIONS, compile=True), tmp_path / "trained.pt")
+
+
+def test_other_errors_are_let_through(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"^mine$"), explained(TrainConfig(**OPTIONS), RunFolder(tmp_path)):
+        raise RuntimeError("mine")

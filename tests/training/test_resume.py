@@ -1,0 +1,97 @@
+"""Killed and resumed runs give the same numbers, whatever the method; stopped here after every epoch in turn."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nbcompile.core.errors import UsageError
+from nbcompile.training import Epoch, Event, TrainConfig, TrainResult, train
+
+BOOSTED: dict[str, Any] = {"method": "netbooster", "where": "all", "ratio": 2, "giant_epochs": 1, "plt_epochs": 2}
+CASES: dict[str, dict[str, Any]] = {
+    "vanilla": {"method": "vanilla", "ema": 0.9, "restarts": (2, 4)},
+    "accumulated, channels last": {"method": "vanilla", "accumulate": 2, "channels_last": True},
+    "plain first": BOOSTED | {"plain_epochs": 1, "preserve": True, "ema": 0.9, "decay": "cosine"},
+    "at once": BOOSTED | {"plt_epochs": 0, "inserted_lr": 0.5},
+    "contracted": BOOSTED | {"contract_at": "decay", "ema": 0.9},
+    "collapsed": BOOSTED | {"collapse": True, "ema": 0.9, "restarts": (3,)},
+    "its own teacher": BOOSTED | {"method": "netbooster+kd", "teacher": "self", "ema": 0.9},
+    "a teacher": {"method": "kd", "teacher": "net", "precision": "bf16-mixed"},
+}
+EPOCHS = 5
+SLOW = ("accumulated, channels last", "at once", "contracted", "a teacher")
+
+
+class StopError(Exception):
+    pass
+
+
+def stop_after(epoch: int) -> Callable[[Event], None]:
+    def listener(event: Event) -> None:
+        if isinstance(event, Epoch) and event.epoch == epoch:
+            raise StopError
+
+    return listener
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    """The metrics without the wall time."""
+    return [json.loads(line) | {"seconds": 0} for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def differing(one: Any, two: Any, where: str = "") -> list[str]:
+    """Where two nested states are not equal to the bit, wall times aside."""
+    if isinstance(one, dict) and isinstance(two, dict):
+        keys = [key for key in {*one, *two} if key != "seconds"]
+        return [found for key in keys for found in differing(one.get(key), two.get(key), f"{where}.{key}")]
+    if isinstance(one, list) and isinstance(two, list) and len(one) == len(two):
+        return [
+            found for i, pair in enumerate(zip(one, two, strict=True)) for found in differing(*pair, f"{where}.{i}")
+        ]
+    if isinstance(one, Tensor) and isinstance(two, Tensor):
+        return [] if torch.equal(one, two) else [where]
+    return [] if one == two else [where]
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow if c in SLOW else ()) for c in CASES])
+def test_a_stopped_run_ends_with_the_same_bits(net_for: Callable[[], nn.Module], tmp_path: Path, case: str) -> None:
+    defaults = {"epochs": EPOCHS, "batch_size": 256, "warmup_epochs": 1, "accelerator": "cpu"}
+    config = TrainConfig(**(defaults | CASES[case]))
+    teacher = net_for() if config.teacher == "net" else None
+
+    def run(name: str, **options: Any) -> TrainResult:
+        return train(net_for(), config, tmp_path / f"{name}.pt", teacher=teacher, **options)
+
+    whole = run("whole")
+    for epoch in range(1, EPOCHS + 1):  # the last one is stopped, too: nothing but the end is missing then
+        with pytest.raises(StopError):
+            run("parts", resume=True, on_event=stop_after(epoch))
+        torch.rand(epoch)  # the generators are elsewhere
+    parts = run("parts", resume=True)
+
+    assert lines(tmp_path / "parts-run") == lines(tmp_path / "whole-run")
+    for name in ("whole-run/last.ckpt", "whole-run/best.ckpt", "whole.pt"):
+        one, two = (torch.load(tmp_path / path, weights_only=True) for path in (name, name.replace("whole", "parts")))
+        assert differing(one, two) == []
+    assert parts.fused_accuracy == whole.fused_accuracy
+    assert (whole.fused_accuracy is None) == (not config.expands or config.contract_at == "decay")
+
+
+def test_options_that_an_older_run_does_not_know_are_at_their_defaults(net: nn.Module, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"method": "vanilla", "epochs": 2, "batch_size": 256, "accelerator": "cpu"}
+    with pytest.raises(StopError):
+        train(net, TrainConfig(**options), tmp_path / "trained.pt", on_event=stop_after(1))
+    checkpoint = tmp_path / "trained-run" / "last.ckpt"
+    state = torch.load(checkpoint, weights_only=True)
+    for new in ("ema", "restarts", "collapse", "teacher"):
+        del state["config"][new]
+    torch.save(state, checkpoint)
+    with pytest.raises(UsageError, match=r"was started with ema=0.0, restarts=\[\], not ema=0.9, restarts=\[1\]: res"):
+        train(net, TrainConfig(**options, ema=0.9, restarts=(1,)), tmp_path / "trained.pt", resume=True)
+    result = train(net, TrainConfig(**options), tmp_path / "trained.pt", resume=True)
+    assert len(result.history) == 2

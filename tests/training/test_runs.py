@@ -1,0 +1,150 @@
+"""What a run leaves in its folder."""
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import nbcompile
+from nbcompile.core.blocks import sites
+from nbcompile.training import Epoch, Event, TrainConfig, TrainResult, train
+from nbcompile.training.curves import draw
+from nbcompile.training.data import load_data
+from nbcompile.training.runs import RunFolder
+
+OPTIONS: dict[str, Any] = {
+    "method": "netbooster", "where": "all", "ratio": 2, "epochs": 4, "giant_epochs": 1, "plt_epochs": 2,
+    "batch_size": 256, "warmup_epochs": 1, "accelerator": "cpu",
+}  # fmt: skip
+
+
+class StopError(Exception):
+    pass
+
+
+def stop_after(epoch: int) -> Callable[[Event], None]:
+    def listener(event: Event) -> None:
+        if isinstance(event, Epoch) and event.epoch == epoch:
+            raise StopError
+
+    return listener
+
+
+def points(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows: by tag, (step, value)."""
+    with warnings.catch_warnings():  # TensorBoard's own affair with the protobuf that is installed
+        warnings.simplefilter("ignore")
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        seen = EventAccumulator(str(run)).Reload()
+    return {tag: [(point.step, point.value) for point in seen.Scalars(tag)] for tag in seen.Tags()["scalars"]}
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(72, 10)
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """A run that was stopped twice."""
+    config, output = TrainConfig(**OPTIONS), tmp_path_factory.mktemp("resumed") / "trained.pt"
+    for epoch in (1, 3):
+        with pytest.raises(StopError):
+            train(network(), config, output, resume=True, on_event=stop_after(epoch))
+    return train(network(), config, output, resume=True)
+
+
+def test_what_is_there(resumed: TrainResult) -> None:
+    run = resumed.run_dir
+    names = {path.name for path in run.iterdir()}
+    (events,) = (name for name in names if name.startswith("events.out.tfevents."))
+    assert names == {"config.json", "metrics.jsonl", "curves.png", "last.ckpt", "best.ckpt", events}
+    with Image.open(run / "curves.png") as picture:
+        assert picture.format == "PNG"
+
+
+def test_tensorboard_shows_every_epoch_once(resumed: TrainResult) -> None:
+    found = points(resumed.run_dir)
+    for tag, field in (("loss", "loss"), ("accuracy/train", "train_accuracy"), ("accuracy/val", "val_accuracy")):
+        expected = [(epoch.step, pytest.approx(getattr(epoch, field))) for epoch in resumed.history]
+        assert found.pop(tag) == expected
+    assert found.pop("lr") == [(epoch.step, pytest.approx(epoch.lr)) for epoch in resumed.history]
+    assert found == {"slope": [(5, 0.0), (10, 0.5), (15, 1.0), (20, 1.0)]}
+
+
+def test_config_says_what_was_left_open(net: nn.Module, tmp_path: Path) -> None:
+    open_ones = {name: value for name, value in OPTIONS.items() if not name.endswith("_epochs")}
+    train(net, TrainConfig(**open_ones), tmp_path / "trained.pt")
+    resolved = json.loads((tmp_path / "trained-run" / "config.json").read_text())
+    assert (resolved["warmup_epochs"], resolved["giant_epochs"], resolved["plt_epochs"]) == (0.8, 2, 1)
+    assert TrainConfig.from_json(resolved).phases == TrainConfig(**open_ones).phases
+
+
+def epoch(number: int, accuracy: float, slope: float | None, phase: str = "plt") -> Epoch:
+    return Epoch(
+        epoch=number, step=number, phase=phase, loss=1.0, train_accuracy=0.5, val_accuracy=accuracy, slope=slope,
+        lr=0.1, seconds=1.0,
+    )  # fmt: skip
+
+
+def test_best_is_the_most_accurate_network_that_can_be_fused(net: nn.Module, tmp_path: Path) -> None:
+    folder, history, kept = RunFolder(tmp_path), [], []
+    rows = [(0.5, 0.0), (0.8, 0.0), (0.8, 0.5), (0.6, 1.0), (0.7, 1.0), (0.7, 1.0), (0.65, 1.0)]
+    for number, (accuracy, slope) in enumerate(rows):
+        history.append(epoch(number, accuracy, slope))
+        folder.keep(nn.Sequential(nn.Linear(2, number + 1)), history)
+        kept.append(len(torch.load(folder.best, weights_only=True)["state_dict"]["0.bias"]) - 1)
+    assert kept == [0, 1, 1, 3, 4, 4, 4]
+
+
+def test_best_is_read_back(resumed: TrainResult) -> None:
+    linear = [epoch for epoch in resumed.history if epoch.slope == 1.0]
+    best = nbcompile.load(resumed.run_dir / "best.ckpt").eval()
+    assert sites(best)
+    images, labels = load_data(TrainConfig(**OPTIONS)).val[list(range(360))]  # type: ignore[misc]
+    with torch.no_grad():
+        right = (nbcompile.fuse(best)(images).argmax(1) == labels).sum().item()
+    assert right / 360 == pytest.approx(max(epoch.val_accuracy for epoch in linear), abs=1.5 / 360)
+
+
+def test_another_run_takes_the_place_of_a_finished_one(net: nn.Module, tmp_path: Path) -> None:
+    train(net, TrainConfig(**OPTIONS), tmp_path / "trained.pt")
+    again = train(net, TrainConfig(**(OPTIONS | {"method": "vanilla", "epochs": 2})), tmp_path / "trained.pt")
+    assert [step for step, _ in points(again.run_dir)["loss"]] == [5, 10]
+    assert not sites(nbcompile.load(again.run_dir / "best.ckpt"))
+
+
+def test_says_once_what_is_not_written_without_its_package(
+    net: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("nbcompile"), "propagate", True)  # the command line stops it
+    for package in ("tensorboard", "matplotlib"):
+        monkeypatch.setitem(sys.modules, package, None)
+    train(net, TrainConfig(**(OPTIONS | {"method": "vanilla", "epochs": 2})), tmp_path / "trained.pt")
+    assert caplog.messages == [
+        "no events for TensorBoard: tensorboard is not installed, pip install 'nbcompile[train]'",
+        "no curves.png: matplotlib is not installed, pip install 'nbcompile[train]'",
+    ]
+    names = {path.name for path in (tmp_path / "trained-run").iterdir()}
+    assert names == {"config.json", "metrics.jsonl", "last.ckpt", "best.ckpt"}
+
+
+@pytest.mark.parametrize("epochs", [1, 9])
+def test_curves_of_short_and_long_runs(tmp_path: Path, epochs: int) -> None:
+    phases = ["plain", "giant", "plt", "fine-tune"]
+    history = [epoch(i + 1, 0.5, None if i < 3 else 1.0, phases[min(i // 2, 3)]) for i in range(epochs)]
+    draw(history, tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as picture:
+        panels = 3 if epochs == 1 else 4
+        assert picture.size == (880, round(110 * 1.6 * (2.2 + panels - 1)))
