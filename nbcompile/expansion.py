@@ -78,11 +78,26 @@ def expand(
                 raise
             expander = replace(expander, spared=expander.spared | {refusal.layer})  # a rule goes on without it
     known = origin_of(model)
-    origin = Origin(specs(inputs), known.model if known else None, known.preprocessing if known else {})
-    remember(giant, origin)
-    next(iter(sites(giant).values())).attach_record({"model": describe(giant, _whole(giant, gm, inputs), origin)})
+    remember(giant, Origin(specs(inputs), known.model if known else None, known.preprocessing if known else {}))
+    _attach_record(giant, gm, inputs)
     _tell(giant)
     return giant
+
+
+def record_again(giant: nn.Module) -> None:
+    """Let the record that ``giant`` carries describe it as it is now, after a change by hand.
+
+    Args:
+        giant: remembers its input; only its record is changed.
+    """
+    inputs = inputs_for(giant, None, who="record_again")
+    gm, _ = _graph(giant, inputs)
+    _attach_record(giant, gm, inputs)
+
+
+def _attach_record(giant: nn.Module, gm: fx.GraphModule, inputs: Inputs) -> None:
+    origin = origin_of(giant) or Origin(specs(inputs))
+    next(iter(sites(giant).values())).attach_record({"model": describe(giant, _whole(giant, gm, inputs), origin)})
 
 
 def candidates(model: nn.Module, example_input: ExampleInput | None = None) -> tuple[str, tuple[str, ...]]:

@@ -13,6 +13,7 @@ from nbcompile.core.errors import UsageError
 from nbcompile.core.example import origin_of, remember
 from nbcompile.core.graph import aliases
 from nbcompile.core.layers import CONVOLUTIONS
+from nbcompile.expansion import record_again
 
 _LAYERS: tuple[type[nn.Module], ...] = (*CONVOLUTIONS, nn.Linear, Expanded)
 
@@ -50,6 +51,8 @@ def with_classes(model: nn.Module, classes: int, images: Tensor) -> nn.Module:
     origin = origin_of(model)
     if origin is not None and origin.model is not None:
         remember(model, replace(origin, model=with_option(origin.model, "num_classes", classes)))
+    if sites(model):
+        record_again(model)
     return model
 
 
