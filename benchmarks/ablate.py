@@ -129,7 +129,7 @@ def controls(network: str, options: Options) -> tuple[Options, Options]:
 
 def main() -> None:
     made = parser("ablate", __doc__.partition("\n")[0])
-    made.add_argument("--data", default="digits", help="as of nbcompile train; images of 32 pixels, ten classes")
+    made.add_argument("--data", required=True, help="as of nbcompile train; colour images of 32 pixels, ten classes")
     made.add_argument("--studies", nargs="+", default=["forms"], choices=list(STUDIES))
     made.add_argument("--network", default="17k", choices=list(NETWORKS))
     made.add_argument("--epochs", type=int, default=50)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nbcompile.core.same_padding import same_padding
 from nbcompile.exporters.tflite_layout import axis_of
 from nbcompile.exporters.tflite_tensorflow import tf
 from nbcompile.exporters.tflite_value import Value
@@ -63,10 +64,8 @@ class Window:
     @property
     def is_same(self) -> bool:
         """Whether they are those of TensorFlow's padding SAME: as many as strides begin, the odd zero behind."""
-        count = -(-self.size // self.stride)
-        span = self.dilation * (self.kernel - 1) + 1
-        total = max((count - 1) * self.stride + span - self.size, 0)
-        return self.count == count and self.before == total // 2
+        padding = same_padding(self.size, self.dilation * (self.kernel - 1), self.stride)
+        return self.count == -(-self.size // self.stride) and self.before == padding[0]
 
 
 def scheme(windows: Sequence[Window]) -> str | None:
