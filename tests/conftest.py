@@ -12,3 +12,9 @@ hypothesis.settings.load_profile("nbcompile")
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Networks that a module builds when it is imported are the same in every run, whatever else is collected."""
+    if isinstance(collector, pytest.Module):
+        torch.manual_seed(0)
