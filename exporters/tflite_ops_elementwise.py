@@ -154,8 +154,8 @@ def masked_fill(x: Value, mask: Value | Tensor, fill: Number) -> Value:
 ROUNDED = 15.0
 """Where softplus is a line to float32: ``log(1 + exp(-15))`` is 3e-7, of 15 less than a rounding."""
 
-LARGE = 1e4
-"""What stands for infinity in an attention mask: ``exp(-1e4)`` is 0 in float32."""
+LARGE = 1e3
+"""What stands for infinity in an attention mask: ``exp(-1e3)`` is 0 in float32. At 1e4 XNNPACK adds int8 badly."""
 
 _NONNEGATIVE = True
 

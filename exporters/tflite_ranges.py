@@ -9,6 +9,7 @@ estimator      what is kept
 =============  ======================================================================================================
 
 Inputs and outputs of the file keep every value: classes that are clipped to the same number could not be told apart.
+Scores that a softmax turns to nothing (those of masked positions) do not count, how low they may be.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nbcompile.core.errors import PreconditionError, UsageError
-from nbcompile.exporters.tflite_file import read
+from nbcompile.exporters.tflite_file import File, read
 from nbcompile.exporters.tflite_options import RANGES, require_choice
 from nbcompile.exporters.tflite_runtime import Sample, tensors
 from nbcompile.exporters.tflite_types import FloatModel
@@ -35,6 +36,9 @@ UNKNOWN = (0.0, 1.0)
 LARGEST = float(np.finfo(np.float32).max)
 """LiteRT's kernels clip infinities to this."""
 
+FADED = 16.0
+"""So far below the largest of its row, a score has a weight of 1e-7 behind softmax, or less."""
+
 Range = tuple[float, float]
 
 
@@ -44,7 +48,7 @@ class Ranges:
 
     Attributes:
         kept: by the tensor's index in the float file: (lowest, highest) value that is kept; 0 is always inside.
-        seen: by the tensor's index: (lowest, highest) value that was seen.
+        seen: by the tensor's index: (lowest, highest) value that was seen, and that counts.
         dead: names of the layers whose output was one and the same number throughout.
         samples: how many were run.
     """
@@ -115,13 +119,31 @@ def _floats(model: FloatModel, samples: Sequence[Sample]) -> Iterator[dict[int, 
 
 def _seen(model: FloatModel, samples: Sequence[Sample]) -> dict[int, Range]:
     found: dict[int, Range] = {}
+    scores = _scores(read(model.content))
     for number, values in enumerate(_floats(model, samples)):
         for i, x in values.items():
             lowest, highest = float(x.min()), float(x.max())  # NaN if one of the values is
             if not max(-lowest, highest) < LARGEST:
                 raise PreconditionError(_not_finite(model, i, number, int((~(np.abs(x) < LARGEST)).sum()), x.size))
+            if i in scores:
+                lowest = max(lowest, min(float(values[rows].max(-1).min()) for rows in scores[i]) - FADED)
             before = found.get(i, (lowest, highest))
             found[i] = min(before[0], lowest), max(before[1], highest)
+    return found
+
+
+def _scores(file: File) -> dict[int, set[int]]:
+    """The tensors that only softmax reads, as they are or in another shape; with those in whose rows it reads them."""
+    found: dict[int, set[int]] = {}
+    for op in reversed(file.ops):
+        result = op.outputs[0]
+        rows: list[set[int]] = []
+        for reader in file.ops:
+            if result in reader.inputs:
+                shaped = found.get(reader.outputs[0], set()) if reader.name == "RESHAPE" else set()
+                rows.append({result} if reader.name == "SOFTMAX" else shaped)
+        if rows and all(rows) and result not in file.outputs:
+            found[result] = set().union(*rows)
     return found
 
 

@@ -121,6 +121,28 @@ def test_an_output_without_dimensions(tmp_path: Path) -> None:
         assert float(y) == pytest.approx(expected, abs=0.02)
 
 
+class Causal(nn.Module):
+    """One head of attention in which no position sees those behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.head = nn.Linear(6, 24), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.head(y)  # type: ignore[no-any-return]
+
+
+def test_masked_attention_in_int8(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Causal().eval(), 2 * torch.randn(40, 7, 6)
+    result = exported(tmp_path / "causal.tflite", model, x, target="mcu")
+    assert {one.kernels: one.sqnr > 25 for one in result.agreements} == dict.fromkeys(
+        ("xnnpack", "reference", "micro"), True
+    )
+
+
 def test_odd_sizes_need_no_padding(tmp_path: Path) -> None:
     model, images = small((15, 9))
     result = exported(tmp_path / "tiny.tflite", model, images, target="mcu")

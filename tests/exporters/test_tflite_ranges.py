@@ -149,3 +149,24 @@ def test_refusals(model: FloatModel) -> None:
         measured(model, samples(1), "median")
     with pytest.raises(UsageError, match="are measured: give calibration samples, there are none"):
         measured(model, [])
+
+
+class Scores(nn.Module):
+    """Two softmaxes of scores of which half are far below the rest; the second's are read by others, too."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        masked = x + torch.tensor([0.0, -100.0]).repeat(3)
+        return (masked * 1.5).reshape(1, 2, 2, 3).softmax(-1), (masked * 0.5).softmax(-1) + masked * 0.5
+
+
+def test_scores_that_softmax_turns_to_nothing_do_not_count() -> None:
+    x = torch.randn(1, 2, 6)
+    model = float_model(Scores(), (x,))
+    found = measured(model, [(x.numpy(),)])
+    ops = read(model.content).ops
+    assert [op.name for op in ops[:3]] == ["ADD", "MUL", "RESHAPE"]
+    assert found.kept[ops[1].outputs[0]] == found.kept[ops[2].outputs[0]]
+    scores = [found.kept[op.inputs[0]] for op in ops if op.name == "SOFTMAX"]
+    rows = (x + torch.tensor([0.0, -100.0]).repeat(3)).reshape(1, 2, 2, 3).amax(-1)
+    assert scores[0] == pytest.approx((1.5 * float(rows.min()) - 16, 1.5 * float(rows.max())))
+    assert scores[1][0] < -45
