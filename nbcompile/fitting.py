@@ -184,9 +184,11 @@ class _Search:
         if self.arena is not None and best.measured is None:
             best = replace(best, measured=self.arena(gm))
         held = " and ".join(f"'{buffer.name}' ({buffer.nbytes:,})" for buffer in Lifetimes(gm, self.inputs).peak())
+        parts = f" ({best.modelled:,} for activations; the rest is the interpreter's, and less with 32-bit pointers)"
         return (
-            f"the network does not fit {self.budget:,} bytes: the best that was reached is {best}. At its peak it "
-            f"holds {held} at once: give it smaller inputs or these layers fewer channels, or allow more memory"
+            f"the network does not fit {self.budget:,} bytes: the best that was reached is {best}"
+            f"{parts if best.measured else ''}. At its peak it holds {held} at once: give it smaller inputs or these "
+            f"layers fewer channels, or allow more memory"
         )
 
 
