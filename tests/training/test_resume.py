@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from nbcompile.core.errors import UsageError
-from nbcompile.training import Epoch, Event, TrainConfig, TrainResult, train
+from nbcompile.training import TrainConfig, TrainResult, train
+from tests.training.stopping import StopError, stop_after
 
 BOOSTED: dict[str, Any] = {"method": "netbooster", "where": "all", "ratio": 2, "giant_epochs": 1, "plt_epochs": 2}
 CASES: dict[str, dict[str, Any]] = {
@@ -25,18 +26,6 @@ CASES: dict[str, dict[str, Any]] = {
 }
 EPOCHS = 5
 SLOW = ("accumulated, channels last", "at once", "contracted", "a teacher")
-
-
-class StopError(Exception):
-    pass
-
-
-def stop_after(epoch: int) -> Callable[[Event], None]:
-    def listener(event: Event) -> None:
-        if isinstance(event, Epoch) and event.epoch == epoch:
-            raise StopError
-
-    return listener
 
 
 def lines(run: Path) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +14,16 @@ from torch import nn
 
 import nbcompile
 from nbcompile.core.blocks import sites
-from nbcompile.training import Epoch, Event, TrainConfig, TrainResult, train
+from nbcompile.training import Epoch, TrainConfig, TrainResult, train
 from nbcompile.training.curves import draw
 from nbcompile.training.data import load_data
 from nbcompile.training.runs import RunFolder
+from tests.training.stopping import StopError, stop_after
 
 OPTIONS: dict[str, Any] = {
     "method": "netbooster", "where": "all", "ratio": 2, "epochs": 4, "giant_epochs": 1, "plt_epochs": 2,
     "batch_size": 256, "warmup_epochs": 1, "accelerator": "cpu",
 }  # fmt: skip
-
-
-class StopError(Exception):
-    pass
-
-
-def stop_after(epoch: int) -> Callable[[Event], None]:
-    def listener(event: Event) -> None:
-        if isinstance(event, Epoch) and event.epoch == epoch:
-            raise StopError
-
-    return listener
 
 
 def points(run: Path) -> dict[str, list[tuple[int, float]]]:

@@ -62,8 +62,9 @@ class NetBoosterKD(Distilled, NetBooster):
 
     def state_dict(self) -> dict[str, Any]:
         """The weights of the giant that teaches itself; a foreign teacher is read again."""
-        own = self.config.teacher == SELF and self.teacher is not None
-        return {"teacher": self.teacher.state_dict()} if own and self.teacher is not None else {}
+        if self.teacher is None or self.config.teacher != SELF:
+            return {}
+        return {"teacher": self.teacher.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of ``state_dict``."""
