@@ -19,6 +19,9 @@ from nbcompile.image_files import opened
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """What counts as an image in a folder; other files are left."""
 
+KEYS = ("scale", "mean", "std", "crop", "size")
+"""Of a preprocessing; ``size``, which training records, is the input's own side."""
+
 _MODES = {1: "L", 3: "RGB"}
 """Pillow's modes, by the number of channels."""
 

@@ -21,6 +21,7 @@ from torch import fx, nn
 
 from nbcompile.calibration import Calibration
 from nbcompile.calibration import calibration as calibration_of
+from nbcompile.calibration_images import KEYS
 from nbcompile.core.channel_ranges import channel_ranges
 from nbcompile.core.cost import cost
 from nbcompile.core.errors import UsageError
@@ -151,6 +152,8 @@ def _names(given: str | Sequence[str]) -> tuple[str, ...]:
 def _mapping(preprocessing: Any) -> Mapping[str, Any]:
     if not isinstance(preprocessing, Mapping):
         raise UsageError(f"preprocessing={preprocessing!r} is no mapping: give {{'scale': …, 'mean': […], 'std': […]}}")
+    if unknown := [str(key) for key in preprocessing if key not in KEYS]:
+        raise UsageError(f"preprocessing: {', '.join(unknown)} is not known; there are {', '.join(KEYS)}")
     return preprocessing
 
 

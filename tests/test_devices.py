@@ -255,6 +255,7 @@ def test_many_samples_are_held_out(count: int, calibrating: int, checking: int) 
             "quantize='int8' needs a calibration set, some 100 images as the network will see them",
         ),
         ({"preprocessing": 5}, "preprocessing=5 is no mapping: give {'scale': …, 'mean': […], 'std': […]}"),
+        ({"preprocessing": {"Crop": 1}}, "preprocessing: Crop is not known; there are scale, mean, std, crop, size"),
         ({"quality": 3}, "'quality' is not an option of .tflite files; they have calibration, target, quantize, io, "),
     ],
 )
