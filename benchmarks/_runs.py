@@ -1,0 +1,134 @@
+"""The training runs of ``ablate.py``: kept by what they were told, gone on with, and what they cost."""
+
+import hashlib
+import json
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from _studies import NETWORKS, RECIPE, Options
+from rich.console import Console
+from rich.progress import Progress
+
+import nbcompile
+from nbcompile.training import TrainConfig, train
+from nbcompile.training.data import Data, load_data, seed_everything
+
+SHARED = 0.5
+"""Epochs of equal compute are rounded to this part of the run's, so that settings share their controls."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Attributes:
+        network: a name of ``NETWORKS``.
+        fields: of its ``TrainConfig``.
+        root: folder of all runs.
+    """
+
+    network: str
+    fields: str
+    root: Path
+
+    @classmethod
+    def of(cls, network: str, options: Options, root: Path) -> "Run":
+        """A run that is told ``options``."""
+        return cls(network, json.dumps(TrainConfig(**options).to_json(), sort_keys=True), root)
+
+    @property
+    def config(self) -> TrainConfig:
+        """What it is told."""
+        return TrainConfig.from_json(json.loads(self.fields))
+
+    @property
+    def folder(self) -> Path:
+        """Where it is kept."""
+        told = hashlib.sha1(f"{self.network} {self.fields}".encode()).hexdigest()[:16]
+        return self.root / f"{self.network}-{self.config.method}-{told}"
+
+    def found(self) -> dict[str, Any] | None:
+        """What it found; None if it is not done."""
+        file = self.folder / "found.json"
+        known: dict[str, Any] | None = json.loads(file.read_text()) if file.exists() else None
+        return known
+
+
+Triple = tuple[Run, Run, Run | None]
+"""A run, vanilla of the same epochs and schedule, and vanilla of the same compute."""
+
+
+@cache
+def data_of(name: str, train_images: int | None) -> Data:
+    """The data set, once a process."""
+    return load_data(TrainConfig(data=name, train_images=train_images))
+
+
+def done(run: Run) -> Run:
+    """Train, or go on with it, and keep what it found."""
+    torch.set_num_threads(1)
+    config = run.config
+    seed_everything(config.seed)
+    model = NETWORKS[run.network]()
+    data = data_of(config.data, config.train_images)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    taught = config.distils and config.teacher != "self"
+    teacher = nbcompile.load(str(config.teacher)) if taught else None
+    output = run.folder / "trained.pt"
+    result = train(model, config, output, run.folder, resume=True, teacher=teacher, data=data)
+    giants = [epoch.val_accuracy for epoch in result.history if epoch.phase == "giant"]
+    final = result.accuracy if result.fused_accuracy is None else result.fused_accuracy
+    found = {
+        "expanded": giants[-1] if giants else None,
+        "final": final,
+        "seconds": sum(epoch.seconds for epoch in result.history),
+    }
+    (run.folder / "found.json").write_text(json.dumps(found))
+    return run
+
+
+def compute(network: str, config: TrainConfig) -> float:
+    """Multiply-accumulates of the forward passes of the run, per image, in those of an epoch of the plain network."""
+    model, x = NETWORKS[network](), torch.zeros(1, 3, 32, 32)
+    plain, cost = nbcompile.cost(model, x).macs, float(config.epochs)
+    start, decay, tune = config.phases
+    if config.expands:
+        giant = nbcompile.expand(
+            model, x, where=config.where, block=config.block, ratio=config.ratio, preserve=config.preserve
+        )
+        end = tune if config.collapse or config.contract_at == "decay" else config.epochs
+        cost += (end - start) * (nbcompile.cost(giant, x).macs / plain - 1)
+    if config.distils:
+        own = config.teacher == "self"
+        teacher = giant if own else nbcompile.load(str(config.teacher))
+        # It only answers: a third of the work of learning. What a foreign one has cost before is not counted.
+        cost += (config.epochs - (decay if own else 0)) * nbcompile.cost(teacher, x).macs / plain / 3
+    return cost
+
+
+def controls(network: str, options: Options) -> tuple[Options, Options]:
+    """Two vanilla runs: of the same epochs and schedule, and of the same compute on the schedule stretched to it."""
+    config = TrainConfig(**options)
+    shared = ("data", "train_images", "epochs", "restarts", "seed", "ema", "accelerator", "channels_last", *RECIPE)
+    same = {name: getattr(config, name) for name in shared} | {"method": "vanilla"}
+    step = max(1, round(SHARED * config.epochs))
+    longer = step * round(compute(network, config) / step)
+    stretched = [round(epoch * longer / config.epochs) for epoch in config.restarts]
+    return same, same | {"epochs": longer, "restarts": stretched}
+
+
+def carried_out(runs: Sequence[Run], jobs: int) -> None:
+    """Train what is not done yet, the lowest seeds first."""
+    missing = sorted({run for run in runs if run.found() is None}, key=lambda run: (run.config.seed, run.fields))
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=spawn) as pool, Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("runs", total=len(missing))
+        for future in as_completed([pool.submit(done, run) for run in missing]):
+            future.result()
+            progress.advance(task)
