@@ -72,21 +72,37 @@ def models() -> dict[str, nn.Module]:
     }
 
 
-def trainer(model: nn.Module) -> Callable[[], object]:
-    """One step of SGD with momentum on a fixed batch, in the middle of PLT where the model is a giant."""
+def trainer(model: nn.Module, device: str = "cpu", batch: int = BATCH, fast: bool = False) -> Callable[[], object]:
+    """One step of SGD with momentum on a fixed batch, in the middle of PLT where the model is a giant.
+
+    Args:
+        model: is moved to ``device``.
+        device: where; the step ends when it is done there.
+        batch: images of ``SIZE`` pixels.
+        fast: whether the model is compiled, its images channels-last, and its products in bfloat16 on a GPU.
+    """
     generator = torch.Generator().manual_seed(SEED)
-    images = torch.randn(BATCH, 3, SIZE, SIZE, generator=generator)
-    labels = torch.randint(1000, (BATCH,), generator=generator)
+    images = torch.randn(batch, 3, SIZE, SIZE, generator=generator).to(device)
+    labels = torch.randint(1000, (batch,), generator=generator).to(device)
+    model.to(device).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
     for name, slope in model.named_buffers():
         if name.endswith(".slope"):
             slope.fill_(0.5)
-    model.train()
+    if fast:
+        images = images.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)
+        model.compile()
+    autocast = torch.autocast(device, torch.bfloat16, enabled=fast and device == "cuda")
 
     def step() -> None:
         optimizer.zero_grad()
-        torch.autograd.backward(nn.functional.cross_entropy(model(images), labels))
+        with autocast:
+            loss = nn.functional.cross_entropy(model(images), labels)
+        torch.autograd.backward(loss)
         optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     return step
 
