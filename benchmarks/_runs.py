@@ -126,6 +126,8 @@ def controls(network: str, options: Options) -> tuple[Options, Options]:
 def carried_out(runs: Sequence[Run], jobs: int) -> None:
     """Train what is not done yet, the lowest seeds first."""
     missing = sorted({run for run in runs if run.found() is None}, key=lambda run: (run.config.seed, run.fields))
+    if not missing:
+        return
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=spawn) as pool, Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("runs", total=len(missing))

@@ -2,8 +2,9 @@
 
 A study (``--studies``; see ``_studies.py``) trains one network by several settings and seeds, and each setting stands
 beside two vanilla runs of the same seed: one of the same epochs and the same learning-rate schedule, restarts included;
-one of the same training compute (MACs × images), which has more epochs, on a schedule stretched likewise. Seeds are
-paired: the same initial weights, batches and augmentation where networks are the same.
+one of the same training compute (MACs × images; a foreign teacher's answers count, its own training does not), which
+has more epochs, on a schedule stretched likewise. Seeds are paired: the same initial weights, batches and augmentation
+where networks are the same.
 
 Printed as the paper prints it: the giant's accuracy at the end of its phase (``expanded``), and that of the fused
 network at the end of the run (``final``). Differences are means over the seeds of paired differences, in points of
@@ -52,8 +53,8 @@ def main() -> None:
         made.error(f"no setting of these studies is called {', '.join(unknown)}; there are {', '.join(sorted(known))}")
     if args.quick:
         args.epochs, args.seeds, args.images = 5, 2, 600
-    if any(setting.taught for study in args.studies for setting in STUDIES[study]):
-        carried_out([teacher_of(args)], 1)
+    teacher = teacher_of(args) if any(s.taught for study in args.studies for s in STUDIES[study]) else None
+    carried_out([teacher] if teacher else [], 1)
     cells = {study: list(planned(args, STUDIES[study])) for study in args.studies}
     carried_out(
         [run for rows in cells.values() for _, triples in rows for triple in triples for run in triple if run],
@@ -71,7 +72,10 @@ def main() -> None:
         "over_first": "likewise from the study's first setting",
         "epochs_compute": "epochs of the vanilla run of the same compute",
     }
-    write(args, SEED, units, {"network": cost_of(args.network), "recipe": RECIPE, "studies": tables})
+    found = {"network": cost_of(args.network), "recipe": RECIPE, "studies": tables}
+    if teacher:
+        found["teacher"] = cost_of(args.teacher) | {"accuracy": 100 * _found(teacher)["final"]}
+    write(args, SEED, units, found)
 
 
 def told(args: Any) -> Options:
