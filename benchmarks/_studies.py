@@ -16,6 +16,7 @@ def _inverted_residuals(stem: int, rows: tuple[tuple[int, int, int, int], ...], 
 
 
 NETWORKS: dict[str, Callable[[], InvertedResidualNet]] = {
+    "2k": lambda: _inverted_residuals(8, ((8, 1, 1, 2), (12, 3, 1, 2)), 24),
     "5k": lambda: _inverted_residuals(8, ((8, 1, 1, 1), (8, 4, 1, 2), (12, 4, 2, 2)), 40),
     "8k": lambda: _inverted_residuals(8, ((8, 1, 1, 1), (8, 4, 2, 2), (12, 4, 3, 2)), 48),
     "17k": lambda: _inverted_residuals(8, ((8, 1, 1, 1), (12, 4, 2, 2), (20, 4, 3, 2)), 80),
@@ -109,6 +110,11 @@ STUDIES: dict[str, tuple[Setting, ...]] = {
         Setting("weight space", _with(_paper, collapse=True)),
     ),
     "shape": (Setting("linear", _paper), Setting("cosine", _with(_paper, decay="cosine"))),
+    "basic": (
+        Setting("one cosine", lambda e: {"giant_epochs": e // 2, "block": "basic"}),
+        Setting("paper", _with(_paper, block="basic")),
+        Setting("one cosine, decay late", lambda e: {"giant_epochs": 3 * e // 4, "block": "basic"}),
+    ),
     "inserted": tuple(
         Setting(f"rate × {rate}, decay × {decay}", _with(_paper, inserted_lr=rate, inserted_weight_decay=decay))
         for rate, decay in ((1.0, 1.0), (0.5, 1.0), (2.0, 1.0), (1.0, 0.0))
