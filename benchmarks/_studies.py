@@ -53,6 +53,11 @@ def _paper(epochs: int) -> Options:
     return {"giant_epochs": epochs // 2, "restarts": [epochs // 2]}
 
 
+def _one_cosine(epochs: int) -> Options:
+    """Half of the run for the giant; the learning rate falls over the whole."""
+    return {"giant_epochs": epochs // 2}
+
+
 def _giant(epochs: int) -> Options:
     """What there is to be inherited: ``expanded`` is the accuracy of a giant that has the whole budget."""
     return {"giant_epochs": epochs - 1, "plt_epochs": 1}
@@ -83,9 +88,9 @@ _KD: Options = {"method": "netbooster+kd", "kd_weight": 0.9, "temperature": 4.0}
 STUDIES: dict[str, tuple[Setting, ...]] = {
     "forms": (
         Setting("paper", _paper),
-        Setting("one cosine", lambda e: {"giant_epochs": e // 2}),
+        Setting("one cosine", _one_cosine),
         Setting("preserve", _with(_paper, preserve=True)),
-        Setting("preserve, one cosine", lambda e: {"giant_epochs": e // 2, "preserve": True}),
+        Setting("preserve, one cosine", _with(_one_cosine, preserve=True)),
         Setting("late", _late),
     ),
     "giant": (
@@ -111,7 +116,7 @@ STUDIES: dict[str, tuple[Setting, ...]] = {
     ),
     "shape": (Setting("linear", _paper), Setting("cosine", _with(_paper, decay="cosine"))),
     "basic": (
-        Setting("one cosine", lambda e: {"giant_epochs": e // 2, "block": "basic"}),
+        Setting("one cosine", _with(_one_cosine, block="basic")),
         Setting("paper", _with(_paper, block="basic")),
         Setting("one cosine, decay late", lambda e: {"giant_epochs": 3 * e // 4, "block": "basic"}),
     ),
@@ -121,7 +126,7 @@ STUDIES: dict[str, tuple[Setting, ...]] = {
     ),
     "table 2: distillation": (
         Setting("KD", lambda e: {**_KD, "method": "kd", "compile": False}),
-        Setting("one cosine, KD", lambda e: {**_KD, "giant_epochs": e // 2}),
+        Setting("one cosine, KD", _with(_one_cosine, **_KD)),
         Setting("weight space, KD", _with(_linear, collapse=True, **_KD)),
     ),
     "table 4: block": tuple(
