@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -17,10 +18,11 @@ from rich.progress import Progress
 
 import nbcompile
 from nbcompile.training import TrainConfig, train
-from nbcompile.training.data import Data, load_data, seed_everything
+from nbcompile.training.data import Data, load_data
+from nbcompile.training.seeds import seed_everything
 
-SHARED = 0.5
-"""Epochs of equal compute are rounded to this part of the run's, so that settings share their controls."""
+SHARED = 0.25
+"""Epochs of equal compute are rounded up to this part of the run's, so that settings share their controls."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ def compute(network: str, config: TrainConfig) -> float:
         own = config.teacher == "self"
         teacher = giant if own else nbcompile.load(str(config.teacher))
         # It only answers: a third of the work of learning. What a foreign one has cost before is not counted.
-        cost += (config.epochs - (decay if own else 0)) * nbcompile.cost(teacher, x).macs / plain / 3
+        asked = config.epochs - (decay if own else 0)
+        cost += min(asked, config.teacher_views or asked) * nbcompile.cost(teacher, x).macs / plain / 3
     return cost
 
 
@@ -118,7 +121,7 @@ def controls(network: str, options: Options) -> tuple[Options, Options]:
     shared = ("data", "train_images", "epochs", "restarts", "seed", "ema", "accelerator", "channels_last", *RECIPE)
     same = {name: getattr(config, name) for name in shared} | {"method": "vanilla"}
     step = max(1, round(SHARED * config.epochs))
-    longer = step * round(compute(network, config) / step)
+    longer = step * math.ceil(round(compute(network, config) / step, 2))
     stretched = [round(epoch * longer / config.epochs) for epoch in config.restarts]
     return same, same | {"epochs": longer, "restarts": stretched}
 

@@ -32,7 +32,8 @@ from torch import Tensor, nn
 import nbcompile
 from nbcompile.exporters.tflite_runtime import run
 from nbcompile.training import Epoch, Event, TrainConfig, train
-from nbcompile.training.data import load_data, seed_everything
+from nbcompile.training.data import load_data
+from nbcompile.training.seeds import seed_everything
 from nbcompile.zoo import InvertedResidualNet, Stage
 
 SEED = 0

@@ -9,7 +9,8 @@ from torch import nn
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import Origin, TensorSpec, origin_of, remember
 from nbcompile.training.config import TrainConfig
-from nbcompile.training.data import Batch, BatchOrder, Data, Images, Loader
+from nbcompile.training.data import Batch, Data, Images
+from nbcompile.training.loader import BatchOrder, Loader
 from nbcompile.training.methods import METHODS
 from nbcompile.training.records import Epoch
 from nbcompile.training.runs import RunFolder
@@ -97,7 +98,7 @@ def loader(fabric: "Fabric", config: TrainConfig, images: Images, *, shuffle: bo
         images, labels = fabric.to_device(batch)
         return (images.contiguous(memory_format=torch.channels_last) if config.channels_last else images), labels
 
-    return Loader(images, order, config.num_workers, place)
+    return Loader(images, order, config.num_workers, place, config.teacher_views if shuffle else None)
 
 
 def _copied(model: nn.Module, data: Data) -> nn.Module:

@@ -11,11 +11,11 @@ from nbcompile.checkpoint import check_output, is_file
 from nbcompile.commands import open_network
 from nbcompile.core.example import origin_of
 from nbcompile.training.config import SELF, TrainConfig
-from nbcompile.training.data import seed_everything
 from nbcompile.training.engine import is_main_process
 from nbcompile.training.loop import train
 from nbcompile.training.progress import Display
 from nbcompile.training.records import TrainResult
+from nbcompile.training.seeds import seed_everything
 
 log = logging.getLogger("nbcompile")
 

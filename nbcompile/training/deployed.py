@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from nbcompile.core.errors import NBCompileError, UsageError
 from nbcompile.exporting import export
 from nbcompile.training.config import TrainConfig
-from nbcompile.training.data import BatchOrder, Data, Loader, seed_everything
+from nbcompile.training.data import Data
+from nbcompile.training.loader import BatchOrder, Loader
+from nbcompile.training.seeds import seed_everything
 
 CALIBRATION = 200
 """Images of the training set that calibrate the int8 file."""

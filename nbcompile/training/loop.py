@@ -13,7 +13,7 @@ from nbcompile.core.example import origin_of
 from nbcompile.training.begin import set_up
 from nbcompile.training.check import check_fits
 from nbcompile.training.config import SELF, TrainConfig
-from nbcompile.training.data import Data, load_data, seed_everything
+from nbcompile.training.data import Data, load_data
 from nbcompile.training.engine import start
 from nbcompile.training.failures import explained
 from nbcompile.training.finish import finish
@@ -22,6 +22,7 @@ from nbcompile.training.measure import accuracy
 from nbcompile.training.meter import Meter
 from nbcompile.training.records import Epoch, Event, Started, TrainResult
 from nbcompile.training.runs import RunFolder
+from nbcompile.training.seeds import seed_everything
 from nbcompile.training.session import Listener, Session
 
 SLOW = 10.0

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from nbcompile.training.data import Loader
+from nbcompile.training.loader import Loader
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric

@@ -10,11 +10,12 @@ from torch.optim import SGD
 
 from nbcompile.training.averaging import Average
 from nbcompile.training.config import TrainConfig
-from nbcompile.training.data import Loader, seed_everything
+from nbcompile.training.loader import Loader
 from nbcompile.training.methods import Method
 from nbcompile.training.records import Epoch, Event
 from nbcompile.training.runs import RunFolder
 from nbcompile.training.schedule import WarmupCosine
+from nbcompile.training.seeds import seed_everything
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric

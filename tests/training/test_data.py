@@ -2,12 +2,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from nbcompile import UsageError
 from nbcompile.training import TrainConfig
 from nbcompile.training.choosing import evenly
-from nbcompile.training.data import BatchOrder, Loader, load_data
+from nbcompile.training.data import load_data
 from nbcompile.training.digits import load_digits
+from nbcompile.training.loader import BatchOrder, Loader
 
 
 def flat(order: BatchOrder) -> list[int]:
@@ -37,6 +39,37 @@ def test_processes_share_one_global_batch(seed: int | None) -> None:
         index for batch in alone for index in batch
     )
     assert set(shares[0][0]) | set(shares[1][0]) | set(shares[2][0]) | set(shares[3][0]) == set(alone[0])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_views_come_again_whatever_is_drawn_between_them(workers: int) -> None:
+    train = load_digits().train
+
+    def epochs(views: int | None, draws: int) -> list[list[Tensor]]:
+        loader = Loader(train, BatchOrder(200, 64, seed=3, rank=1, world=2), workers, lambda batch: batch, views)
+        found = []
+        for epoch in range(5):
+            images = []
+            for batch, _ in loader.epoch(epoch):
+                images.append(batch)
+                torch.rand(draws * epoch)  # what dropout takes
+            found.append(images)
+        return found
+
+    def same(one: list[Tensor], two: list[Tensor]) -> bool:
+        return len(one) == len(two) == 3 and all(map(torch.equal, one, two))
+
+    quiet, noisy, never = epochs(2, 0), epochs(2, 7), epochs(None, 0)
+    for epoch in range(5):
+        assert same(quiet[epoch], noisy[epoch % 2])
+        assert same(noisy[epoch], noisy[0]) == (epoch % 2 == 0)
+        assert same(never[epoch], never[0]) == (epoch == 0)
+
+
+def test_training_steps_of_views_that_come_again_draw_other_numbers() -> None:
+    loader = Loader(load_digits().train, BatchOrder(200, 64, seed=3), 0, lambda batch: batch, views=1)
+    drawn = [torch.rand(3) for epoch in range(3) for _ in loader.epoch(epoch)]
+    assert len({tuple(numbers.tolist()) for numbers in drawn}) == 9
 
 
 def test_digits_split_and_scale() -> None:

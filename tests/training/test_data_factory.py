@@ -12,8 +12,9 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 from nbcompile import UsageError
 from nbcompile.training import TrainConfig
 from nbcompile.training.choosing import Part
-from nbcompile.training.data import BatchOrder, Data, Loader, load_data
+from nbcompile.training.data import Data, load_data
 from nbcompile.training.digits import load_digits
+from nbcompile.training.loader import BatchOrder, Loader
 
 
 class Listed(Dataset[Any]):

@@ -9,7 +9,8 @@ from PIL import Image
 from nbcompile import UsageError
 from nbcompile.calibration_images import input_of
 from nbcompile.training import TrainConfig
-from nbcompile.training.data import BatchOrder, Data, Loader, load_data
+from nbcompile.training.data import Data, load_data
+from nbcompile.training.loader import BatchOrder, Loader
 from nbcompile.training.pictures import opened
 
 

@@ -156,6 +156,39 @@ def test_a_teacher_is_part_of_the_loss() -> None:
     assert not torch.isclose(loss, own)
 
 
+def test_a_teacher_answers_each_view_once() -> None:
+    teacher, asked, labels = network().eval(), [], torch.tensor([0, 1, 2, 0])
+    teacher.register_forward_hook(lambda module, inputs, output: asked.append(inputs[0]))
+    one = method(teacher, method="kd", teacher="big.pt", kd_weight=1.0, temperature=1.0, teacher_views=2)
+    model = network().train()
+    with torch.no_grad():
+        model[-1].weight.mul_(5)
+    views = [[X, X.flip(3)], [X.flip(2), -X]]  # two views of two batches
+    for epoch in range(5):
+        one.attach(model, epoch)
+        one.attach(model, epoch)  # the loop repeats it after resuming
+        for images in views[epoch % 2]:
+            loss, logits = one.loss(model, images, labels)
+            with torch.no_grad():
+                torch.testing.assert_close(loss, divergence(logits, network().eval()(images), 1.0))
+    assert [id(x) for x in asked] == [id(x) for view in views for x in view]
+
+
+def test_other_images_in_the_same_view_are_refused() -> None:
+    one = method(network().eval(), method="kd", teacher="big.pt", teacher_views=2)
+    model, labels = network(), torch.tensor([0, 1, 2, 0])
+    for epoch in range(2):
+        one.attach(model, epoch)
+        one.loss(model, X + epoch, labels)
+    one.attach(model, 3)
+    with pytest.raises(
+        UsageError,
+        match=r"^teacher_views 2: the data set showed other images when view 2 came again, since it draws from random "
+        r"generators of its own; leave teacher_views out$",
+    ):
+        one.loss(model, X, labels)
+
+
 def test_a_giant_teaches_its_own_linearisation() -> None:
     one = method(method="netbooster+kd", teacher="self", giant_epochs=2, plt_epochs=2)
     model, labels = one.prepare(network()), torch.zeros(4, dtype=torch.int64)

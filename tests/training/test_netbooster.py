@@ -74,7 +74,7 @@ def killed_at(step: int, output: Path) -> int:
     script = f"""
 import os, signal
 from nbcompile.training import Stepped, TrainConfig, train
-from nbcompile.training.data import seed_everything
+from nbcompile.training.seeds import seed_everything
 from nbcompile.models import build
 import torch
 torch.set_num_threads(1)

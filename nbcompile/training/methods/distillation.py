@@ -7,11 +7,11 @@ the divergence is summed over classes and averaged over the batch. A giant that 
 import copy
 from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nbcompile.training.config import SELF
+from nbcompile.training.config import SELF, TrainConfig
+from nbcompile.training.methods.answers import Answers
 from nbcompile.training.methods.base import Method
 from nbcompile.training.methods.netbooster import NetBooster
 from nbcompile.training.methods.vanilla import Vanilla
@@ -32,13 +32,21 @@ def divergence(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 class Distilled(Method):
     """A method whose loss is ``(1 - w)`` times its own and ``w`` times the divergence from the teacher."""
 
+    def __init__(self, config: TrainConfig, steps_per_epoch: int, teacher: nn.Module | None = None) -> None:
+        super().__init__(config, steps_per_epoch, teacher)
+        self._answers = Answers(config.teacher_views)
+
+    def attach(self, model: nn.Module, epoch: int) -> None:
+        """See `Method.attach`; the teacher's answers, too, begin with ``epoch``."""
+        self._answers.begin(epoch)
+        super().attach(model, epoch)
+
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """See `Method.loss`; where there is no teacher yet, the method's own."""
         loss, logits = super().loss(model, images, labels)
         if self.teacher is None:
             return loss, logits
-        with torch.no_grad():
-            answers = self.teacher(images)
+        answers = self._answers.to(images, self.teacher)
         weight = self.config.kd_weight
         return (1 - weight) * loss + weight * divergence(logits, answers, self.config.temperature), logits
 

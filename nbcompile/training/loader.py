@@ -1,0 +1,98 @@
+"""In which order the batches of a data set come: a function of (seed, epoch) alone."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from nbcompile.core.errors import UsageError
+from nbcompile.training.data import Batch, Images
+from nbcompile.training.seeds import derived_seed, seed_everything
+
+
+class BatchOrder(Sampler[list[int]]):
+    """Which images make up which batch, on one of ``world`` processes.
+
+    Args:
+        length: images in the set.
+        batch_size: images per batch, summed over all processes.
+        seed: of the shuffling; None keeps the order and the incomplete last batch (for measuring).
+        rank: of this process.
+        world: number of processes; together they see every image at most once.
+    """
+
+    def __init__(self, length: int, batch_size: int, *, seed: int | None, rank: int = 0, world: int = 1) -> None:
+        self.length, self.batch_size, self.seed, self.rank, self.world = length, batch_size, seed, rank, world
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        full, rest = divmod(self.length, self.batch_size)
+        # Training drops the incomplete batch: one image alone would break batch norm.
+        return full if self.seed is not None else full + bool(rest)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(range(self.length))
+        if self.seed is not None:
+            generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch))
+            order = torch.randperm(self.length, generator=generator).tolist()
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            if mine := order[start : start + self.batch_size][self.rank :: self.world]:
+                yield mine
+
+
+class Loader:
+    """Batches of one set, on one process.
+
+    Args:
+        images: the set.
+        order: which images make up which batch.
+        num_workers: processes that read.
+        place: moves a batch to its device.
+        views: after so many epochs the same batches come again, augmentation included; None repeats none.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        order: BatchOrder,
+        num_workers: int,
+        place: Callable[[Batch], Batch],
+        views: int | None = None,
+    ) -> None:
+        self.order, self._place, self._views = order, place, views
+        self._generator = torch.Generator()
+        self._loader: DataLoader[Any] = DataLoader(
+            images,  # type: ignore[arg-type]  # a map of lists of indices, which DataLoader's types do not know
+            sampler=order,
+            batch_size=None,
+            num_workers=num_workers,
+            generator=self._generator,
+        )
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of epoch ``epoch``, counted from 0.
+
+        Raises:
+            UsageError: if an image cannot be read.
+        """
+        view = epoch if self._views is None else epoch % self._views
+        self.order.epoch = view
+        # Workers are seeded from this generator; kept workers would carry their state from epoch to epoch.
+        self._generator.manual_seed(derived_seed(self.order.seed or 0, view, self.order.rank))
+        for batch in self._loader if self._views is None else self._again(view, epoch):
+            if isinstance(batch, UsageError):
+                raise batch
+            yield self._place(batch)
+
+    def _again(self, view: int, epoch: int) -> Iterator[Batch | UsageError]:
+        """The batches of ``view``, whatever random numbers the training steps of ``epoch`` draw between them."""
+        batches, about = iter(self._loader), (self.order.seed or 0, self.order.rank)
+        for step in range(len(self)):
+            seed_everything(*about, step, view)
+            batch = next(batches)
+            seed_everything(*about, step, epoch, 1)
+            yield batch
