@@ -31,7 +31,7 @@ class Run:
 
     Attributes:
         network: a name of ``NETWORKS``.
-        fields: of its ``TrainConfig``.
+        fields: of its ``TrainConfig``, as JSON.
         root: folder of all runs.
     """
 
@@ -41,8 +41,9 @@ class Run:
 
     @classmethod
     def of(cls, network: str, options: Options, root: Path) -> "Run":
-        """A run that is told ``options``."""
-        return cls(network, json.dumps(TrainConfig(**options).to_json(), sort_keys=True), root)
+        """A run that is told ``options``; those at their defaults are left out, so that new ones orphan no run."""
+        said, default = TrainConfig(**options).to_json(), TrainConfig().to_json()
+        return cls(network, json.dumps({k: v for k, v in said.items() if v != default[k]}, sort_keys=True), root)
 
     @property
     def config(self) -> TrainConfig:
@@ -111,7 +112,7 @@ def compute(network: str, config: TrainConfig) -> float:
         teacher = giant if own else nbcompile.load(str(config.teacher))
         # It only answers: a third of the work of learning. What a foreign one has cost before is not counted.
         asked = config.epochs - (decay if own else 0)
-        cost += min(asked, config.teacher_views or asked) * nbcompile.cost(teacher, x).macs / plain / 3
+        cost += (1 if config.teacher_once else asked) * nbcompile.cost(teacher, x).macs / plain / 3
     return cost
 
 

@@ -140,12 +140,10 @@ STUDIES: dict[str, tuple[Setting, ...]] = {
         Setting("one cosine, KD", _with(_one_cosine, **_KD)),
         Setting("weight space, KD", _taught_linear),
     ),
-    "views": (
-        *(Setting(f"KD, {n} views", _with(_kd, teacher_views=n)) for n in (1, 2, 4)),
-        *(
-            Setting(f"weight space, KD, {n} views", _with(_linear, collapse=True, **_KD, teacher_views=n))
-            for n in (2, 4)
-        ),
+    "teacher once": (
+        Setting("KD", _with(_kd, teacher_once=True)),
+        Setting("weight space, KD", _with(_taught_linear, teacher_once=True)),
+        Setting("one cosine, KD", _with(_one_cosine, **_KD, teacher_once=True)),
     ),
     "table 4: block": tuple(
         Setting(block, _with(_paper, block=block)) for block in ("inverted-residual", "basic", "bottleneck")

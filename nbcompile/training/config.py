@@ -69,8 +69,8 @@ class TrainConfig:
         inserted_weight_decay: netbooster: weight decay of inserted layers over ``weight_decay``, >= 0.
         teacher: kd: a MODEL, a file, or ``self`` (netbooster+kd: the giant, before its slopes rise).
         teacher_model: kd: the MODEL whose weights the file ``teacher`` holds, where it does not say so.
-        teacher_views: kd: show so many augmented views of each image, one an epoch, then the same again: the teacher
-            answers each once, which saves time; > 0; None shows every epoch views of its own.
+        teacher_once: kd: the teacher answers every training image once, before the run and without augmentation, and
+            not every augmented batch, which is slower and better; not for ``self``.
         temperature: kd: T, that softens both distributions, > 0.
         kd_weight: kd: share of the distillation in the loss, in [0, 1].
         num_workers: processes that read and augment images, per training process, >= 0.
@@ -116,7 +116,7 @@ class TrainConfig:
     inserted_weight_decay: float = 1.0
     teacher: str | None = None
     teacher_model: str | None = None
-    teacher_views: int | None = None
+    teacher_once: bool = False
     temperature: float = 4.0
     kd_weight: float = 0.9
     num_workers: int = 0

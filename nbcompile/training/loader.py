@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from nbcompile.core.errors import UsageError
 from nbcompile.training.data import Batch, Images
-from nbcompile.training.seeds import derived_seed, seed_everything
+from nbcompile.training.seeds import derived_seed
 
 
 class BatchOrder(Sampler[list[int]]):
@@ -49,18 +49,10 @@ class Loader:
         order: which images make up which batch.
         num_workers: processes that read.
         place: moves a batch to its device.
-        views: after so many epochs the same batches come again, augmentation included; None repeats none.
     """
 
-    def __init__(
-        self,
-        images: Images,
-        order: BatchOrder,
-        num_workers: int,
-        place: Callable[[Batch], Batch],
-        views: int | None = None,
-    ) -> None:
-        self.order, self._place, self._views = order, place, views
+    def __init__(self, images: Images, order: BatchOrder, num_workers: int, place: Callable[[Batch], Batch]) -> None:
+        self.order, self._place = order, place
         self._generator = torch.Generator()
         self._loader: DataLoader[Any] = DataLoader(
             images,  # type: ignore[arg-type]  # a map of lists of indices, which DataLoader's types do not know
@@ -79,20 +71,10 @@ class Loader:
         Raises:
             UsageError: if an image cannot be read.
         """
-        view = epoch if self._views is None else epoch % self._views
-        self.order.epoch = view
+        self.order.epoch = epoch
         # Workers are seeded from this generator; kept workers would carry their state from epoch to epoch.
-        self._generator.manual_seed(derived_seed(self.order.seed or 0, view, self.order.rank))
-        for batch in self._loader if self._views is None else self._again(view, epoch):
+        self._generator.manual_seed(derived_seed(self.order.seed or 0, epoch, self.order.rank))
+        for batch in self._loader:
             if isinstance(batch, UsageError):
                 raise batch
             yield self._place(batch)
-
-    def _again(self, view: int, epoch: int) -> Iterator[Batch | UsageError]:
-        """The batches of ``view``, whatever random numbers the training steps of ``epoch`` draw between them."""
-        batches, about = iter(self._loader), (self.order.seed or 0, self.order.rank)
-        for step in range(len(self)):
-            seed_everything(*about, step, view)
-            batch = next(batches)
-            seed_everything(*about, step, epoch, 1)
-            yield batch

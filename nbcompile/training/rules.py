@@ -19,7 +19,7 @@ CHOICES = {
 
 _POSITIVE = (
     *("epochs", "batch_size", "accumulate", "lr", "ratio", "devices", "input_size", "train_images"),
-    *("inserted_lr", "temperature", "teacher_views"),
+    *("inserted_lr", "temperature"),
 )
 _NOT_NEGATIVE = (
     *("weight_decay", "warmup_epochs", "seed", "plain_epochs", "giant_epochs", "plt_epochs", "num_workers"),
@@ -92,5 +92,5 @@ def _check_teacher(config: "TrainConfig") -> None:
         raise UsageError("teacher 'self' is the giant before its slopes rise: it needs method netbooster+kd")
     if config.teacher_model is not None and config.teacher in (None, "self"):
         raise UsageError("teacher_model goes with a file of weights as teacher")
-    if config.teacher_views is not None and not config.distils:
-        raise UsageError(f"teacher_views is for a method with a teacher, kd or netbooster+kd, not '{config.method}'")
+    if config.teacher_once and config.teacher in (None, "self"):
+        raise UsageError("teacher_once goes with a network as teacher that answers before the run begins")

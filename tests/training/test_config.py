@@ -80,11 +80,13 @@ def test_phases(options: dict[str, Any], phases: tuple[int, int, int]) -> None:
             {"method": "netbooster+kd", "teacher": "self", "teacher_model": "timm:resnet18"},
             "teacher_model goes with a file of weights as teacher",
         ),
-        (
-            {"method": "netbooster", "teacher_views": 2},
-            "teacher_views is for a method with a teacher, kd or netbooster\\+kd, not 'netbooster'",
+        *(
+            (
+                {"method": method, "teacher": teacher, "teacher_once": True},
+                "teacher_once goes with a network as teacher that answers before the run begins",
+            )
+            for method, teacher in (("vanilla", None), ("netbooster+kd", "self"))
         ),
-        ({"method": "kd", "teacher": "a.pt", "teacher_views": 0}, "teacher_views must be > 0, not 0"),
         ({"weight_decay": -0.1}, "weight_decay must be >= 0, not -0.1"),
         ({"giant_epochs": -1}, "giant_epochs must be >= 0, not -1"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\), not 1.0"),

@@ -2,7 +2,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from nbcompile import UsageError
 from nbcompile.training import TrainConfig
@@ -41,35 +40,23 @@ def test_processes_share_one_global_batch(seed: int | None) -> None:
     assert set(shares[0][0]) | set(shares[1][0]) | set(shares[2][0]) | set(shares[3][0]) == set(alone[0])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_views_come_again_whatever_is_drawn_between_them(workers: int) -> None:
-    train = load_digits().train
-
-    def epochs(views: int | None, draws: int) -> list[list[Tensor]]:
-        loader = Loader(train, BatchOrder(200, 64, seed=3, rank=1, world=2), workers, lambda batch: batch, views)
-        found = []
-        for epoch in range(5):
-            images = []
-            for batch, _ in loader.epoch(epoch):
-                images.append(batch)
-                torch.rand(draws * epoch)  # what dropout takes
-            found.append(images)
-        return found
-
-    def same(one: list[Tensor], two: list[Tensor]) -> bool:
-        return len(one) == len(two) == 3 and all(map(torch.equal, one, two))
-
-    quiet, noisy, never = epochs(2, 0), epochs(2, 7), epochs(None, 0)
-    for epoch in range(5):
-        assert same(quiet[epoch], noisy[epoch % 2])
-        assert same(noisy[epoch], noisy[0]) == (epoch % 2 == 0)
-        assert same(never[epoch], never[0]) == (epoch == 0)
-
-
-def test_training_steps_of_views_that_come_again_draw_other_numbers() -> None:
-    loader = Loader(load_digits().train, BatchOrder(200, 64, seed=3), 0, lambda batch: batch, views=1)
-    drawn = [torch.rand(3) for epoch in range(3) for _ in loader.epoch(epoch)]
-    assert len({tuple(numbers.tolist()) for numbers in drawn}) == 9
+@pytest.mark.parametrize("count", [None, 100])
+def test_plain_images_are_those_to_train_on_without_augmentation(count: int | None) -> None:
+    data = load_data(TrainConfig(train_images=count))
+    everything = list(range(len(data.train)))
+    assert data.plain is not None
+    (plain, labels), (again, _), (augmented, same) = (
+        images[everything] for images in (data.plain, data.plain, data.train)
+    )
+    assert torch.equal(plain, again)
+    assert torch.equal(labels, same)
+    moved = (plain != augmented).flatten(1).any(1).double().mean()
+    assert 0.8 < moved < 0.95, "8 of 9 shifts move the image"
+    cut = plain[:, :, 1:-1, 1:-1]  # what every shift by a pixel keeps, somewhere
+    found = [
+        (augmented[:, :, 1 + y : 7 + y, 1 + x : 7 + x] == cut).flatten(1).all(1) for y in (-1, 0, 1) for x in (-1, 0, 1)
+    ]
+    assert bool(torch.stack(found).any(0).all()), "an image stands at another place"
 
 
 def test_digits_split_and_scale() -> None:

@@ -1,57 +1,58 @@
-"""What a teacher answers: asked again for every batch, or once for each view of the images, where views come again.
+"""What a teacher answers to every training image, asked once, before the run.
 
-The student always learns the answer to the very view that it sees, as Beyer et al. 2022, arXiv:2106.05237, sec. 3,
-ask for ("consistent"); views that come again are ours.
+The student sees the image augmented, the teacher does not: cheaper than asking again for every batch, and less exact.
+Source: Beyer et al. 2022, arXiv:2106.05237, sec. 3.1 ("fixed teacher").
 """
+
+import copy
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from nbcompile.core.errors import UsageError
+from nbcompile.training.loader import BatchOrder, Loader
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 
 class Answers:
-    """The teacher's logits, in the order of the batches.
-
-    They stay on the device: images × classes × ``views`` numbers, shared out over the processes.
+    """The teacher's logits, in the order in which the batches of this process come.
 
     Args:
-        views: epoch ``e`` and epoch ``e + views`` show the same batches; None if no two epochs do.
+        logits: ``(N, K)``, of every training image.
+        order: of the batches.
     """
 
-    def __init__(self, views: int | None) -> None:
-        self._views = views
-        self._known: dict[int, list[Tensor]] = {}
-        self._first: dict[int, Tensor] = {}
+    def __init__(self, logits: Tensor, order: BatchOrder) -> None:
+        self._logits, self._order = logits, copy.copy(order)
         self.begin(0)
 
     def begin(self, epoch: int) -> None:
         """The next batch is the first one of ``epoch``."""
-        self._view = epoch if self._views is None else epoch % self._views
-        self._batch = 0
+        self._order.epoch = epoch
+        self._coming = torch.tensor([index for batch in self._order for index in batch])
 
-    @torch.no_grad()
-    def to(self, images: Tensor, teacher: nn.Module) -> Tensor:
-        """Logits ``(N, K)`` of the next batch, ``images`` (N, C, H, W).
+    def next(self, count: int) -> Tensor:
+        """Logits ``(count, K)`` of the next ``count`` images."""
+        indices, self._coming = self._coming[:count], self._coming[count:]
+        return self._logits[indices.to(self._logits.device)]
 
-        Raises:
-            UsageError: if the view is not the one that the teacher has seen.
-        """
-        if self._views is None:
-            answers: Tensor = teacher(images)
-            return answers
-        if self._batch == 0:
-            self._check(images)
-        known = self._known.setdefault(self._view, [])
-        if self._batch == len(known):
-            known.append(teacher(images))
-        self._batch += 1
-        return known[self._batch - 1]
 
-    def _check(self, images: Tensor) -> None:
-        """One batch tells: augmentation that draws from generators of its own differs in all."""
-        if not torch.equal(images, self._first.setdefault(self._view, images)):
-            raise UsageError(
-                f"teacher_views {self._views}: the data set showed other images when view {self._view + 1} came again, "
-                f"since it draws from random generators of its own; leave teacher_views out"
-            )
+@torch.no_grad()
+def answered(fabric: "Fabric", teacher: nn.Module, batches: Loader, classes: int) -> Tensor:
+    """Logits ``(N, classes)`` of all images, the same on all processes, each of which asks for its share.
+
+    Args:
+        fabric: the engine.
+        teacher: in eval mode, on the device.
+        batches: this process's share of the images, in their order.
+        classes: logits per image.
+    """
+    logits = torch.zeros(batches.order.length, classes, device=fabric.device)
+    for indices, (images, _) in zip(batches.order, batches.epoch(0), strict=True):
+        with fabric.autocast():
+            logits[indices] = teacher(images).float()
+    if fabric.world_size > 1:
+        torch.distributed.all_reduce(logits)
+    return logits

@@ -7,10 +7,11 @@ the divergence is summed over classes and averaged over the batch. A giant that 
 import copy
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nbcompile.training.config import SELF, TrainConfig
+from nbcompile.training.config import SELF
 from nbcompile.training.methods.answers import Answers
 from nbcompile.training.methods.base import Method
 from nbcompile.training.methods.netbooster import NetBooster
@@ -32,13 +33,13 @@ def divergence(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 class Distilled(Method):
     """A method whose loss is ``(1 - w)`` times its own and ``w`` times the divergence from the teacher."""
 
-    def __init__(self, config: TrainConfig, steps_per_epoch: int, teacher: nn.Module | None = None) -> None:
-        super().__init__(config, steps_per_epoch, teacher)
-        self._answers = Answers(config.teacher_views)
+    answers: Answers | None = None
+    """What the teacher has answered before the run; None asks it for every batch."""
 
     def attach(self, model: nn.Module, epoch: int) -> None:
-        """See `Method.attach`; the teacher's answers, too, begin with ``epoch``."""
-        self._answers.begin(epoch)
+        """See `Method.attach`; the answers, too, begin with ``epoch``."""
+        if self.answers is not None:
+            self.answers.begin(epoch)
         super().attach(model, epoch)
 
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,7 +47,11 @@ class Distilled(Method):
         loss, logits = super().loss(model, images, labels)
         if self.teacher is None:
             return loss, logits
-        answers = self._answers.to(images, self.teacher)
+        if self.answers is not None:
+            answers = self.answers.next(len(images))
+        else:
+            with torch.no_grad():
+                answers = self.teacher(images)
         weight = self.config.kd_weight
         return (1 - weight) * loss + weight * divergence(logits, answers, self.config.temperature), logits
 
