@@ -22,7 +22,7 @@ from nbcompile.training.data import Data, load_data
 from nbcompile.training.seeds import seed_everything
 
 SHARED = 0.25
-"""Epochs of equal compute are rounded up to this part of the run's, so that settings share their controls."""
+"""Equal compute is rounded up to a multiple of this part of the run, so that settings share their controls."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,7 @@ def compute(network: str, config: TrainConfig) -> float:
         own = config.teacher == "self"
         teacher = giant if own else nbcompile.load(str(config.teacher))
         # It only answers: a third of the work of learning. What a foreign one has cost before is not counted.
-        asked = config.epochs - (decay if own else 0)
-        cost += (1 if config.teacher_once else asked) * nbcompile.cost(teacher, x).macs / plain / 3
+        cost += (config.epochs - (decay if own else 0)) * nbcompile.cost(teacher, x).macs / plain / 3
     return cost
 
 
@@ -121,8 +120,8 @@ def controls(network: str, options: Options) -> tuple[Options, Options]:
     config = TrainConfig(**options)
     shared = ("data", "train_images", "epochs", "restarts", "seed", "ema", "accelerator", "channels_last", *RECIPE)
     same = {name: getattr(config, name) for name in shared} | {"method": "vanilla"}
-    step = max(1, round(SHARED * config.epochs))
-    longer = step * math.ceil(round(compute(network, config) / step, 2))
+    times = compute(network, config) / config.epochs
+    longer = round(SHARED * math.ceil(round(times / SHARED, 2)) * config.epochs)
     stretched = [round(epoch * longer / config.epochs) for epoch in config.restarts]
     return same, same | {"epochs": longer, "restarts": stretched}
 

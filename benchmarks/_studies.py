@@ -85,17 +85,6 @@ _TAUGHT = {"method": "netbooster+kd", "teacher": "self", "kd_weight": 0.5, "temp
 
 _KD: Options = {"method": "netbooster+kd", "kd_weight": 0.9, "temperature": 4.0}
 
-
-def _kd(epochs: int) -> Options:
-    """The plain network, taught."""
-    return {**_KD, "method": "kd", "compile": False}
-
-
-def _taught_linear(epochs: int) -> Options:
-    """Over-parameterised layers trained in weight space, taught."""
-    return {**_linear(epochs), **_KD, "collapse": True}
-
-
 STUDIES: dict[str, tuple[Setting, ...]] = {
     "forms": (
         Setting("paper", _paper),
@@ -136,14 +125,9 @@ STUDIES: dict[str, tuple[Setting, ...]] = {
         for rate, decay in ((1.0, 1.0), (0.5, 1.0), (2.0, 1.0), (1.0, 0.0))
     ),
     "table 2: distillation": (
-        Setting("KD", _kd),
+        Setting("KD", lambda e: {**_KD, "method": "kd", "compile": False}),
         Setting("one cosine, KD", _with(_one_cosine, **_KD)),
-        Setting("weight space, KD", _taught_linear),
-    ),
-    "teacher once": (
-        Setting("KD", _with(_kd, teacher_once=True)),
-        Setting("weight space, KD", _with(_taught_linear, teacher_once=True)),
-        Setting("one cosine, KD", _with(_one_cosine, **_KD, teacher_once=True)),
+        Setting("weight space, KD", _with(_linear, collapse=True, **_KD)),
     ),
     "table 4: block": tuple(
         Setting(block, _with(_paper, block=block)) for block in ("inverted-residual", "basic", "bottleneck")

@@ -64,9 +64,6 @@ def train(
         str | None, typer.Option(help="A file, a MODEL, or self: the giant before its slopes rise.")
     ] = None,
     teacher_model: Annotated[str | None, typer.Option(help="The MODEL whose weights the teacher's file holds.")] = None,
-    teacher_once: Annotated[
-        bool, typer.Option("--teacher-once", help="It answers every image once, not augmented: faster.")
-    ] = False,
     temperature: Annotated[float | None, typer.Option(help="T, default 4.")] = None,
     kd_weight: Annotated[float | None, typer.Option(help="Share of the loss, default 0.9.")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Folder of checkpoints and metrics.")] = None,
@@ -98,7 +95,6 @@ def train(
         "preserve": preserve, "plain_epochs": plain_epochs, "giant_epochs": giant_epochs, "plt_epochs": plt_epochs,
         "decay": decay, "contract_at": contract_at, "collapse": collapse, "inserted_lr": inserted_lr,
         "inserted_weight_decay": inserted_weight_decay, "teacher": teacher, "teacher_model": teacher_model,
-        "teacher_once": teacher_once,
         "temperature": temperature, "kd_weight": kd_weight, "accumulate": accumulate, "num_workers": num_workers,
         "accelerator": accelerator, "devices": devices, "precision": precision, "compile": compile,
         "channels_last": channels_last,

@@ -12,8 +12,6 @@ from nbcompile.training.config import TrainConfig
 from nbcompile.training.data import Batch, Data, Images
 from nbcompile.training.loader import BatchOrder, Loader
 from nbcompile.training.methods import METHODS
-from nbcompile.training.methods.answers import Answers, answered
-from nbcompile.training.methods.distillation import Distilled
 from nbcompile.training.records import Epoch
 from nbcompile.training.runs import RunFolder
 from nbcompile.training.schedule import WarmupCosine
@@ -53,8 +51,6 @@ def set_up(
         method.load_state_dict(checkpoint["method"])
     if method.teacher is not None:
         method.teacher.to(fabric.device)
-    if config.teacher_once and isinstance(method, Distilled):
-        method.answers = _answers(fabric, method, data, train.order)
     trained, optimizer, average = wrapped(fabric, method, bare)
     if checkpoint is not None:
         optimizer.load_state_dict(checkpoint["optimizer"])
@@ -76,22 +72,6 @@ def set_up(
         history=history,
         step=len(history) * steps,
     )
-
-
-def _answers(fabric: "Fabric", method: Distilled, data: Data, order: BatchOrder) -> Answers:
-    """What the teacher says of every training image, not augmented.
-
-    Raises:
-        UsageError: if the data set only has augmented ones.
-    """
-    if data.plain is None:
-        raise UsageError(
-            f"teacher_once needs the training images without augmentation, which {data.name} does not give: have its "
-            f"factory return a nbcompile.training.data.Data with plain=, or leave teacher_once out"
-        )
-    assert method.teacher is not None
-    logits = answered(fabric, method.teacher, loader(fabric, method.config, data.plain), len(data.classes))
-    return Answers(logits, order)
 
 
 def _schedule(config: TrainConfig, steps: int) -> WarmupCosine:

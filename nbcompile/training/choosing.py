@@ -1,7 +1,5 @@
 """So many of the training images, chosen once and for all: the same in every run, whatever its seed."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -32,17 +30,15 @@ class Part:
         return self.images[self.indices[indices].tolist()]
 
 
-def chosen(data: Data, count: int) -> Data:
-    """``data`` with ``count`` of its training images.
+def chosen(data: Data, count: int) -> Part:
+    """``count`` of the training images of ``data``.
 
     Raises:
         UsageError: if there are not so many.
     """
     if count > len(data.train):
         raise UsageError(f"train_images {count} is more than the {len(data.train)} training images of {data.name}")
-    indices = evenly(data.train.labels, count)
-    plain = None if data.plain is None else Part(data.plain, indices)
-    return replace(data, train=Part(data.train, indices), plain=plain)
+    return Part(data.train, evenly(data.train.labels, count))
 
 
 def evenly(labels: Tensor, count: int) -> Tensor:

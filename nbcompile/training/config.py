@@ -69,8 +69,6 @@ class TrainConfig:
         inserted_weight_decay: netbooster: weight decay of inserted layers over ``weight_decay``, >= 0.
         teacher: kd: a MODEL, a file, or ``self`` (netbooster+kd: the giant, before its slopes rise).
         teacher_model: kd: the MODEL whose weights the file ``teacher`` holds, where it does not say so.
-        teacher_once: kd: the teacher answers every training image once, before the run and without augmentation, and
-            not every augmented batch, which is slower and better; not for ``self``.
         temperature: kd: T, that softens both distributions, > 0.
         kd_weight: kd: share of the distillation in the loss, in [0, 1].
         num_workers: processes that read and augment images, per training process, >= 0.
@@ -116,7 +114,6 @@ class TrainConfig:
     inserted_weight_decay: float = 1.0
     teacher: str | None = None
     teacher_model: str | None = None
-    teacher_once: bool = False
     temperature: float = 4.0
     kd_weight: float = 0.9
     num_workers: int = 0

@@ -1,6 +1,6 @@
 """What every data set looks like to the loop."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -41,7 +41,6 @@ class Data:
         classes: names, in the order of the labels.
         shape: ``(C, H, W)`` of one image.
         preprocessing: how raw images become inputs; kept in the trained file.
-        plain: the images of ``train`` in the same order, not augmented; None if they are not to be had.
     """
 
     name: str
@@ -50,11 +49,6 @@ class Data:
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
     preprocessing: dict[str, Any] = field(default_factory=dict)
-    plain: Images | None = None
-
-    def __post_init__(self) -> None:
-        if self.plain is not None and len(self.plain) != len(self.train):
-            raise UsageError(f"{self.name} has {len(self.train)} images to train on, but {len(self.plain)} in plain")
 
 
 def load_data(config: TrainConfig, default_size: int | None = None) -> Data:
@@ -79,7 +73,7 @@ def load_data(config: TrainConfig, default_size: int | None = None) -> Data:
         return data
     from nbcompile.training.choosing import chosen
 
-    return chosen(data, config.train_images)
+    return replace(data, train=chosen(data, config.train_images))
 
 
 def _loaded(config: TrainConfig, default_size: int | None) -> Data:

@@ -92,5 +92,3 @@ def _check_teacher(config: "TrainConfig") -> None:
         raise UsageError("teacher 'self' is the giant before its slopes rise: it needs method netbooster+kd")
     if config.teacher_model is not None and config.teacher in (None, "self"):
         raise UsageError("teacher_model goes with a file of weights as teacher")
-    if config.teacher_once and config.teacher in (None, "self"):
-        raise UsageError("teacher_once goes with a network as teacher that answers before the run begins")

@@ -103,7 +103,6 @@ def tensor_data(
         name=name,
         train=TensorImages(*train, preprocessing, augment=True, mirror=mirror),
         val=TensorImages(*val, preprocessing, augment=False),
-        plain=TensorImages(*train, preprocessing, augment=False),
         classes=classes,
         shape=(channels, side, side),
         preprocessing=preprocessing,

@@ -94,7 +94,6 @@ def transformed_data(
         name=name,
         train=training,
         val=part(val, centre, "validation part"),
-        plain=TransformedImages(train, training.indices, centre),
         classes=classes,
         shape=(3, size, size),
         preprocessing={"scale": 1 / 255, "mean": list(MEAN), "std": list(STD), "size": size, "crop": CROP},

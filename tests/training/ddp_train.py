@@ -32,7 +32,6 @@ RUNS: dict[str, dict[str, Any]] = {
     "linear": BOOSTED | {"giant_epochs": 0, "plt_epochs": 0, "collapse": True, "ema": 0.9},
     "replaced": BOOSTED
     | {"epochs": 4, "plain_epochs": 1, "giant_epochs": 1, "preserve": True, "contract_at": "decay", "ema": 0.9},
-    "taught": CONFIG | {"method": "kd", "teacher": "net", "teacher_once": True, "temperature": 1.0},
     "killed": CONFIG | {"epochs": 3},
 }
 DIES_AT = 30
@@ -78,13 +77,9 @@ def losses(what: str, output: Path) -> dict[str, Any]:
         if isinstance(event, Stepped):
             found.append(event.loss)
 
-    network, teacher = Mortal() if what == "killed" else Net(), None
-    if what == "taught":
-        teacher = Net()
-        with torch.no_grad():
-            teacher[-1].weight.mul_(-9)
+    network = Mortal() if what == "killed" else Net()
     try:
-        result = train(network, TrainConfig(**RUNS[what]), output, on_event=listener, teacher=teacher)
+        result = train(network, TrainConfig(**RUNS[what]), output, on_event=listener)
     except NBCompileError as error:
         return {"error": str(error)}
     weights = sum(float(p.detach().double().sum()) for p in result.model.parameters())

@@ -80,13 +80,6 @@ def test_phases(options: dict[str, Any], phases: tuple[int, int, int]) -> None:
             {"method": "netbooster+kd", "teacher": "self", "teacher_model": "timm:resnet18"},
             "teacher_model goes with a file of weights as teacher",
         ),
-        *(
-            (
-                {"method": method, "teacher": teacher, "teacher_once": True},
-                "teacher_once goes with a network as teacher that answers before the run begins",
-            )
-            for method, teacher in (("vanilla", None), ("netbooster+kd", "self"))
-        ),
         ({"weight_decay": -0.1}, "weight_decay must be >= 0, not -0.1"),
         ({"giant_epochs": -1}, "giant_epochs must be >= 0, not -1"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\), not 1.0"),

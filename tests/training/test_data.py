@@ -40,25 +40,6 @@ def test_processes_share_one_global_batch(seed: int | None) -> None:
     assert set(shares[0][0]) | set(shares[1][0]) | set(shares[2][0]) | set(shares[3][0]) == set(alone[0])
 
 
-@pytest.mark.parametrize("count", [None, 100])
-def test_plain_images_are_those_to_train_on_without_augmentation(count: int | None) -> None:
-    data = load_data(TrainConfig(train_images=count))
-    everything = list(range(len(data.train)))
-    assert data.plain is not None
-    (plain, labels), (again, _), (augmented, same) = (
-        images[everything] for images in (data.plain, data.plain, data.train)
-    )
-    assert torch.equal(plain, again)
-    assert torch.equal(labels, same)
-    moved = (plain != augmented).flatten(1).any(1).double().mean()
-    assert 0.8 < moved < 0.95, "8 of 9 shifts move the image"
-    cut = plain[:, :, 1:-1, 1:-1]  # what every shift by a pixel keeps, somewhere
-    found = [
-        (augmented[:, :, 1 + y : 7 + y, 1 + x : 7 + x] == cut).flatten(1).all(1) for y in (-1, 0, 1) for x in (-1, 0, 1)
-    ]
-    assert bool(torch.stack(found).any(0).all()), "an image stands at another place"
-
-
 def test_digits_split_and_scale() -> None:
     data = load_digits()
     assert (len(data.train), len(data.val), data.shape) == (1437, 360, (1, 8, 8))

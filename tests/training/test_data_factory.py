@@ -48,10 +48,7 @@ FACTORIES: dict[str, Callable[..., Any]] = {
     ),
     "named": lambda: (Listed([(image(), np.int64(0)), (image(), torch.tensor(1))], ["cat", "dog"]), Listed(GOOD)),
     "data": load_digits,
-    "empty_data": lambda part: replace(
-        load_digits(), plain=None, **{part: Part(load_digits().val, torch.tensor([]).long())}
-    ),
-    "half_plain": lambda: replace(load_digits(), plain=load_digits().val),
+    "empty_data": lambda part: replace(load_digits(), **{part: Part(load_digits().val, torch.tensor([]).long())}),
     "one": lambda: Listed(GOOD),
     "three": lambda: (1, 2, 3),
     "stream": lambda: (Stream(), Stream()),
@@ -141,7 +138,6 @@ PAIR = (
         ("more", "validation set of mydata:more has the label 2, but the training set has 2 classes, counted from 0"),
         ("empty_data?part=train", r"^mydata:empty_data\?part=train has no images to train on$"),
         ("empty_data?part=val", r"^mydata:empty_data\?part=val has no images to measure on$"),
-        ("half_plain", "building .* failed: UsageError: digits has 1437 images to train on, but 360 in plain$"),
         ("empty", "^the training set of mydata:empty is empty$"),
         ("empty_val", "^the validation set of mydata:empty_val is empty$"),
         ("single", "^mydata:single has 1 class, '0': training needs at least two$"),

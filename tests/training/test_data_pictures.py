@@ -123,10 +123,6 @@ def test_refuses_a_class_of_broken_images_alone(folder: Path) -> None:
 def test_train_images_of_a_folder(folder: Path) -> None:
     data = load(folder, train_images=4)
     assert data.train.labels.tolist() == [0, 0, 1, 1]
-    assert data.plain is not None
-    (one, _), (two, same) = (data.plain[[0, 3]] for _ in range(2))
-    assert torch.equal(one, two), "augmented"
-    assert same.tolist() == [0, 1]
     images, labels = data.train[[0, 3]]  # type: ignore[misc]
     assert images.shape == (2, 3, 16, 16)
     assert labels.tolist() == [0, 1]

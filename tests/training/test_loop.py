@@ -2,7 +2,6 @@ import json
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -164,29 +163,6 @@ def test_a_teacher_is_asked_under_the_same_precision(net: nn.Module, tmp_path: P
     train(net, kd, tmp_path / "trained.pt", teacher=teacher)
     assert dtypes == {torch.float32, torch.bfloat16}, "once to see whether it fits, then in training"
     assert all(module is not teacher[0] for module in copied), "the caller's teacher was used"
-
-
-def test_a_teacher_answers_every_image_once(net: nn.Module, tmp_path: Path) -> None:
-    teacher, asked = batchless(), []
-    teacher[0].register_forward_hook(lambda module, inputs, output: asked.append(len(inputs[0])))
-    train(net, config(method="kd", teacher="batchless", teacher_once=True), tmp_path / "trained.pt", teacher=teacher)
-    assert sum(asked) == 1437 + 2, "the training images, and two to see whether it fits"
-
-
-def test_a_teacher_cannot_answer_images_that_are_only_to_be_had_augmented(net: nn.Module, tmp_path: Path) -> None:
-    data = replace(load_data(config()), name="mine:make", plain=None)
-    with pytest.raises(
-        UsageError,
-        match=r"^teacher_once needs the training images without augmentation, which mine:make does not give: have its "
-        r"factory return a nbcompile.training.data.Data with plain=, or leave teacher_once out$",
-    ):
-        train(
-            net,
-            config(method="kd", teacher="batchless", teacher_once=True),
-            tmp_path / "trained.pt",
-            teacher=batchless(),
-            data=data,
-        )
 
 
 @pytest.mark.slow

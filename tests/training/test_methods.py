@@ -13,10 +13,8 @@ from nbcompile import UsageError
 from nbcompile.core.blocks import sites
 from nbcompile.core.example import Origin, TensorSpec, remember
 from nbcompile.training.config import TrainConfig
-from nbcompile.training.loader import BatchOrder
 from nbcompile.training.methods import METHODS, Method
-from nbcompile.training.methods.answers import Answers
-from nbcompile.training.methods.distillation import Distilled, divergence
+from nbcompile.training.methods.distillation import divergence
 
 STEPS = 5  # an epoch
 X = torch.randn(4, 1, 7, 5, generator=torch.Generator().manual_seed(0))
@@ -156,36 +154,6 @@ def test_a_teacher_is_part_of_the_loss() -> None:
     own = F.cross_entropy(logits, labels, label_smoothing=0.1)
     torch.testing.assert_close(loss, 0.25 * own + 0.75 * divergence(logits, teacher(X), 2.0))
     assert not torch.isclose(loss, own)
-
-
-@pytest.mark.parametrize("world", [1, 2])
-def test_answers_follow_the_order_of_the_batches(world: int) -> None:
-    logits = torch.randn(23, 3, generator=torch.Generator().manual_seed(1))
-    orders = [BatchOrder(23, 6, seed=5, rank=rank, world=world) for rank in range(world)]
-    known = [Answers(logits, order) for order in orders]
-    for epoch in (0, 1, 4, 4):
-        for order, answers in zip(orders, known, strict=True):
-            order.epoch = epoch
-            answers.begin(epoch)
-            for batch in order:
-                parts = [answers.next(1), answers.next(len(batch) - 1)]  # as accumulated batches come
-                assert torch.equal(torch.cat(parts), logits[batch])
-    assert orders[0].epoch == 4, "the loader's own order is another one"
-
-
-def test_a_teacher_that_has_answered_is_not_asked_again() -> None:
-    teacher, labels = network().eval(), torch.tensor([0, 1, 2, 0])
-    one = method(teacher, method="kd", teacher="big.pt", kd_weight=1.0, temperature=1.0, teacher_once=True)
-    assert isinstance(one, Distilled)
-    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
-    one.answers = Answers(logits, order := BatchOrder(4, 4, seed=2))
-    teacher.register_forward_hook(lambda *_: pytest.fail("asked again"))
-    model = network().eval()
-    for epoch in (0, 3):
-        order.epoch = epoch
-        one.attach(model, epoch)
-        loss, said = one.loss(model, X, labels)
-        torch.testing.assert_close(loss, divergence(said, logits[next(iter(order))], 1.0))
 
 
 def test_a_giant_teaches_its_own_linearisation() -> None:

@@ -22,8 +22,6 @@ CASES: dict[str, dict[str, Any]] = {
     "contracted": BOOSTED | {"contract_at": "decay", "ema": 0.9},
     "collapsed": BOOSTED | {"collapse": True, "ema": 0.9, "restarts": (3,)},
     "its own teacher": BOOSTED | {"method": "netbooster+kd", "teacher": "self", "ema": 0.9},
-    "a teacher that answers once": BOOSTED
-    | {"method": "netbooster+kd", "teacher": "net", "teacher_once": True, "accumulate": 2},
     "a teacher": {"method": "kd", "teacher": "net", "precision": "bf16-mixed"},
 }
 EPOCHS = 5

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nbcompile.training.config import SELF
-from nbcompile.training.methods.answers import Answers
 from nbcompile.training.methods.base import Method
 from nbcompile.training.methods.netbooster import NetBooster
 from nbcompile.training.methods.vanilla import Vanilla
@@ -33,25 +32,13 @@ def divergence(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 class Distilled(Method):
     """A method whose loss is ``(1 - w)`` times its own and ``w`` times the divergence from the teacher."""
 
-    answers: Answers | None = None
-    """What the teacher has answered before the run; None asks it for every batch."""
-
-    def attach(self, model: nn.Module, epoch: int) -> None:
-        """See `Method.attach`; the answers, too, begin with ``epoch``."""
-        if self.answers is not None:
-            self.answers.begin(epoch)
-        super().attach(model, epoch)
-
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """See `Method.loss`; where there is no teacher yet, the method's own."""
         loss, logits = super().loss(model, images, labels)
         if self.teacher is None:
             return loss, logits
-        if self.answers is not None:
-            answers = self.answers.next(len(images))
-        else:
-            with torch.no_grad():
-                answers = self.teacher(images)
+        with torch.no_grad():
+            answers = self.teacher(images)
         weight = self.config.kd_weight
         return (1 - weight) * loss + weight * divergence(logits, answers, self.config.temperature), logits
 
