@@ -1,6 +1,5 @@
 """An exponential moving average of a network's weights, that is measured and written in place of the last ones."""
 
-import copy
 from typing import Any
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from nbcompile.core.blocks import sites
+from nbcompile.core.wrappers import copied
 
 _STATISTICS = ("running_mean", "running_var")
 
@@ -32,7 +32,7 @@ class Average:
     """
 
     def __init__(self, live: nn.Module, decay: float) -> None:
-        self.model = copy.deepcopy(live)
+        self.model = copied(live)
         self._decay = decay
         self._updates = 0
 

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from nbcompile.core.blocks import sites
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import Origin, TensorSpec, origin_of, remember
+from nbcompile.expansion import record_again
 from nbcompile.training.config import TrainConfig
 from nbcompile.training.data import Batch, Data, Images
 from nbcompile.training.loader import BatchOrder, Loader
@@ -103,10 +105,11 @@ def loader(fabric: "Fabric", config: TrainConfig, images: Images, *, shuffle: bo
 
 def _copied(model: nn.Module, data: Data) -> nn.Module:
     """A copy of ``model`` that remembers what it is trained on."""
-    copied, origin = copy.deepcopy(model), origin_of(model)
-    spec = TensorSpec((1, *data.shape))
-    remember(copied, Origin((spec,), origin.model if origin else None, data.preprocessing))
-    return copied
+    model, origin = copy.deepcopy(model), origin_of(model)
+    remember(model, Origin((TensorSpec((1, *data.shape)),), origin.model if origin else None, data.preprocessing))
+    if sites(model):
+        record_again(model)
+    return model
 
 
 def _load_weights(model: nn.Module, checkpoint: dict[str, Any], folder: RunFolder) -> None:

@@ -1,6 +1,5 @@
 """A new classifier on a trained network: transfer to another data set."""
 
-import copy
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +12,7 @@ from nbcompile.core.errors import UsageError
 from nbcompile.core.example import origin_of, remember
 from nbcompile.core.graph import aliases
 from nbcompile.core.layers import CONVOLUTIONS
+from nbcompile.core.wrappers import copied
 from nbcompile.expansion import record_again
 
 _LAYERS: tuple[type[nn.Module], ...] = (*CONVOLUTIONS, nn.Linear, Expanded)
@@ -32,7 +32,7 @@ def with_classes(model: nn.Module, classes: int, images: Tensor) -> nn.Module:
     Raises:
         UsageError: if the network has no such layer, or that one is a site.
     """
-    model = copy.deepcopy(model)
+    model = copied(model)
     name, layer = _last(model, images)
     if isinstance(layer, nn.Linear):
         fresh: nn.Module = nn.Linear(layer.in_features, classes, layer.bias is not None)

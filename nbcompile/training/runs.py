@@ -13,7 +13,6 @@ A checkpoint is written after every epoch, and replaces the one before it in one
 all randomness of an epoch is a function of (seed, epoch, process), see ``data.py``. All other files follow from it.
 """
 
-import copy
 import json
 import logging
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from torch import nn
 from nbcompile.checkpoint import save
 from nbcompile.core.errors import CheckpointError, UsageError
 from nbcompile.core.files import atomic
+from nbcompile.core.wrappers import copied
 from nbcompile.training import curves, tensorboard
 from nbcompile.training.config import TrainConfig
 from nbcompile.training.records import Epoch
@@ -117,7 +117,7 @@ class RunFolder:
         A network that can be fused is better than a giant whose slopes are below 1, whatever their accuracies.
         """
         if max(history, key=lambda epoch: (epoch.slope in (None, 1.0), epoch.val_accuracy)) is history[-1]:
-            save(copy.deepcopy(model).cpu(), self.best)
+            save(copied(model).cpu(), self.best)
 
     def draw(self, history: Sequence[Epoch]) -> None:
         """Write the picture of the curves."""

@@ -13,6 +13,7 @@ from nbcompile.addresses import with_option
 from nbcompile.core.blocks import sites
 from nbcompile.core.example import origin_of
 from nbcompile.models import build
+from nbcompile.training import TrainConfig, train
 from nbcompile.training.head import with_classes
 
 X = torch.randn(2, 3, 33, 31, generator=torch.Generator().manual_seed(0))
@@ -40,6 +41,33 @@ def test_only_the_last_layer_is_new(spec: str, head: str) -> None:
     assert origin is not None
     assert origin.model is not None
     build(origin.model).model.load_state_dict(after)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_giant_of_a_class_of_the_user_is_transferred_from_its_file(
+    net: nn.Module, tmp_path: Path, ema: float
+) -> None:
+    """Such a network comes back from a file as a GraphModule, whose copies forget what it was trained on."""
+    giant = nbcompile.expand(net, torch.zeros(1, 1, 8, 8), where="all", ratio=2)
+    nbcompile.save(giant, tmp_path / "giant.pt")
+    config = TrainConfig(
+        epochs=3, batch_size=256, where="all", giant_epochs=1, plt_epochs=1, new_head=True, ema=ema, accelerator="cpu"
+    )
+    train(nbcompile.load(tmp_path / "giant.pt"), config, tmp_path / "trained.pt")
+    for file in ("trained.pt", "trained-run/best.ckpt"):
+        origin = origin_of(nbcompile.load(tmp_path / file))
+        assert origin is not None
+        assert origin.inputs[0].shape == (1, 1, 8, 8)
+        assert origin.preprocessing["scale"] == 1 / 16
+    again = TrainConfig(epochs=1, batch_size=256, method="vanilla", ema=ema, accelerator="cpu", warmup_epochs=0)
+    tiny = nbcompile.fuse(nbcompile.load(tmp_path / "trained.pt"))
+    nbcompile.save(tiny, tmp_path / "tiny.pt")
+    result = train(nbcompile.load(tmp_path / "tiny.pt"), again, tmp_path / "again.pt")
+    assert origin_of(result.model) is not None
+    for file in ("again.pt", "again-run/best.ckpt"):
+        origin = origin_of(nbcompile.load(tmp_path / file))
+        assert origin is not None
+        assert origin.preprocessing["scale"] == 1 / 16, "calibrating this file would scale images wrongly"
 
 
 def test_a_giant_with_a_new_head_comes_back_from_its_file(
