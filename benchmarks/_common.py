@@ -98,6 +98,21 @@ def run_process(command: Sequence[str], **environment: str) -> tuple[float, floa
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+def difference(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float | None]:
+    """Mean and standard error of paired differences of accuracies in [0, 1], in points; one pair has no error."""
+    points = [100 * (a - b) for a, b in zip(ours, theirs, strict=True)]
+    error = statistics.stdev(points) / len(points) ** 0.5 if len(points) > 1 else None
+    return {"mean": statistics.mean(points), "standard_error": error}
+
+
+def text(found: dict[str, float | None] | None, sign: str = "") -> str:
+    """A mean, and its spread or error where there is one."""
+    if found is None:
+        return ""
+    mean, *spread = found.values()
+    return " ± ".join([f"{mean:{sign}.2f}", *(f"{one:.2f}" for one in spread if one is not None)])
+
+
 def _commit() -> str:
     """The commit of the tree, with a ``+`` if files differ from it."""
 

@@ -15,6 +15,7 @@ import torch
 from _studies import NETWORKS, RECIPE, Options
 from rich.console import Console
 from rich.progress import Progress
+from torch import nn
 
 import nbcompile
 from nbcompile.training import TrainConfig, train
@@ -58,9 +59,7 @@ class Run:
 
     def found(self) -> dict[str, Any] | None:
         """What it found; None if it is not done."""
-        file = self.folder / "found.json"
-        known: dict[str, Any] | None = json.loads(file.read_text()) if file.exists() else None
-        return known
+        return found(self.folder, self.config)
 
 
 Triple = tuple[Run, Run, Run | None]
@@ -75,25 +74,44 @@ def data_of(name: str, train_images: int | None) -> Data:
 
 def done(run: Run) -> Run:
     """Train, or go on with it, and keep what it found."""
-    torch.set_num_threads(1)
     config = run.config
     seed_everything(config.seed)
-    model = NETWORKS[run.network]()
-    data = data_of(config.data, config.train_images)
-    run.folder.mkdir(parents=True, exist_ok=True)
+    carry_out(run.folder, NETWORKS[run.network](), config, data_of(config.data, config.train_images))
+    return run
+
+
+def found(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
+    """What the run in ``folder`` found; None if it is not done.
+
+    Raises:
+        SystemExit: if it was told something else; options that it did not know are at their defaults.
+    """
+    file = folder / "found.json"
+    if not file.exists():
+        return None
+    known: dict[str, Any] = json.loads(file.read_text())
+    told, now = known.get("config", {}), config.to_json()
+    if changed := [name for name in told if name in now and told[name] != now[name]]:
+        raise SystemExit(f"{folder} was run with other {', '.join(changed)}: choose another --runs")
+    return known
+
+
+def carry_out(folder: Path, model: nn.Module, config: TrainConfig, data: Data) -> None:
+    """Train ``model`` in ``folder``, or go on with it, and keep what was found."""
+    torch.set_num_threads(1)
+    folder.mkdir(parents=True, exist_ok=True)
     taught = config.distils and config.teacher != "self"
     teacher = nbcompile.load(str(config.teacher)) if taught else None
-    output = run.folder / "trained.pt"
-    result = train(model, config, output, run.folder, resume=True, teacher=teacher, data=data)
+    result = train(model, config, folder / "trained.pt", folder, resume=True, teacher=teacher, data=data)
     giants = [epoch.val_accuracy for epoch in result.history if epoch.phase == "giant"]
     final = result.accuracy if result.fused_accuracy is None else result.fused_accuracy
-    found = {
+    known = {
+        "config": config.to_json(),
         "expanded": giants[-1] if giants else None,
         "final": final,
         "seconds": sum(epoch.seconds for epoch in result.history),
     }
-    (run.folder / "found.json").write_text(json.dumps(found))
-    return run
+    (folder / "found.json").write_text(json.dumps(known))
 
 
 def compute(network: str, config: TrainConfig) -> float:
@@ -121,7 +139,7 @@ def controls(network: str, options: Options) -> tuple[Options, Options]:
     shared = ("data", "train_images", "epochs", "restarts", "seed", "ema", "accelerator", "channels_last", *RECIPE)
     same = {name: getattr(config, name) for name in shared} | {"method": "vanilla"}
     times = compute(network, config) / config.epochs
-    longer = round(SHARED * math.ceil(round(times / SHARED, 2)) * config.epochs)
+    longer = math.ceil(SHARED * math.ceil(round(times / SHARED, 6)) * config.epochs)
     stretched = [round(epoch * longer / config.epochs) for epoch in config.restarts]
     return same, same | {"epochs": longer, "restarts": stretched}
 

@@ -2,9 +2,9 @@
 
 A study (``--studies``; see ``_studies.py``) trains one network by several settings and seeds, and each setting stands
 beside two vanilla runs of the same seed: one of the same epochs and the same learning-rate schedule, restarts included;
-one of the same training compute (MACs × images; a foreign teacher's answers count, its own training does not), which
-has more epochs, on a schedule stretched likewise. Seeds are paired: the same initial weights, batches and augmentation
-where networks are the same.
+one of the same training compute (MACs × images; a foreign teacher's answers count, its own training does not) or up to
+a quarter of a run more, on a schedule stretched likewise. Seeds are paired: the same initial weights, batches and
+augmentation where networks are the same.
 
 Printed as the paper prints it: the giant's accuracy at the end of its phase (``expanded``), and that of the fused
 network at the end of the run (``final``). Differences are means over the seeds of paired differences, in points of
@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import parser, write
-from _runs import Run, Triple, carried_out, controls
+from _common import difference, parser, text, write
+from _runs import Run, Triple, carried_out, compute, controls
 from _studies import NETWORKS, RECIPE, STUDIES, Options, Setting
 from rich.console import Console
 from rich.table import Table
@@ -63,14 +63,15 @@ def main() -> None:
     tables = {study: [row(setting, triples) for setting, triples in rows] for study, rows in cells.items()}
     for rows in tables.values():
         for one in rows[1:]:
-            one["over_first"] = _difference(one["finals"], rows[0]["finals"])
+            one["over_first"] = difference(one["finals"], rows[0]["finals"])
     for study, rows in tables.items():
         show(study, rows, args)
     units = {
         "expanded, final, vanilla": "accuracy on the held-out images, %: mean and standard deviation over seeds",
         "over_same, over_compute": "paired difference of final from vanilla, points: mean and standard error",
         "over_first": "likewise from the study's first setting",
-        "epochs_compute": "epochs of the vanilla run of the same compute",
+        "compute": "of a run, in epochs of the vanilla network",
+        "epochs_compute": "epochs of the vanilla run of at least that compute",
     }
     found = {"network": cost_of(args.network), "recipe": RECIPE, "studies": tables}
     if teacher:
@@ -122,9 +123,10 @@ def row(setting: Setting, triples: Sequence[Triple]) -> dict[str, Any]:
         "final": _spread(final),
         "vanilla": _spread(same),
         "vanilla_compute": _spread(more),
+        "compute": compute(triples[0][0].network, triples[0][0].config),
         "epochs_compute": longer.config.epochs if longer else None,
-        "over_same": _difference(final, same),
-        "over_compute": _difference(final, more) if longer else None,
+        "over_same": difference(final, same),
+        "over_compute": difference(final, more) if longer else None,
         "finals": final,
         "seconds": sum(one["seconds"] for one in mine),
     }
@@ -142,31 +144,16 @@ def _spread(values: Sequence[float]) -> dict[str, float | None] | None:
     return {"mean": 100 * statistics.mean(values), "std": 100 * statistics.stdev(values) if len(values) > 1 else None}
 
 
-def _difference(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float | None]:
-    """Paired, in points; one seed has no error."""
-    points = [100 * (a - b) for a, b in zip(ours, theirs, strict=True)]
-    error = statistics.stdev(points) / len(points) ** 0.5 if len(points) > 1 else None
-    return {"mean": statistics.mean(points), "standard_error": error}
-
-
 def show(study: str, rows: Sequence[dict[str, Any]], args: Any) -> None:
     """Print one study."""
     means = ("expanded", "final", "vanilla")
     names = ("setting", *means, "final - vanilla", "final - vanilla of equal compute", "final - first setting")
     table = Table(*names, title=f"{study}: {args.network}, {args.epochs} epochs, {args.seeds} seeds")
     for one in rows:
-        compute = f"{_text(one['over_compute'], '+')} ({one['epochs_compute']} epochs)" if one["over_compute"] else ""
-        over = (_text(one["over_same"], "+"), compute, _text(one.get("over_first"), "+"))
-        table.add_row(one["setting"], *(_text(one[name]) for name in means), *over)
+        compute = f"{text(one['over_compute'], '+')} ({one['epochs_compute']} epochs)" if one["over_compute"] else ""
+        over = (text(one["over_same"], "+"), compute, text(one.get("over_first"), "+"))
+        table.add_row(one["setting"], *(text(one[name]) for name in means), *over)
     Console().print(table)
-
-
-def _text(found: dict[str, float | None] | None, sign: str = "") -> str:
-    """A mean, and its spread or error where there is one."""
-    if found is None:
-        return ""
-    mean, *spread = found.values()
-    return " ± ".join([f"{mean:{sign}.2f}", *(f"{one:.2f}" for one in spread if one is not None)])
 
 
 def cost_of(network: str) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 ::
 
     config.py  rules.py    what a run is told, and what it must keep          records.py   what it tells
-    data.py                batches and their order; the table of data sets    schedule.py  learning rate, groups
+    data.py                what a data set is; the table of them              schedule.py  learning rate, groups
+    loader.py              batches and their order                            seeds.py     random numbers
         digits.py  cifar10.py  imagefolder.py  torchvision_data.py  factory_data.py
         tensor_images.py   small images, by the batch        transformed_images.py  pictures.py   large ones, in files
         choosing.py        some of the images

@@ -1,6 +1,5 @@
 """A session made from nothing, or from a checkpoint."""
 
-import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,6 +8,7 @@ from torch import nn
 from nbcompile.core.blocks import sites
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import Origin, TensorSpec, origin_of, remember
+from nbcompile.core.wrappers import copied
 from nbcompile.expansion import record_again
 from nbcompile.training.config import TrainConfig
 from nbcompile.training.data import Batch, Data, Images
@@ -105,7 +105,8 @@ def loader(fabric: "Fabric", config: TrainConfig, images: Images, *, shuffle: bo
 
 def _copied(model: nn.Module, data: Data) -> nn.Module:
     """A copy of ``model`` that remembers what it is trained on."""
-    model, origin = copy.deepcopy(model), origin_of(model)
+    model = copied(model)
+    origin = origin_of(model)
     remember(model, Origin((TensorSpec((1, *data.shape)),), origin.model if origin else None, data.preprocessing))
     if sites(model):
         record_again(model)

@@ -1,11 +1,10 @@
 """Does this network fit this data set? Asked once, before anything is trained."""
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from nbcompile.core.errors import UsageError
+from nbcompile.core.wrappers import copied
 from nbcompile.training.data import Data
 
 
@@ -22,7 +21,7 @@ def check_fits(model: nn.Module, data: Data, who: str | None = None) -> None:
         UsageError: if it cannot take the images, or does not give one logit per class.
     """
     named = type(model).__name__ if who is None else f"{who} ({type(model).__name__})"
-    trial = copy.deepcopy(model).train()
+    trial = copied(model).train()
     parameter = next(trial.parameters(), None)
     if parameter is None:
         raise UsageError(f"{named} has no parameters: there is nothing to {'train' if who is None else 'learn from'}")

@@ -1,6 +1,5 @@
 """The one loop that all methods share."""
 
-import copy
 import time
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from nbcompile.checkpoint import check_output
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import origin_of
+from nbcompile.core.wrappers import copied
 from nbcompile.training.begin import set_up
 from nbcompile.training.check import check_fits
 from nbcompile.training.config import SELF, TrainConfig
@@ -171,7 +171,7 @@ def _frozen(teacher: nn.Module | None, config: TrainConfig) -> nn.Module | None:
         raise UsageError(
             f"method '{config.method}' needs teacher=, a network" if foreign else "teacher= goes with a foreign teacher"
         )
-    return None if teacher is None else copy.deepcopy(teacher).eval().requires_grad_(False)
+    return None if teacher is None else copied(teacher).eval().requires_grad_(False)
 
 
 def _input_side(model: nn.Module) -> int | None:

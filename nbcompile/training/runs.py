@@ -10,7 +10,7 @@
 ==================  =====================================================================================
 
 A checkpoint is written after every epoch, and replaces the one before it in one stroke. It holds no generator state:
-all randomness of an epoch is a function of (seed, epoch, process), see ``data.py``. All other files follow from it.
+all randomness of an epoch is a function of (seed, epoch, process), see ``seeds.py``. All other files follow from it.
 """
 
 import json

@@ -1,0 +1,62 @@
+"""What ``benchmarks/ablate.py`` compares with what, and which of its runs it does not repeat."""
+
+import importlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nbcompile.training import TrainConfig
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("_runs")
+
+
+@pytest.mark.parametrize(
+    ("options", "times"),
+    [
+        ({"giant_epochs": 0, "plt_epochs": 0, "preserve": True, "collapse": True}, 1.0),  # vanilla's own MACs
+        ({"giant_epochs": 20}, 2.0),  # 1.999
+        ({"giant_epochs": 20, "block": "bottleneck"}, 3.75),  # 3.617
+        ({"giant_epochs": 20, "ratio": 2, "restarts": (20,)}, 1.25),  # 1.241
+        ({"giant_epochs": 20, "plt_epochs": 4, "contract_at": "decay"}, 1.75),  # 1 + 24 / 40 * 0.999
+    ],
+)
+@pytest.mark.parametrize("epochs", [40, 43])
+def test_vanilla_has_the_same_epochs_or_at_least_the_same_compute(
+    runs: Any, options: dict[str, Any], times: float, epochs: int
+) -> None:
+    told = {"method": "netbooster", "epochs": epochs, "seed": 3, "lr": 0.3, **options}
+    same, more = runs.controls("2k", told)
+    assert (same["method"], same["epochs"], same["seed"], same["lr"]) == ("vanilla", epochs, 3, 0.3)
+    assert same["restarts"] == tuple(options.get("restarts", ()))
+    cost = runs.compute("2k", TrainConfig(**told))
+    assert cost <= more["epochs"] < cost + epochs / 4 + 1
+    if epochs == 40:
+        assert more["epochs"] == math.ceil(times * epochs)
+        assert more["restarts"] == [round(times * epoch) for epoch in options.get("restarts", ())]
+    assert {name for name in same if same[name] != more[name]} <= {"epochs", "restarts"}
+
+
+def test_a_run_is_known_by_what_it_was_told(runs: Any, tmp_path: Path) -> None:
+    run = runs.Run.of("2k", {"method": "vanilla", "epochs": 7}, tmp_path)
+    assert run.config == TrainConfig(method="vanilla", epochs=7)
+    assert run == runs.Run.of("2k", {"method": "vanilla", "epochs": 7, "momentum": 0.9}, tmp_path)
+    assert run.folder != runs.Run.of("2k", {"method": "vanilla", "epochs": 7, "seed": 1}, tmp_path).folder
+    assert run.found() is None
+    run.folder.mkdir()
+    known = {"config": run.config.to_json(), "final": 0.5}
+    known["config"].pop("ema")  # an older version did not know it
+    (run.folder / "found.json").write_text(json.dumps(known))
+    assert run.found() == known
+    known["config"]["lr"] = 0.2  # an older version's default
+    (run.folder / "found.json").write_text(json.dumps(known))
+    with pytest.raises(SystemExit, match=r"was run with other lr: choose another --runs$"):
+        run.found()
