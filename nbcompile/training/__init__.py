@@ -4,10 +4,10 @@
 
     config.py  rules.py    what a run is told, and what it must keep          records.py   what it tells
     data.py                what a data set is; the table of them              schedule.py  learning rate, groups
-    loader.py              batches and their order                            seeds.py     random numbers
         digits.py  cifar10.py  imagefolder.py  torchvision_data.py  factory_data.py
         tensor_images.py   small images, by the batch        transformed_images.py  pictures.py   large ones, in files
         choosing.py        some of the images
+    loader.py              batches and their order                            seeds.py     random numbers
     methods/               what differs between methods      head.py        a new last layer
     loop.py                the loop                          session.py     what it works with
     begin.py  finish.py    start and end of a run            averaging.py   an average of the weights
