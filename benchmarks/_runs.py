@@ -76,7 +76,7 @@ def done(run: Run) -> Run:
     """Train, or go on with it, and keep what it found."""
     config = run.config
     seed_everything(config.seed)
-    carry_out(run.folder, NETWORKS[run.network](), config, data_of(config.data, config.train_images))
+    train_in(run.folder, NETWORKS[run.network](), config, data_of(config.data, config.train_images))
     return run
 
 
@@ -96,7 +96,7 @@ def found(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
     return known
 
 
-def carry_out(folder: Path, model: nn.Module, config: TrainConfig, data: Data) -> None:
+def train_in(folder: Path, model: nn.Module, config: TrainConfig, data: Data) -> None:
     """Train ``model`` in ``folder``, or go on with it, and keep what was found."""
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)

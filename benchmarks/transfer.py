@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from _common import difference, parser, text, write
-from _runs import carry_out, data_of, found
+from _runs import data_of, found, train_in
 from _studies import NETWORKS, RECIPE, Options
 from rich.console import Console
 from rich.table import Table
@@ -103,7 +103,7 @@ class Chain:
         config, folder = self.config(options), self.folder(name)
         if found(folder, config) is None:
             seed_everything(config.seed)
-            carry_out(folder, start(), config, data)
+            train_in(folder, start(), config, data)
         return nbcompile.load(folder / "trained.pt")
 
     def config(self, options: Options) -> TrainConfig:
