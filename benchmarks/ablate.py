@@ -150,8 +150,8 @@ def show(study: str, rows: Sequence[dict[str, Any]], args: Any) -> None:
     names = ("setting", *means, "final - vanilla", "final - vanilla of equal compute", "final - first setting")
     table = Table(*names, title=f"{study}: {args.network}, {args.epochs} epochs, {args.seeds} seeds")
     for one in rows:
-        compute = f"{text(one['over_compute'], '+')} ({one['epochs_compute']} epochs)" if one["over_compute"] else ""
-        over = (text(one["over_same"], "+"), compute, text(one.get("over_first"), "+"))
+        longer = f"{text(one['over_compute'], '+')} ({one['epochs_compute']} epochs)" if one["over_compute"] else ""
+        over = (text(one["over_same"], "+"), longer, text(one.get("over_first"), "+"))
         table.add_row(one["setting"], *(text(one[name]) for name in means), *over)
     Console().print(table)
 

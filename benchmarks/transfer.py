@@ -121,10 +121,11 @@ class Chain:
         source, _ = split(self.args.data, self.args.target_images)
         return self.trained(f"source, {name}", start, source, {"epochs": round(factor * self.args.epochs), **more})
 
-    def on_target(self, name: str, start: Callable[[], nn.Module], factor: float = 1.0, **more: Any) -> float:
+    def on_target(self, name: str, start: Callable[[], nn.Module], factor: float, more: Options) -> float:
         """Accuracy of a network after the target."""
         _, target = split(self.args.data, self.args.target_images)
-        options = {"epochs": round(factor * self.args.target_epochs), "seed": self.seed + OTHER, **more}
+        epochs, seed = round(factor * self.args.target_epochs), self.seed + OTHER
+        options = {"epochs": epochs, "seed": seed, "train_images": self.args.target_images, **more}
         self.trained(name, start, target, options)
         return self.accuracy(name, options)
 
@@ -142,18 +143,17 @@ def chain(args: argparse.Namespace, seed: int) -> dict[str, float]:
     plain, longer = one.on_source("plain", network), one.on_source("compute", network, times)
     giant = one.on_source("giant", partial(expanded, network))
     decayed = one.on_source("linear", network, method="netbooster")
-    raised: dict[str, Any] = {"method": "netbooster", "giant_epochs": 0}
-    accuracies = {
-        "target alone": one.on_target("target alone", network),
-        "plain": one.on_target("plain", lambda: plain),
-        "plain, compute on the source": one.on_target("compute on source", lambda: longer),
-        "plain, compute on both": one.on_target("compute on both", lambda: longer, times),
-        "giant": one.on_target("giant", lambda: giant, **raised),
-        "giant, 40 % decay": one.on_target(
-            "giant, 40 %", lambda: giant, **raised, plt_epochs=round(0.4 * args.target_epochs)
-        ),
-        "linear on the source": one.on_target("linear", lambda: nbcompile.fuse(decayed)),
+    raised: Options = {"method": "netbooster", "giant_epochs": 0}
+    runs: dict[str, tuple[Callable[[], nn.Module], float, Options]] = {
+        "target alone": (network, 1, {}),
+        "plain": (lambda: plain, 1, {}),
+        "plain, compute on the source": (lambda: longer, 1, {}),
+        "plain, compute on both": (lambda: longer, times, {}),
+        "giant": (lambda: giant, 1, raised),
+        "giant, 40 % decay": (lambda: giant, 1, {**raised, "plt_epochs": round(0.4 * args.target_epochs)}),
+        "linear on the source": (lambda: nbcompile.fuse(decayed), 1, {}),
     }
+    accuracies = {form: one.on_target(form, *runs[form]) for form in FORMS}
     source = {name: one.accuracy(f"source, {name}", {"epochs": args.epochs}) for name in ("plain", "giant")}
     return accuracies | {f"source: {name}": accuracy for name, accuracy in source.items()}
 
