@@ -99,13 +99,14 @@ def planned(args: Any, settings: Sequence[Setting]) -> Iterator[tuple[Setting, l
     for setting in settings:
         if args.settings and setting.name not in args.settings:
             continue
+        options = {"method": "netbooster", **shared, **setting.options(args.epochs)}
+        if setting.taught:
+            options["teacher"] = str(teacher.folder / "trained.pt")
+        same, more = controls(args.network, options)
         triples = []
-        for seed in range(args.seeds):
-            options = {"method": "netbooster", **shared, "seed": seed, **setting.options(args.epochs)}
-            if setting.taught:
-                options["teacher"] = str(teacher.folder / "trained.pt")
-            same, more = controls(args.network, options)
-            triples.append((run(options), run(same), None if args.no_compute else run(more)))
+        for seed in ({"seed": seed} for seed in range(args.seeds)):
+            longer = None if args.no_compute else run({**more, **seed})
+            triples.append((run({**options, **seed}), run({**same, **seed}), longer))
         yield setting, triples
 
 
