@@ -104,9 +104,9 @@ def planned(args: Any, settings: Sequence[Setting]) -> Iterator[tuple[Setting, l
             options["teacher"] = str(teacher.folder / "trained.pt")
         same, more = controls(args.network, options)
         triples = []
-        for seed in ({"seed": seed} for seed in range(args.seeds)):
-            longer = None if args.no_compute else run({**more, **seed})
-            triples.append((run({**options, **seed}), run({**same, **seed}), longer))
+        for seed in range(args.seeds):
+            mine, paired, longer = (run({**told, "seed": seed}) for told in (options, same, more))
+            triples.append((mine, paired, None if args.no_compute else longer))
         yield setting, triples
 
 

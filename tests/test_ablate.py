@@ -1,5 +1,6 @@
 """What ``benchmarks/ablate.py`` compares with what, and which of its runs it does not repeat."""
 
+import argparse
 import importlib
 import json
 import math
@@ -43,6 +44,27 @@ def test_vanilla_has_the_same_epochs_or_at_least_the_same_compute(
         assert more["epochs"] == math.ceil(times * epochs)
         assert more["restarts"] == [round(times * epoch) for epoch in options.get("restarts", ())]
     assert {name for name in same if same[name] != more[name]} <= {"epochs", "restarts"}
+
+
+@pytest.mark.parametrize("no_compute", [False, True])
+def test_seeds_are_paired(runs: Any, tmp_path: Path, no_compute: bool) -> None:
+    ablate, studies = importlib.import_module("ablate"), importlib.import_module("_studies")
+    args = argparse.Namespace(
+        data="digits", images=600, epochs=10, seeds=3, compile=False, no_compute=no_compute, settings=["paper"],
+        teacher="8k", network="2k", runs=tmp_path,
+    )  # fmt: skip
+    ((setting, triples),) = ablate.planned(args, studies.STUDIES["forms"])
+    assert setting.name == "paper"
+    for seed, (mine, same, more) in enumerate(triples):
+        assert {run.config.seed for run in (mine, same, more) if run} == {seed}
+        assert (mine.config.method, mine.config.epochs, mine.config.restarts) == ("netbooster", 10, (5,))
+        assert (same.config.method, same.config.epochs, same.config.restarts) == ("vanilla", 10, (5,))
+        if no_compute:
+            assert more is None
+        else:
+            assert (more.config.method, more.config.epochs, more.config.restarts) == ("vanilla", 20, (10,))
+    assert len(triples) == 3
+    assert len({run.folder for triple in triples for run in triple if run}) == (6 if no_compute else 9)
 
 
 def test_a_run_is_known_by_what_it_was_told(runs: Any, tmp_path: Path) -> None:
