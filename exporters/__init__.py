@@ -16,8 +16,8 @@ from nbcompile.core.errors import UsageError, missing_extra
 if TYPE_CHECKING:
     from nbcompile.core.example import Inputs
     from nbcompile.exporters.base import Exporter
-    from nbcompile.exporters.onnx_layers import OnnxLayer
     from nbcompile.exporters.tflite_inspect import TfliteLayer
+    from nbcompile.exporters.to_onnx.layers import OnnxLayer
 
 if __name__ != "nbcompile.exporters":
     raise ImportError("import nbcompile.exporters: the bare name 'exporters' would load a second copy")
@@ -52,7 +52,7 @@ class Format:
 FORMATS: dict[str, Format] = {
     row.suffix: row
     for row in (
-        Format(".onnx", "nbcompile.exporters.to_onnx", extra="onnx", graph=True),
+        Format(".onnx", "nbcompile.exporters.to_onnx.export", extra="onnx", graph=True),
         Format(".tflite", "nbcompile.exporters.to_tflite", extra="tflite", graph=True),
         Format(".pt", "nbcompile.exporters.to_state_dict", extra=None, graph=False),
         Format(".safetensors", "nbcompile.exporters.to_state_dict", extra=None, graph=False),
@@ -93,7 +93,7 @@ def read_layers(path: str | PathLike[str]) -> "tuple[OnnxLayer, ...] | tuple[Tfl
     if Path(path).suffix.lower() == ".tflite":
         inspecting = _load("nbcompile.exporters.tflite_inspect", "tflite", "reading .tflite files")
         return cast("tuple[TfliteLayer, ...]", inspecting.read_layers(Path(path)))
-    module = _load("nbcompile.exporters.onnx_layers", "onnx", "reading .onnx files")
+    module = _load("nbcompile.exporters.to_onnx.layers", "onnx", "reading .onnx files")
     return cast("tuple[OnnxLayer, ...]", module.read_layers(path))
 
 
@@ -118,7 +118,7 @@ def file_error(path: str | PathLike[str], cases: "Sequence[tuple[Inputs, Any]]")
         UsageError: if onnxruntime is not installed.
         ExportError: if ONNX Runtime cannot load or run it.
     """
-    module = _load("nbcompile.exporters.onnx_check", "onnx", "running .onnx files")
+    module = _load("nbcompile.exporters.to_onnx.check", "onnx", "running .onnx files")
     return cast(float, module.measure(Path(path), [module.Case(inputs, output) for inputs, output in cases]))
 
 
@@ -129,5 +129,5 @@ def input_sizes(path: str | PathLike[str]) -> tuple[tuple[int, ...], ...]:
         UsageError: if onnx is not installed.
         CheckpointError: if the file cannot be read.
     """
-    module = _load("nbcompile.exporters.onnx_file", "onnx", "reading .onnx files")
+    module = _load("nbcompile.exporters.to_onnx.file", "onnx", "reading .onnx files")
     return cast("tuple[tuple[int, ...], ...]", module.input_sizes(Path(path)))

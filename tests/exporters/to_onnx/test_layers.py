@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from nbcompile.core.cost import cost
 from nbcompile.core.errors import CheckpointError
-from nbcompile.exporters.onnx_layers import OnnxLayer, read_layers
-from nbcompile.exporters.to_onnx import export
+from nbcompile.exporters.to_onnx.export import export
+from nbcompile.exporters.to_onnx.layers import OnnxLayer, read_layers
 
 
 class Mixed(nn.Module):

@@ -18,7 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from nbcompile.core.errors import ExportError, UsageError
 from nbcompile.core.numerics import flatten, relative_error
-from nbcompile.exporters.to_onnx import export
+from nbcompile.exporters.to_onnx.export import export
 
 
 class Tiny(nn.Module):

@@ -24,9 +24,9 @@ from nbcompile.core.errors import ExportError, UsageError
 from nbcompile.core.example import Inputs
 from nbcompile.core.files import atomic
 from nbcompile.exporters.base import ExportResult
-from nbcompile.exporters.onnx_check import Case, allowed, cases, measure
-from nbcompile.exporters.onnx_graph import onnx_graph, quiet, reason
-from nbcompile.exporters.onnx_layers import layer_names
+from nbcompile.exporters.to_onnx.check import Case, allowed, cases, measure
+from nbcompile.exporters.to_onnx.graph import onnx_graph, quiet, reason
+from nbcompile.exporters.to_onnx.layers import layer_names
 
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
 

@@ -16,7 +16,7 @@ from torch.export import Dim, ExportedProgram
 from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs
 from nbcompile.core.numerics import flatten
-from nbcompile.exporters.onnx_check import has_batch, resized
+from nbcompile.exporters.to_onnx.check import has_batch, resized
 
 _TRACED_BATCH = 2  # torch.export takes sizes 0 and 1 for constants
 

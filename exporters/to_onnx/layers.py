@@ -14,7 +14,7 @@ from typing import Any
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from nbcompile.core.errors import CheckpointError
-from nbcompile.exporters.onnx_file import LAYERS, Sizes, read_model, sizes_per_batch
+from nbcompile.exporters.to_onnx.file import LAYERS, Sizes, read_model, sizes_per_batch
 
 _VIEWS = ("Identity", "Transpose", "Cast", "DequantizeLinear")  # what may stand between a weight and its layer
 

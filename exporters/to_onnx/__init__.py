@@ -1,0 +1,1 @@
+"""ONNX: exported by torch, simplified, run in ONNX Runtime before the file gets its name."""
