@@ -53,7 +53,7 @@ FORMATS: dict[str, Format] = {
     row.suffix: row
     for row in (
         Format(".onnx", "nbcompile.exporters.to_onnx.export", extra="onnx", graph=True),
-        Format(".tflite", "nbcompile.exporters.to_tflite", extra="tflite", graph=True),
+        Format(".tflite", "nbcompile.exporters.to_tflite.export", extra="tflite", graph=True),
         Format(".pt", "nbcompile.exporters.to_state_dict", extra=None, graph=False),
         Format(".safetensors", "nbcompile.exporters.to_state_dict", extra=None, graph=False),
     )
@@ -74,7 +74,7 @@ def format_of(path: str | PathLike[str]) -> Format:
 
 
 def tflite() -> ModuleType:
-    """The module `nbcompile.exporters.to_tflite`, imported when it is first used.
+    """The module `nbcompile.exporters.to_tflite.export`, imported when it is first used.
 
     Raises:
         UsageError: if a package that it needs is not installed.

@@ -19,8 +19,8 @@ from nbcompile.exporters.tflite_check import Agreement
 from nbcompile.exporters.tflite_file import read
 from nbcompile.exporters.tflite_lowering import float_model
 from nbcompile.exporters.tflite_options import Limits, held_out
-from nbcompile.exporters.tflite_proof import require_limits
 from nbcompile.exporters.tflite_runtime import run
+from nbcompile.exporters.to_tflite.proof import require_limits
 from nbcompile.report.data import plain
 from nbcompile.report.device_rows import device_of
 from tests.exporters.small_networks import small, wide

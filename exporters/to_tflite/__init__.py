@@ -1,0 +1,1 @@
+"""TFLite: lowered, quantized, run in the interpreters of devices before the file gets its name."""
