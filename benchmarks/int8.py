@@ -39,8 +39,8 @@ import nbcompile
 from nbcompile.core.errors import ExportError
 from nbcompile.exporters.tflite_arena import Arena, measured
 from nbcompile.exporters.tflite_check import compared
-from nbcompile.exporters.tflite_file import read
 from nbcompile.exporters.tflite_runtime import Sample, run, start
+from nbcompile.exporters.to_tflite.file.flatbuffer import read
 
 SEED = 0
 PIXELS, WIDTH = 144, 0.35

@@ -16,8 +16,8 @@ from nbcompile.core.errors import UsageError, missing_extra
 if TYPE_CHECKING:
     from nbcompile.core.example import Inputs
     from nbcompile.exporters.base import Exporter
-    from nbcompile.exporters.tflite_inspect import TfliteLayer
     from nbcompile.exporters.to_onnx.layers import OnnxLayer
+    from nbcompile.exporters.to_tflite.file.inspect import TfliteLayer
 
 if __name__ != "nbcompile.exporters":
     raise ImportError("import nbcompile.exporters: the bare name 'exporters' would load a second copy")
@@ -91,7 +91,7 @@ def read_layers(path: str | PathLike[str]) -> "tuple[OnnxLayer, ...] | tuple[Tfl
         CheckpointError: if the file cannot be read.
     """
     if Path(path).suffix.lower() == ".tflite":
-        inspecting = _load("nbcompile.exporters.tflite_inspect", "tflite", "reading .tflite files")
+        inspecting = _load("nbcompile.exporters.to_tflite.file.inspect", "tflite", "reading .tflite files")
         return cast("tuple[TfliteLayer, ...]", inspecting.read_layers(Path(path)))
     module = _load("nbcompile.exporters.to_onnx.layers", "onnx", "reading .onnx files")
     return cast("tuple[OnnxLayer, ...]", module.read_layers(path))

@@ -15,7 +15,7 @@ from string import Template
 from nbcompile.core.errors import ExportError, UsageError
 from nbcompile.exporters.micro_resolver import check_ops, ops_header
 from nbcompile.exporters.micro_skeleton import skeleton
-from nbcompile.exporters.tflite_file import FileTensor, read
+from nbcompile.exporters.to_tflite.file.flatbuffer import FileTensor, read
 
 C_TYPES = {
     "float32": "float",

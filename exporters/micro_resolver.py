@@ -11,7 +11,7 @@ from string import Template
 import numpy as np
 
 from nbcompile.core.errors import ExportError
-from nbcompile.exporters.tflite_file import File, FileOp
+from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileOp
 
 # Names that differ from the schema's in more than capitals and underscores.
 _IRREGULAR = {

@@ -2,7 +2,7 @@
 
 from string import Template
 
-from nbcompile.exporters.tflite_file import File, FileTensor
+from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileTensor
 
 _MAIN = Template("""\
 // Runs $stem once in TFLite Micro. Written by nbcompile as a start: put your sensor into the functions Input...Value().

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from nbcompile.exporters import tflite_benchmark
-from nbcompile.exporters.tflite_file import File, read
+from nbcompile.exporters.to_tflite.file.flatbuffer import File, read
 
 MARK = "# nbcompile fills in what is between these two lines.\n"
 

@@ -15,11 +15,11 @@ from math import inf, sqrt
 import numpy as np
 
 from nbcompile.exporters.tflite_check import decibels, power
-from nbcompile.exporters.tflite_file import File
 from nbcompile.exporters.tflite_parts import Parts
 from nbcompile.exporters.tflite_runtime import Sample, tensors
-from nbcompile.exporters.tflite_scales import Pair, needed_step, pairs, prescribed, rounded
-from nbcompile.exporters.tflite_types import FloatModel
+from nbcompile.exporters.to_tflite.file.flatbuffer import File
+from nbcompile.exporters.to_tflite.file.pairs import Pair, needed_step, pairs, prescribed, rounded
+from nbcompile.exporters.to_tflite.file.ports import FloatModel
 
 BAND = 1.0
 """Steps, root mean square: the largest error of its own that a layer is expected to add; even rounding adds 0.29.

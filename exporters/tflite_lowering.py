@@ -18,14 +18,14 @@ from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs
 from nbcompile.exporters.tflite_capture import aten_name, captured, constants, place
 from nbcompile.exporters.tflite_errors import LoweringError
-from nbcompile.exporters.tflite_file import read
 from nbcompile.exporters.tflite_layout import axis_of
 from nbcompile.exporters.tflite_names import labels, named, owners, scope
 from nbcompile.exporters.tflite_ops import HANDLERS, INSTEAD, NATIVE
-from nbcompile.exporters.tflite_stderr import stderr_kept
-from nbcompile.exporters.tflite_tensorflow import quiet, tf
-from nbcompile.exporters.tflite_types import FloatModel, Port
 from nbcompile.exporters.tflite_value import Value, stored
+from nbcompile.exporters.to_tflite.file.flatbuffer import read
+from nbcompile.exporters.to_tflite.file.ports import FloatModel, Port
+from nbcompile.exporters.to_tflite.file.quiet_tensorflow import quiet, tf
+from nbcompile.exporters.to_tflite.file.stderr import stderr_kept
 
 _NO_REMEDIES: Mapping[str, str] = {}
 

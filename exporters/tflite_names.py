@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 
 from nbcompile.core.compiled import CompiledPiece
 from nbcompile.exporters.tflite_capture import aten_name
-from nbcompile.exporters.tflite_file import File, FileOp, pack, read, unpack
+from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileOp, pack, read, unpack
 
 _NUMBER = re.compile(r"(?:^|[;/])n(\d+)(?=[/:;_]|$)")
 _LAYERS = {

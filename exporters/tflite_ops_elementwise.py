@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from nbcompile.exporters.tflite_errors import LoweringError
-from nbcompile.exporters.tflite_tensorflow import tf
 from nbcompile.exporters.tflite_value import Value, constant, elementwise
+from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 
 Number = int | float
 Operand = Value | Tensor | Number

@@ -10,8 +10,8 @@ from nbcompile.exporters.tflite_errors import LoweringError
 from nbcompile.exporters.tflite_layout import Axis
 from nbcompile.exporters.tflite_ops_elementwise import LARGE, add, mul
 from nbcompile.exporters.tflite_ops_pooling import mean
-from nbcompile.exporters.tflite_tensorflow import tf
 from nbcompile.exporters.tflite_value import Value, elementwise, stored
+from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 
 
 def linear(x: Value, weight: Tensor | Value, bias: Tensor | None = None) -> Value:

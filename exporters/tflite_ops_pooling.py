@@ -10,9 +10,9 @@ from nbcompile.exporters.tflite_errors import LoweringError
 from nbcompile.exporters.tflite_layout import Axis
 from nbcompile.exporters.tflite_ops_convolution import IMAGE, SEQUENCE
 from nbcompile.exporters.tflite_ops_shape import cat, pad, slice_
-from nbcompile.exporters.tflite_tensorflow import tf
 from nbcompile.exporters.tflite_value import Value
 from nbcompile.exporters.tflite_windows import Window, padded, scheme
+from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 
 Sizes = int | Sequence[int]
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from nbcompile.exporters.tflite_errors import LoweringError
 from nbcompile.exporters.tflite_layout import Axis, along, axis_of, simplest
 from nbcompile.exporters.tflite_ops_convolution import IMAGE
-from nbcompile.exporters.tflite_tensorflow import tf
 from nbcompile.exporters.tflite_value import Value, selected, stored
 from nbcompile.exporters.tflite_windows import padded
+from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 
 
 def view(x: Value, shape: Sequence[int]) -> Value:

@@ -23,8 +23,8 @@ from tflite_micro.python.tflite_micro import runtime as tflm
 
 from nbcompile.core.arena_planner import aligned
 from nbcompile.core.errors import ExportError, PreconditionError, UsageError
-from nbcompile.exporters.tflite_file import File, read
-from nbcompile.exporters.tflite_stderr import stderr_kept
+from nbcompile.exporters.to_tflite.file.flatbuffer import File, read
+from nbcompile.exporters.to_tflite.file.stderr import stderr_kept
 
 Sample = tuple[np.ndarray, ...]
 """One array per input, or output, of a file, in its shape."""

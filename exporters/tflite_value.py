@@ -22,7 +22,7 @@ from nbcompile.exporters.tflite_layout import (
     runs,
     simplest,
 )
-from nbcompile.exporters.tflite_tensorflow import tf
+from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 
 MOST_SLICES = 8
 """Pieces that a selection along an axis is put together from; more of them are one GATHER."""

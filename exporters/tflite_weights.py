@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from nbcompile.exporters.tflite_file import File, FileOp, FileTensor, pack, read, unpack
+from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileOp, FileTensor, pack, read, unpack
 
 
 @dataclass(frozen=True)

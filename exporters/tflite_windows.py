@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from nbcompile.core.same_padding import same_padding
 from nbcompile.exporters.tflite_layout import axis_of
-from nbcompile.exporters.tflite_tensorflow import tf
 from nbcompile.exporters.tflite_value import Value
+from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 
 Pair = tuple[int, int]
 

@@ -24,9 +24,9 @@ from nbcompile.exporters.base import ExportResult
 from nbcompile.exporters.tflite_arena import Arena, measured
 from nbcompile.exporters.tflite_check import Agreement
 from nbcompile.exporters.tflite_layers import LayerError
-from nbcompile.exporters.tflite_options import AS_IT_IS, Limits, Recipe
 from nbcompile.exporters.to_tflite.build import Built, Data, Variants, build, lowered, with_corrected_bias
 from nbcompile.exporters.to_tflite.companions import files_beside, names_beside
+from nbcompile.exporters.to_tflite.file.options import AS_IT_IS, Limits, Recipe
 from nbcompile.exporters.to_tflite.proof import agreements, arena_needed, layer_errors, require_limits
 
 INT8, ANY = Recipe(), Limits()

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from nbcompile.exporters.tflite_options import INTERPRETERS
+from nbcompile.exporters.to_tflite.file.options import INTERPRETERS
 from nbcompile.report.devices import Device, Interpreter, QuantisedRow, TensorRow
 
 

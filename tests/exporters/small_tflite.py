@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from nbcompile.exporters.tflite_tensorflow import tf
+from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 
 
 def converted(

@@ -9,8 +9,8 @@ import pytest
 from nbcompile.core.errors import CheckpointError
 from nbcompile.exporters import tflite_benchmark
 from nbcompile.exporters.raspberrypi import MARK, benchmark_script
-from nbcompile.exporters.tflite_file import pack, read, unpack
-from nbcompile.exporters.tflite_tensorflow import tf
+from nbcompile.exporters.to_tflite.file.flatbuffer import pack, read, unpack
+from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 from tests.exporters.small_tflite import converted, tiny
 
 NAMES = ("tiny.tflite", "tiny_float32.tflite")

@@ -4,9 +4,9 @@ import pytest
 
 from nbcompile.core.errors import ExportError
 from nbcompile.exporters.tflite_arena import measured, modelled
-from nbcompile.exporters.tflite_file import read
 from nbcompile.exporters.tflite_runtime import Micro
-from nbcompile.exporters.tflite_tensorflow import tf
+from nbcompile.exporters.to_tflite.file.flatbuffer import read
+from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 from tests.exporters.networks_tflite import NETWORKS, network
 from tests.exporters.small_tflite import converted
 

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from nbcompile.exporters.tflite_stderr import stderr_kept
+from nbcompile.exporters.to_tflite.file.stderr import stderr_kept
 
 # Its C++ half reads this once, when it is loaded; what matters is raised.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -5,7 +5,7 @@ from math import prod
 from pathlib import Path
 
 from nbcompile.core.errors import CheckpointError
-from nbcompile.exporters.tflite_file import File, FileOp, read
+from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileOp, read
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nbcompile.exporters.tflite_file import File, FileOp, FileTensor
+from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileOp, FileTensor
 
 _CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
 

@@ -1,0 +1,1 @@
+"""What a .tflite file is: its bytes, its operators, and TensorFlow, which writes them."""
