@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from nbcompile.exporters.tflite_errors import LoweringError
-from nbcompile.exporters.tflite_layout import Axis
-from nbcompile.exporters.tflite_value import Value, stored
-from nbcompile.exporters.tflite_windows import Pair, Window, padded, scheme
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
+from nbcompile.exporters.to_tflite.lower.layout import Axis
+from nbcompile.exporters.to_tflite.lower.refusal import LoweringError
+from nbcompile.exporters.to_tflite.lower.value import Value, stored
+from nbcompile.exporters.to_tflite.lower.windows import Pair, Window, padded, scheme
 
 SEQUENCE = (0, None, 2, 1)
 """Maps of one dimension are images of one row."""

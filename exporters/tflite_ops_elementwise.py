@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nbcompile.exporters.tflite_errors import LoweringError
-from nbcompile.exporters.tflite_value import Value, constant, elementwise
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
+from nbcompile.exporters.to_tflite.lower.refusal import LoweringError
+from nbcompile.exporters.to_tflite.lower.value import Value, constant, elementwise
 
 Number = int | float
 Operand = Value | Tensor | Number

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nbcompile.exporters.tflite_errors import LoweringError
-from nbcompile.exporters.tflite_layout import Axis
 from nbcompile.exporters.tflite_ops_elementwise import LARGE, add, mul
 from nbcompile.exporters.tflite_ops_pooling import mean
-from nbcompile.exporters.tflite_value import Value, elementwise, stored
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
+from nbcompile.exporters.to_tflite.lower.layout import Axis
+from nbcompile.exporters.to_tflite.lower.refusal import LoweringError
+from nbcompile.exporters.to_tflite.lower.value import Value, elementwise, stored
 
 
 def linear(x: Value, weight: Tensor | Value, bias: Tensor | None = None) -> Value:

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from nbcompile.exporters.tflite_errors import LoweringError
-from nbcompile.exporters.tflite_layout import Axis
 from nbcompile.exporters.tflite_ops_convolution import IMAGE, SEQUENCE
 from nbcompile.exporters.tflite_ops_shape import cat, pad, slice_
-from nbcompile.exporters.tflite_value import Value
-from nbcompile.exporters.tflite_windows import Window, padded, scheme
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
+from nbcompile.exporters.to_tflite.lower.layout import Axis
+from nbcompile.exporters.to_tflite.lower.refusal import LoweringError
+from nbcompile.exporters.to_tflite.lower.value import Value
+from nbcompile.exporters.to_tflite.lower.windows import Window, padded, scheme
 
 Sizes = int | Sequence[int]
 

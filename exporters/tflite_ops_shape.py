@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nbcompile.exporters.tflite_errors import LoweringError
-from nbcompile.exporters.tflite_layout import Axis, along, axis_of, simplest
 from nbcompile.exporters.tflite_ops_convolution import IMAGE
-from nbcompile.exporters.tflite_value import Value, selected, stored
-from nbcompile.exporters.tflite_windows import padded
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
+from nbcompile.exporters.to_tflite.lower.layout import Axis, along, axis_of, simplest
+from nbcompile.exporters.to_tflite.lower.refusal import LoweringError
+from nbcompile.exporters.to_tflite.lower.value import Value, selected, stored
+from nbcompile.exporters.to_tflite.lower.windows import padded
 
 
 def view(x: Value, shape: Sequence[int]) -> Value:

@@ -16,10 +16,10 @@ from nbcompile.core.errors import ExportError, UsageError
 from nbcompile.devices import size
 from nbcompile.exporters.tflite_arena import modelled
 from nbcompile.exporters.tflite_check import Agreement
-from nbcompile.exporters.tflite_lowering import float_model
 from nbcompile.exporters.tflite_runtime import run
 from nbcompile.exporters.to_tflite.file.flatbuffer import read
 from nbcompile.exporters.to_tflite.file.options import Limits, held_out
+from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from nbcompile.exporters.to_tflite.proof import require_limits
 from nbcompile.report.data import plain
 from nbcompile.report.device_rows import device_of

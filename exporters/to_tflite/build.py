@@ -13,12 +13,12 @@ from nbcompile.exporters.micro_resolver import REMEDIES
 from nbcompile.exporters.tflite_bias import corrected
 from nbcompile.exporters.tflite_check import sqnr
 from nbcompile.exporters.tflite_float_layers import left_in_float
-from nbcompile.exporters.tflite_lowering import float_model
 from nbcompile.exporters.tflite_quantise import quantise
 from nbcompile.exporters.tflite_ranges import Ranges, measured
 from nbcompile.exporters.tflite_runtime import Sample, run
 from nbcompile.exporters.to_tflite.file.options import AS_IT_IS, CHECKED, Recipe
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
+from nbcompile.exporters.to_tflite.lower.lowering import float_model
 
 
 @dataclass(frozen=True)

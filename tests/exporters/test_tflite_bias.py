@@ -5,11 +5,11 @@ from torch import Tensor, nn
 
 from nbcompile.exporters.tflite_bias import corrected
 from nbcompile.exporters.tflite_check import sqnr
-from nbcompile.exporters.tflite_lowering import float_model
 from nbcompile.exporters.tflite_quantise import quantise
 from nbcompile.exporters.tflite_runtime import Sample, run
 from nbcompile.exporters.to_tflite.file.flatbuffer import pack, read, unpack
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
+from nbcompile.exporters.to_tflite.lower.lowering import float_model
 
 
 class Net(nn.Module):

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nbcompile.core.numerics import relative_error
-from nbcompile.exporters import tflite_lowering
-from nbcompile.exporters.tflite_lowering import float_model
 from nbcompile.exporters.tflite_ops import HANDLERS
+from nbcompile.exporters.to_tflite.lower import lowering as tflite_lowering
+from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from tests.exporters.lowered import Net, outputs
 
 INPUTS = {

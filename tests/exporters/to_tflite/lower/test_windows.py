@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nbcompile.exporters.tflite_windows import Window, scheme
+from nbcompile.exporters.to_tflite.lower.windows import Window, scheme
 
 
 @pytest.mark.parametrize("ceil", [False, True])

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nbcompile.core.errors import ExportError
-from nbcompile.exporters.tflite_lowering import float_model
 from nbcompile.exporters.to_tflite.file.flatbuffer import read
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
+from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from tests.exporters.lowered import Net, lowered, names, operators, outputs
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nbcompile.exporters.tflite_layout import (
+from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
+from nbcompile.exporters.to_tflite.lower.layout import (
     Axes,
     Axis,
     along,
@@ -22,7 +23,6 @@ from nbcompile.exporters.tflite_layout import (
     runs,
     simplest,
 )
-from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 
 MOST_SLICES = 8
 """Pieces that a selection along an axis is put together from; more of them are one GATHER."""

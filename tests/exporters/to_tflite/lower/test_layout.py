@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbcompile.exporters.tflite_layout import Axis, along, digits, groups, merged, plain, runs, simplest
+from nbcompile.exporters.to_tflite.lower.layout import Axis, along, digits, groups, merged, plain, runs, simplest
 
 SHAPE = (1, 4, 3, 5)
 

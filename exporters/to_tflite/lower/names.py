@@ -14,8 +14,8 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from nbcompile.core.compiled import CompiledPiece
-from nbcompile.exporters.tflite_capture import aten_name
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileOp, pack, read, unpack
+from nbcompile.exporters.to_tflite.lower.capture import aten_name
 
 _NUMBER = re.compile(r"(?:^|[;/])n(\d+)(?=[/:;_]|$)")
 _LAYERS = {

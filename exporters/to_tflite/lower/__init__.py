@@ -1,0 +1,1 @@
+"""From core ATen operators to TensorFlow's, channels last."""
