@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs, each
-from nbcompile.exporters.tflite_ops import HANDLERS
+from nbcompile.exporters.to_tflite.lower.ops.table import HANDLERS
 
 
 def captured(graph: nn.Module, inputs: Inputs) -> ExportedProgram:

@@ -16,7 +16,6 @@ from torch.utils._pytree import tree_any, tree_leaves
 
 from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs
-from nbcompile.exporters.tflite_ops import HANDLERS, INSTEAD, NATIVE
 from nbcompile.exporters.to_tflite.file.flatbuffer import read
 from nbcompile.exporters.to_tflite.file.ports import FloatModel, Port
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import quiet, tf
@@ -24,6 +23,7 @@ from nbcompile.exporters.to_tflite.file.stderr import stderr_kept
 from nbcompile.exporters.to_tflite.lower.capture import aten_name, captured, constants, place
 from nbcompile.exporters.to_tflite.lower.layout import axis_of
 from nbcompile.exporters.to_tflite.lower.names import labels, named, owners, scope
+from nbcompile.exporters.to_tflite.lower.ops.table import HANDLERS, INSTEAD, NATIVE
 from nbcompile.exporters.to_tflite.lower.refusal import LoweringError
 from nbcompile.exporters.to_tflite.lower.value import Value, stored
 

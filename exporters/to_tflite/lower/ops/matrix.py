@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nbcompile.exporters.tflite_ops_elementwise import LARGE, add, mul
-from nbcompile.exporters.tflite_ops_pooling import mean
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 from nbcompile.exporters.to_tflite.lower.layout import Axis
+from nbcompile.exporters.to_tflite.lower.ops.elementwise import LARGE, add, mul
+from nbcompile.exporters.to_tflite.lower.ops.pooling import mean
 from nbcompile.exporters.to_tflite.lower.refusal import LoweringError
 from nbcompile.exporters.to_tflite.lower.value import Value, elementwise, stored
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nbcompile.core.numerics import relative_error
-from nbcompile.exporters.tflite_ops import HANDLERS
-from nbcompile.exporters.to_tflite.lower import lowering as tflite_lowering
+from nbcompile.exporters.to_tflite.lower import lowering
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
+from nbcompile.exporters.to_tflite.lower.ops.table import HANDLERS
 from tests.exporters.lowered import Net, outputs
 
 INPUTS = {
@@ -265,7 +265,7 @@ def everything() -> dict[str, tuple[Tensor, Tensor]]:
     network, inputs = Everything().eval(), tuple(torch.randn(size) for size in INPUTS.values())
     inputs = (*inputs[:-1], torch.tensor([[1, 5, 3]]))
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tflite_lowering, "HANDLERS", ASKED)
+        patch.setattr(lowering, "HANDLERS", ASKED)
         found, wanted = outputs(float_model(network, inputs), *inputs), network(*inputs)
     return {name: pair for name, *pair in zip(CASES, found, wanted, strict=True)}
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nbcompile.exporters.tflite_ops_convolution import IMAGE
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 from nbcompile.exporters.to_tflite.lower.layout import Axis, along, axis_of, simplest
+from nbcompile.exporters.to_tflite.lower.ops.convolution import IMAGE
 from nbcompile.exporters.to_tflite.lower.refusal import LoweringError
 from nbcompile.exporters.to_tflite.lower.value import Value, selected, stored
 from nbcompile.exporters.to_tflite.lower.windows import padded

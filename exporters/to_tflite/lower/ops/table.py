@@ -3,20 +3,14 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from nbcompile.exporters import (
-    tflite_ops_convolution,
-    tflite_ops_elementwise,
-    tflite_ops_matrix,
-    tflite_ops_pooling,
-    tflite_ops_shape,
-)
+from nbcompile.exporters.to_tflite.lower.ops import convolution, elementwise, matrix, pooling, shape
 
 HANDLERS: Mapping[str, Callable[..., Any]] = {
-    **tflite_ops_convolution.HANDLERS,
-    **tflite_ops_elementwise.HANDLERS,
-    **tflite_ops_matrix.HANDLERS,
-    **tflite_ops_pooling.HANDLERS,
-    **tflite_ops_shape.HANDLERS,
+    **convolution.HANDLERS,
+    **elementwise.HANDLERS,
+    **matrix.HANDLERS,
+    **pooling.HANDLERS,
+    **shape.HANDLERS,
 }
 """By name, such as ``conv2d`` or ``add.Tensor`` (the overload ``default`` is left out).
 
@@ -32,5 +26,5 @@ NATIVE: Mapping[str, str] = {
 }
 """Operators of TFLite that not every runtime has, by the ATen operator that becomes one."""
 
-INSTEAD: Mapping[str, Callable[..., Any]] = {"gelu": tflite_ops_elementwise.gelu_in_parts}
+INSTEAD: Mapping[str, Callable[..., Any]] = {"gelu": elementwise.gelu_in_parts}
 """Handlers for targets that lack the native operator."""

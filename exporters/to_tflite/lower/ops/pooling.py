@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from nbcompile.exporters.tflite_ops_convolution import IMAGE, SEQUENCE
-from nbcompile.exporters.tflite_ops_shape import cat, pad, slice_
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 from nbcompile.exporters.to_tflite.lower.layout import Axis
+from nbcompile.exporters.to_tflite.lower.ops.convolution import IMAGE, SEQUENCE
+from nbcompile.exporters.to_tflite.lower.ops.shape import cat, pad, slice_
 from nbcompile.exporters.to_tflite.lower.refusal import LoweringError
 from nbcompile.exporters.to_tflite.lower.value import Value
 from nbcompile.exporters.to_tflite.lower.windows import Window, padded, scheme

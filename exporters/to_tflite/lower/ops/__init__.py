@@ -1,0 +1,1 @@
+"""One handler an ATen operator; `table` knows them all."""
