@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from nbcompile.core.example import Inputs, random_inputs, specs
 from nbcompile.core.numerics import flatten
 from nbcompile.exporters.micro_resolver import REMEDIES
-from nbcompile.exporters.tflite_bias import corrected
 from nbcompile.exporters.tflite_check import sqnr
-from nbcompile.exporters.tflite_float_layers import left_in_float
-from nbcompile.exporters.tflite_quantise import quantise
-from nbcompile.exporters.tflite_ranges import Ranges, measured
 from nbcompile.exporters.tflite_runtime import Sample, run
 from nbcompile.exporters.to_tflite.file.options import AS_IT_IS, CHECKED, Recipe
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
+from nbcompile.exporters.to_tflite.quantize.bias import corrected
+from nbcompile.exporters.to_tflite.quantize.float_layers import left_in_float
+from nbcompile.exporters.to_tflite.quantize.quantize import quantise
+from nbcompile.exporters.to_tflite.quantize.ranges import Ranges, measured
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from nbcompile.core.errors import UsageError
-from nbcompile.exporters.tflite_ranges import layer_of
 from nbcompile.exporters.to_tflite.file.flatbuffer import read
 from nbcompile.exporters.to_tflite.file.pairs import pairs
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
+from nbcompile.exporters.to_tflite.quantize.ranges import layer_of
 
 _NAMED = 24
 """How many layers an error lists."""

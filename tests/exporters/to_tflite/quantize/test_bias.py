@@ -3,13 +3,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nbcompile.exporters.tflite_bias import corrected
 from nbcompile.exporters.tflite_check import sqnr
-from nbcompile.exporters.tflite_quantise import quantise
 from nbcompile.exporters.tflite_runtime import Sample, run
 from nbcompile.exporters.to_tflite.file.flatbuffer import pack, read, unpack
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
+from nbcompile.exporters.to_tflite.quantize.bias import corrected
+from nbcompile.exporters.to_tflite.quantize.quantize import quantise
 
 
 class Net(nn.Module):
@@ -93,5 +93,5 @@ def test_biases_that_two_layers_share_are_left_alone() -> None:
 def test_errors_that_may_be_chance_are_left_alone(model: FloatModel, monkeypatch: pytest.MonkeyPatch) -> None:
     given = samples(6)
     content = quantise(model, given)
-    monkeypatch.setattr("nbcompile.exporters.tflite_bias.SURE", float("inf"))
+    monkeypatch.setattr("nbcompile.exporters.to_tflite.quantize.bias.SURE", float("inf"))
     assert corrected(model, content, given) == content

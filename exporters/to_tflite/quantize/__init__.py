@@ -1,0 +1,1 @@
+"""Scales, zero points, biases, and the layers that stay in float."""
