@@ -21,7 +21,7 @@ from rich.console import Console
 from sklearn.datasets import load_digits
 
 import nbcompile
-from nbcompile.exporters.tflite_runtime import run
+from nbcompile.exporters.to_tflite.run.interpreters import run
 from nbcompile.models import build
 from nbcompile.report import data as page
 from nbcompile.report.collect import report_on

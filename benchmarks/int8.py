@@ -37,10 +37,10 @@ from torch import Tensor, nn
 
 import nbcompile
 from nbcompile.core.errors import ExportError
-from nbcompile.exporters.tflite_arena import Arena, measured
-from nbcompile.exporters.tflite_check import compared
-from nbcompile.exporters.tflite_runtime import Sample, run, start
 from nbcompile.exporters.to_tflite.file.flatbuffer import read
+from nbcompile.exporters.to_tflite.run.agreement import compared
+from nbcompile.exporters.to_tflite.run.arena import Arena, measured
+from nbcompile.exporters.to_tflite.run.interpreters import Sample, run, start
 
 SEED = 0
 PIXELS, WIDTH = 144, 0.35

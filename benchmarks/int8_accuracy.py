@@ -30,7 +30,7 @@ from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 from torch import Tensor, nn
 
 import nbcompile
-from nbcompile.exporters.tflite_runtime import run
+from nbcompile.exporters.to_tflite.run.interpreters import run
 from nbcompile.training import Epoch, Event, TrainConfig, train
 from nbcompile.training.data import load_data
 from nbcompile.training.seeds import seed_everything

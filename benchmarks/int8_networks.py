@@ -72,9 +72,9 @@ def main() -> None:
 
 def measure(spec: str, scheme: str, calibrating: int, testing: int) -> dict[str, Any]:
     # TensorFlow is loaded in the children, which must be forked before it starts its threads.
-    from nbcompile.exporters.tflite_check import compared
     from nbcompile.exporters.to_tflite.file.flatbuffer import read
     from nbcompile.exporters.to_tflite.file.options import LEAST_SQNR
+    from nbcompile.exporters.to_tflite.run.agreement import compared
 
     torch.manual_seed(SEED)
     pixels = NETWORKS[spec]

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 import nbcompile
 from nbcompile.core.errors import ExportError, UsageError
 from nbcompile.devices import size
-from nbcompile.exporters.tflite_arena import modelled
-from nbcompile.exporters.tflite_check import Agreement
-from nbcompile.exporters.tflite_runtime import run
 from nbcompile.exporters.to_tflite.file.flatbuffer import read
 from nbcompile.exporters.to_tflite.file.options import Limits, held_out
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from nbcompile.exporters.to_tflite.proof import require_limits
+from nbcompile.exporters.to_tflite.run.agreement import Agreement
+from nbcompile.exporters.to_tflite.run.arena import modelled
+from nbcompile.exporters.to_tflite.run.interpreters import run
 from nbcompile.report.data import plain
 from nbcompile.report.device_rows import device_of
 from tests.exporters.small_networks import small, wide

@@ -130,11 +130,11 @@ def test_nothing_to_split() -> None:
 
 @pytest.mark.slow
 def test_tflite_micro_says_the_same_and_outputs_stay_within_one_lsb() -> None:
-    from nbcompile.exporters.tflite_arena import measured
-    from nbcompile.exporters.tflite_runtime import run
     from nbcompile.exporters.to_tflite.file.flatbuffer import read
     from nbcompile.exporters.to_tflite.lower.lowering import float_model
     from nbcompile.exporters.to_tflite.quantize.quantize import quantise
+    from nbcompile.exporters.to_tflite.run.arena import measured
+    from nbcompile.exporters.to_tflite.run.interpreters import run
 
     x = torch.randn(10, 3, 144, 144)
     model = mobilenetv2_35()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import nbcompile
-from nbcompile.exporters.tflite_runtime import run
+from nbcompile.exporters.to_tflite.run.interpreters import run
 
 
 class Branches(nn.Module):

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from nbcompile.exporters.micro_code import sources
 from nbcompile.exporters.raspberrypi import benchmark_script
-from nbcompile.exporters.tflite_arena import Arena
 from nbcompile.exporters.to_tflite.build import Built
+from nbcompile.exporters.to_tflite.run.arena import Arena
 
 
 def names_beside(path: Path, micro: bool, scheme: str) -> tuple[Path, ...]:

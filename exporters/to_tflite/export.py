@@ -21,13 +21,13 @@ from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs
 from nbcompile.core.files import atomic, check_target
 from nbcompile.exporters.base import ExportResult
-from nbcompile.exporters.tflite_arena import Arena, measured
-from nbcompile.exporters.tflite_check import Agreement
-from nbcompile.exporters.tflite_layers import LayerError
 from nbcompile.exporters.to_tflite.build import Built, Data, Variants, build, lowered, with_corrected_bias
 from nbcompile.exporters.to_tflite.companions import files_beside, names_beside
 from nbcompile.exporters.to_tflite.file.options import AS_IT_IS, Limits, Recipe
 from nbcompile.exporters.to_tflite.proof import agreements, arena_needed, layer_errors, require_limits
+from nbcompile.exporters.to_tflite.run.agreement import Agreement
+from nbcompile.exporters.to_tflite.run.arena import Arena, measured
+from nbcompile.exporters.to_tflite.run.errors_by_layer import LayerError
 
 INT8, ANY = Recipe(), Limits()
 

@@ -101,7 +101,7 @@ def _onnx_runner(path: Path) -> Runner:
 
 
 def _int8_runner(path: Path) -> Runner:
-    from nbcompile.exporters.tflite_runtime import run
+    from nbcompile.exporters.to_tflite.run.interpreters import run
 
     content = path.read_bytes()
 

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from nbcompile.core.numerics import flatten, relative_error
 from nbcompile.deployment import deploy
-from nbcompile.exporters.tflite_runtime import run
 from nbcompile.exporters.to_tflite.file.flatbuffer import read
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
+from nbcompile.exporters.to_tflite.run.interpreters import run
 
 
 class Net(nn.Module):

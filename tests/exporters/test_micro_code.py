@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from nbcompile.core.errors import CheckpointError, ExportError, UsageError
 from nbcompile.exporters.micro_code import comment, identifier, sources
 from nbcompile.exporters.micro_resolver import METHODS, check_ops
-from nbcompile.exporters.tflite_runtime import run as run_file
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileTensor, pack, read, schema, unpack
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
+from nbcompile.exporters.to_tflite.run.interpreters import run as run_file
 from tests.exporters.lowered import Net
 from tests.exporters.small_tflite import converted, tiny
 
@@ -249,7 +249,7 @@ import os, sys
 from pathlib import Path
 from nbcompile.core.errors import ExportError
 from nbcompile.exporters.to_tflite.file.flatbuffer import pack, schema, unpack
-from nbcompile.exporters.tflite_runtime import start
+from nbcompile.exporters.to_tflite.run.interpreters import start
 
 model = unpack(Path(sys.argv[1]).read_bytes())
 for name, code in vars(schema.BuiltinOperator).items():

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from nbcompile.exporters.tflite_parts import Part, Parts
-from nbcompile.exporters.tflite_runtime import Sample, fitted, tensors
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, read
 from nbcompile.exporters.to_tflite.file.pairs import pairs
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
+from nbcompile.exporters.to_tflite.run.interpreters import Sample, fitted, tensors
+from nbcompile.exporters.to_tflite.run.one_operator import Part, Parts
 
 SAMPLES = 64
 """Calibration samples that are run, evenly chosen."""

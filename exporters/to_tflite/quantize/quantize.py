@@ -21,7 +21,6 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from nbcompile.core.errors import ExportError, UsageError
-from nbcompile.exporters.tflite_runtime import Sample
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, pack, read, unpack
 from nbcompile.exporters.to_tflite.file.options import Recipe
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
@@ -30,6 +29,7 @@ from nbcompile.exporters.to_tflite.file.stderr import stderr_kept
 from nbcompile.exporters.to_tflite.quantize.float_layers import matching
 from nbcompile.exporters.to_tflite.quantize.ranges import Ranges, measured
 from nbcompile.exporters.to_tflite.quantize.weights_only import to_dynamic, to_float16
+from nbcompile.exporters.to_tflite.run.interpreters import Sample
 
 _NAMELESS = "TRANSPOSE_CONV"
 """TensorFlow renames these before it looks for the names of layers that stay float: all of them do, or none."""

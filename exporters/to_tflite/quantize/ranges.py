@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from nbcompile.core.errors import PreconditionError, UsageError
-from nbcompile.exporters.tflite_runtime import Sample, tensors
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, read
 from nbcompile.exporters.to_tflite.file.options import RANGES, require_choice
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
+from nbcompile.exporters.to_tflite.run.interpreters import Sample, tensors
 
 TAIL = 1e-4
 """Share of the values that ``percentile`` drops at either end."""

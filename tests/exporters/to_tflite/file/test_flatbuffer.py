@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from nbcompile.core.errors import CheckpointError
-from nbcompile.exporters.tflite_runtime import run
 from nbcompile.exporters.to_tflite.file.flatbuffer import Quantisation, pack, read, schema, unpack
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
+from nbcompile.exporters.to_tflite.run.interpreters import run
 from tests.exporters.networks_tflite import network
 from tests.exporters.small_tflite import tiny
 

@@ -3,13 +3,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nbcompile.exporters.tflite_check import sqnr
-from nbcompile.exporters.tflite_runtime import Sample, run
 from nbcompile.exporters.to_tflite.file.flatbuffer import pack, read, unpack
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from nbcompile.exporters.to_tflite.quantize.bias import corrected
 from nbcompile.exporters.to_tflite.quantize.quantize import quantise
+from nbcompile.exporters.to_tflite.run.agreement import sqnr
+from nbcompile.exporters.to_tflite.run.interpreters import Sample, run
 
 
 class Net(nn.Module):

@@ -4,8 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from nbcompile.core.errors import ExportError, UsageError
-from nbcompile.exporters.tflite_check import sqnr
-from nbcompile.exporters.tflite_runtime import Sample, run
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, read
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import quiet, tf
@@ -13,6 +11,8 @@ from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from nbcompile.exporters.to_tflite.quantize.float_layers import left_in_float, matching
 from nbcompile.exporters.to_tflite.quantize.quantize import quantise
 from nbcompile.exporters.to_tflite.quantize.ranges import measured
+from nbcompile.exporters.to_tflite.run.agreement import sqnr
+from nbcompile.exporters.to_tflite.run.interpreters import Sample, run
 
 
 class Net(nn.Module):

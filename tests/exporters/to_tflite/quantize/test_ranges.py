@@ -4,11 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from nbcompile.core.errors import PreconditionError, UsageError
-from nbcompile.exporters.tflite_runtime import Sample
 from nbcompile.exporters.to_tflite.file.flatbuffer import read
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from nbcompile.exporters.to_tflite.quantize.ranges import BINS, UNKNOWN, Ranges, _Histogram, _histograms, measured
+from nbcompile.exporters.to_tflite.run.interpreters import Sample
 
 
 class Net(nn.Module):

@@ -3,11 +3,11 @@ import pytest
 import torch
 from torch import nn
 
-from nbcompile.exporters.tflite_runtime import Sample, run
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileTensor, read
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from nbcompile.exporters.to_tflite.quantize.weights_only import to_dynamic, to_float16
+from nbcompile.exporters.to_tflite.run.interpreters import Sample, run
 
 
 class Net(nn.Module):

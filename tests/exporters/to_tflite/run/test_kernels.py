@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from nbcompile.exporters.tflite_kernels import KernelDifference, kernel_differences
-from nbcompile.exporters.tflite_parts import Parts
-from nbcompile.exporters.tflite_runtime import tensors
 from nbcompile.exporters.to_tflite.file.flatbuffer import read
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
+from nbcompile.exporters.to_tflite.run.interpreters import tensors
+from nbcompile.exporters.to_tflite.run.kernels import KernelDifference, kernel_differences
+from nbcompile.exporters.to_tflite.run.one_operator import Parts
 from tests.exporters.networks_tflite import NETWORKS, network, samples
 from tests.exporters.small_tflite import converted
 

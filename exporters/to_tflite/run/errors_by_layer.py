@@ -14,12 +14,12 @@ from math import inf, sqrt
 
 import numpy as np
 
-from nbcompile.exporters.tflite_check import decibels, power
-from nbcompile.exporters.tflite_parts import Parts
-from nbcompile.exporters.tflite_runtime import Sample, tensors
 from nbcompile.exporters.to_tflite.file.flatbuffer import File
 from nbcompile.exporters.to_tflite.file.pairs import Pair, needed_step, pairs, prescribed, rounded
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
+from nbcompile.exporters.to_tflite.run.agreement import decibels, power
+from nbcompile.exporters.to_tflite.run.interpreters import Sample, tensors
+from nbcompile.exporters.to_tflite.run.one_operator import Parts
 
 BAND = 1.0
 """Steps, root mean square: the largest error of its own that a layer is expected to add; even rounding adds 0.29.

@@ -7,8 +7,8 @@ from math import inf, log10
 import numpy as np
 
 from nbcompile.core.errors import PreconditionError
-from nbcompile.exporters.tflite_runtime import Sample, run
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, read
+from nbcompile.exporters.to_tflite.run.interpreters import Sample, run
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@ from collections.abc import Callable
 import pytest
 
 from nbcompile.core.errors import ExportError
-from nbcompile.exporters.tflite_arena import measured, modelled
-from nbcompile.exporters.tflite_runtime import Micro
 from nbcompile.exporters.to_tflite.file.flatbuffer import read
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
+from nbcompile.exporters.to_tflite.run.arena import measured, modelled
+from nbcompile.exporters.to_tflite.run.interpreters import Micro
 from tests.exporters.networks_tflite import NETWORKS, network
 from tests.exporters.small_tflite import converted
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from nbcompile.core.errors import PreconditionError
-from nbcompile.exporters.tflite_check import compared, sqnr
-from nbcompile.exporters.tflite_runtime import KERNELS, Sample
 from nbcompile.exporters.to_tflite.file.flatbuffer import pack, read, unpack
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
+from nbcompile.exporters.to_tflite.run.agreement import compared, sqnr
+from nbcompile.exporters.to_tflite.run.interpreters import KERNELS, Sample
 from tests.exporters.networks_tflite import mobile, network, samples, scratch
 from tests.exporters.small_tflite import converted
 

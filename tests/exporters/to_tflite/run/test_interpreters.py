@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from nbcompile.core.errors import ExportError, PreconditionError, UsageError
-from nbcompile.exporters.tflite_runtime import KERNELS, Micro, run, start, tensors
 from nbcompile.exporters.to_tflite.file.flatbuffer import read
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 from nbcompile.exporters.to_tflite.file.stderr import stderr_kept
+from nbcompile.exporters.to_tflite.run.interpreters import KERNELS, Micro, run, start, tensors
 from tests.exporters.networks_tflite import mobile, network
 from tests.exporters.small_tflite import converted
 

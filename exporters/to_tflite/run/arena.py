@@ -16,8 +16,8 @@ from math import prod
 
 from nbcompile.core.arena_planner import Buffer, aligned, offsets
 from nbcompile.core.errors import ExportError
-from nbcompile.exporters.tflite_runtime import Micro, start_micro
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileOp, read
+from nbcompile.exporters.to_tflite.run.interpreters import Micro, start_micro
 
 _SCRATCH = "scratch of "
 _PREPARING = 2048

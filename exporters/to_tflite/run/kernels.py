@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nbcompile.exporters.tflite_parts import Parts
-from nbcompile.exporters.tflite_runtime import Sample, tensors
+from nbcompile.exporters.to_tflite.run.interpreters import Sample, tensors
+from nbcompile.exporters.to_tflite.run.one_operator import Parts
 
 ALLOWED = 1
 """Steps by which two kernels of one operator may differ."""

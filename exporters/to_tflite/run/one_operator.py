@@ -6,8 +6,8 @@ from copy import copy
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from nbcompile.exporters.tflite_runtime import Sample, start
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileOp, pack, read, unpack
+from nbcompile.exporters.to_tflite.run.interpreters import Sample, start
 
 
 class Parts:

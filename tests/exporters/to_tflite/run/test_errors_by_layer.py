@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from nbcompile.exporters.tflite_layers import BAND, by_layer, first_outside
-from nbcompile.exporters.tflite_runtime import KERNELS
 from nbcompile.exporters.to_tflite.file.flatbuffer import FileTensor, Quantisation, pack, read, unpack
 from nbcompile.exporters.to_tflite.file.pairs import rounded
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
+from nbcompile.exporters.to_tflite.run.errors_by_layer import BAND, by_layer, first_outside
+from nbcompile.exporters.to_tflite.run.interpreters import KERNELS
 from tests.exporters.networks_tflite import NETWORKS, network, samples
 from tests.exporters.small_tflite import converted
 
