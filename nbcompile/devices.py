@@ -29,8 +29,8 @@ from nbcompile.core.example import Inputs, each, origin_of
 from nbcompile.deployment import deploy
 from nbcompile.exporters import tflite
 from nbcompile.exporters.base import ExportResult
-from nbcompile.exporters.micro_boards import board as board_of
 from nbcompile.exporters.to_tflite.file.options import AS_IT_IS, Limits, Recipe, held_out, require_choice
+from nbcompile.exporters.to_tflite.targets.boards import board as board_of
 from nbcompile.fitting import fit
 from nbcompile.passes import AbsorbBias, Equalise, EvenPadding, SplitChannels
 

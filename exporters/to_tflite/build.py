@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from nbcompile.core.example import Inputs, random_inputs, specs
 from nbcompile.core.numerics import flatten
-from nbcompile.exporters.micro_resolver import REMEDIES
 from nbcompile.exporters.to_tflite.file.options import AS_IT_IS, CHECKED, Recipe
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
@@ -19,6 +18,7 @@ from nbcompile.exporters.to_tflite.quantize.quantize import quantise
 from nbcompile.exporters.to_tflite.quantize.ranges import Ranges, measured
 from nbcompile.exporters.to_tflite.run.agreement import sqnr
 from nbcompile.exporters.to_tflite.run.interpreters import Sample, run
+from nbcompile.exporters.to_tflite.targets.micro_operators import REMEDIES
 
 
 @dataclass(frozen=True)

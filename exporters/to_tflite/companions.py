@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from nbcompile.exporters.micro_code import sources
-from nbcompile.exporters.raspberrypi import benchmark_script
 from nbcompile.exporters.to_tflite.build import Built
 from nbcompile.exporters.to_tflite.run.arena import Arena
+from nbcompile.exporters.to_tflite.targets.micro_sources import sources
+from nbcompile.exporters.to_tflite.targets.raspberrypi import benchmark_script
 
 
 def names_beside(path: Path, micro: bool, scheme: str) -> tuple[Path, ...]:

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nbcompile.core.errors import ExportError
-from nbcompile.exporters.micro_boards import why_over_budget
-from nbcompile.exporters.micro_resolver import check_ops
 from nbcompile.exporters.to_tflite.build import Built, Data
 from nbcompile.exporters.to_tflite.file.flatbuffer import read
 from nbcompile.exporters.to_tflite.file.options import INTERPRETERS, MORE_SQNR, Limits, Recipe
@@ -13,6 +11,8 @@ from nbcompile.exporters.to_tflite.run.agreement import Agreement, compared
 from nbcompile.exporters.to_tflite.run.arena import Arena, measured, modelled
 from nbcompile.exporters.to_tflite.run.errors_by_layer import LayerError, by_layer
 from nbcompile.exporters.to_tflite.run.kernels import kernel_differences
+from nbcompile.exporters.to_tflite.targets.boards import why_over_budget
+from nbcompile.exporters.to_tflite.targets.micro_operators import check_ops
 
 
 def agreements(built: Built, data: Data, micro: bool) -> tuple[tuple[Agreement, ...], list[str]]:

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Sequence
 from string import Template
 
 from nbcompile.core.errors import ExportError, UsageError
-from nbcompile.exporters.micro_resolver import check_ops, ops_header
-from nbcompile.exporters.micro_skeleton import skeleton
 from nbcompile.exporters.to_tflite.file.flatbuffer import FileTensor, read
+from nbcompile.exporters.to_tflite.targets.micro_main import skeleton
+from nbcompile.exporters.to_tflite.targets.micro_operators import check_ops, ops_header
 
 C_TYPES = {
     "float32": "float",

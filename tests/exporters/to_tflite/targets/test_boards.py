@@ -1,7 +1,7 @@
 import pytest
 
 from nbcompile.core.errors import UsageError
-from nbcompile.exporters.micro_boards import BOARDS, board, why_over_budget
+from nbcompile.exporters.to_tflite.targets.boards import BOARDS, board, why_over_budget
 
 
 def test_every_board_is_whole() -> None:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from nbcompile.core.errors import CheckpointError
-from nbcompile.exporters import tflite_benchmark
-from nbcompile.exporters.raspberrypi import MARK, benchmark_script
 from nbcompile.exporters.to_tflite.file.flatbuffer import pack, read, unpack
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
+from nbcompile.exporters.to_tflite.targets import raspberrypi_benchmark
+from nbcompile.exporters.to_tflite.targets.raspberrypi import MARK, benchmark_script
 from tests.exporters.small_tflite import converted, tiny
 
 NAMES = ("tiny.tflite", "tiny_float32.tflite")
@@ -84,13 +84,15 @@ def test_missing_and_changed_files_are_named(tmp_path: Path, files: dict[str, by
 
 def test_other_interpreters(monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes]) -> None:
     content, ranges = files[NAMES[0]], [(-1.0, 1.0)]
-    expected = tflite_benchmark.answers(content, ranges)
-    monkeypatch.setattr(tflite_benchmark, "INTERPRETERS", ("not_installed.x", "tensorflow.lite.python.interpreter"))
+    expected = raspberrypi_benchmark.answers(content, ranges)
+    monkeypatch.setattr(
+        raspberrypi_benchmark, "INTERPRETERS", ("not_installed.x", "tensorflow.lite.python.interpreter")
+    )
     with pytest.warns(UserWarning, match="Interpreter"):
-        assert tflite_benchmark.agreement(expected, tflite_benchmark.answers(content, ranges)) > 40
-    monkeypatch.setattr(tflite_benchmark, "INTERPRETERS", ("not_installed.x",))
+        assert raspberrypi_benchmark.agreement(expected, raspberrypi_benchmark.answers(content, ranges)) > 40
+    monkeypatch.setattr(raspberrypi_benchmark, "INTERPRETERS", ("not_installed.x",))
     with pytest.raises(SystemExit, match=r"no interpreter of \.tflite files is installed: pip install ai-edge-litert"):
-        tflite_benchmark.answers(content, ranges)
+        raspberrypi_benchmark.answers(content, ranges)
 
 
 def test_the_same_inputs_for_float_and_for_integers(files: dict[str, bytes]) -> None:
@@ -103,24 +105,25 @@ def test_the_same_inputs_for_float_and_for_integers(files: dict[str, bytes]) -> 
     assert "RANGES = [(-2.0, 2.0)]" in benchmark_script({"b": floating}).splitlines()
     # All three compute nearly the same: they got the same inputs.
     first, second, third = (
-        tflite_benchmark.answers(found, [(float(low), float(high))]) for found in (content, with_float_io, floating)
+        raspberrypi_benchmark.answers(found, [(float(low), float(high))])
+        for found in (content, with_float_io, floating)
     )
-    assert tflite_benchmark.agreement(first, second) > 40
-    assert tflite_benchmark.agreement(third, first) > 20
+    assert raspberrypi_benchmark.agreement(first, second) > 40
+    assert raspberrypi_benchmark.agreement(third, first) > 20
 
 
 def test_large_outputs_are_thinned() -> None:
     content = converted(lambda x: x + x, (1, 100, 97, 3), int8=False)
-    (found,) = tflite_benchmark.answers(content, [(-1.0, 1.0)])
-    assert len(found) == -(-100 * 97 * 3 // (100 * 97 * 3 // tflite_benchmark.KEPT))
+    (found,) = raspberrypi_benchmark.answers(content, [(-1.0, 1.0)])
+    assert len(found) == -(-100 * 97 * 3 // (100 * 97 * 3 // raspberrypi_benchmark.KEPT))
     assert len(benchmark_script({"a": content})) < 60_000
 
 
 def test_agreement_is_that_of_the_worst_output() -> None:
     x = np.array([3.0, 4.0])
-    assert tflite_benchmark.agreement([x, x], [x, x]) == np.inf
-    assert tflite_benchmark.agreement([x, x], [x, np.array([3.0, 4.5])]) == pytest.approx(20)
-    assert tflite_benchmark.agreement([0 * x], [x]) == -np.inf
+    assert raspberrypi_benchmark.agreement([x, x], [x, x]) == np.inf
+    assert raspberrypi_benchmark.agreement([x, x], [x, np.array([3.0, 4.5])]) == pytest.approx(20)
+    assert raspberrypi_benchmark.agreement([0 * x], [x]) == -np.inf
 
 
 @pytest.mark.parametrize(
@@ -133,12 +136,12 @@ def test_agreement_is_that_of_the_worst_output() -> None:
     ids=["faster", "nearly as fast, and smaller", "slower"],
 )
 def test_advice(monkeypatch: pytest.MonkeyPatch, times: tuple[float, ...], advice: str) -> None:
-    monkeypatch.setattr(tflite_benchmark, "FILES", {"a": ("", 30.0), "b": ("", 60.0)})
+    monkeypatch.setattr(raspberrypi_benchmark, "FILES", {"a": ("", 30.0), "b": ("", 60.0)})
     keys = [("a", 1), ("a", 4), ("b", 1), ("b", 4)]
-    assert tflite_benchmark.advice(dict(zip(keys, times, strict=True))) == advice
+    assert raspberrypi_benchmark.advice(dict(zip(keys, times, strict=True))) == advice
 
 
 def test_the_marks_and_bad_files() -> None:
-    assert Path(tflite_benchmark.__file__).read_text().count(MARK) == 2
+    assert Path(raspberrypi_benchmark.__file__).read_text().count(MARK) == 2
     with pytest.raises(CheckpointError, match=r"this is no \.tflite file"):
         benchmark_script({"a": b"x"})

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from nbcompile.core.errors import CheckpointError, ExportError, UsageError
-from nbcompile.exporters.micro_code import comment, identifier, sources
-from nbcompile.exporters.micro_resolver import METHODS, check_ops
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileTensor, pack, read, schema, unpack
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from nbcompile.exporters.to_tflite.run.interpreters import run as run_file
+from nbcompile.exporters.to_tflite.targets.micro_operators import METHODS, check_ops
+from nbcompile.exporters.to_tflite.targets.micro_sources import comment, identifier, sources
 from tests.exporters.lowered import Net
 from tests.exporters.small_tflite import converted, tiny
 

@@ -1,7 +1,7 @@
 """The script that times a network's files on a Raspberry Pi, and says there which of them to ship.
 
 int8 is not always faster than float32 on a Pi: it depends on the network, the board and the threads. So both files are
-written, and the script, which is `tflite_benchmark` with the expected outputs filled in, measures them where they will
+written, and the script, which is `raspberrypi_benchmark` with the expected outputs filled in, measures them where they will
 run.
 """
 
@@ -13,8 +13,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from nbcompile.exporters import tflite_benchmark
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, read
+from nbcompile.exporters.to_tflite.targets import raspberrypi_benchmark
 
 MARK = "# nbcompile fills in what is between these two lines.\n"
 
@@ -45,14 +45,14 @@ def benchmark_script(files: Mapping[str, bytes]) -> str:
         **{
             f"{i}_{j}": y
             for i, content in enumerate(files.values())
-            for j, y in enumerate(tflite_benchmark.answers(content, ranges))
+            for j, y in enumerate(raspberrypi_benchmark.answers(content, ranges))
         },
     )
     known = {
         name: (hashlib.sha256(content).hexdigest(), _least_db(file))
         for (name, content), file in zip(files.items(), read_files, strict=True)
     }
-    before, _, after = inspect.getsource(tflite_benchmark).split(MARK)
+    before, _, after = inspect.getsource(raspberrypi_benchmark).split(MARK)
     filled = (
         f"FILES = {known!r}\nRANGES = {ranges!r}\n"
         f'EXPECTED = """\n{base64.encodebytes(expected.getvalue()).decode()}"""\n'

@@ -1,0 +1,1 @@
+"""What is written beside a .tflite for a board: sources, resolver, budgets, benchmark."""
