@@ -14,10 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nbcompile.core.errors import UsageError, missing_extra
-from nbcompile.image_files import opened
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""What counts as an image in a folder; other files are left."""
+from nbcompile.image_files import SUFFIXES, opened
 
 KEYS = ("scale", "mean", "std", "crop", "size")
 """Of a preprocessing; ``size``, which training records, is the input's own side."""

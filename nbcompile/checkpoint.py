@@ -63,11 +63,6 @@ def check_output(path: str | Path) -> None:
     check_target(path)
 
 
-def is_file(source: str) -> bool:
-    """Whether ``source`` is meant as a file and not as a MODEL; a missing one is: the complaint is about the file."""
-    return Path(source).suffix.lower() in (*TORCH_FILES, ".safetensors", ".onnx") or Path(source).is_file()
-
-
 def load(path: str | Path, model: nn.Module | None = None, key: str | None = None) -> nn.Module:
     """The network in a trained file, in eval mode: a giant with its blocks, or a plain network.
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from nbcompile.checkpoint import check_output, is_file, load, save
+from nbcompile.checkpoint import check_output, load, save
 from nbcompile.core.blocks import sites
 from nbcompile.core.cost import cost
 from nbcompile.core.errors import CaptureError, CheckpointError, PreconditionError, UsageError, VerificationError
-from nbcompile.core.example import Origin, origin_of, random_inputs, remember
+from nbcompile.core.example import origin_of, random_inputs
 from nbcompile.core.files import check_target
 from nbcompile.core.reading import EXTRA, choose, find, read
 from nbcompile.expansion import candidates, expand
@@ -20,9 +20,10 @@ from nbcompile.exporters import format_of, input_sizes, read_layers
 from nbcompile.exporters.base import ExportResult
 from nbcompile.exporting import DEVICES, check_options, export
 from nbcompile.fusion import fused
-from nbcompile.models import build, parse_input
+from nbcompile.layer_costs import holding, skeleton
+from nbcompile.models import build
+from nbcompile.open_network import is_file, open_network
 from nbcompile.passes import PassResult
-from nbcompile.structure import holding, skeleton
 from nbcompile.verification import Check, Verification, verify, verify_merged
 
 log = logging.getLogger("nbcompile")
@@ -158,25 +159,6 @@ def run_inspect(source: str, *, model: str | None, key: str | None, input_shape:
         "candidates": _candidates(network),
         "layers": [asdict(layer) for layer in found.layers],
     }
-
-
-def open_network(source: str, *, model: str | None, key: str | None, input_shape: str | None) -> nn.Module:
-    """The network that a command is given: a file (with the MODEL whose weights it holds, if it needs one), or a MODEL.
-
-    Raises:
-        UsageError: if the words do not fit.
-        CheckpointError: if the file cannot be read.
-    """
-    if not is_file(source):
-        if model is not None or key is not None:
-            raise UsageError(f"--model and --key go with a file; '{source}' is a MODEL")
-        return build(source, input_shape).model
-    network = load(source, model=build(model, input_shape).model if model else None, key=key)
-    if input_shape is not None:
-        known = origin_of(network)
-        spec = parse_input(input_shape)
-        remember(network, replace(known, inputs=(spec,)) if known else Origin((spec,)))
-    return network
 
 
 def _runs(network: nn.Module) -> bool:

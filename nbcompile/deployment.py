@@ -16,8 +16,8 @@ from nbcompile.core.example import Inputs, origin_of, remember
 from nbcompile.core.layers import why_changed
 from nbcompile.core.pieces import Piece, assemble, pieces
 from nbcompile.core.wrappers import copied
+from nbcompile.pass_runner import run
 from nbcompile.passes import FUSE, PASSES, ContractSites, MergeAffine, Pass, PassResult
-from nbcompile.pipeline import run
 
 log = logging.getLogger("nbcompile")
 

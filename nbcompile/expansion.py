@@ -18,10 +18,10 @@ from nbcompile.core.layers import CONVOLUTIONS
 from nbcompile.core.observe import is_observed, observe
 from nbcompile.core.pieces import Piece, pieces
 from nbcompile.core.wrappers import copied, unwrap
+from nbcompile.giant_probe import LayerNeededError, probe
+from nbcompile.pass_runner import run
 from nbcompile.passes import ExpandSites
 from nbcompile.passes.select import named
-from nbcompile.pipeline import run
-from nbcompile.probing import LayerNeededError, probe
 
 log = logging.getLogger("nbcompile")
 

@@ -15,8 +15,8 @@ from nbcompile.core.observe import one_run_only
 from nbcompile.core.wrappers import copied, unwrap
 from nbcompile.deployment import Report, compiled
 from nbcompile.expansion import put
+from nbcompile.pass_runner import run
 from nbcompile.passes import ContractSites, PassResult
-from nbcompile.pipeline import run
 
 log = logging.getLogger("nbcompile")
 

@@ -10,6 +10,9 @@ from zlib import error as ZlibError
 
 from nbcompile.core.errors import UsageError
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""What counts as an image in a folder; other files are left."""
+
 
 @contextmanager
 def naming(name: str) -> Iterator[None]:

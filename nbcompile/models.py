@@ -19,9 +19,9 @@ from typing import Any
 
 from torch import nn
 
-from nbcompile.addresses import close_to, installed, named_factory, parse, said
 from nbcompile.core.errors import UsageError, missing_extra
 from nbcompile.core.example import Origin, TensorSpec, remember
+from nbcompile.spec_strings import close_to, installed, named_factory, parse, said
 from nbcompile.zoo import NETWORKS
 
 MAX_ELEMENTS = 2**28

@@ -16,7 +16,7 @@ from nbcompile.core.numerics import ROUNDINGS, flatten, is_finite, own_rounding,
 from nbcompile.core.wrappers import copied, unwrap
 from nbcompile.deployment import deploy
 from nbcompile.exporters import file_error, read_layers
-from nbcompile.structure import Row, deploy_rows, file_rows, rows, shapes, skeleton
+from nbcompile.layer_costs import Row, deploy_rows, file_rows, rows, shapes, skeleton
 
 SEEDS = range(4)
 """Of the random inputs on which numbers are compared, two samples each."""

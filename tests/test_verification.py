@@ -10,7 +10,7 @@ from torch import nn
 
 import nbcompile
 from nbcompile.core.errors import UsageError, VerificationError
-from nbcompile.structure import holding, shapes, skeleton
+from nbcompile.layer_costs import holding, shapes, skeleton
 from nbcompile.testing import scramble_
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nbcompile.calibration_images import SUFFIXES
 from nbcompile.core.errors import UsageError
+from nbcompile.image_files import SUFFIXES
 from nbcompile.training.data import Data
 from nbcompile.training.imagefolder import Parts, parts_of
 from nbcompile.training.pictures import Files, readable

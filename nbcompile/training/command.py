@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from nbcompile.checkpoint import check_output, is_file
-from nbcompile.commands import open_network
+from nbcompile.checkpoint import check_output
 from nbcompile.core.example import origin_of
+from nbcompile.open_network import is_file, open_network
 from nbcompile.training.config import SELF, TrainConfig
 from nbcompile.training.engine import is_main_process
 from nbcompile.training.loop import train

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from nbcompile.addresses import named_factory, parse, said
 from nbcompile.core.errors import UsageError
+from nbcompile.spec_strings import named_factory, parse, said
 from nbcompile.training.data import KINDS, Batch, Data
 
 RETURNS = (

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbcompile.addresses import with_option
 from nbcompile.core.blocks import Expanded, sites
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import origin_of, remember
@@ -14,6 +13,7 @@ from nbcompile.core.graph import aliases
 from nbcompile.core.layers import CONVOLUTIONS
 from nbcompile.core.wrappers import copied
 from nbcompile.expansion import record_again
+from nbcompile.spec_strings import with_option
 
 _LAYERS: tuple[type[nn.Module], ...] = (*CONVOLUTIONS, nn.Linear, Expanded)
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nbcompile.addresses import close_to, installed, parse, said
 from nbcompile.core.errors import UsageError, missing_extra
 from nbcompile.image_files import naming
+from nbcompile.spec_strings import close_to, installed, parse, said
 from nbcompile.training.data import Data
 from nbcompile.training.tensor_images import tensor_data
 from nbcompile.training.transformed_images import transformed_data

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 import nbcompile
 from nbcompile import UsageError
-from nbcompile.addresses import with_option
 from nbcompile.core.blocks import sites
 from nbcompile.core.example import origin_of
 from nbcompile.models import build
+from nbcompile.spec_strings import with_option
 from nbcompile.training import TrainConfig, train
 from nbcompile.training.head import with_classes
 

@@ -9,8 +9,8 @@ from torch import Tensor, fx, nn
 from nbcompile.core.capture import capture
 from nbcompile.core.errors import PostconditionError, UsageError
 from nbcompile.core.graph import render
+from nbcompile.pass_runner import run
 from nbcompile.passes import MergeAffine, Pass, PassResult, RemoveIdentity
-from nbcompile.pipeline import run
 from nbcompile.testing import scramble_
 
 X = torch.randn(2, 3, 7, 5, generator=torch.Generator().manual_seed(0))
