@@ -3,7 +3,7 @@
 
 def main() -> None:
     """Run the command line."""
-    from nbcompile.cli import run
+    from nbcompile.cli.app import run
 
     run()
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 import nbcompile
-from nbcompile import cli
+from nbcompile.cli import app as cli
 from nbcompile.core.errors import CaptureError, PreconditionError
 from nbcompile.core.numerics import relative_error
 from nbcompile.fusion import fused

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from nbcompile import cli
+from nbcompile.cli import app as cli
 from nbcompile.core.errors import CaptureError, PreconditionError
 from nbcompile.core.example import Origin, TensorSpec, origin_of, remember
 from nbcompile.core.numerics import relative_error

@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 import nbcompile
-from nbcompile.cli import app
+from nbcompile.cli.app import app
 from nbcompile.models import build
 
 README = (Path(__file__).parent.parent / "README.md").read_text()

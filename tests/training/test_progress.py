@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from torch import nn
 
-from nbcompile.display import show_train
+from nbcompile.cli.show import show_train
 from nbcompile.training import Epoch, Started, Stepped, TrainResult
 from nbcompile.training.progress import Display
 

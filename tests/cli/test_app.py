@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 import nbcompile
-from nbcompile import cli
-from nbcompile.cli_options import give
+from nbcompile.cli import app as cli
+from nbcompile.cli.options import give
 from nbcompile.core.blocks import sites
 from nbcompile.report.formats import exact
 from nbcompile.testing import scramble_
@@ -304,9 +304,9 @@ def test_wrong_usage_exits_two(run) -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys, nbcompile.cli\n"
+        "import sys, nbcompile.cli.app\n"
         "sys.argv = ['nbcompile', '--help']\n"
-        "try: nbcompile.cli.run()\n"
+        "try: nbcompile.cli.app.run()\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'onnx', 'onnxruntime', 'tensorflow', 'numpy', 'lightning'} & set(sys.modules)\n"
         "assert not heavy, heavy"

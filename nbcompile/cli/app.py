@@ -1,4 +1,4 @@
-"""The command line: parse, call :mod:`nbcompile.commands`, print.
+"""The command line: parse, call :mod:`nbcompile.cli.commands`, print.
 
 Results go to stdout, complaints to stderr. Exit codes: 0 done; 1 the model cannot be compiled or a check failed;
 2 wrong usage or unreadable input. Nothing heavy is imported before a command runs.
@@ -14,8 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
-from nbcompile.cli_options import MODEL_HELP, Block, Input, Json, Key, Model, Output, Preserve, Ratio, Where, give
-from nbcompile.cli_train import train
+from nbcompile.cli.options import MODEL_HELP, Block, Input, Json, Key, Model, Output, Preserve, Ratio, Where, give
+from nbcompile.cli.train import train
 from nbcompile.core.errors import NBCompileError, UsageError
 
 STOPPED = "stopped; every output file is as it was, or new and whole"
@@ -48,8 +48,8 @@ def expand(
     json: Json = None,
 ) -> None:
     """Expand layers of MODEL into blocks and write the giant."""
-    from nbcompile.commands import run_expand
-    from nbcompile.display import show_expand
+    from nbcompile.cli.commands import run_expand
+    from nbcompile.cli.show import show_expand
 
     found = run_expand(
         model,
@@ -124,8 +124,8 @@ def fuse(
 
     Each file is run in its own runtime and compared before it gets its name.
     """
-    from nbcompile.commands import run_fuse
-    from nbcompile.display import show_fuse
+    from nbcompile.cli.commands import run_fuse
+    from nbcompile.cli.show import show_fuse
 
     found = run_fuse(
         source,
@@ -161,8 +161,8 @@ def verify(
     json: Json = None,
 ) -> None:
     """For CI: exit 0 if CANDIDATE has the original's layers, MACs and params, 1 with the first layer that differs."""
-    from nbcompile.commands import run_verify
-    from nbcompile.display import show_verify
+    from nbcompile.cli.commands import run_verify
+    from nbcompile.cli.show import show_verify
 
     checked = run_verify(candidate, against, model=model, key=key, input_shape=input)
     give(checked.to_json(), json, show_verify)
@@ -178,8 +178,8 @@ def inspect(
     json: Json = None,
 ) -> None:
     """Layers, expansion sites with their slopes, candidates, MACs and params."""
-    from nbcompile.commands import run_inspect
-    from nbcompile.display import show_inspect
+    from nbcompile.cli.commands import run_inspect
+    from nbcompile.cli.show import show_inspect
 
     give(run_inspect(source, model=model, key=key, input_shape=input), json, show_inspect)
 

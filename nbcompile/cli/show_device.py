@@ -3,13 +3,21 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from nbcompile.report.devices import Device, Interpreter, QuantisedRow, first_out_of_band, verdict
 from nbcompile.report.formats import DASH, count, decibels, exact, known, percent, small, times
-from nbcompile.tables import new_table
+
+
+def new_table(*heads: str, left: int = 2) -> Table:
+    """An empty table with columns ``heads``; the first ``left`` hold words, the others numbers."""
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="left" if number < left else "right", overflow="fold")
+    return table
 
 
 def show_device(found: dict[str, Any], console: Console, *, layers: bool = False) -> None:

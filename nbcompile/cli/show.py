@@ -4,8 +4,7 @@ from typing import Any
 
 from rich.console import Console
 
-from nbcompile.display_device import show_device
-from nbcompile.tables import new_table
+from nbcompile.cli.show_device import new_table, show_device
 
 
 def show_expand(found: dict[str, Any], console: Console) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nbcompile.cli_options import MODEL_HELP, Block, Input, Json, Model, Output, Preserve, Ratio, Where, give
+from nbcompile.cli.options import MODEL_HELP, Block, Input, Json, Model, Output, Preserve, Ratio, Where, give
 from nbcompile.core.errors import UsageError
 
 
@@ -83,7 +83,7 @@ def train(
     json: Json = None,
 ) -> None:
     """Train by the reference recipe; under torchrun, too. A killed run goes on with --resume."""
-    from nbcompile.display import show_train
+    from nbcompile.cli.show import show_train
     from nbcompile.training.command import run
     from nbcompile.training.engine import is_main_process
 

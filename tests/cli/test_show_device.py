@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from nbcompile.display_device import show_device
+from nbcompile.cli.show_device import show_device
 from nbcompile.report.devices import Device, Interpreter, QuantisedRow
 
 HOSTILE = "[/bold] [red]x"
