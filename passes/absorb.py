@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from torch import fx, nn
 from torch.nn import functional as F
 
-from nbcompile.core.capture import opaque, tensors_of
+from nbcompile.core.capture import opaque
 from nbcompile.core.graph import calls, module_of, norm_of, readers
 from nbcompile.core.layers import LayerSpec
 from nbcompile.core.observe import is_observed
 from nbcompile.core.pieces import Piece
+from nbcompile.core.running import tensors_of
 
 _SYNC_OR_CALL = (nn.SyncBatchNorm, type(None))  # F.batch_norm is no module
 _NORMS = {

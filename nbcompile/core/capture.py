@@ -7,17 +7,16 @@ captured by itself (:mod:`nbcompile.core.pieces`).
 
 import copy
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from nbcompile.core.calling import Call
 from nbcompile.core.errors import CaptureError
+from nbcompile.core.running import eval_mode
 from nbcompile.core.tracing import Tracer, is_leaf
 
-__all__ = ["TAKEN", "capture", "eval_mode", "is_leaf", "opaque", "require_free_names", "tensors_of"]
+__all__ = ["TAKEN", "capture", "is_leaf", "opaque", "require_free_names"]
 
 TAKEN = frozenset(dir(fx.GraphModule({}, fx.Graph()))) - frozenset(dir(nn.Module()))
 
@@ -58,12 +57,6 @@ def opaque(gm: fx.GraphModule) -> dict[str, nn.Module]:
     return {name: module for name in called if not is_leaf(module := gm.get_submodule(name), name)}
 
 
-def tensors_of(module: nn.Module) -> Iterator[Tensor]:
-    """Every parameter and buffer of ``module``."""
-    yield from module.parameters()
-    yield from module.buffers()
-
-
 def require_free_names(model: nn.Module) -> None:
     """Check that no child is called like an attribute that every GraphModule has: it could not be put in one.
 
@@ -75,22 +68,6 @@ def require_free_names(model: nn.Module) -> None:
             f"{type(model).__name__} has a child called '{taken[0]}', a name that torch.fx.GraphModule needs for "
             "itself: rename it"
         )
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode inside; each back in its own mode after.
-
-    Flags are set one by one: a model's own ``eval`` may do more, such as merging weights.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    for module, _ in modes:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _where(error: Exception) -> str:

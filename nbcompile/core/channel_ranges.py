@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import Inputs
 from nbcompile.core.graph import activation_of
-from nbcompile.core.watching import rehearsal
+from nbcompile.core.running import rehearsal
 
 
 @dataclass(frozen=True)

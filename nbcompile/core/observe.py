@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from nbcompile.core.capture import is_leaf, require_free_names
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import Inputs
-from nbcompile.core.watching import rehearsal
+from nbcompile.core.running import rehearsal
 
 
 def observe(model: nn.Module, inputs: Inputs) -> fx.GraphModule:

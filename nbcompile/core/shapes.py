@@ -8,7 +8,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 from nbcompile.core.example import Inputs
-from nbcompile.core.watching import rehearsal
+from nbcompile.core.running import rehearsal
 
 
 class Shapes:

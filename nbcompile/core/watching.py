@@ -1,4 +1,4 @@
-"""One eval run of a model that leaves no trace on it, and what such a run tells about its modules."""
+"""What one eval run tells about how the modules of a model are called."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -6,34 +6,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_leaves
 
 from nbcompile.core.calling import Call
-from nbcompile.core.capture import eval_mode
-from nbcompile.core.errors import PreconditionError
-from nbcompile.core.example import Inputs, each
-
-
-@contextmanager
-def rehearsal(model: nn.Module, inputs: Inputs) -> Iterator[tuple[dict[str, Tensor], Inputs]]:
-    """Buffers and inputs to run ``model`` with: copies; inside is eval mode without gradients, random state is kept.
-
-    Raises:
-        PreconditionError: for whatever is raised inside.
-    """
-    buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
-    inputs = each(Tensor.clone, inputs)
-    devices = sorted({x.device.index for x in (*tree_leaves(inputs), *model.parameters()) if x.device.type == "cuda"})
-    with torch.random.fork_rng(devices), torch.no_grad(), eval_mode(model):
-        try:
-            yield buffers, inputs
-        except Exception as error:
-            raise PreconditionError(
-                f"{type(model).__name__} does not run on the example input: {type(error).__name__}: {error}"
-            ) from error
+from nbcompile.core.example import Inputs
+from nbcompile.core.running import rehearsal
 
 
 def watch_calls(model: nn.Module, inputs: Inputs) -> dict[nn.Module, Call]:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from nbcompile.core.blocks import sites
-from nbcompile.core.capture import eval_mode
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import ExampleInput, as_inputs
+from nbcompile.core.running import eval_mode
 from nbcompile.report.data import LayerRow
 from nbcompile.report.labels import absorbing_norms, describe
 
