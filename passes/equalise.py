@@ -19,13 +19,13 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, fx, nn
 
+from nbcompile.core.affine.to_layer import lowered
 from nbcompile.core.algebra import AffineMap, compose, per_channel
 from nbcompile.core.channel_ranges import ChannelRanges
 from nbcompile.core.example import Inputs
 from nbcompile.core.graph import aliases
 from nbcompile.core.junctions import Junction, junctions
 from nbcompile.core.layers import lift
-from nbcompile.core.lowering import lowered
 from nbcompile.core.shapes import Shapes
 from nbcompile.passes.base import Pass, PassResult, Skip
 

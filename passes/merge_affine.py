@@ -6,7 +6,7 @@ Keeps: the function in eval mode, names of other nodes, device, dtype. The merge
 costliest layer in it, computed in float64 and rounded once. Leaves alone: what would differ at a border, what would
 cost more, values that are read elsewhere, layers that share their weights.
 
-Source: the algebra of :mod:`nbcompile.core.algebra`; the cost law of :mod:`nbcompile.core.planning`.
+Source: the algebra of :mod:`nbcompile.core.algebra`; the cost law of :mod:`nbcompile.core.affine.plan`.
 """
 
 import operator
@@ -17,16 +17,16 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import fx
 
+from nbcompile.core.affine.evaluate import evaluate
+from nbcompile.core.affine.lifter import Lifter
+from nbcompile.core.affine.plan import Merge, Plan, Planner, Refusal, Regrouping
+from nbcompile.core.affine.primitive import Primitive
+from nbcompile.core.affine.regions import Chain, Join, Regions, Sum, nodes_of, primitives
+from nbcompile.core.affine.slices import SPLITS
+from nbcompile.core.affine.to_layer import lowered, why_rounding_loses
 from nbcompile.core.errors import PreconditionError
-from nbcompile.core.evaluation import evaluate
 from nbcompile.core.example import Inputs
 from nbcompile.core.graph import asks_metadata, module_of, norm_of
-from nbcompile.core.lifted import Primitive
-from nbcompile.core.lifted_slices import SPLITS
-from nbcompile.core.lifting import Lifter
-from nbcompile.core.lowering import lowered, why_rounding_loses
-from nbcompile.core.planning import Merge, Plan, Planner, Refusal, Regrouping
-from nbcompile.core.regions import Chain, Join, Regions, Sum, nodes_of, primitives
 from nbcompile.core.shapes import Shapes
 from nbcompile.passes.base import Pass, PassResult, Skip
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from nbcompile.core.activations import Activation
+from nbcompile.core.affine.to_layer import lowered
 from nbcompile.core.algebra.parts import part
 from nbcompile.core.errors import UsageError
 from nbcompile.core.graph import (
@@ -32,7 +33,6 @@ from nbcompile.core.graph import (
     tied_to,
 )
 from nbcompile.core.layers import LayerSpec, lift, why_no_layer
-from nbcompile.core.lowering import lowered
 from nbcompile.passes.base import Pass, PassResult, Skip
 
 # Beside those that core.activations knows: value by value, with no number per channel.

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from nbcompile.core.affine.lifter import Lifter
+from nbcompile.core.affine.primitive import Primitive
 from nbcompile.core.capture import capture
-from nbcompile.core.lifted import Primitive
-from nbcompile.core.lifting import Lifter
 from nbcompile.core.shapes import Shapes
 from nbcompile.testing import scramble_
 

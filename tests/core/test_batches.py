@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nbcompile.core.affine.lifter import Lifter
 from nbcompile.core.batches import BATCHED, DIMENSIONS, least_dimensions
 from nbcompile.core.capture import capture
-from nbcompile.core.lifting import Lifter
 from nbcompile.core.shapes import Shapes
 from tests.core.lifts import Written, conv
 

@@ -1,8 +1,8 @@
 """The script that times a network's files on a Raspberry Pi, and says there which of them to ship.
 
 int8 is not always faster than float32 on a Pi: it depends on the network, the board and the threads. So both files are
-written, and the script, which is `raspberrypi_benchmark` with the expected outputs filled in, measures them where they will
-run.
+written, and the script, which is `raspberrypi_benchmark` with the expected outputs filled in, measures them where they
+will run.
 """
 
 import base64

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nbcompile.core.lifted import Primitive
+from nbcompile.core.affine.primitive import Primitive
 from tests.core.lifts import Written, found
 
 RING = torch.tensor([1.0, 0.0, -2.0, 3.0], dtype=torch.float64)

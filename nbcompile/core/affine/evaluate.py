@@ -6,6 +6,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from nbcompile.core.affine.primitive import Context, Primitive
+from nbcompile.core.affine.regions import Join, primitives
 from nbcompile.core.algebra import (
     AffineMap,
     Geometry,
@@ -22,8 +24,6 @@ from nbcompile.core.algebra import (
     regrouped,
     shift_fits,
 )
-from nbcompile.core.lifted import Context, Primitive
-from nbcompile.core.regions import Join, primitives
 
 Element = Primitive | Join
 

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from torch import nn
 
 from nbcompile import zoo
+from nbcompile.core.affine.cost_law import Expense
+from nbcompile.core.affine.lifter import Lifter
+from nbcompile.core.affine.plan import Plan, Planner
+from nbcompile.core.affine.regions import Regions, primitives
 from nbcompile.core.capture import capture
-from nbcompile.core.expense import Expense
-from nbcompile.core.lifting import Lifter
-from nbcompile.core.planning import Plan, Planner
-from nbcompile.core.regions import Regions, primitives
 from nbcompile.core.shapes import Shapes
 from nbcompile.testing import scramble_
 

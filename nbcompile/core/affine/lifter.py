@@ -12,11 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from nbcompile.core.affine.functions import lift_function
+from nbcompile.core.affine.primitive import Context, Primitive
 from nbcompile.core.algebra import AffineMap
 from nbcompile.core.graph import module_of
 from nbcompile.core.layers import lift, why_changed, why_no_layer
-from nbcompile.core.lifted import Context, Primitive
-from nbcompile.core.lifted_functions import lift_function
 
 
 class Lifter(Context):

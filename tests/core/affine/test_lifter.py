@@ -3,8 +3,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from nbcompile.core.lifted import Primitive
-from nbcompile.core.lowering import lowered
+from nbcompile.core.affine.primitive import Primitive
+from nbcompile.core.affine.to_layer import lowered
 from tests.core.lifts import Written, X, conv, found, last, primitive
 
 NO_STATISTICS = "it has no running statistics: it normalises by the batch, also in eval mode"

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
+from nbcompile.core.affine.cost_law import Expense, Sizes, one_layer
+from nbcompile.core.affine.evaluate import Element, Outlines
+from nbcompile.core.affine.lifter import Lifter
+from nbcompile.core.affine.primitive import Primitive
+from nbcompile.core.affine.regions import Chain, Join, nodes_of, primitives
+from nbcompile.core.affine.to_layer import why_no_one_layer
 from nbcompile.core.algebra import Geometry, NotExact
-from nbcompile.core.evaluation import Element, Outlines
-from nbcompile.core.expense import Expense, Sizes, one_layer
-from nbcompile.core.lifted import Primitive
-from nbcompile.core.lifting import Lifter
-from nbcompile.core.lowering import why_no_one_layer
-from nbcompile.core.regions import Chain, Join, nodes_of, primitives
 
 LARGE = 224
 """Size per axis of the large map; of larger ones where the smallest is large already, four times that."""

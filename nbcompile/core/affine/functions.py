@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+from nbcompile.core.affine.filled_padding import filled_padding
+from nbcompile.core.affine.primitive import ANY_AXES, Context, Primitive, each
+from nbcompile.core.affine.slices import lift_slice
 from nbcompile.core.algebra import (
     AffineMap,
     NotExact,
@@ -15,10 +18,7 @@ from nbcompile.core.algebra import (
     frozen_norm,
     per_channel,
 )
-from nbcompile.core.filled_padding import filled_padding
 from nbcompile.core.graph import ADDS, MULS, argument
-from nbcompile.core.lifted import ANY_AXES, Context, Primitive, each
-from nbcompile.core.lifted_slices import lift_slice
 
 SUBTRACTIONS = (operator.sub, operator.isub, torch.sub, torch.subtract, "sub", "sub_", "subtract")
 DIVISIONS = (operator.truediv, operator.itruediv, torch.div, torch.divide, torch.true_divide, "div", "div_", "divide")

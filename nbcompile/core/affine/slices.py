@@ -6,9 +6,9 @@ from typing import Any, cast
 import torch
 from torch import fx
 
+from nbcompile.core.affine.primitive import ANY_AXES, Context, Primitive
 from nbcompile.core.algebra import AffineMap, NotExact, identity, select
 from nbcompile.core.graph import argument
-from nbcompile.core.lifted import ANY_AXES, Context, Primitive
 
 SPLITS = (torch.chunk, torch.split, torch.tensor_split, "chunk", "split", "tensor_split")
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nbcompile.core.affine.primitive import Primitive
+from nbcompile.core.affine.to_layer import lowered
 from nbcompile.core.algebra import NotExact
-from nbcompile.core.lifted import Primitive
-from nbcompile.core.lowering import lowered
 from tests.core.lifts import X, last, primitive
 
 Forward = Callable[[Any, Tensor], Any]

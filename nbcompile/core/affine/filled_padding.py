@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from nbcompile.core.lifted import Context, Primitive
+from nbcompile.core.affine.primitive import Context, Primitive
 
 
 def filled_padding(context: Context, node: fx.Node, plain: Primitive) -> Primitive | str:

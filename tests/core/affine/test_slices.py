@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nbcompile.core.affine.to_layer import lowered
 from nbcompile.core.algebra import NotExact
-from nbcompile.core.lowering import lowered
 from tests.core.lifts import X, last, primitive
 
 Forward = Callable[[Any, Tensor], Any]

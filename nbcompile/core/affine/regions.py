@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import fx
 
+from nbcompile.core.affine.functions import SUBTRACTIONS
+from nbcompile.core.affine.lifter import Lifter
+from nbcompile.core.affine.primitive import ANY_AXES, Primitive
+from nbcompile.core.affine.slices import SPLITS
 from nbcompile.core.graph import ADDS, argument, asks_metadata
-from nbcompile.core.lifted import ANY_AXES, Primitive
-from nbcompile.core.lifted_functions import SUBTRACTIONS
-from nbcompile.core.lifted_slices import SPLITS
-from nbcompile.core.lifting import Lifter
 
 _CATS = (torch.cat, torch.concat, torch.concatenate)
 

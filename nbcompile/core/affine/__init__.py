@@ -1,0 +1,1 @@
+"""Affine regions of a graph: found, lifted, planned, merged, and made layers again."""
