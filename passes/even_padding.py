@@ -21,10 +21,10 @@ from torch import Tensor, fx, nn
 from nbcompile.core.affine.to_layer import lowered
 from nbcompile.core.algebra import Geometry
 from nbcompile.core.algebra.parts import widened
+from nbcompile.core.algebra.same_padding import is_same, pads_itself
 from nbcompile.core.example import Inputs
 from nbcompile.core.graph import aliases, calls, read_directly, tied_to
 from nbcompile.core.layers import lift, why_no_layer
-from nbcompile.core.same_padding import is_same, pads_itself
 from nbcompile.core.shapes import Shapes
 from nbcompile.passes.base import Pass, PassResult, Skip
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nbcompile.core.algebra.same_padding import same_padding
 from nbcompile.core.cost import cost
-from nbcompile.core.same_padding import same_padding
 from nbcompile.passes.even_padding import EvenPadding
 from nbcompile.testing import check_pass
 

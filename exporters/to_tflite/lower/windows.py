@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nbcompile.core.same_padding import same_padding
+from nbcompile.core.algebra.same_padding import same_padding
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 from nbcompile.exporters.to_tflite.lower.layout import axis_of
 from nbcompile.exporters.to_tflite.lower.value import Value

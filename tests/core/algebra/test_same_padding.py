@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from nbcompile.core.algebra.same_padding import is_same, pads_itself, same_padding
 from nbcompile.core.layers import lift
-from nbcompile.core.same_padding import is_same, pads_itself, same_padding
 
 
 @pytest.mark.parametrize(
