@@ -17,7 +17,7 @@ from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs
 from nbcompile.core.graph import downstream
 from nbcompile.core.layers import LayerSpec
-from nbcompile.core.liveness import Lifetimes
+from nbcompile.core.memory.lifetimes import Lifetimes
 from nbcompile.core.shapes import Shapes
 from nbcompile.passes.split_channels import Pair, SplitChannels, pairs
 
@@ -82,7 +82,7 @@ def fit(gm: fx.GraphModule, inputs: Inputs, budget: int, arena: Arena | None = N
         gm: in deploy form; left as it is.
         inputs: of the model.
         budget: bytes.
-        arena: measures what the model of :mod:`nbcompile.core.liveness` says fits; None takes the model's word.
+        arena: measures what the model of :mod:`nbcompile.core.memory.lifetimes` says fits; None takes the model's word.
 
     Raises:
         ExportError: if no way fits; with the best that could be reached, and how.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from nbcompile.core.errors import ExportError
-from nbcompile.core.liveness import Lifetimes
+from nbcompile.core.memory.lifetimes import Lifetimes
 from nbcompile.core.numerics import relative_error
 from nbcompile.deployment import deploy
 from nbcompile.fitting import Trial, fit

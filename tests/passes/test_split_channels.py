@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from nbcompile.core.capture import capture
 from nbcompile.core.errors import UsageError
 from nbcompile.core.graph import render
-from nbcompile.core.liveness import Lifetimes
+from nbcompile.core.memory.lifetimes import Lifetimes
 from nbcompile.deployment import deploy
 from nbcompile.passes.split_channels import SplitChannels, pairs
 from nbcompile.testing import check_pass, enliven_

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
-from nbcompile.core.arena_planner import Buffer, aligned, offsets
 from nbcompile.core.errors import ExportError
+from nbcompile.core.memory.arena import Buffer, aligned, offsets
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileOp, read
 from nbcompile.exporters.to_tflite.run.interpreters import Micro, start_micro
 

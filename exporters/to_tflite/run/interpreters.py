@@ -21,8 +21,8 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from tflite_micro.python.tflite_micro import runtime as tflm
 
-from nbcompile.core.arena_planner import aligned
 from nbcompile.core.errors import ExportError, PreconditionError, UsageError
+from nbcompile.core.memory.arena import aligned
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, read
 from nbcompile.exporters.to_tflite.file.stderr import stderr_kept
 

@@ -1,6 +1,6 @@
 import random
 
-from nbcompile.core.arena_planner import Buffer, height, offsets
+from nbcompile.core.memory.arena import Buffer, height, offsets
 
 
 def test_no_two_buffers_overlap_in_time_and_place() -> None:

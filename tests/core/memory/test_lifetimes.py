@@ -3,10 +3,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from nbcompile.core.arena_planner import Buffer, height, offsets
 from nbcompile.core.capture import capture
 from nbcompile.core.errors import PreconditionError
-from nbcompile.core.liveness import Lifetimes
+from nbcompile.core.memory.arena import Buffer, height, offsets
+from nbcompile.core.memory.lifetimes import Lifetimes
 from nbcompile.deployment import deploy
 from nbcompile.zoo import mobilenetv2_tiny
 

@@ -1,0 +1,1 @@
+"""How long values live, and where in an arena they lie."""
