@@ -14,7 +14,7 @@ from nbcompile.core.cost import cost
 from nbcompile.core.errors import CaptureError, CheckpointError, PreconditionError, UsageError, VerificationError
 from nbcompile.core.example import origin_of, random_inputs
 from nbcompile.core.files import check_target
-from nbcompile.core.reading import EXTRA, choose, find, read
+from nbcompile.core.serialization.weight_files import EXTRA, choose, find, read
 from nbcompile.expansion import candidates, expand
 from nbcompile.exporters import format_of, input_sizes, read_layers
 from nbcompile.exporters.base import ExportResult

@@ -6,7 +6,7 @@ from torch.utils._pytree import tree_map
 
 from nbcompile.core.errors import CheckpointError
 from nbcompile.core.example import Origin, TensorSpec, as_inputs, each, random_inputs, spec_to_json, specs
-from nbcompile.core.rebuild import origin_from_json
+from nbcompile.core.serialization.rebuild import origin_from_json
 
 
 def test_numbers_of_every_kind() -> None:

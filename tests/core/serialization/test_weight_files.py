@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from nbcompile.core import record
 from nbcompile.core.errors import CheckpointError
-from nbcompile.core.reading import Weights, choose, find, read
+from nbcompile.core.serialization.weight_files import Weights, choose, find, read
 
 PATH = Path("a.pt")
 HEAD = record.encode({"site": {"name": "a"}, "model": {}})

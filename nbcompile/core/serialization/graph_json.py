@@ -3,7 +3,7 @@
 Writing refuses what reading would refuse, so that it is known at expand, not after days of training, whether a
 ``trained.pt`` can be fused without the user's code. Reading trusts nothing: names are looked up in the allow-list,
 identifiers are matched against a pattern (fx writes them into Python source), and the graph is run on ``meta`` tensors
-first, where sizes cost nothing, to bound what it would allocate (:mod:`nbcompile.core.bounds`).
+first, where sizes cost nothing, to bound what it would allocate (:mod:`nbcompile.core.serialization.bounds`).
 """
 
 import keyword

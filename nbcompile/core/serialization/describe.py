@@ -1,4 +1,4 @@
-"""A whole model in a record: its graph, modules, constants and keys. :mod:`nbcompile.core.rebuild` reads it."""
+"""A whole model in a record: its graph, modules, constants and keys. :mod:`nbcompile.core.serialization.rebuild` reads it."""
 
 import base64
 import logging
@@ -12,10 +12,10 @@ from nbcompile.core.blocks import Expanded
 from nbcompile.core.errors import CheckpointError
 from nbcompile.core.example import Origin, spec_to_json
 from nbcompile.core.graph import module_of
-from nbcompile.core.modules import module_to_json
-from nbcompile.core.reading import EXTRA
-from nbcompile.core.rebuild import rebuild
-from nbcompile.core.serial import NotSerialisable, graph_to_json
+from nbcompile.core.serialization.graph_json import NotSerialisable, graph_to_json
+from nbcompile.core.serialization.module_json import module_to_json
+from nbcompile.core.serialization.rebuild import rebuild
+from nbcompile.core.serialization.weight_files import EXTRA
 
 log = logging.getLogger("nbcompile")
 

@@ -10,10 +10,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from nbcompile.core import allowed
-from nbcompile.core.bounds import bounded
 from nbcompile.core.errors import CheckpointError
 from nbcompile.core.layers import why_changed
-from nbcompile.core.serial import IDENTIFIER, NotSerialisable, decode, encode, match
+from nbcompile.core.serialization.bounds import bounded
+from nbcompile.core.serialization.graph_json import IDENTIFIER, NotSerialisable, decode, encode, match
 
 
 def module_to_json(module: nn.Module) -> dict[str, Any]:

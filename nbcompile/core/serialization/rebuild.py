@@ -15,15 +15,15 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from nbcompile.core.blocks import Expanded, check_absorbers
-from nbcompile.core.bounds import MAX_ELEMENTS, bounded, check_bounds
 from nbcompile.core.capture import TAKEN
 from nbcompile.core.errors import CheckpointError
 from nbcompile.core.example import Origin, TensorSpec, remember
-from nbcompile.core.modules import module_from_json, resize
-from nbcompile.core.reading import EXTRA
 from nbcompile.core.record import as_bytes, is_record
-from nbcompile.core.serial import DTYPES, PATH, graph_from_json, match
-from nbcompile.core.stand_in import StandIn, alias, fill, hollow, order, tie
+from nbcompile.core.serialization.bounds import MAX_ELEMENTS, bounded, check_bounds
+from nbcompile.core.serialization.graph_json import DTYPES, PATH, graph_from_json, match
+from nbcompile.core.serialization.module_json import module_from_json, resize
+from nbcompile.core.serialization.stand_in import StandIn, alias, fill, hollow, order, tie
+from nbcompile.core.serialization.weight_files import EXTRA
 
 _MODULES_OWN = frozenset(dir(nn.Module()))
 _INPUT_DTYPES = {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from nbcompile.core.errors import CheckpointError
-from nbcompile.core.reading import EXTRA
+from nbcompile.core.serialization.weight_files import EXTRA
 
 
 class StandIn(fx.GraphModule):

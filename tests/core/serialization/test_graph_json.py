@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from nbcompile.core import serial
 from nbcompile.core.errors import CheckpointError
-from nbcompile.core.serial import NotSerialisable, decode, encode, graph_from_json, graph_to_json
+from nbcompile.core.serialization.graph_json import NotSerialisable, decode, encode, graph_from_json, graph_to_json
 
 
 class Everything(nn.Module):

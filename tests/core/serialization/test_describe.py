@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from nbcompile.core.capture import capture
-from nbcompile.core.description import MAX_CONSTANT_BYTES, describe
 from nbcompile.core.errors import CheckpointError
 from nbcompile.core.example import Origin, TensorSpec, origin_of
-from nbcompile.core.modules import module_from_json, module_to_json
-from nbcompile.core.rebuild import origin_from_json, rebuild
-from nbcompile.core.serial import NotSerialisable
+from nbcompile.core.serialization.describe import MAX_CONSTANT_BYTES, describe
+from nbcompile.core.serialization.graph_json import NotSerialisable
+from nbcompile.core.serialization.module_json import module_from_json, module_to_json
+from nbcompile.core.serialization.rebuild import origin_from_json, rebuild
 
 ORIGIN = Origin((TensorSpec((2, 4)),), "package.module:net", {"mean": [0.5]})
 
