@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from nbcompile.core import record
 from nbcompile.core.blocks import Expanded, check_absorbers, sites
-from nbcompile.core.capture import capture
 from nbcompile.core.errors import CaptureError, CheckpointError, UsageError
 from nbcompile.core.example import ExampleInput, Origin, inputs_for, origin_of, remember, specs
 from nbcompile.core.files import atomic, check_target
@@ -19,6 +18,7 @@ from nbcompile.core.serialization.bounds import bounded
 from nbcompile.core.serialization.describe import describe, unreadable
 from nbcompile.core.serialization.rebuild import origin_from_json, rebuild, with_shared
 from nbcompile.core.serialization.weight_files import EXTRA, RECORD, Weights, choose, find, read
+from nbcompile.core.tracing.capture import capture
 from nbcompile.core.wrappers import unwrap
 from nbcompile.expansion import put
 

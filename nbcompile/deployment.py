@@ -10,12 +10,12 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from nbcompile.core.capture import capture, opaque
 from nbcompile.core.errors import CaptureError, PreconditionError
 from nbcompile.core.example import Inputs, origin_of, remember
 from nbcompile.core.layers import why_changed
-from nbcompile.core.pieces import Piece, assemble, pieces
 from nbcompile.core.running import eval_mode
+from nbcompile.core.tracing.capture import capture, opaque
+from nbcompile.core.tracing.pieces import Piece, assemble, pieces
 from nbcompile.core.wrappers import copied
 from nbcompile.pass_runner import run
 from nbcompile.passes import FUSE, PASSES, ContractSites, MergeAffine, Pass, PassResult

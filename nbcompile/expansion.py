@@ -9,15 +9,15 @@ from fnmatch import fnmatchcase
 from torch import fx, nn
 
 from nbcompile.core.blocks import sites
-from nbcompile.core.capture import capture, opaque
 from nbcompile.core.errors import CaptureError, PreconditionError
 from nbcompile.core.example import ExampleInput, Inputs, Origin, inputs_for, origin_of, remember, specs
 from nbcompile.core.graph import aliases, calls
 from nbcompile.core.layers import CONVOLUTIONS
-from nbcompile.core.observe import is_observed, observe
-from nbcompile.core.pieces import Piece, pieces
 from nbcompile.core.running import tensors_of
 from nbcompile.core.serialization.describe import describe
+from nbcompile.core.tracing.capture import capture, opaque
+from nbcompile.core.tracing.observe import is_observed, observe
+from nbcompile.core.tracing.pieces import Piece, pieces
 from nbcompile.core.wrappers import copied, unwrap
 from nbcompile.giant_probe import LayerNeededError, probe
 from nbcompile.pass_runner import run

@@ -7,11 +7,11 @@ import torch
 from torch import fx, nn
 
 from nbcompile.core.blocks import sites
-from nbcompile.core.capture import capture
 from nbcompile.core.errors import CaptureError, PreconditionError, UsageError
 from nbcompile.core.example import ExampleInput, inputs_for, origin_of
 from nbcompile.core.numerics import relative_error
-from nbcompile.core.observe import one_run_only
+from nbcompile.core.tracing.capture import capture
+from nbcompile.core.tracing.observe import one_run_only
 from nbcompile.core.wrappers import copied, unwrap
 from nbcompile.deployment import Report, compiled
 from nbcompile.expansion import put

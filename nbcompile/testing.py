@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from nbcompile.core.capture import capture
 from nbcompile.core.graph import render
 from nbcompile.core.numerics import flatten, relative_error, tolerance
+from nbcompile.core.tracing.capture import capture
 from nbcompile.passes import Pass, PassResult
 
 _NORMS: tuple[type[nn.Module], ...] = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)

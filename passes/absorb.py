@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from torch import fx, nn
 from torch.nn import functional as F
 
-from nbcompile.core.capture import opaque
 from nbcompile.core.graph import calls, module_of, norm_of, readers
 from nbcompile.core.layers import LayerSpec
-from nbcompile.core.observe import is_observed
-from nbcompile.core.pieces import Piece
 from nbcompile.core.running import tensors_of
+from nbcompile.core.tracing.capture import opaque
+from nbcompile.core.tracing.observe import is_observed
+from nbcompile.core.tracing.pieces import Piece
 
 _SYNC_OR_CALL = (nn.SyncBatchNorm, type(None))  # F.batch_norm is no module
 _NORMS = {

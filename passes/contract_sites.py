@@ -20,7 +20,7 @@ from nbcompile.core.blocks import SLOPE_ROUNDING, Expanded, sites
 from nbcompile.core.errors import PostconditionError, PreconditionError
 from nbcompile.core.graph import aliases, calls
 from nbcompile.core.layers import LayerSpec, stored
-from nbcompile.core.observe import is_observed
+from nbcompile.core.tracing.observe import is_observed
 from nbcompile.passes.absorb import absorbers
 from nbcompile.passes.base import Pass, PassResult
 

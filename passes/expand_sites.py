@@ -30,7 +30,7 @@ from nbcompile.core.graph import (
     tied_to,
 )
 from nbcompile.core.layers import LayerSpec, why_no_layer
-from nbcompile.core.pieces import Piece
+from nbcompile.core.tracing.pieces import Piece
 from nbcompile.passes.absorb import absorbers
 from nbcompile.passes.base import Pass, PassResult
 from nbcompile.passes.patterns import locate

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from nbcompile.core.capture import capture
 from nbcompile.core.errors import PostconditionError, UsageError
 from nbcompile.core.graph import render
+from nbcompile.core.tracing.capture import capture
 from nbcompile.pass_runner import run
 from nbcompile.passes import MergeAffine, Pass, PassResult, RemoveIdentity
 from nbcompile.testing import scramble_

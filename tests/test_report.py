@@ -17,9 +17,9 @@ from torch import Tensor, fx, nn
 
 from nbcompile.core.activations import Activation
 from nbcompile.core.blocks import Expanded, SiteSpec
-from nbcompile.core.capture import capture
 from nbcompile.core.errors import UsageError
 from nbcompile.core.layers import LayerSpec
+from nbcompile.core.tracing.capture import capture
 from nbcompile.report import collect, environment, formats
 from nbcompile.report.data import (
     Check,

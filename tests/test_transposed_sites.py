@@ -11,10 +11,10 @@ from torch import Tensor, fx, nn
 import nbcompile
 from nbcompile import PLT, collapse_
 from nbcompile.core.blocks import KINDS, sites
-from nbcompile.core.capture import capture
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.layers import LayerSpec
 from nbcompile.core.numerics import relative_error
+from nbcompile.core.tracing.capture import capture
 from nbcompile.passes.contract_sites import ContractSites
 from nbcompile.passes.expand_sites import ExpandSites
 from nbcompile.testing import check_pass, scramble_

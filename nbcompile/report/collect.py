@@ -8,10 +8,10 @@ from torch import fx, nn
 
 from nbcompile.core.activations import linearised
 from nbcompile.core.blocks import Expanded, sites
-from nbcompile.core.capture import capture
 from nbcompile.core.cost import Cost, cost
 from nbcompile.core.errors import CaptureError
 from nbcompile.core.example import ExampleInput
+from nbcompile.core.tracing.capture import capture
 from nbcompile.report.data import Graph, LayerRow, ModelRow, Report, SiteRow
 from nbcompile.report.environment import machine, versions
 from nbcompile.report.errors_by_layer import per_layer_error

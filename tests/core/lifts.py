@@ -8,8 +8,8 @@ from torch import Tensor, fx, nn
 
 from nbcompile.core.affine.lifter import Lifter
 from nbcompile.core.affine.primitive import Primitive
-from nbcompile.core.capture import capture
 from nbcompile.core.shapes import Shapes
+from nbcompile.core.tracing.capture import capture
 from nbcompile.testing import scramble_
 
 X = torch.randn(2, 4, 7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

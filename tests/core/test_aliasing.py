@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from nbcompile.core.aliasing import Aliasing, writes_in_place
-from nbcompile.core.capture import capture
+from nbcompile.core.tracing.capture import capture
 
 
 class Net(nn.Module):

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from nbcompile.core.affine.lifter import Lifter
 from nbcompile.core.batches import BATCHED, DIMENSIONS, least_dimensions
-from nbcompile.core.capture import capture
 from nbcompile.core.shapes import Shapes
+from nbcompile.core.tracing.capture import capture
 from tests.core.lifts import Written, conv
 
 FACTOR = torch.rand(1, 4, 1, 1)

@@ -5,8 +5,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from nbcompile.core.aliasing import Aliasing
-from nbcompile.core.capture import capture
 from nbcompile.core.constants import Constants
+from nbcompile.core.tracing.capture import capture
 
 
 class Net(nn.Module):

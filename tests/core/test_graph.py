@@ -8,7 +8,6 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from nbcompile.core.activations import Activation
-from nbcompile.core.capture import capture
 from nbcompile.core.graph import (
     Norm,
     activation_of,
@@ -25,6 +24,7 @@ from nbcompile.core.graph import (
     render,
     settled,
 )
+from nbcompile.core.tracing.capture import capture
 
 
 class Net(nn.Module):

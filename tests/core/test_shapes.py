@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nbcompile.core.capture import capture
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.shapes import Shapes
+from nbcompile.core.tracing.capture import capture
 
 
 class Net(nn.Module):

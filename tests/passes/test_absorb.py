@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nbcompile.core.capture import capture
 from nbcompile.core.graph import calls
 from nbcompile.core.layers import LayerSpec
-from nbcompile.core.observe import observe
-from nbcompile.core.pieces import Piece, pieces
+from nbcompile.core.tracing.capture import capture
+from nbcompile.core.tracing.observe import observe
+from nbcompile.core.tracing.pieces import Piece, pieces
 from nbcompile.passes.absorb import absorbers
 
 X = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))

@@ -3,9 +3,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from nbcompile.core.capture import capture
 from nbcompile.core.channel_ranges import channel_ranges
 from nbcompile.core.numerics import relative_error
+from nbcompile.core.tracing.capture import capture
 from nbcompile.passes.absorb_bias import AbsorbBias
 from nbcompile.testing import check_pass
 

@@ -10,9 +10,9 @@ from torch.nn.utils import parametrizations
 from nbcompile import zoo
 from nbcompile.core.activations import Activation
 from nbcompile.core.blocks import SiteSpec, sites
-from nbcompile.core.capture import capture
 from nbcompile.core.errors import PreconditionError, UsageError
 from nbcompile.core.graph import aliases, render
+from nbcompile.core.tracing.capture import capture
 from nbcompile.passes import ContractSites, ExpandSites
 from nbcompile.testing import check_pass, scramble_
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nbcompile import zoo
-from nbcompile.core.capture import capture
+from nbcompile.core.tracing.capture import capture
 from nbcompile.passes.patterns import PATTERNS, locate
 
 tv = torchvision.models

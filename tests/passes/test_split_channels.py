@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from nbcompile.core.capture import capture
 from nbcompile.core.errors import UsageError
 from nbcompile.core.graph import render
 from nbcompile.core.memory.lifetimes import Lifetimes
+from nbcompile.core.tracing.capture import capture
 from nbcompile.deployment import deploy
 from nbcompile.passes.split_channels import SplitChannels, pairs
 from nbcompile.testing import check_pass, enliven_

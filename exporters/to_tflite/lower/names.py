@@ -13,7 +13,7 @@ from typing import Any
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from nbcompile.core.compiled import CompiledPiece
+from nbcompile.core.tracing.compiled_piece import CompiledPiece
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileOp, pack, read, unpack
 from nbcompile.exporters.to_tflite.lower.capture import aten_name
 

@@ -15,7 +15,6 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from nbcompile.core.blocks import Expanded, check_absorbers
-from nbcompile.core.capture import TAKEN
 from nbcompile.core.errors import CheckpointError
 from nbcompile.core.example import Origin, TensorSpec, remember
 from nbcompile.core.record import as_bytes, is_record
@@ -24,6 +23,7 @@ from nbcompile.core.serialization.graph_json import DTYPES, PATH, graph_from_jso
 from nbcompile.core.serialization.module_json import module_from_json, resize
 from nbcompile.core.serialization.stand_in import StandIn, alias, fill, hollow, order, tie
 from nbcompile.core.serialization.weight_files import EXTRA
+from nbcompile.core.tracing.capture import TAKEN
 
 _MODULES_OWN = frozenset(dir(nn.Module()))
 _INPUT_DTYPES = {

@@ -12,8 +12,8 @@ from nbcompile.core.affine.cost_law import Expense
 from nbcompile.core.affine.lifter import Lifter
 from nbcompile.core.affine.plan import Plan, Planner
 from nbcompile.core.affine.regions import Regions, primitives
-from nbcompile.core.capture import capture
 from nbcompile.core.shapes import Shapes
+from nbcompile.core.tracing.capture import capture
 from nbcompile.testing import scramble_
 
 

@@ -3,10 +3,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from nbcompile.core.capture import capture
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.memory.arena import Buffer, height, offsets
 from nbcompile.core.memory.lifetimes import Lifetimes
+from nbcompile.core.tracing.capture import capture
 from nbcompile.deployment import deploy
 from nbcompile.zoo import mobilenetv2_tiny
 

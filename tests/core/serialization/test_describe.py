@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from nbcompile.core.capture import capture
 from nbcompile.core.errors import CheckpointError
 from nbcompile.core.example import Origin, TensorSpec, origin_of
 from nbcompile.core.serialization.describe import MAX_CONSTANT_BYTES, describe
 from nbcompile.core.serialization.graph_json import NotSerialisable
 from nbcompile.core.serialization.module_json import module_from_json, module_to_json
 from nbcompile.core.serialization.rebuild import origin_from_json, rebuild
+from nbcompile.core.tracing.capture import capture
 
 ORIGIN = Origin((TensorSpec((2, 4)),), "package.module:net", {"mean": [0.5]})
 

@@ -7,10 +7,10 @@ import torch
 import torchvision
 from torch import Tensor, fx, nn
 
-from nbcompile.core.capture import capture
-from nbcompile.core.compiled import CompiledPiece
 from nbcompile.core.numerics import relative_error
-from nbcompile.core.pieces import assemble, pieces
+from nbcompile.core.tracing.capture import capture
+from nbcompile.core.tracing.compiled_piece import CompiledPiece
+from nbcompile.core.tracing.pieces import assemble, pieces
 from nbcompile.testing import scramble_
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 from torch.func import functional_call
 
-from nbcompile.core.calling import Call
 from nbcompile.core.example import Inputs
 from nbcompile.core.running import rehearsal
+from nbcompile.core.tracing.call import Call
 
 
 def watch_calls(model: nn.Module, inputs: Inputs) -> dict[nn.Module, Call]:

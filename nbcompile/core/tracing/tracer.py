@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from nbcompile.core.blocks import Expanded
-from nbcompile.core.calling import Call
 from nbcompile.core.layers import why_changed, why_no_layer
+from nbcompile.core.tracing.call import Call
 
 _PLAIN = fx.Tracer()
 

@@ -1,8 +1,8 @@
 """From a model to its fx graph.
 
 A graph is captured to *locate* layers and to *prove* rewrites; it shares its leaf modules with the model, whose own
-class is what users train. What cannot be traced inside it stays one node (:mod:`nbcompile.core.tracing`) and is
-captured by itself (:mod:`nbcompile.core.pieces`).
+class is what users train. What cannot be traced inside it stays one node (:mod:`nbcompile.core.tracing.tracer`) and is
+captured by itself (:mod:`nbcompile.core.tracing.pieces`).
 """
 
 import copy
@@ -11,10 +11,10 @@ import traceback
 from torch import fx, nn
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
-from nbcompile.core.calling import Call
 from nbcompile.core.errors import CaptureError
 from nbcompile.core.running import eval_mode
-from nbcompile.core.tracing import Tracer, is_leaf
+from nbcompile.core.tracing.call import Call
+from nbcompile.core.tracing.tracer import Tracer, is_leaf
 
 __all__ = ["TAKEN", "capture", "is_leaf", "opaque", "require_free_names"]
 

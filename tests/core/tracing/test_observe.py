@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nbcompile.core.blocks import sites
-from nbcompile.core.capture import capture
 from nbcompile.core.errors import CaptureError, PreconditionError
 from nbcompile.core.graph import activation_of, calls, norm_of, readers, render
-from nbcompile.core.observe import observe
+from nbcompile.core.tracing.capture import capture
+from nbcompile.core.tracing.observe import observe
 from nbcompile.passes import ExpandSites
 
 X = torch.randn(2, 3, 6, 5, generator=torch.Generator().manual_seed(0))

@@ -7,9 +7,9 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nbcompile.core.capture import opaque
 from nbcompile.core.errors import CaptureError, PreconditionError
-from nbcompile.core.pieces import pieces
+from nbcompile.core.tracing.capture import opaque
+from nbcompile.core.tracing.pieces import pieces
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

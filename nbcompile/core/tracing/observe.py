@@ -13,17 +13,17 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
-from nbcompile.core.capture import is_leaf, require_free_names
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import Inputs
 from nbcompile.core.running import rehearsal
+from nbcompile.core.tracing.capture import is_leaf, require_free_names
 
 
 def observe(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
     """The graph of one eval-mode run of ``model``, without gradients; the model is left as it was.
 
     It shows the path that these inputs took: a branch not taken is not in it, and a loop is unrolled. Leaf modules are
-    those of :func:`nbcompile.core.capture.capture`; what they do inside is not recorded. Code that torch's functions
+    those of :func:`nbcompile.core.tracing.capture.capture`; what they do inside is not recorded. Code that torch's functions
     do not pass through (TorchScript) is not seen.
 
     Args:

@@ -12,11 +12,11 @@ from torchvision.ops import FrozenBatchNorm2d
 import nbcompile
 from nbcompile import zoo
 from nbcompile.core.blocks import Expanded
-from nbcompile.core.calling import Call
-from nbcompile.core.capture import capture, is_leaf, opaque
 from nbcompile.core.errors import CaptureError
 from nbcompile.core.numerics import relative_error
 from nbcompile.core.running import eval_mode
+from nbcompile.core.tracing.call import Call
+from nbcompile.core.tracing.capture import capture, is_leaf, opaque
 from nbcompile.testing import scramble_
 
 X = torch.randn(2, 3, 33, 33, generator=torch.Generator().manual_seed(0))

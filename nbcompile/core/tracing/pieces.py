@@ -13,15 +13,15 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
 from nbcompile.core.batches import DIMENSIONS
-from nbcompile.core.calling import Call
-from nbcompile.core.capture import capture, opaque
-from nbcompile.core.compiled import CompiledPiece, dressed
 from nbcompile.core.errors import CaptureError
 from nbcompile.core.example import Inputs
 from nbcompile.core.graph import aliases, layer_of
 from nbcompile.core.layers import why_changed
-from nbcompile.core.tracing import is_leaf
-from nbcompile.core.watching import watch_calls
+from nbcompile.core.tracing.call import Call
+from nbcompile.core.tracing.call_watch import watch_calls
+from nbcompile.core.tracing.capture import capture, opaque
+from nbcompile.core.tracing.compiled_piece import CompiledPiece, dressed
+from nbcompile.core.tracing.tracer import is_leaf
 
 _LAYERS = (_ConvNd, nn.Linear)
 _FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear)

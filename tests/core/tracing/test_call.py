@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nbcompile.core.calling import SLOT, Call
+from nbcompile.core.tracing.call import SLOT, Call
 
 A, B = torch.zeros(1), torch.ones(2)
 

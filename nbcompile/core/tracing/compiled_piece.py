@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from nbcompile.core.calling import Call
+from nbcompile.core.tracing.call import Call
 
 
 class CompiledPiece(nn.Module):

@@ -1,0 +1,1 @@
+"""From a module to its graph, as a whole or in pieces."""
