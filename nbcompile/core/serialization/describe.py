@@ -1,4 +1,7 @@
-"""A whole model in a record: its graph, modules, constants and keys. :mod:`nbcompile.core.serialization.rebuild` reads it."""
+"""A whole model in a record: its graph, modules, constants and keys.
+
+:mod:`nbcompile.core.serialization.rebuild` reads it.
+"""
 
 import base64
 import logging

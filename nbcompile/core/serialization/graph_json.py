@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from nbcompile.core import allowed
 from nbcompile.core.errors import CheckpointError
+from nbcompile.core.serialization import allow_list
 
 MAX_NODES = 20_000
 MAX_ITEMS = 10_000
@@ -73,7 +73,7 @@ def graph_from_json(nodes: Any) -> fx.Graph:
 
 
 def _check_arguments(target: str | Callable[..., Any], args: Any, kwargs: Any) -> None:
-    if target is getattr and not (len(args) == 2 and args[1] in allowed.ATTRIBUTES):
+    if target is getattr and not (len(args) == 2 and args[1] in allow_list.ATTRIBUTES):
         raise CheckpointError(f"the graph reads the attribute {str(args[1:])[:80]}, which no graph in a file may read")
     if "out" in kwargs:
         raise CheckpointError("the graph writes into a tensor that it is given (out=), which no graph in a file may do")
@@ -84,7 +84,7 @@ def _node_to_json(node: fx.Node) -> dict[str, Any]:
         if not IDENTIFIER.match(node.name):
             raise NotSerialisable(f"the name '{node.name}'")
         if callable(node.target):
-            target = allowed.function_name(node.target)
+            target = allow_list.function_name(node.target)
             if target is None:
                 raise NotSerialisable(f"a call of {getattr(node.target, '__qualname__', node.target)}")
         else:
@@ -103,9 +103,9 @@ def _node_to_json(node: fx.Node) -> dict[str, Any]:
 
 def _target(op: str, target: Any) -> str | Callable[..., Any]:
     if op == "call_function":
-        return allowed.function(target)
+        return allow_list.function(target)
     if op == "call_method":
-        return allowed.method(target)
+        return allow_list.method(target)
     if op in ("placeholder", "output"):
         return match(IDENTIFIER, target, op)
     if op in ("call_module", "get_attr"):

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from nbcompile.core import allowed
 from nbcompile.core.errors import CheckpointError
 from nbcompile.core.layers import why_changed
+from nbcompile.core.serialization import allow_list
 from nbcompile.core.serialization.bounds import bounded
 from nbcompile.core.serialization.graph_json import IDENTIFIER, NotSerialisable, decode, encode, match
 
@@ -22,7 +22,7 @@ def module_to_json(module: nn.Module) -> dict[str, Any]:
     Raises:
         NotSerialisable: if it could not be rebuilt to the same shapes.
     """
-    name = allowed.module_class_name(module)
+    name = allow_list.module_class_name(module)
     if name is None:
         raise NotSerialisable(f"a module of class {type(module).__module__}.{type(module).__qualname__}")
     if reason := why_changed(module):
@@ -51,7 +51,7 @@ def module_from_json(data: Any) -> nn.Module:
         CheckpointError: if its class is not allowed or does not take its arguments.
     """
     try:
-        cls = allowed.module_class(data["class"])
+        cls = allow_list.module_class(data["class"])
         arguments = {match(IDENTIFIER, k, "argument"): decode(v, {}) for k, v in data["arguments"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"the graph has a malformed module: {type(error).__name__}: {error}") from None

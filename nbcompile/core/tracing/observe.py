@@ -23,8 +23,8 @@ def observe(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
     """The graph of one eval-mode run of ``model``, without gradients; the model is left as it was.
 
     It shows the path that these inputs took: a branch not taken is not in it, and a loop is unrolled. Leaf modules are
-    those of :func:`nbcompile.core.tracing.capture.capture`; what they do inside is not recorded. Code that torch's functions
-    do not pass through (TorchScript) is not seen.
+    those of :func:`nbcompile.core.tracing.capture.capture`; what they do inside is not recorded. Code that torch's
+    functions do not pass through (TorchScript) is not seen.
 
     Args:
         model: any module that runs on ``inputs``.

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.overrides import get_overridable_functions
 
-from nbcompile.core import allowed
 from nbcompile.core.errors import CheckpointError
+from nbcompile.core.serialization import allow_list
 
-FUNCTIONS = allowed._functions()[0]
+FUNCTIONS = allow_list._functions()[0]
 OVERRIDABLE = {id(f) for functions in get_overridable_functions().values() for f in functions}
 
 
@@ -32,8 +32,8 @@ def test_the_list_has_what_networks_call() -> None:
         "torchvision.models.swin_transformer.shifted_window_attention",
         "torchvision.ops.stochastic_depth.stochastic_depth",
     ):
-        function = allowed.function(name)
-        assert allowed.function(str(allowed.function_name(function))) is function
+        function = allow_list.function(name)
+        assert allow_list.function(str(allow_list.function_name(function))) is function
 
 
 @pytest.mark.parametrize("name", [n for n in FUNCTIONS if n.startswith("torch.")])
@@ -43,24 +43,24 @@ def test_every_torch_function_is_a_function_of_tensors(name: str) -> None:
 
 def test_the_others_are_the_written_ones() -> None:
     others = {n for n in FUNCTIONS if not n.startswith("torch.")}
-    named = {f"operator.{n}" for n in allowed._OPERATORS} | {f"math.{n}" for n in allowed._MATH} | {"getattr"}
+    named = {f"operator.{n}" for n in allow_list._OPERATORS} | {f"math.{n}" for n in allow_list._MATH} | {"getattr"}
     assert others == named
 
 
-@pytest.mark.parametrize("name", sorted(allowed.DENIED))
+@pytest.mark.parametrize("name", sorted(allow_list.DENIED))
 def test_denied(name: str) -> None:
     for space in ("torch", "torch.nn.functional", "torch.linalg", "torch.special", "torch.Tensor"):
         with pytest.raises(CheckpointError, match=rf"^the graph calls '{re.escape(space)}\.{name}', which no graph"):
-            allowed.function(f"{space}.{name}")
+            allow_list.function(f"{space}.{name}")
     with pytest.raises(
         CheckpointError, match=rf"^the graph calls the method '{name}', which no graph in a file may call$"
     ):
-        allowed.method(name)
+        allow_list.method(name)
 
 
-@pytest.mark.parametrize("part", allowed.DENIED_PARTS)
+@pytest.mark.parametrize("part", allow_list.DENIED_PARTS)
 def test_denied_parts(part: str) -> None:
-    assert not [n for n in (*FUNCTIONS, *allowed._methods()) if part in n]
+    assert not [n for n in (*FUNCTIONS, *allow_list._methods()) if part in n]
     assert any(part in getattr(f, "__name__", "") for fs in get_overridable_functions().values() for f in fs)
 
 
@@ -70,7 +70,7 @@ def test_nothing_underscored_or_in_place() -> None:
         for n in FUNCTIONS
         if n not in ("torch._assert", "operator.and_", "operator.or_", "operator.not_")
     ]
-    assert not [n for n in (*tails, *allowed._methods()) if n.startswith("_") or n.endswith("_")]
+    assert not [n for n in (*tails, *allow_list._methods()) if n.startswith("_") or n.endswith("_")]
 
 
 # Nothing may reach files, processes, devices, global state, other objects' attributes, or memory as such.
@@ -83,9 +83,9 @@ REACHING = re.compile(
 
 def test_no_name_that_reaches_beyond_values() -> None:
     values = {"torch.affine_grid_generator"}  # generates a grid, not random numbers
-    assert not [n for n in {*FUNCTIONS, *allowed._methods()} - values if REACHING.search(n.rpartition(".")[2])]
+    assert not [n for n in {*FUNCTIONS, *allow_list._methods()} - values if REACHING.search(n.rpartition(".")[2])]
     for library in ("timm", "torchvision"):
-        functions, modules = allowed._library(library)
+        functions, modules = allow_list._library(library)
         assert not [n for n in (*functions, *modules) if REACHING.search(n.rpartition(".")[2])]
         assert all(f.__module__.startswith(f"{library}.") for f in functions.values())
 
@@ -148,7 +148,7 @@ def test_refused_functions(name: str) -> None:
     with pytest.raises(
         CheckpointError, match=rf"^the graph calls '{re.escape(name)}', which no graph in a file may call$"
     ):
-        allowed.function(name)
+        allow_list.function(name)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_refused_functions(name: str) -> None:
     ],
 )
 def test_refused_functions_are_not_written(function: object) -> None:
-    assert allowed.function_name(function) is None  # type: ignore[arg-type]
+    assert allow_list.function_name(function) is None  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -201,20 +201,20 @@ def test_refused_functions_are_not_written(function: object) -> None:
 )
 def test_refused_methods(name: str) -> None:
     with pytest.raises(CheckpointError, match=r"^the graph calls the method '.*', which no graph in a file may call$"):
-        allowed.method(name)
+        allow_list.method(name)
 
 
 @pytest.mark.parametrize(
     "name", ["__class__", "__globals__", "__dict__", "_modules", "data", "grad", "grad_fn", "is_cuda"]
 )
 def test_refused_attributes(name: str) -> None:
-    assert name not in allowed.ATTRIBUTES
+    assert name not in allow_list.ATTRIBUTES
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        *(f"torch.nn.{name}" for name in sorted(allowed.DENIED_MODULES)),
+        *(f"torch.nn.{name}" for name in sorted(allow_list.DENIED_MODULES)),
         *(f"torch.nn.{name}" for name in dir(nn) if name.startswith("Lazy")),
         "torch.nn.modules.module.Module",
         "torch.nn.modules.Linear",
@@ -241,17 +241,17 @@ def test_refused_module_classes(name: str) -> None:
     with pytest.raises(
         CheckpointError, match=rf"^the graph holds a module of class '{re.escape(name)}', which no graph"
     ):
-        allowed.module_class(name)
+        allow_list.module_class(name)
 
 
 def test_module_classes_by_name() -> None:
     for module in (nn.Conv2d(1, 1, 1), nn.LSTM(2, 2), nn.MultiheadAttention(2, 1), nn.Hardswish()):
-        name = allowed.module_class_name(module)
+        name = allow_list.module_class_name(module)
         assert name == f"torch.nn.{type(module).__name__}"
-        assert allowed.module_class(name) is type(module)
+        assert allow_list.module_class(name) is type(module)
 
     class Own(nn.Conv2d):
         pass
 
     Own.__name__ = "Conv2d"
-    assert allowed.module_class_name(Own(1, 1, 1)) is None
+    assert allow_list.module_class_name(Own(1, 1, 1)) is None

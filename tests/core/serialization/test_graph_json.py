@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from nbcompile.core import serial
 from nbcompile.core.errors import CheckpointError
+from nbcompile.core.serialization import graph_json
 from nbcompile.core.serialization.graph_json import NotSerialisable, decode, encode, graph_from_json, graph_to_json
 
 
@@ -98,7 +98,7 @@ def test_writing_refuses_what_reading_would(call: Any, why: str) -> None:
         graph_to_json(graph)
 
 
-@pytest.mark.parametrize("pattern", [serial.IDENTIFIER, serial.PATH])
+@pytest.mark.parametrize("pattern", [graph_json.IDENTIFIER, graph_json.PATH])
 @pytest.mark.parametrize(
     "name",
     [
@@ -123,13 +123,13 @@ def test_writing_refuses_what_reading_would(call: Any, why: str) -> None:
 )
 def test_names_that_are_refused(pattern: Any, name: str) -> None:
     with pytest.raises(CheckpointError, match=r"^the graph has a node called .*, which is no plain name$"):
-        serial.match(pattern, name, "node")
+        graph_json.match(pattern, name, "node")
 
 
 @pytest.mark.parametrize("name", ["features.0.conv", "my-stem.2", "_x", "a_1", "layers.stem-1.0"])
 def test_paths_that_are_taken(name: str) -> None:
-    assert serial.match(serial.PATH, name, "path") == name
-    assert serial.match(serial.IDENTIFIER, "a_1", "node") == "a_1"
+    assert graph_json.match(graph_json.PATH, name, "path") == name
+    assert graph_json.match(graph_json.IDENTIFIER, "a_1", "node") == "a_1"
     for wrong in (f"{name}.__class__", f"__{name}", name + "." * 1, name + ".a" * 32):
         with pytest.raises(CheckpointError, match="no plain name"):
-            serial.match(serial.PATH, wrong, "path")
+            graph_json.match(graph_json.PATH, wrong, "path")
