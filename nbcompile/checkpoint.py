@@ -13,6 +13,7 @@ from nbcompile.core.blocks import Expanded, check_absorbers, sites
 from nbcompile.core.errors import CaptureError, CheckpointError, UsageError
 from nbcompile.core.example import ExampleInput, Origin, inputs_for, origin_of, remember, specs
 from nbcompile.core.files import atomic, check_target
+from nbcompile.core.graph.replace import put
 from nbcompile.core.layers import LayerSpec, why_no_layer
 from nbcompile.core.serialization.bounds import bounded
 from nbcompile.core.serialization.describe import describe, unreadable
@@ -20,7 +21,6 @@ from nbcompile.core.serialization.rebuild import origin_from_json, rebuild, with
 from nbcompile.core.serialization.weight_files import EXTRA, RECORD, Weights, choose, find, read
 from nbcompile.core.tracing.capture import capture
 from nbcompile.core.wrappers import unwrap
-from nbcompile.expansion import put
 
 log = logging.getLogger("nbcompile")
 

@@ -22,10 +22,10 @@ from torch import fx, nn
 from nbcompile.calibration import Calibration
 from nbcompile.calibration import calibration as calibration_of
 from nbcompile.calibration_images import KEYS
-from nbcompile.core.channel_ranges import channel_ranges
 from nbcompile.core.cost import cost
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import Inputs, each, origin_of
+from nbcompile.core.graph.channel_ranges import channel_ranges
 from nbcompile.deployment import deploy
 from nbcompile.exporters import tflite
 from nbcompile.exporters.base import ExportResult

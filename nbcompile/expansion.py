@@ -11,7 +11,8 @@ from torch import fx, nn
 from nbcompile.core.blocks import sites
 from nbcompile.core.errors import CaptureError, PreconditionError
 from nbcompile.core.example import ExampleInput, Inputs, Origin, inputs_for, origin_of, remember, specs
-from nbcompile.core.graph import aliases, calls
+from nbcompile.core.graph.nodes import calls
+from nbcompile.core.graph.replace import put
 from nbcompile.core.layers import CONVOLUTIONS
 from nbcompile.core.running import tensors_of
 from nbcompile.core.serialization.describe import describe
@@ -110,12 +111,6 @@ def candidates(model: nn.Module, example_input: ExampleInput | None = None) -> t
     """
     gm, parts = _graph(copied(unwrap(model)), inputs_for(model, example_input, who="inspect"))
     return ExpandSites(parts=parts).candidates(gm)
-
-
-def put(tree: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Replace ``old`` by ``new`` in ``tree``, under every name it has there."""
-    for name in aliases(tree, old):
-        tree.set_submodule(name, new)
 
 
 def _expanded(

@@ -15,10 +15,10 @@ from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs
-from nbcompile.core.graph import downstream
+from nbcompile.core.graph.nodes import downstream
+from nbcompile.core.graph.shapes import Shapes
 from nbcompile.core.layers import LayerSpec
 from nbcompile.core.memory.lifetimes import Lifetimes
-from nbcompile.core.shapes import Shapes
 from nbcompile.passes.split_channels import Pair, SplitChannels, pairs
 
 Arena = Callable[[fx.GraphModule], int]

@@ -9,12 +9,12 @@ from torch import fx, nn
 from nbcompile.core.blocks import sites
 from nbcompile.core.errors import CaptureError, PreconditionError, UsageError
 from nbcompile.core.example import ExampleInput, inputs_for, origin_of
+from nbcompile.core.graph.replace import put
 from nbcompile.core.numerics import relative_error
 from nbcompile.core.tracing.capture import capture
 from nbcompile.core.tracing.observe import one_run_only
 from nbcompile.core.wrappers import copied, unwrap
 from nbcompile.deployment import Report, compiled
-from nbcompile.expansion import put
 from nbcompile.pass_runner import run
 from nbcompile.passes import ContractSites, PassResult
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from nbcompile.core.blocks import sites
 from nbcompile.core.cost import cost
 from nbcompile.core.example import Inputs
+from nbcompile.core.graph.replace import put
 from nbcompile.core.wrappers import copied
-from nbcompile.expansion import put
 
 PRODUCTS = "(other matrix products)"
 

@@ -8,7 +8,7 @@ from torch import fx
 from nbcompile.core.env import dump_folder
 from nbcompile.core.errors import PostconditionError
 from nbcompile.core.example import Inputs, each
-from nbcompile.core.graph import render
+from nbcompile.core.graph.nodes import render
 from nbcompile.core.numerics import flatten, relative_error, tolerance
 from nbcompile.core.running import eval_mode
 from nbcompile.passes import Pass, PassResult

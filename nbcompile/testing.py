@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from nbcompile.core.graph import render
+from nbcompile.core.graph.nodes import render
 from nbcompile.core.numerics import flatten, relative_error, tolerance
 from nbcompile.core.tracing.capture import capture
 from nbcompile.passes import Pass, PassResult

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import fx, nn
 from torch.nn import functional as F
 
-from nbcompile.core.graph import calls, module_of, norm_of, readers
+from nbcompile.core.graph.nodes import calls, module_of, norm_of, readers
 from nbcompile.core.layers import LayerSpec
 from nbcompile.core.running import tensors_of
 from nbcompile.core.tracing.capture import opaque

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from nbcompile.core.algebra import AffineMap
 from nbcompile.core.blocks import SLOPE_ROUNDING, Expanded, sites
 from nbcompile.core.errors import PostconditionError, PreconditionError
-from nbcompile.core.graph import aliases, calls
+from nbcompile.core.graph.nodes import aliases, calls
 from nbcompile.core.layers import LayerSpec, stored
 from nbcompile.core.tracing.observe import is_observed
 from nbcompile.passes.absorb import absorbers

@@ -21,12 +21,12 @@ from torch import Tensor, fx, nn
 
 from nbcompile.core.affine.to_layer import lowered
 from nbcompile.core.algebra import AffineMap, compose, per_channel
-from nbcompile.core.channel_ranges import ChannelRanges
 from nbcompile.core.example import Inputs
-from nbcompile.core.graph import aliases
-from nbcompile.core.junctions import Junction, junctions
+from nbcompile.core.graph.channel_ranges import ChannelRanges
+from nbcompile.core.graph.coupled_channels import Junction, junctions
+from nbcompile.core.graph.nodes import aliases
+from nbcompile.core.graph.shapes import Shapes
 from nbcompile.core.layers import lift
-from nbcompile.core.shapes import Shapes
 from nbcompile.passes.base import Pass, PassResult, Skip
 
 BIAS_SHARE = 0.1

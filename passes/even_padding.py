@@ -23,9 +23,9 @@ from nbcompile.core.algebra import Geometry
 from nbcompile.core.algebra.parts import widened
 from nbcompile.core.algebra.same_padding import is_same, pads_itself
 from nbcompile.core.example import Inputs
-from nbcompile.core.graph import aliases, calls, read_directly, tied_to
+from nbcompile.core.graph.nodes import aliases, calls, read_directly, tied_to
+from nbcompile.core.graph.shapes import Shapes
 from nbcompile.core.layers import lift, why_no_layer
-from nbcompile.core.shapes import Shapes
 from nbcompile.passes.base import Pass, PassResult, Skip
 
 Sizes = list[tuple[int, ...]]

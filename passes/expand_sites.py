@@ -16,7 +16,7 @@ from torch import fx
 from nbcompile.core.activations import KNOWN, Activation
 from nbcompile.core.blocks import KINDS, Expanded, SiteSpec, sites
 from nbcompile.core.errors import PostconditionError, PreconditionError, UsageError
-from nbcompile.core.graph import (
+from nbcompile.core.graph.nodes import (
     Norm,
     activation_of,
     aliases,

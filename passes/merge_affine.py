@@ -26,8 +26,8 @@ from nbcompile.core.affine.slices import SPLITS
 from nbcompile.core.affine.to_layer import lowered, why_rounding_loses
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import Inputs
-from nbcompile.core.graph import asks_metadata, module_of, norm_of
-from nbcompile.core.shapes import Shapes
+from nbcompile.core.graph.nodes import asks_metadata, module_of, norm_of
+from nbcompile.core.graph.shapes import Shapes
 from nbcompile.passes.base import Pass, PassResult, Skip
 
 Term = tuple[fx.Node, float]

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from nbcompile.core.graph import ADDS, MULS, activation_of, after, downstream, layer_of, norm_of, readers, settled
+from nbcompile.core.graph.nodes import ADDS, MULS, activation_of, after, downstream, layer_of, norm_of, readers, settled
 from nbcompile.core.layers import LayerSpec, why_no_layer
 
 Node = fx.Node

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from nbcompile.core.graph import asks_metadata, passes_through
+from nbcompile.core.graph.nodes import asks_metadata, passes_through
 from nbcompile.passes.base import Pass, PassResult
 
 

@@ -23,7 +23,7 @@ from nbcompile.core.activations import Activation
 from nbcompile.core.affine.to_layer import lowered
 from nbcompile.core.algebra.parts import part
 from nbcompile.core.errors import UsageError
-from nbcompile.core.graph import (
+from nbcompile.core.graph.nodes import (
     activation_of,
     calls,
     layer_of,

@@ -14,7 +14,7 @@ from nbcompile.core.blocks import sites
 from nbcompile.core.cost import cost
 from nbcompile.core.errors import CaptureError, PostconditionError, PreconditionError, UsageError
 from nbcompile.core.example import inputs_for, origin_of
-from nbcompile.core.graph import norm_of
+from nbcompile.core.graph.nodes import norm_of
 from nbcompile.core.numerics import relative_error
 from nbcompile.deployment import deploy
 from nbcompile.testing import scramble_

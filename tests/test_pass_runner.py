@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from nbcompile.core.errors import PostconditionError, UsageError
-from nbcompile.core.graph import render
+from nbcompile.core.graph.nodes import render
 from nbcompile.core.tracing.capture import capture
 from nbcompile.pass_runner import run
 from nbcompile.passes import MergeAffine, Pass, PassResult, RemoveIdentity

@@ -12,7 +12,7 @@ from torch import fx
 
 from nbcompile.core.activations import linearised
 from nbcompile.core.blocks import Expanded
-from nbcompile.core.graph import activation_of, module_of, norm_of, passes_through, readers
+from nbcompile.core.graph.nodes import activation_of, module_of, norm_of, passes_through, readers
 from nbcompile.core.layers import Scale
 from nbcompile.report.data import Graph, Node
 from nbcompile.report.labels import describe

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from nbcompile.core.blocks import Expanded, sites
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import origin_of, remember
-from nbcompile.core.graph import aliases
+from nbcompile.core.graph.nodes import aliases
 from nbcompile.core.layers import CONVOLUTIONS
 from nbcompile.core.wrappers import copied
 from nbcompile.expansion import record_again

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from nbcompile.core.affine.lifter import Lifter
 from nbcompile.core.affine.primitive import Primitive
-from nbcompile.core.shapes import Shapes
+from nbcompile.core.graph.shapes import Shapes
 from nbcompile.core.tracing.capture import capture
 from nbcompile.testing import scramble_
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nbcompile.core.graph import calls
+from nbcompile.core.graph.nodes import calls
 from nbcompile.core.layers import LayerSpec
 from nbcompile.core.tracing.capture import capture
 from nbcompile.core.tracing.observe import observe

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from nbcompile.core.channel_ranges import channel_ranges
+from nbcompile.core.graph.channel_ranges import channel_ranges
 from nbcompile.core.numerics import relative_error
 from nbcompile.core.tracing.capture import capture
 from nbcompile.passes.absorb_bias import AbsorbBias

@@ -11,7 +11,7 @@ from nbcompile import zoo
 from nbcompile.core.algebra import AffineMap
 from nbcompile.core.blocks import Expanded, sites
 from nbcompile.core.errors import PostconditionError, PreconditionError
-from nbcompile.core.graph import render
+from nbcompile.core.graph.nodes import render
 from nbcompile.core.layers import LayerSpec
 from nbcompile.core.tracing.capture import capture
 from nbcompile.passes import ContractSites, ExpandSites

@@ -9,7 +9,7 @@ import torchvision
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from nbcompile.core.channel_ranges import channel_ranges
+from nbcompile.core.graph.channel_ranges import channel_ranges
 from nbcompile.core.numerics import relative_error
 from nbcompile.core.tracing.capture import capture
 from nbcompile.deployment import deploy

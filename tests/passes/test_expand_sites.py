@@ -11,7 +11,7 @@ from nbcompile import zoo
 from nbcompile.core.activations import Activation
 from nbcompile.core.blocks import SiteSpec, sites
 from nbcompile.core.errors import PreconditionError, UsageError
-from nbcompile.core.graph import aliases, render
+from nbcompile.core.graph.nodes import aliases, render
 from nbcompile.core.tracing.capture import capture
 from nbcompile.passes import ContractSites, ExpandSites
 from nbcompile.testing import check_pass, scramble_

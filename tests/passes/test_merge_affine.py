@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from nbcompile.core.errors import PreconditionError
-from nbcompile.core.graph import norm_of, render
+from nbcompile.core.graph.nodes import norm_of, render
 from nbcompile.core.tracing.capture import capture
 from nbcompile.passes import MergeAffine, RemoveIdentity
 from nbcompile.testing import check_pass, scramble_

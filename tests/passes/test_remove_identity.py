@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nbcompile.core.graph import render
+from nbcompile.core.graph.nodes import render
 from nbcompile.core.tracing.capture import capture
 from nbcompile.passes import RemoveIdentity
 from nbcompile.testing import check_pass

@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from nbcompile.core.errors import UsageError
-from nbcompile.core.graph import render
+from nbcompile.core.graph.nodes import render
 from nbcompile.core.memory.lifetimes import Lifetimes
 from nbcompile.core.tracing.capture import capture
 from nbcompile.deployment import deploy

@@ -18,7 +18,7 @@ from nbcompile.core.algebra import (
     frozen_norm,
     per_channel,
 )
-from nbcompile.core.graph import ADDS, MULS, argument
+from nbcompile.core.graph.nodes import ADDS, MULS, argument
 
 SUBTRACTIONS = (operator.sub, operator.isub, torch.sub, torch.subtract, "sub", "sub_", "subtract")
 DIVISIONS = (operator.truediv, operator.itruediv, torch.div, torch.divide, torch.true_divide, "div", "div_", "divide")

@@ -15,7 +15,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from nbcompile.core.affine.functions import lift_function
 from nbcompile.core.affine.primitive import Context, Primitive
 from nbcompile.core.algebra import AffineMap
-from nbcompile.core.graph import module_of
+from nbcompile.core.graph.nodes import module_of
 from nbcompile.core.layers import lift, why_changed, why_no_layer
 
 

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nbcompile.core.algebra import AffineMap, Geometry, average_pool, pad
-from nbcompile.core.aliasing import Aliasing
-from nbcompile.core.batches import least_dimensions
-from nbcompile.core.constants import Constants
-from nbcompile.core.graph import argument, module_of, settled
-from nbcompile.core.shapes import Shapes
+from nbcompile.core.graph.aliasing import Aliasing
+from nbcompile.core.graph.constants import Constants
+from nbcompile.core.graph.nodes import argument, module_of, settled
+from nbcompile.core.graph.ranks import least_dimensions
+from nbcompile.core.graph.shapes import Shapes
 
 ANY_AXES = frozenset({0, 1, 2, 3})
 _OF_LAYERS = ("torch.nn.functional", "torch._C._nn")

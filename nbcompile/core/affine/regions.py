@@ -16,7 +16,7 @@ from nbcompile.core.affine.functions import SUBTRACTIONS
 from nbcompile.core.affine.lifter import Lifter
 from nbcompile.core.affine.primitive import ANY_AXES, Primitive
 from nbcompile.core.affine.slices import SPLITS
-from nbcompile.core.graph import ADDS, argument, asks_metadata
+from nbcompile.core.graph.nodes import ADDS, argument, asks_metadata
 
 _CATS = (torch.cat, torch.concat, torch.concatenate)
 

@@ -8,7 +8,7 @@ from torch import fx
 
 from nbcompile.core.affine.primitive import ANY_AXES, Context, Primitive
 from nbcompile.core.algebra import AffineMap, NotExact, identity, select
-from nbcompile.core.graph import argument
+from nbcompile.core.graph.nodes import argument
 
 SPLITS = (torch.chunk, torch.split, torch.tensor_split, "chunk", "split", "tensor_split")
 

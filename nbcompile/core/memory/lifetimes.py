@@ -15,10 +15,10 @@ from torch import fx, nn
 from nbcompile.core.activations import Activation
 from nbcompile.core.algebra.same_padding import is_same, read_padding
 from nbcompile.core.example import Inputs
-from nbcompile.core.graph import ADDS, activation_of, asks_metadata, layer_of, module_of, passes_through, readers
+from nbcompile.core.graph.nodes import ADDS, activation_of, asks_metadata, layer_of, module_of, passes_through, readers
+from nbcompile.core.graph.shapes import Shapes
 from nbcompile.core.layers import lift, why_no_layer
 from nbcompile.core.memory.arena import Buffer, height
-from nbcompile.core.shapes import Shapes
 
 _FUSED = {Activation("relu"), Activation("relu6")}
 _POOLINGS: dict[type[nn.Module], int] = {nn.MaxPool1d: 1, nn.AvgPool1d: 1, nn.MaxPool2d: 2, nn.AvgPool2d: 2}

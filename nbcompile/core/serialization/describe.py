@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from nbcompile.core.blocks import Expanded
 from nbcompile.core.errors import CheckpointError
 from nbcompile.core.example import Origin, spec_to_json
-from nbcompile.core.graph import module_of
+from nbcompile.core.graph.nodes import module_of
 from nbcompile.core.serialization.graph_json import NotSerialisable, graph_to_json
 from nbcompile.core.serialization.module_json import module_to_json
 from nbcompile.core.serialization.rebuild import rebuild

@@ -12,10 +12,10 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
-from nbcompile.core.batches import DIMENSIONS
 from nbcompile.core.errors import CaptureError
 from nbcompile.core.example import Inputs
-from nbcompile.core.graph import aliases, layer_of
+from nbcompile.core.graph.nodes import aliases, layer_of
+from nbcompile.core.graph.ranks import DIMENSIONS
 from nbcompile.core.layers import why_changed
 from nbcompile.core.tracing.call import Call
 from nbcompile.core.tracing.call_watch import watch_calls

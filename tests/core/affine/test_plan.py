@@ -12,7 +12,7 @@ from nbcompile.core.affine.cost_law import Expense
 from nbcompile.core.affine.lifter import Lifter
 from nbcompile.core.affine.plan import Plan, Planner
 from nbcompile.core.affine.regions import Regions, primitives
-from nbcompile.core.shapes import Shapes
+from nbcompile.core.graph.shapes import Shapes
 from nbcompile.core.tracing.capture import capture
 from nbcompile.testing import scramble_
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from nbcompile.core.blocks import sites
 from nbcompile.core.errors import CaptureError, PreconditionError
-from nbcompile.core.graph import activation_of, calls, norm_of, readers, render
+from nbcompile.core.graph.nodes import activation_of, calls, norm_of, readers, render
 from nbcompile.core.tracing.capture import capture
 from nbcompile.core.tracing.observe import observe
 from nbcompile.passes import ExpandSites

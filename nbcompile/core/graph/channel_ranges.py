@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import Inputs
-from nbcompile.core.graph import activation_of
+from nbcompile.core.graph.nodes import activation_of
 from nbcompile.core.running import rehearsal
 
 

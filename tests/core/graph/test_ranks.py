@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nbcompile.core.affine.lifter import Lifter
-from nbcompile.core.batches import BATCHED, DIMENSIONS, least_dimensions
-from nbcompile.core.shapes import Shapes
+from nbcompile.core.graph.ranks import BATCHED, DIMENSIONS, least_dimensions
+from nbcompile.core.graph.shapes import Shapes
 from nbcompile.core.tracing.capture import capture
 from tests.core.lifts import Written, conv
 

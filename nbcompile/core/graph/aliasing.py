@@ -6,7 +6,7 @@ from typing import Any
 from torch import fx, nn
 from torch.nn import functional as F
 
-from nbcompile.core.graph import asks_metadata, module_of
+from nbcompile.core.graph.nodes import asks_metadata, module_of
 
 _WRITING = (
     *(operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow),

@@ -6,9 +6,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nbcompile.core.aliasing import name_of
-from nbcompile.core.constants import Constants
-from nbcompile.core.graph import argument, module_of
+from nbcompile.core.graph.aliasing import name_of
+from nbcompile.core.graph.constants import Constants
+from nbcompile.core.graph.nodes import argument, module_of
 
 BATCHED = 5
 """Dimensions of a batch of maps of three axes: of what has a batch for sure, however many axes it has."""

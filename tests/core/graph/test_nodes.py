@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from nbcompile.core.activations import Activation
-from nbcompile.core.graph import (
+from nbcompile.core.graph.nodes import (
     Norm,
     activation_of,
     after,

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from nbcompile.core.aliasing import Aliasing
-from nbcompile.core.constants import Constants
+from nbcompile.core.graph.aliasing import Aliasing
+from nbcompile.core.graph.constants import Constants
 from nbcompile.core.tracing.capture import capture
 
 

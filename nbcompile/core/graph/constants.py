@@ -5,8 +5,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from nbcompile.core.aliasing import Aliasing, name_of
-from nbcompile.core.graph import module_of
+from nbcompile.core.graph.aliasing import Aliasing, name_of
+from nbcompile.core.graph.nodes import module_of
 
 _FACTORIES = (torch.zeros, torch.ones, torch.full, torch.tensor, torch.eye, torch.arange, torch.linspace)
 _RANDOM = ("dropout", "rand", "bernoulli", "multinomial", "poisson", "rrelu", "empty", "gumbel")

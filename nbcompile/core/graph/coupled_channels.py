@@ -15,8 +15,8 @@ from torch.nn.modules.padding import _CircularPadNd, _ConstantPadNd, _Reflection
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
 from nbcompile.core.activations import Activation
-from nbcompile.core.aliasing import name_of
-from nbcompile.core.graph import (
+from nbcompile.core.graph.aliasing import name_of
+from nbcompile.core.graph.nodes import (
     ADDS,
     MULS,
     activation_of,
@@ -29,8 +29,8 @@ from nbcompile.core.graph import (
     read_directly,
     tied_to,
 )
+from nbcompile.core.graph.shapes import Shapes
 from nbcompile.core.layers import LayerSpec, why_changed, why_no_layer
-from nbcompile.core.shapes import Shapes
 
 _MAPS: tuple[type[nn.Module], ...] = (_MaxPoolNd, _AvgPoolNd, _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd)
 _MAPS += (_ReflectionPadNd, _ReplicationPadNd, _CircularPadNd, nn.Upsample)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from nbcompile.core.aliasing import Aliasing, writes_in_place
+from nbcompile.core.graph.aliasing import Aliasing, writes_in_place
 from nbcompile.core.tracing.capture import capture
 
 

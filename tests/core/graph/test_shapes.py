@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from nbcompile.core.errors import PreconditionError
-from nbcompile.core.shapes import Shapes
+from nbcompile.core.graph.shapes import Shapes
 from nbcompile.core.tracing.capture import capture
 
 

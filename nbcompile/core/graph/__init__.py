@@ -1,0 +1,1 @@
+"""What a graph says without being run: readers, aliases, constants, shapes, channels."""
