@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from nbcompile.core.errors import PreconditionError as PreconditionError
     from nbcompile.core.errors import UsageError as UsageError
     from nbcompile.core.errors import VerificationError as VerificationError
+    from nbcompile.deploy.export import export as export
     from nbcompile.expansion import expand as expand
-    from nbcompile.exporting import export as export
     from nbcompile.fusion import fuse as fuse
     from nbcompile.plt import PLT as PLT
     from nbcompile.verification import Verification as Verification
@@ -42,7 +42,7 @@ _HOME = {
     "Cost": "nbcompile.core.cost",
     "save": "nbcompile.checkpoint",
     "load": "nbcompile.checkpoint",
-    "export": "nbcompile.exporting",
+    "export": "nbcompile.deploy.export",
     "zoo": "nbcompile",
     # the errors
     "NBCompileError": "nbcompile.core.errors",

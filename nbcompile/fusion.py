@@ -14,7 +14,7 @@ from nbcompile.core.numerics import relative_error
 from nbcompile.core.tracing.capture import capture
 from nbcompile.core.tracing.observe import one_run_only
 from nbcompile.core.wrappers import copied, unwrap
-from nbcompile.deployment import Report, compiled
+from nbcompile.deploy.deploy_form import Report, compiled
 from nbcompile.pass_runner import run
 from nbcompile.passes import ContractSites, PassResult
 

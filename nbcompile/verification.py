@@ -14,7 +14,7 @@ from nbcompile.core.errors import UsageError, VerificationError
 from nbcompile.core.example import ExampleInput, Inputs, as_inputs, inputs_for, random_inputs, specs
 from nbcompile.core.numerics import ROUNDINGS, flatten, is_finite, own_rounding, relative_error, tolerance
 from nbcompile.core.wrappers import copied, unwrap
-from nbcompile.deployment import deploy
+from nbcompile.deploy.deploy_form import deploy
 from nbcompile.exporters import file_error, read_layers
 from nbcompile.layer_costs import Row, deploy_rows, file_rows, rows, shapes, skeleton
 

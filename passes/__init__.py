@@ -29,7 +29,7 @@ FUSE = (
     "remove-identity",  # before merging, which follows values from node to node
     "merge-affine",
 )
-DEVICE = (  # on the deploy form, for .tflite files; which of them run, nbcompile.devices decides
+DEVICE = (  # on the deploy form, for .tflite files; which of them run, nbcompile.deploy.to_device decides
     "equalise",  # first: the channel ranges that it is given are of the graph as it is
     "absorb-bias",
     "even-padding",

@@ -16,7 +16,7 @@ from nbcompile.core.errors import CaptureError, PostconditionError, Precondition
 from nbcompile.core.example import inputs_for, origin_of
 from nbcompile.core.graph.nodes import norm_of
 from nbcompile.core.numerics import relative_error
-from nbcompile.deployment import deploy
+from nbcompile.deploy.deploy_form import deploy
 from nbcompile.testing import scramble_
 
 X = torch.randn(2, 1, 8, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

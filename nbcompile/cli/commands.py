@@ -15,10 +15,10 @@ from nbcompile.core.errors import CaptureError, CheckpointError, PreconditionErr
 from nbcompile.core.example import origin_of, random_inputs
 from nbcompile.core.files import check_target
 from nbcompile.core.serialization.weight_files import EXTRA, choose, find, read
+from nbcompile.deploy.export import DEVICES, check_options, export
 from nbcompile.expansion import candidates, expand
 from nbcompile.exporters import format_of, input_sizes, read_layers
 from nbcompile.exporters.base import ExportResult
-from nbcompile.exporting import DEVICES, check_options, export
 from nbcompile.fusion import fused
 from nbcompile.layer_costs import holding, skeleton
 from nbcompile.models import build
@@ -81,7 +81,7 @@ def run_fuse(
 ) -> dict[str, Any]:
     """``nbcompile fuse``: a trained file, or a MODEL, becomes deploy files, each checked before it gets its name.
 
-    ``device`` holds options of `nbcompile.devices.export_tflite`, for the ``.tflite`` files.
+    ``device`` holds options of `nbcompile.deploy.to_device.export_tflite`, for the ``.tflite`` files.
     """
     forms = {path: format_of(path) for path in outputs}
     options = {path: device if form.suffix == DEVICES else {} for path, form in forms.items()}

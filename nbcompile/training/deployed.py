@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nbcompile.core.errors import NBCompileError, UsageError
-from nbcompile.exporting import export
+from nbcompile.deploy.export import export
 from nbcompile.training.config import TrainConfig
 from nbcompile.training.data import Data
 from nbcompile.training.loader import BatchOrder, Loader

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nbcompile.core.numerics import flatten, relative_error
-from nbcompile.deployment import deploy
+from nbcompile.deploy.deploy_form import deploy
 from nbcompile.exporters.to_tflite.file.flatbuffer import read
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.lower.lowering import float_model

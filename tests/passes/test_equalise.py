@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from nbcompile.core.graph.channel_ranges import channel_ranges
 from nbcompile.core.numerics import relative_error
 from nbcompile.core.tracing.capture import capture
-from nbcompile.deployment import deploy
+from nbcompile.deploy.deploy_form import deploy
 from nbcompile.passes.base import PassResult
 from nbcompile.passes.equalise import BALANCED, Equalise
 from nbcompile.testing import check_pass, enliven_

@@ -10,7 +10,7 @@ from nbcompile.core.errors import UsageError
 from nbcompile.core.graph.nodes import render
 from nbcompile.core.memory.lifetimes import Lifetimes
 from nbcompile.core.tracing.capture import capture
-from nbcompile.deployment import deploy
+from nbcompile.deploy.deploy_form import deploy
 from nbcompile.passes.split_channels import SplitChannels, pairs
 from nbcompile.testing import check_pass, enliven_
 from nbcompile.zoo import mobilenetv2_tiny

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from nbcompile import UsageError
-from nbcompile.calibration_images import input_of
+from nbcompile.deploy.calibration_images import input_of
 from nbcompile.training import TrainConfig
 from nbcompile.training.data import Data, load_data
 from nbcompile.training.loader import BatchOrder, Loader

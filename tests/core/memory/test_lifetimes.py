@@ -7,7 +7,7 @@ from nbcompile.core.errors import PreconditionError
 from nbcompile.core.memory.arena import Buffer, height, offsets
 from nbcompile.core.memory.lifetimes import Lifetimes
 from nbcompile.core.tracing.capture import capture
-from nbcompile.deployment import deploy
+from nbcompile.deploy.deploy_form import deploy
 from nbcompile.zoo import mobilenetv2_tiny
 
 X = torch.randn(2, 3, 8, 6)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import nbcompile
 from nbcompile.core.errors import ExportError, UsageError
-from nbcompile.devices import size
+from nbcompile.deploy.to_device import size
 from nbcompile.exporters.to_tflite.file.flatbuffer import read
 from nbcompile.exporters.to_tflite.file.options import Limits, held_out
 from nbcompile.exporters.to_tflite.lower.lowering import float_model

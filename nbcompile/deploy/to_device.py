@@ -5,7 +5,7 @@ target         what it is
 =============  ====================================================================================================
 raspberrypi    LiteRT: the network as it is
 mcu            TFLite Micro: no PAD operator for strided convolutions at even sizes (`EvenPadding`), layers computed in
-               channel groups where a budget asks for it (`nbcompile.fitting`), C++ sources beside the file
+               channel groups where a budget asks for it (`nbcompile.deploy.fit_memory`), C++ sources beside the file
 =============  ====================================================================================================
 """
 
@@ -19,19 +19,19 @@ from typing import Any
 
 from torch import fx, nn
 
-from nbcompile.calibration import Calibration
-from nbcompile.calibration import calibration as calibration_of
-from nbcompile.calibration_images import KEYS
 from nbcompile.core.cost import cost
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import Inputs, each, origin_of
 from nbcompile.core.graph.channel_ranges import channel_ranges
-from nbcompile.deployment import deploy
+from nbcompile.deploy.calibration import Calibration
+from nbcompile.deploy.calibration import calibration as calibration_of
+from nbcompile.deploy.calibration_images import KEYS
+from nbcompile.deploy.deploy_form import deploy
+from nbcompile.deploy.fit_memory import fit
 from nbcompile.exporters import tflite
 from nbcompile.exporters.base import ExportResult
 from nbcompile.exporters.to_tflite.file.options import AS_IT_IS, Limits, Recipe, held_out, require_choice
 from nbcompile.exporters.to_tflite.targets.boards import board as board_of
-from nbcompile.fitting import fit
 from nbcompile.passes import AbsorbBias, Equalise, EvenPadding, SplitChannels
 
 log = logging.getLogger("nbcompile")

@@ -9,8 +9,8 @@ import torchvision  # before anything that loads TensorFlow  # noqa: F401
 from PIL import Image
 from torch import Tensor
 
-from nbcompile.calibration import ENOUGH, MOST, calibration
 from nbcompile.core.errors import PreconditionError, UsageError
+from nbcompile.deploy.calibration import ENOUGH, MOST, calibration
 from nbcompile.training.digits import load_digits
 from nbcompile.training.imagefolder import load_imagefolder
 
@@ -68,7 +68,7 @@ def test_images_of_another_mode_and_size(tmp_path: Path) -> None:
 
 
 def test_many_images_are_chosen_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nbcompile.calibration.MOST", 4)
+    monkeypatch.setattr("nbcompile.deploy.calibration.MOST", 4)
     images(tmp_path, 11, (6, 6))
     found = calibration(tmp_path, INPUTS, GREY)
     assert len(found.samples) == 4

@@ -8,8 +8,8 @@ from torch import Tensor, fx, nn
 from nbcompile.core.errors import ExportError
 from nbcompile.core.memory.lifetimes import Lifetimes
 from nbcompile.core.numerics import relative_error
-from nbcompile.deployment import deploy
-from nbcompile.fitting import Trial, fit
+from nbcompile.deploy.deploy_form import deploy
+from nbcompile.deploy.fit_memory import Trial, fit
 from nbcompile.passes.even_padding import EvenPadding
 from nbcompile.testing import enliven_
 from nbcompile.zoo import mobilenetv2_35, mobilenetv2_tiny

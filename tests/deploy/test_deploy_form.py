@@ -18,7 +18,7 @@ from nbcompile.cli import app as cli
 from nbcompile.core.errors import CaptureError, PreconditionError
 from nbcompile.core.example import Origin, TensorSpec, origin_of, remember
 from nbcompile.core.numerics import relative_error
-from nbcompile.deployment import Report, compiled, deploy, require_values
+from nbcompile.deploy.deploy_form import Report, compiled, deploy, require_values
 from nbcompile.fusion import fused
 from nbcompile.testing import scramble_
 

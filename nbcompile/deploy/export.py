@@ -18,7 +18,7 @@ from nbcompile.exporters import Format, format_of
 from nbcompile.exporters.base import ExportResult
 
 DEVICES = ".tflite"
-"""The format whose graph is made for a target, by `nbcompile.devices`."""
+"""The format whose graph is made for a target, by `nbcompile.deploy.to_device`."""
 
 
 def export(
@@ -27,7 +27,7 @@ def export(
     """Write ``model`` to ``path`` in the format that the extension names, checked before the file gets its name.
 
     ``.onnx`` holds the deploy form: eval mode, norms folded, run in ONNX Runtime and compared with ``model``.
-    ``.tflite`` holds it quantised, run in LiteRT and TFLite Micro: see `nbcompile.devices`.
+    ``.tflite`` holds it quantised, run in LiteRT and TFLite Micro: see `nbcompile.deploy.to_device`.
     ``.pt`` and ``.safetensors`` hold the plain state_dict. ``model`` itself is left as it is.
 
     Args:
@@ -36,7 +36,7 @@ def export(
         example_input: one tensor or a tuple of them, batch first; None where the model remembers it. Formats that
             hold weights only do not need it.
         options: of the format. ``.onnx``: ``opset`` (None: the exporter's default) and ``dynamic_batch`` (True).
-            ``.tflite``: those of `nbcompile.devices.export_tflite`, ``calibration`` first of all.
+            ``.tflite``: those of `nbcompile.deploy.to_device.export_tflite`, ``calibration`` first of all.
 
     Raises:
         UsageError: if ``path`` cannot be written, its extension or an option is unknown, a package is missing, or
@@ -56,10 +56,10 @@ def export(
         return form.exporter()(model, (), path, **options)
     inputs = inputs_for(model, example_input, who="export")
     if form.suffix == DEVICES:
-        from nbcompile.devices import export_tflite
+        from nbcompile.deploy.to_device import export_tflite
 
         return export_tflite(model, inputs, path, **options)
-    from nbcompile.deployment import deploy
+    from nbcompile.deploy.deploy_form import deploy
 
     return form.exporter()(deploy(model, inputs), inputs, path, reference=model, **options)
 
@@ -69,7 +69,7 @@ def check_options(form: Format, options: Collection[str]) -> None:
     write: Callable[..., Any] = form.exporter()
     hidden = {"reference"}
     if form.suffix == DEVICES:
-        from nbcompile.devices import export_tflite as write
+        from nbcompile.deploy.to_device import export_tflite as write
     parameters = inspect.signature(write).parameters.values()
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in hidden]
     for option in options:

@@ -1,7 +1,7 @@
 """Calibration sets: what a network is run on to find out which values its layers take.
 
 A set comes from a folder of images, an ``.npz`` file, a tensor, or an iterable of batches. Images become inputs as in
-training (`nbcompile.calibration_images`); all other sources hold inputs that are ready, in PyTorch's layout.
+training (`nbcompile.deploy.calibration_images`); all other sources hold inputs that are ready, in PyTorch's layout.
 """
 
 import zlib
@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nbcompile.calibration_batches import samples_in
-from nbcompile.calibration_images import images_in, input_of
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import Inputs
+from nbcompile.deploy.calibration_batches import samples_in
+from nbcompile.deploy.calibration_images import images_in, input_of
 
 ENOUGH = 32
 """Samples below which ranges are not to be relied on."""

@@ -1,0 +1,1 @@
+"""From a trained network to the file of a device: deploy form, calibration, budgets."""
