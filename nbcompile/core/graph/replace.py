@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from nbcompile.core.graph import aliases
+from nbcompile.core.graph.nodes import aliases
 
 
 def put(tree: nn.Module, old: nn.Module, new: nn.Module) -> None:
