@@ -20,7 +20,7 @@ from nbcompile.core.blocks import Expanded, SiteSpec
 from nbcompile.core.errors import UsageError
 from nbcompile.core.layers import LayerSpec
 from nbcompile.core.tracing.capture import capture
-from nbcompile.report import collect, environment, formats
+from nbcompile.report import collect, environment
 from nbcompile.report.data import (
     Check,
     FileRow,
@@ -39,6 +39,7 @@ from nbcompile.report.html import render, write
 from nbcompile.report.labels import describe
 from nbcompile.report.layout import BOX_HEIGHT, BOX_WIDTH, PAGE_WIDTH, layout
 from nbcompile.report.summary import summary
+from nbcompile.results import numbers
 from tests.report_page import HOSTILE, Page
 
 MINIMAL = Report(title="a title", created="2026-01-02T03:04:05", command="nbcompile fuse trained.pt")
@@ -335,21 +336,21 @@ def test_json_is_plain() -> None:
 @pytest.mark.parametrize(
     ("form", "value", "text"),
     [
-        (formats.count, 23_499_152, "23,499,152"),
-        (formats.count, None, "–"),
-        (formats.percent, 0.9722, "97.22 %"),
-        (formats.percent, math.nan, "–"),
-        (formats.times, 2.296, "2.30 ×"),
-        (formats.size, 640, "640 B"),
-        (formats.size, 2_934_112, "2.93 MB"),
-        (formats.small, 0.0, "0"),
-        (formats.small, 3.14e-7, "3.1e-07"),
-        (formats.small, 0.12345, "0.1235"),
-        (formats.small, 12_345.678, "12,345.7"),
-        (formats.small, math.inf, "∞"),
-        (formats.small, -math.inf, "−∞"),
-        (formats.small, math.nan, "–"),
-        (formats.small, "equal", "equal"),
+        (numbers.count, 23_499_152, "23,499,152"),
+        (numbers.count, None, "–"),
+        (numbers.percent, 0.9722, "97.22 %"),
+        (numbers.percent, math.nan, "–"),
+        (numbers.times, 2.296, "2.30 ×"),
+        (numbers.size, 640, "640 B"),
+        (numbers.size, 2_934_112, "2.93 MB"),
+        (numbers.small, 0.0, "0"),
+        (numbers.small, 3.14e-7, "3.1e-07"),
+        (numbers.small, 0.12345, "0.1235"),
+        (numbers.small, 12_345.678, "12,345.7"),
+        (numbers.small, math.inf, "∞"),
+        (numbers.small, -math.inf, "−∞"),
+        (numbers.small, math.nan, "–"),
+        (numbers.small, "equal", "equal"),
     ],
 )
 def test_formats(form: Callable[[Any], str], value: Any, text: str) -> None:

@@ -8,8 +8,8 @@ import pytest
 from matplotlib.image import imread
 
 from nbcompile.report.data import Check, Graph, LayerRow, ModelRow, Node, Report, Run
-from nbcompile.report.devices import Device, Interpreter, QuantisedRow, TensorRow
 from nbcompile.report.html import write
+from nbcompile.results.device import Device, Interpreter, QuantisedRow, TensorRow
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 

@@ -211,8 +211,8 @@ def _explained(piece: str, name: str, result: PassResult) -> dict[str, Any]:
 
 def _file(result: ExportResult) -> dict[str, Any]:
     """A written file, with what a device needs of it."""
-    from nbcompile.report.data import plain
-    from nbcompile.report.device_rows import device_of
+    from nbcompile.results.device import device_of
+    from nbcompile.results.numbers import plain
 
     device = device_of(result)
     found: dict[str, Any] = plain(result.to_json())
@@ -255,8 +255,8 @@ def _write_report(
 ) -> None:
     from nbcompile.report import data
     from nbcompile.report.collect import report_on
-    from nbcompile.report.device_rows import device_of
     from nbcompile.report.html import write
+    from nbcompile.results.device import device_of
 
     origin = origin_of(trained)
     if origin is None:

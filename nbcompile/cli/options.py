@@ -41,7 +41,7 @@ Preserve = Annotated[
 
 def give(found: dict[str, Any], path: Path | None, show: Any) -> None:
     """Show ``found`` with ``show``, and write it to ``path``; ``-`` is stdout, instead. Infinities become null."""
-    from nbcompile.report.data import plain
+    from nbcompile.results.numbers import plain
 
     if path is not None and str(path) == "-":
         print(json.dumps(plain(found), default=str))

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nbcompile.report.devices import Device, Interpreter, QuantisedRow, first_out_of_band, verdict
-from nbcompile.report.formats import DASH, count, decibels, exact, known, percent, small, times
+from nbcompile.results.device import Device, Interpreter, QuantisedRow, first_out_of_band, verdict
+from nbcompile.results.numbers import DASH, count, decibels, exact, known, percent, small, times
 
 
 def new_table(*heads: str, left: int = 2) -> Table:
@@ -24,7 +24,7 @@ def show_device(found: dict[str, Any], console: Console, *, layers: bool = False
     """Memory, peak and numbers of one file; with ``layers`` its layer table, too.
 
     Args:
-        found: what :meth:`nbcompile.report.devices.Device.of` reads.
+        found: what :meth:`nbcompile.results.device.Device.of` reads.
         console: to print on.
         layers: whether to show every layer.
     """

@@ -3,12 +3,12 @@
 Numbers that are not known are None, and those that came out as NaN stay NaN: the page shows both as a dash.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from nbcompile.report.devices import Device
+from nbcompile.results.device import Device
+from nbcompile.results.numbers import plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,14 +186,3 @@ class Report:
         """The same as plain dicts and lists for :func:`json.dumps`; NaN and infinities become None."""
         found: dict[str, Any] = plain(asdict(self))
         return found
-
-
-def plain(value: Any) -> Any:
-    """``value`` with lists for tuples, and None for NaN and infinities, as :func:`json.dumps` takes it."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

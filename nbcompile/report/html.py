@@ -5,13 +5,13 @@ from pathlib import Path
 
 from nbcompile.core.errors import missing_extra
 from nbcompile.core.files import atomic
-from nbcompile.report import formats
 from nbcompile.report.curves import draw_curves
 from nbcompile.report.data import Report
-from nbcompile.report.devices import busiest, first_out_of_band, verdict
 from nbcompile.report.drawing import draw
 from nbcompile.report.memory_map import draw_memory
 from nbcompile.report.summary import summary
+from nbcompile.results import numbers
+from nbcompile.results.device import busiest, first_out_of_band, verdict
 
 
 def render(report: Report) -> str:
@@ -27,13 +27,13 @@ def render(report: Report) -> str:
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     forms = (
-        formats.count,
-        formats.percent,
-        formats.times,
-        formats.size,
-        formats.exact,
-        formats.decibels,
-        formats.small,
+        numbers.count,
+        numbers.percent,
+        numbers.times,
+        numbers.size,
+        numbers.exact,
+        numbers.decibels,
+        numbers.small,
     )
     environment.filters |= {form.__name__: form for form in forms}
     environment.filters["verdict"] = verdict
@@ -52,7 +52,7 @@ def render(report: Report) -> str:
             (one, draw_memory(one), busiest(one.tensors) if one.tensors else None, first_out_of_band(one.layers))
             for one in report.devices
         ],
-        dash=formats.DASH,
+        dash=numbers.DASH,
     )
 
 

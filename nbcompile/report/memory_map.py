@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from nbcompile.report.devices import Device, TensorRow, busiest
 from nbcompile.report.drawing import NAME, shortened_name
-from nbcompile.report.formats import count, exact, size
 from nbcompile.report.layout import PAGE_WIDTH
+from nbcompile.results.device import Device, TensorRow, busiest
+from nbcompile.results.numbers import count, exact, size
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64.0, 120.0, 30.0, 40.0  # margins for axes and for the names of lines, px
 _HEIGHT = 380.0  # of the arena, px

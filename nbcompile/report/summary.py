@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import PurePath
 
 from nbcompile.report.data import ModelRow, Report, Run
-from nbcompile.report.devices import Device, first_out_of_band, verdict
-from nbcompile.report.formats import count, decibels, exact, known, percent, size, small
+from nbcompile.results.device import Device, first_out_of_band, verdict
+from nbcompile.results.numbers import count, decibels, exact, known, percent, size, small
 
 
 def summary(report: Report) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import nbcompile
 from nbcompile.cli import app as cli
 from nbcompile.cli.options import give
 from nbcompile.core.blocks import sites
-from nbcompile.report.formats import exact
+from nbcompile.results.numbers import exact
 from nbcompile.testing import scramble_
 
 NETWORKS = {"mobilenetv2_tiny": 144, "mobilenetv2_50": 160, "mobilenetv2_100": 160, "mcunet": 176}

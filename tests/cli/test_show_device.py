@@ -6,7 +6,7 @@ from dataclasses import asdict
 from rich.console import Console
 
 from nbcompile.cli.show_device import show_device
-from nbcompile.report.devices import Device, Interpreter, QuantisedRow
+from nbcompile.results.device import Device, Interpreter, QuantisedRow
 
 HOSTILE = "[/bold] [red]x"
 DEVICE = Device(

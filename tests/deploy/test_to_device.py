@@ -21,8 +21,8 @@ from nbcompile.exporters.to_tflite.proof import require_limits
 from nbcompile.exporters.to_tflite.run.agreement import Agreement
 from nbcompile.exporters.to_tflite.run.arena import modelled
 from nbcompile.exporters.to_tflite.run.interpreters import run
-from nbcompile.report.data import plain
-from nbcompile.report.device_rows import device_of
+from nbcompile.results.device import device_of
+from nbcompile.results.numbers import plain
 from tests.exporters.small_networks import small, wide
 
 

@@ -8,7 +8,11 @@ from dataclasses import asdict, replace
 import pytest
 
 from nbcompile.report.data import Report
-from nbcompile.report.devices import (
+from nbcompile.report.html import render
+from nbcompile.report.layout import PAGE_WIDTH
+from nbcompile.report.memory_map import draw_memory
+from nbcompile.report.summary import summary
+from nbcompile.results.device import (
     Device,
     Interpreter,
     QuantisedRow,
@@ -17,10 +21,6 @@ from nbcompile.report.devices import (
     first_out_of_band,
     verdict,
 )
-from nbcompile.report.html import render
-from nbcompile.report.layout import PAGE_WIDTH
-from nbcompile.report.memory_map import draw_memory
-from nbcompile.report.summary import summary
 from tests.report_page import HOSTILE, Page
 
 MINIMAL = Report(title="a title", created="2026-01-02T03:04:05", command="nbcompile fuse trained.pt -o tiny.tflite")

@@ -1,7 +1,8 @@
-"""How numbers are written on the page; what is not known, or not a number, is a dash."""
+"""How numbers are written, in a terminal, on a page and as JSON; what is not known, or not a number, is a dash."""
 
 import math
-from typing import TypeGuard
+from collections.abc import Mapping
+from typing import Any, TypeGuard
 
 DASH = "–"
 _GAP = "\u00a0"  # between a number and its unit: no line break
@@ -62,3 +63,14 @@ def small(value: float | str | None) -> str:
     if 1e-3 <= abs(value) < 1e6:
         return f"{value:.4g}" if abs(value) < 1e3 else f"{value:,.1f}"
     return f"{value:.1e}"
+
+
+def plain(value: Any) -> Any:
+    """``value`` with lists for tuples, and None for NaN and infinities, as :func:`json.dumps` takes it."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,1 @@
+"""What was measured, as data that the terminal, the report and --json show."""
