@@ -19,7 +19,8 @@ from torch import nn
 
 import nbcompile
 from nbcompile.training import TrainConfig, train
-from nbcompile.training.data import Data, load_data
+from nbcompile.training.data.base import Data
+from nbcompile.training.data.load import load_data
 from nbcompile.training.seeds import seed_everything
 
 SHARED = 0.25

@@ -27,7 +27,7 @@ from nbcompile.report import data as page
 from nbcompile.report.collect import report_on
 from nbcompile.report.html import write
 from nbcompile.training.config import TrainConfig
-from nbcompile.training.data import load_data
+from nbcompile.training.data.load import load_data
 from nbcompile.training.loop import train
 from nbcompile.training.progress import Display
 from nbcompile.training.records import TrainResult

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 import nbcompile
 from nbcompile.exporters.to_tflite.run.interpreters import run
 from nbcompile.training import Epoch, Event, TrainConfig, train
-from nbcompile.training.data import load_data
+from nbcompile.training.data.load import load_data
 from nbcompile.training.seeds import seed_everything
 from nbcompile.zoo import InvertedResidualNet, Stage
 

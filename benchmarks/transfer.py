@@ -32,8 +32,8 @@ from torch import Tensor, nn
 import nbcompile
 from nbcompile.core.errors import UsageError
 from nbcompile.training import TrainConfig
-from nbcompile.training.choosing import Part, chosen
-from nbcompile.training.data import Batch, Data, Images
+from nbcompile.training.data.base import Batch, Data, Images
+from nbcompile.training.data.subset import Part, chosen
 from nbcompile.training.seeds import seed_everything
 
 SEED = 0

@@ -39,7 +39,8 @@ def input_of(path: Path, shape: tuple[int, ...], preprocessing: Mapping[str, Any
     """One image as an input without batch, and the size (width, height) that it has in its file.
 
     With ``crop`` and a square input, the shorter side is resized and the centre taken, as
-    `nbcompile.training.imagefolder` does; else the whole image is resized, as `nbcompile.training.tensor_images` does.
+    `nbcompile.training.data.imagefolder` does; else the whole image is resized, as `nbcompile.training.data.in_memory`
+    does.
 
     Args:
         path: of the image.

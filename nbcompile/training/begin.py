@@ -11,7 +11,7 @@ from nbcompile.core.example import Origin, TensorSpec, origin_of, remember
 from nbcompile.core.wrappers import copied
 from nbcompile.expansion import record_again
 from nbcompile.training.config import TrainConfig
-from nbcompile.training.data import Batch, Data, Images
+from nbcompile.training.data.base import Batch, Data, Images
 from nbcompile.training.loader import BatchOrder, Loader
 from nbcompile.training.methods import METHODS
 from nbcompile.training.records import Epoch

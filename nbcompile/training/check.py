@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from nbcompile.core.errors import UsageError
 from nbcompile.core.wrappers import copied
-from nbcompile.training.data import Data
+from nbcompile.training.data.base import Data
 
 
 def check_fits(model: nn.Module, data: Data, who: str | None = None) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nbcompile.core.errors import NBCompileError, UsageError
 from nbcompile.deploy.export import export
 from nbcompile.training.config import TrainConfig
-from nbcompile.training.data import Data
+from nbcompile.training.data.base import Data
 from nbcompile.training.loader import BatchOrder, Loader
 from nbcompile.training.seeds import seed_everything
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from nbcompile.checkpoint import save
-from nbcompile.training.data import Data
+from nbcompile.training.data.base import Data
 from nbcompile.training.deployed import NOT_CHECKED, Deployed, check_files
 from nbcompile.training.measure import accuracy
 from nbcompile.training.records import TrainResult

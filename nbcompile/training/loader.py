@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from nbcompile.core.errors import UsageError
-from nbcompile.training.data import Batch, Images
+from nbcompile.training.data.base import Batch, Images
 from nbcompile.training.seeds import derived_seed
 
 

@@ -13,7 +13,8 @@ from nbcompile.core.wrappers import copied
 from nbcompile.training.begin import set_up
 from nbcompile.training.check import check_fits
 from nbcompile.training.config import SELF, TrainConfig
-from nbcompile.training.data import Data, load_data
+from nbcompile.training.data.base import Data
+from nbcompile.training.data.load import load_data
 from nbcompile.training.engine import start
 from nbcompile.training.failures import explained
 from nbcompile.training.finish import finish

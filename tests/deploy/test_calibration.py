@@ -11,8 +11,8 @@ from torch import Tensor
 
 from nbcompile.core.errors import PreconditionError, UsageError
 from nbcompile.deploy.calibration import ENOUGH, MOST, calibration
-from nbcompile.training.digits import load_digits
-from nbcompile.training.imagefolder import load_imagefolder
+from nbcompile.training.data.digits import load_digits
+from nbcompile.training.data.imagefolder import load_imagefolder
 
 GREY = {"scale": 1 / 255, "mean": [0.5], "std": [0.25], "size": 6}
 INPUTS = (torch.zeros(2, 3, 6, 6),)

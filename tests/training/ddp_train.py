@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from nbcompile.core.errors import NBCompileError
 from nbcompile.training import Event, Stepped, TrainConfig, train
-from nbcompile.training.data import Data
-from nbcompile.training.digits import load_digits
+from nbcompile.training.data.base import Data
+from nbcompile.training.data.digits import load_digits
 
 CONFIG: dict[str, Any] = {
     "data": "ddp_train:unshifted", "method": "vanilla", "epochs": 1, "batch_size": 64, "warmup_epochs": 0, "lr": 0.05,

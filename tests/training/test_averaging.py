@@ -11,7 +11,7 @@ import nbcompile
 from nbcompile.core.blocks import sites
 from nbcompile.training import TrainConfig, train
 from nbcompile.training.averaging import Average
-from nbcompile.training.data import load_data
+from nbcompile.training.data.load import load_data
 
 
 class Net(nn.Module):

@@ -13,7 +13,7 @@ from nbcompile import CheckpointError, UsageError, cli_train
 from nbcompile.models import build
 from nbcompile.training import TrainConfig, train
 from nbcompile.training.command import run
-from nbcompile.training.digits import load_digits
+from nbcompile.training.data.digits import load_digits
 
 MODEL = "nbcompile:dscnn?num_classes=10&in_channels=1"
 SHORT: dict[str, Any] = {"epochs": 2, "batch_size": 256, "warmup_epochs": 1, "accelerator": "cpu"}

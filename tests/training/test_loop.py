@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import nbcompile
 from nbcompile import CheckpointError, NBCompileError, UsageError
 from nbcompile.training import Epoch, Event, Started, Stepped, TrainConfig, train
-from nbcompile.training.data import load_data
+from nbcompile.training.data.load import load_data
 from nbcompile.training.methods import METHODS
 
 Net = Callable[..., nn.Module]

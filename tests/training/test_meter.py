@@ -7,7 +7,7 @@ from torch import nn
 from nbcompile import NBCompileError
 from nbcompile.training import Event, Stepped, TrainConfig
 from nbcompile.training.begin import set_up
-from nbcompile.training.data import load_data
+from nbcompile.training.data.load import load_data
 from nbcompile.training.engine import start
 from nbcompile.training.meter import Meter
 from nbcompile.training.runs import RunFolder

@@ -16,7 +16,7 @@ import nbcompile
 from nbcompile.core.blocks import sites
 from nbcompile.training import Epoch, TrainConfig, TrainResult, train
 from nbcompile.training.curves import draw
-from nbcompile.training.data import load_data
+from nbcompile.training.data.load import load_data
 from nbcompile.training.runs import RunFolder
 from tests.training.stopping import StopError, stop_after
 

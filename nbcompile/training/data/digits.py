@@ -8,8 +8,8 @@ Source: Alpaydin and Kaynak 1998, UCI, "Optical Recognition of Handwritten Digit
 import torch
 
 from nbcompile.core.errors import missing_extra
-from nbcompile.training.data import Data
-from nbcompile.training.tensor_images import tensor_data
+from nbcompile.training.data.base import Data
+from nbcompile.training.data.in_memory import tensor_data
 
 HELD_OUT = 360
 SPLIT_SEED = 0

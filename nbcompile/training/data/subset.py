@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from nbcompile.core.errors import UsageError
-from nbcompile.training.data import Batch, Data, Images
+from nbcompile.training.data.base import Batch, Data, Images
 
 
 class Part:

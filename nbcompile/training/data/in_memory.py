@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nbcompile.training.data import Batch, Data
+from nbcompile.training.data.base import Batch, Data
 
 SHIFT = 1 / 8
 """The most that an image is shifted, over its side."""

@@ -11,9 +11,10 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from nbcompile import UsageError
 from nbcompile.training import TrainConfig
-from nbcompile.training.choosing import Part
-from nbcompile.training.data import Data, load_data
-from nbcompile.training.digits import load_digits
+from nbcompile.training.data.base import Data
+from nbcompile.training.data.digits import load_digits
+from nbcompile.training.data.load import load_data
+from nbcompile.training.data.subset import Part
 from nbcompile.training.loader import BatchOrder, Loader
 
 
@@ -107,8 +108,8 @@ def test_a_factory_of_data() -> None:
 
 
 PAIR = (
-    r"a factory of data returns a nbcompile.training.data.Data, or a pair \(train, val\) of torch.utils.data.Dataset "
-    r"with a length"
+    r"a factory of data returns a nbcompile.training.data.base.Data, or a pair \(train, val\) of "
+    r"torch.utils.data.Dataset with a length"
 )
 
 

@@ -5,9 +5,9 @@ import torch
 
 from nbcompile import UsageError
 from nbcompile.training import TrainConfig
-from nbcompile.training.choosing import evenly
-from nbcompile.training.data import load_data
-from nbcompile.training.digits import load_digits
+from nbcompile.training.data.digits import load_digits
+from nbcompile.training.data.load import load_data
+from nbcompile.training.data.subset import evenly
 from nbcompile.training.loader import BatchOrder, Loader
 
 

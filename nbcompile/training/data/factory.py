@@ -17,10 +17,10 @@ from torch.utils.data import Dataset
 
 from nbcompile.core.errors import UsageError
 from nbcompile.spec_strings import named_factory, parse, said
-from nbcompile.training.data import KINDS, Batch, Data
+from nbcompile.training.data.base import KINDS, Batch, Data
 
 RETURNS = (
-    "a factory of data returns a nbcompile.training.data.Data, or a pair (train, val) of torch.utils.data.Dataset "
+    "a factory of data returns a nbcompile.training.data.base.Data, or a pair (train, val) of torch.utils.data.Dataset "
     "with a length"
 )
 

@@ -9,9 +9,10 @@ from PIL import Image
 from nbcompile import UsageError
 from nbcompile.deploy.calibration_images import input_of
 from nbcompile.training import TrainConfig
-from nbcompile.training.data import Data, load_data
+from nbcompile.training.data.base import Data
+from nbcompile.training.data.load import load_data
+from nbcompile.training.data.pictures import opened
 from nbcompile.training.loader import BatchOrder, Loader
-from nbcompile.training.pictures import opened
 
 
 def load(folder: Path, **options: object) -> Data:

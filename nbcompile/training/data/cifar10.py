@@ -16,12 +16,12 @@ from torch import Tensor
 
 from nbcompile.core.errors import UsageError
 from nbcompile.image_files import SUFFIXES
-from nbcompile.training.data import Data
-from nbcompile.training.imagefolder import Parts, parts_of
-from nbcompile.training.pictures import Files, readable
-from nbcompile.training.tensor_images import tensor_data
-from nbcompile.training.torchvision_data import from_torchvision
-from nbcompile.training.transformed_images import check_classes
+from nbcompile.training.data.base import Data
+from nbcompile.training.data.imagefolder import Parts, parts_of
+from nbcompile.training.data.in_files import check_classes
+from nbcompile.training.data.in_memory import tensor_data
+from nbcompile.training.data.pictures import Files, readable
+from nbcompile.training.data.torchvision import from_torchvision
 
 SIDE = 32
 

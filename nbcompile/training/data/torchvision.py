@@ -12,9 +12,9 @@ from torch import Tensor
 from nbcompile.core.errors import UsageError, missing_extra
 from nbcompile.image_files import naming
 from nbcompile.spec_strings import close_to, installed, parse, said
-from nbcompile.training.data import Data
-from nbcompile.training.tensor_images import tensor_data
-from nbcompile.training.transformed_images import transformed_data
+from nbcompile.training.data.base import Data
+from nbcompile.training.data.in_files import transformed_data
+from nbcompile.training.data.in_memory import tensor_data
 
 _BY_TRAIN = ("CIFAR10", "CIFAR100", "EMNIST", "FashionMNIST", "KMNIST", "MNIST", "USPS")
 """Sets whose class takes ``train=True`` or ``train=False``."""

@@ -9,8 +9,9 @@ from PIL import Image
 
 from nbcompile import UsageError
 from nbcompile.training import TrainConfig
-from nbcompile.training.data import Data, load_data
-from nbcompile.training.tensor_images import TensorImages
+from nbcompile.training.data.base import Data
+from nbcompile.training.data.in_memory import TensorImages
+from nbcompile.training.data.load import load_data
 
 
 def load(address: str, default_size: int | None = None, **options: object) -> Data:
@@ -130,7 +131,7 @@ def test_every_set_is_there_and_takes_its_options() -> None:
 
     from torchvision import datasets
 
-    from nbcompile.training.torchvision_data import _BY_SPLIT, _BY_TRAIN
+    from nbcompile.training.data.torchvision import _BY_SPLIT, _BY_TRAIN
 
     for name in (*_BY_TRAIN, *_BY_SPLIT):
         parameters: Callable[..., object] = getattr(datasets, name)
@@ -147,7 +148,7 @@ def test_every_part_has_a_name_that_torchvision_knows(tmp_path: Path, name: str)
     """An unknown split is refused before the files are looked for."""
     from torchvision import datasets
 
-    from nbcompile.training.torchvision_data import _BY_SPLIT
+    from nbcompile.training.data.torchvision import _BY_SPLIT
 
     for part in _BY_SPLIT[name]:
         with pytest.raises(RuntimeError, match="not found"):

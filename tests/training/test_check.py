@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from nbcompile import UsageError
 from nbcompile.training.check import check_fits
-from nbcompile.training.digits import load_digits
-from nbcompile.training.imagefolder import load_imagefolder
+from nbcompile.training.data.digits import load_digits
+from nbcompile.training.data.imagefolder import load_imagefolder
 
 Net = Callable[..., nn.Module]
 WHO = "the teacher big.pt"

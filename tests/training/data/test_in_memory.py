@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nbcompile.training.tensor_images import TensorImages, mirrored, shifted, statistics, tensor_data
+from nbcompile.training.data.in_memory import TensorImages, mirrored, shifted, statistics, tensor_data
 
 
 def test_shift_moves_by_at_most_so_many_pixels() -> None:

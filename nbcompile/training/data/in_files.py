@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from nbcompile.core.errors import UsageError
-from nbcompile.training.data import Batch, Data
-from nbcompile.training.pictures import GO_ON, Pictures, readable
+from nbcompile.training.data.base import Batch, Data
+from nbcompile.training.data.pictures import GO_ON, Pictures, readable
 
 # Statistics of ImageNet: what pretrained networks expect.
 MEAN = (0.485, 0.456, 0.406)

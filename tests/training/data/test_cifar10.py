@@ -13,8 +13,9 @@ from PIL import Image
 from nbcompile import UsageError
 from nbcompile.deploy.calibration_images import input_of
 from nbcompile.training import TrainConfig
-from nbcompile.training.data import Data, load_data
-from nbcompile.training.tensor_images import TensorImages
+from nbcompile.training.data.base import Data
+from nbcompile.training.data.in_memory import TensorImages
+from nbcompile.training.data.load import load_data
 
 CLASSES = ("cat", "dog")
 

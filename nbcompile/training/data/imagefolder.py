@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nbcompile.core.errors import UsageError, missing_extra
-from nbcompile.training.data import Data
-from nbcompile.training.pictures import Files
-from nbcompile.training.transformed_images import transformed_data
+from nbcompile.training.data.base import Data
+from nbcompile.training.data.in_files import transformed_data
+from nbcompile.training.data.pictures import Files
 
 
 class Parts(NamedTuple):

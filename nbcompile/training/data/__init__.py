@@ -1,0 +1,1 @@
+"""Data sets: what one is, and the kinds that `--data` names."""
