@@ -29,8 +29,8 @@ from nbcompile.report.html import write
 from nbcompile.training.config import TrainConfig
 from nbcompile.training.data.load import load_data
 from nbcompile.training.loop import train
-from nbcompile.training.progress import Display
-from nbcompile.training.records import TrainResult
+from nbcompile.training.outputs.progress import Display
+from nbcompile.training.outputs.records import TrainResult
 
 MODEL = "nbcompile:dscnn?num_classes=10&in_channels=1"
 console = Console()

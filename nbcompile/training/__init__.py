@@ -23,6 +23,6 @@ A new data set is one file and a few lines in ``data.py``; a new method one file
 
 from nbcompile.training.config import TrainConfig
 from nbcompile.training.loop import train
-from nbcompile.training.records import Epoch, Event, Started, Stepped, TrainResult
+from nbcompile.training.outputs.records import Epoch, Event, Started, Stepped, TrainResult
 
 __all__ = ["Epoch", "Event", "Started", "Stepped", "TrainConfig", "TrainResult", "train"]

@@ -14,8 +14,8 @@ from nbcompile.training.config import TrainConfig
 from nbcompile.training.data.base import Batch, Data, Images
 from nbcompile.training.loader import BatchOrder, Loader
 from nbcompile.training.methods import METHODS
-from nbcompile.training.records import Epoch
-from nbcompile.training.runs import RunFolder
+from nbcompile.training.outputs.records import Epoch
+from nbcompile.training.outputs.run_folder import RunFolder
 from nbcompile.training.schedule import WarmupCosine
 from nbcompile.training.session import Listener, Session, advanced, wrapped
 

@@ -13,8 +13,8 @@ from nbcompile.open_network import is_file, open_network
 from nbcompile.training.config import SELF, TrainConfig
 from nbcompile.training.engine import is_main_process
 from nbcompile.training.loop import train
-from nbcompile.training.progress import Display
-from nbcompile.training.records import TrainResult
+from nbcompile.training.outputs.progress import Display
+from nbcompile.training.outputs.records import TrainResult
 from nbcompile.training.seeds import seed_everything
 
 log = logging.getLogger("nbcompile")

@@ -7,7 +7,7 @@ import torch
 
 from nbcompile.core.errors import NBCompileError
 from nbcompile.training.config import TrainConfig
-from nbcompile.training.runs import RunFolder
+from nbcompile.training.outputs.run_folder import RunFolder
 
 _ENDED = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "NCCL")
 """What gloo and NCCL say when another process has gone."""

@@ -6,9 +6,9 @@ import torch
 
 from nbcompile.checkpoint import save
 from nbcompile.training.data.base import Data
-from nbcompile.training.deployed import NOT_CHECKED, Deployed, check_files
 from nbcompile.training.measure import accuracy
-from nbcompile.training.records import TrainResult
+from nbcompile.training.outputs.deployed import NOT_CHECKED, Deployed, check_files
+from nbcompile.training.outputs.records import TrainResult
 from nbcompile.training.session import Session
 
 

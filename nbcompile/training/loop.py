@@ -21,8 +21,8 @@ from nbcompile.training.finish import finish
 from nbcompile.training.head import with_classes
 from nbcompile.training.measure import accuracy
 from nbcompile.training.meter import Meter
-from nbcompile.training.records import Epoch, Event, Started, TrainResult
-from nbcompile.training.runs import RunFolder
+from nbcompile.training.outputs.records import Epoch, Event, Started, TrainResult
+from nbcompile.training.outputs.run_folder import RunFolder
 from nbcompile.training.seeds import seed_everything
 from nbcompile.training.session import Listener, Session
 

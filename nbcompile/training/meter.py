@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nbcompile.core.errors import NBCompileError
 from nbcompile.training.measure import averaged
-from nbcompile.training.records import Stepped
+from nbcompile.training.outputs.records import Stepped
 from nbcompile.training.session import Session
 
 EVERY = 20

@@ -12,8 +12,8 @@ from nbcompile.training.averaging import Average
 from nbcompile.training.config import TrainConfig
 from nbcompile.training.loader import Loader
 from nbcompile.training.methods import Method
-from nbcompile.training.records import Epoch, Event
-from nbcompile.training.runs import RunFolder
+from nbcompile.training.outputs.records import Epoch, Event
+from nbcompile.training.outputs.run_folder import RunFolder
 from nbcompile.training.schedule import WarmupCosine
 from nbcompile.training.seeds import seed_everything
 

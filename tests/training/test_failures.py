@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nbcompile import NBCompileError
 from nbcompile.training import TrainConfig, train
 from nbcompile.training.failures import explained
-from nbcompile.training.runs import RunFolder
+from nbcompile.training.outputs.run_folder import RunFolder
 
 OPTIONS: dict[str, Any] = {
     "method": "vanilla",

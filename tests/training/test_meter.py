@@ -10,7 +10,7 @@ from nbcompile.training.begin import set_up
 from nbcompile.training.data.load import load_data
 from nbcompile.training.engine import start
 from nbcompile.training.meter import Meter
-from nbcompile.training.runs import RunFolder
+from nbcompile.training.outputs.run_folder import RunFolder
 from nbcompile.training.session import Session
 
 LOSSES = [2.0, 1.5, 1.0, 0.5, 0.25]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from nbcompile.training.records import Epoch
+from nbcompile.training.outputs.records import Epoch
 
 _NAME = "events.out.tfevents."
 

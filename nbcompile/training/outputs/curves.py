@@ -5,7 +5,7 @@ from itertools import groupby
 from pathlib import Path
 
 from nbcompile.core.files import atomic
-from nbcompile.training.records import Epoch
+from nbcompile.training.outputs.records import Epoch
 
 _PANELS = {
     "accuracy, %": {"val_accuracy": ("validation", "-", 100), "train_accuracy": ("training", ":", 100)},

@@ -30,7 +30,7 @@ from nbcompile.core.files import atomic
 from nbcompile.core.wrappers import copied
 from nbcompile.training import curves, tensorboard
 from nbcompile.training.config import TrainConfig
-from nbcompile.training.records import Epoch
+from nbcompile.training.outputs.records import Epoch
 
 log = logging.getLogger("nbcompile")
 

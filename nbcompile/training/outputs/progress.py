@@ -6,7 +6,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from nbcompile.training.records import Epoch, Event, Started, Stepped, TrainResult
+from nbcompile.training.outputs.records import Epoch, Event, Started, Stepped, TrainResult
 
 
 class Display:

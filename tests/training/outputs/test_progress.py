@@ -9,7 +9,7 @@ from torch import nn
 
 from nbcompile.cli.show import show_train
 from nbcompile.training import Epoch, Started, Stepped, TrainResult
-from nbcompile.training.progress import Display
+from nbcompile.training.outputs.progress import Display
 
 
 def started(done: int = 0, nothing: bool = False) -> Started:

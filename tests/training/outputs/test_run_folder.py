@@ -15,9 +15,9 @@ from torch import nn
 import nbcompile
 from nbcompile.core.blocks import sites
 from nbcompile.training import Epoch, TrainConfig, TrainResult, train
-from nbcompile.training.curves import draw
 from nbcompile.training.data.load import load_data
-from nbcompile.training.runs import RunFolder
+from nbcompile.training.outputs.curves import draw
+from nbcompile.training.outputs.run_folder import RunFolder
 from tests.training.stopping import StopError, stop_after
 
 OPTIONS: dict[str, Any] = {
