@@ -23,7 +23,7 @@ from nbcompile.core.wrappers import copied, unwrap
 from nbcompile.giant_probe import LayerNeededError, probe
 from nbcompile.pass_runner import run
 from nbcompile.passes import ExpandSites
-from nbcompile.passes.select import named
+from nbcompile.passes.sites.select import named
 
 log = logging.getLogger("nbcompile")
 

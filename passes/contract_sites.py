@@ -21,8 +21,8 @@ from nbcompile.core.errors import PostconditionError, PreconditionError
 from nbcompile.core.graph.nodes import aliases, calls
 from nbcompile.core.layers import LayerSpec, stored
 from nbcompile.core.tracing.observe import is_observed
-from nbcompile.passes.absorb import absorbers
 from nbcompile.passes.base import Pass, PassResult
+from nbcompile.passes.sites.absorbers import absorbers
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,10 @@ from nbcompile.core.graph.nodes import (
 )
 from nbcompile.core.layers import LayerSpec, why_no_layer
 from nbcompile.core.tracing.pieces import Piece
-from nbcompile.passes.absorb import absorbers
 from nbcompile.passes.base import Pass, PassResult
-from nbcompile.passes.patterns import locate
-from nbcompile.passes.select import named, select
+from nbcompile.passes.sites.absorbers import absorbers
+from nbcompile.passes.sites.patterns import locate
+from nbcompile.passes.sites.select import named, select
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ExpandSites(Pass):
     """Replaces layers by expansion blocks.
 
     Attributes:
-        where: see :func:`nbcompile.passes.select.select`.
+        where: see :func:`nbcompile.passes.sites.select.select`.
         block: one of ``inverted-residual``, ``bottleneck``, ``basic``.
         ratio: hidden width over the layer's input channels, >= 1.
         preserve: keep the original layer as a parallel branch; the function is unchanged at first.

@@ -28,8 +28,8 @@ from nbcompile.checkpoint import save
 from nbcompile.core.errors import CheckpointError, UsageError
 from nbcompile.core.files import atomic
 from nbcompile.core.wrappers import copied
-from nbcompile.training import curves, tensorboard
 from nbcompile.training.config import TrainConfig
+from nbcompile.training.outputs import curves, tensorboard
 from nbcompile.training.outputs.records import Epoch
 
 log = logging.getLogger("nbcompile")

@@ -4,7 +4,7 @@ from math import ceil
 import pytest
 
 from nbcompile.core.errors import UsageError
-from nbcompile.passes.select import WORDS, named, select
+from nbcompile.passes.sites.select import WORDS, named, select
 
 CANDIDATES = tuple(f"block{i}.expand" for i in range(16))
 LAYERS = ("stem", *(name for c in CANDIDATES for name in (c, c.replace("expand", "project"))), "head")

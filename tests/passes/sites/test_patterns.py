@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from nbcompile import zoo
 from nbcompile.core.tracing.capture import capture
-from nbcompile.passes.patterns import PATTERNS, locate
+from nbcompile.passes.sites.patterns import PATTERNS, locate
 
 tv = torchvision.models
 

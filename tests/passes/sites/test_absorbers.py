@@ -7,7 +7,7 @@ from nbcompile.core.layers import LayerSpec
 from nbcompile.core.tracing.capture import capture
 from nbcompile.core.tracing.observe import observe
 from nbcompile.core.tracing.pieces import Piece, pieces
-from nbcompile.passes.absorb import absorbers
+from nbcompile.passes.sites.absorbers import absorbers
 
 X = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
 

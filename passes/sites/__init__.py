@@ -1,0 +1,1 @@
+"""Where a network can be expanded, and what takes the shift back."""
