@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from nbcompile.core.layers import LayerSpec, Scale, lift, memory_format, stored, why_no_layer
-from tests.core.maps import run
+from tests.core.algebra.maps import run
 
 SIZES = {1: (7,), 2: (7, 5), 3: (5, 4, 6)}
 

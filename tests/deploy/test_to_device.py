@@ -23,7 +23,7 @@ from nbcompile.exporters.to_tflite.run.arena import modelled
 from nbcompile.exporters.to_tflite.run.interpreters import run
 from nbcompile.results.device import device_of
 from nbcompile.results.numbers import plain
-from tests.exporters.small_networks import small, wide
+from tests.exporters.to_tflite.small_networks import small, wide
 
 
 def ops(path: Path) -> Counter[str]:

@@ -21,7 +21,7 @@ from nbcompile.results.device import (
     first_out_of_band,
     verdict,
 )
-from tests.report_page import HOSTILE, Page
+from tests.report.report_page import HOSTILE, Page
 
 MINIMAL = Report(title="a title", created="2026-01-02T03:04:05", command="nbcompile fuse trained.pt -o tiny.tflite")
 TENSORS = (

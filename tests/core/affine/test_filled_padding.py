@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nbcompile.core.affine.primitive import Primitive
-from tests.core.lifts import Written, found
+from tests.core.affine.lifts import Written, found
 
 RING = torch.tensor([1.0, 0.0, -2.0, 3.0], dtype=torch.float64)
 NOT_WHOLE = "'pad' is written to, but not its whole ring with one value a channel"

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from nbcompile.core.affine.primitive import Primitive
 from nbcompile.core.affine.to_layer import lowered
 from nbcompile.core.algebra import NotExact
-from tests.core.lifts import X, last, primitive
+from tests.core.affine.lifts import X, last, primitive
 
 Forward = Callable[[Any, Tensor], Any]
 F4, F41 = torch.rand(4, dtype=torch.float64) + 0.5, torch.rand(4, 1, 1, dtype=torch.float64) + 0.5

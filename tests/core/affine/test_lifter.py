@@ -5,7 +5,7 @@ from torch.nn.utils import parametrizations
 
 from nbcompile.core.affine.primitive import Primitive
 from nbcompile.core.affine.to_layer import lowered
-from tests.core.lifts import Written, X, conv, found, last, primitive
+from tests.core.affine.lifts import Written, X, conv, found, last, primitive
 
 NO_STATISTICS = "it has no running statistics: it normalises by the batch, also in eval mode"
 

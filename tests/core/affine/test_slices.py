@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from nbcompile.core.affine.to_layer import lowered
 from nbcompile.core.algebra import NotExact
-from tests.core.lifts import X, last, primitive
+from tests.core.affine.lifts import X, last, primitive
 
 Forward = Callable[[Any, Tensor], Any]
 NO_CROP = "^'getitem' cannot be seen to crop a map: fuse with an example_input$"

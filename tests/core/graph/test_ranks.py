@@ -10,7 +10,7 @@ from nbcompile.core.affine.lifter import Lifter
 from nbcompile.core.graph.ranks import BATCHED, DIMENSIONS, least_dimensions
 from nbcompile.core.graph.shapes import Shapes
 from nbcompile.core.tracing.capture import capture
-from tests.core.lifts import Written, conv
+from tests.core.affine.lifts import Written, conv
 
 FACTOR = torch.rand(1, 4, 1, 1)
 

@@ -5,8 +5,8 @@ from nbcompile.core.errors import CheckpointError
 from nbcompile.exporters.to_tflite.file.flatbuffer import Quantisation, pack, read, schema, unpack
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 from nbcompile.exporters.to_tflite.run.interpreters import run
-from tests.exporters.networks_tflite import network
-from tests.exporters.small_tflite import tiny
+from tests.exporters.to_tflite.networks_tflite import network
+from tests.exporters.to_tflite.small_tflite import tiny
 
 
 @pytest.fixture(scope="module")

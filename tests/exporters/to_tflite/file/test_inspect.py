@@ -7,7 +7,7 @@ from torch import nn
 import nbcompile
 from nbcompile.core.errors import CheckpointError
 from nbcompile.exporters import read_layers
-from tests.exporters.small_networks import small
+from tests.exporters.to_tflite.small_networks import small
 
 
 def test_layers_cost_what_pytorch_counts(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from nbcompile.core.errors import ExportError
 from nbcompile.exporters.to_tflite.file.flatbuffer import read
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
-from tests.exporters.lowered import Net, lowered, names, operators, outputs
+from tests.exporters.to_tflite.lowered import Net, lowered, names, operators, outputs
 
 
 class Block(nn.Module):

@@ -8,8 +8,8 @@ from nbcompile.exporters.to_tflite.file.flatbuffer import pack, read, unpack
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 from nbcompile.exporters.to_tflite.run.agreement import compared, sqnr
 from nbcompile.exporters.to_tflite.run.interpreters import KERNELS, Sample
-from tests.exporters.networks_tflite import mobile, network, samples, scratch
-from tests.exporters.small_tflite import converted
+from tests.exporters.to_tflite.networks_tflite import mobile, network, samples, scratch
+from tests.exporters.to_tflite.small_tflite import converted
 
 SAMPLES = samples((1, 17, 13, 3))
 EXPECTED: list[Sample] = [(mobile(tf.constant(x)).numpy(),) for (x,) in SAMPLES]

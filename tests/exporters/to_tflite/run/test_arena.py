@@ -7,8 +7,8 @@ from nbcompile.exporters.to_tflite.file.flatbuffer import read
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 from nbcompile.exporters.to_tflite.run.arena import measured, modelled
 from nbcompile.exporters.to_tflite.run.interpreters import Micro
-from tests.exporters.networks_tflite import NETWORKS, network
-from tests.exporters.small_tflite import converted
+from tests.exporters.to_tflite.networks_tflite import NETWORKS, network
+from tests.exporters.to_tflite.small_tflite import converted
 
 
 @pytest.mark.parametrize("int8", [True, False])

@@ -7,8 +7,8 @@ from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 from nbcompile.exporters.to_tflite.run.errors_by_layer import BAND, by_layer, first_outside
 from nbcompile.exporters.to_tflite.run.interpreters import KERNELS
-from tests.exporters.networks_tflite import NETWORKS, network, samples
-from tests.exporters.small_tflite import converted
+from tests.exporters.to_tflite.networks_tflite import NETWORKS, network, samples
+from tests.exporters.to_tflite.small_tflite import converted
 
 OPERATORS = ["CONV_2D", "CONV_2D", "DEPTHWISE_CONV_2D", "CONV_2D", "ADD", "MEAN", "FULLY_CONNECTED"]
 

@@ -9,8 +9,8 @@ from nbcompile.exporters.to_tflite.file.flatbuffer import read
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 from nbcompile.exporters.to_tflite.file.stderr import stderr_kept
 from nbcompile.exporters.to_tflite.run.interpreters import KERNELS, Micro, run, start, tensors
-from tests.exporters.networks_tflite import mobile, network
-from tests.exporters.small_tflite import converted
+from tests.exporters.to_tflite.networks_tflite import mobile, network
+from tests.exporters.to_tflite.small_tflite import converted
 
 SAMPLE = (1 + np.random.default_rng(3).standard_normal((1, 17, 13, 3)).astype(np.float32),)
 

@@ -6,8 +6,8 @@ from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 from nbcompile.exporters.to_tflite.run.interpreters import tensors
 from nbcompile.exporters.to_tflite.run.kernels import KernelDifference, kernel_differences
 from nbcompile.exporters.to_tflite.run.one_operator import Parts
-from tests.exporters.networks_tflite import NETWORKS, network, samples
-from tests.exporters.small_tflite import converted
+from tests.exporters.to_tflite.networks_tflite import NETWORKS, network, samples
+from tests.exporters.to_tflite.small_tflite import converted
 
 
 @pytest.mark.parametrize("name", ["mobile", "branches", "attention"])

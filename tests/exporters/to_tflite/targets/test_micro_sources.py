@@ -17,8 +17,8 @@ from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from nbcompile.exporters.to_tflite.run.interpreters import run as run_file
 from nbcompile.exporters.to_tflite.targets.micro_operators import METHODS, check_ops
 from nbcompile.exporters.to_tflite.targets.micro_sources import comment, identifier, sources
-from tests.exporters.lowered import Net
-from tests.exporters.small_tflite import converted, tiny
+from tests.exporters.to_tflite.lowered import Net
+from tests.exporters.to_tflite.small_tflite import converted, tiny
 
 STUBS = Path(__file__).parent / "micro_stubs"
 FLAGS = ["-std=c++17", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror", f"-I{STUBS}"]

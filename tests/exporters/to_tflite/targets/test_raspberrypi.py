@@ -11,7 +11,7 @@ from nbcompile.exporters.to_tflite.file.flatbuffer import pack, read, unpack
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 from nbcompile.exporters.to_tflite.targets import raspberrypi_benchmark
 from nbcompile.exporters.to_tflite.targets.raspberrypi import MARK, benchmark_script
-from tests.exporters.small_tflite import converted, tiny
+from tests.exporters.to_tflite.small_tflite import converted, tiny
 
 NAMES = ("tiny.tflite", "tiny_float32.tflite")
 

@@ -12,7 +12,7 @@ from nbcompile.core.numerics import relative_error
 from nbcompile.exporters.to_tflite.lower import lowering
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from nbcompile.exporters.to_tflite.lower.ops.table import HANDLERS
-from tests.exporters.lowered import Net, outputs
+from tests.exporters.to_tflite.lowered import Net, outputs
 
 INPUTS = {
     "odd": torch.Size((1, 4, 11, 9)),

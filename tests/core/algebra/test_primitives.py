@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from nbcompile.core.algebra import NotExact, average_pool, frozen_norm, identity, pad
-from tests.core.maps import MODES, error, normal, run
+from tests.core.algebra.maps import MODES, error, normal, run
 
 LIKE = torch.empty(0, dtype=torch.float64)
 SIZES = {1: (7,), 2: (7, 5), 3: (5, 4, 6)}

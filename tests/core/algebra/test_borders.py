@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from torch import Tensor
 
 from nbcompile.core.algebra import AffineMap, NotExact, carried, compose, pad, per_channel, shift_fits
-from tests.core.maps import (
+from tests.core.algebra.maps import (
     MODES,
     ONE,
     SAME,

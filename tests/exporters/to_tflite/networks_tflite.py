@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
-from tests.exporters.small_tflite import converted
+from tests.exporters.to_tflite.small_tflite import converted
 
 _random = np.random.default_rng(0)
 

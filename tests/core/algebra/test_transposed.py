@@ -21,7 +21,7 @@ from nbcompile.core.algebra import (
     per_channel,
     to_transposed_weight,
 )
-from tests.core.maps import ONE, SPREAD, THREE, Axis, attempt, error, make, normal, run, run_all, transposed
+from tests.core.algebra.maps import ONE, SPREAD, THREE, Axis, attempt, error, make, normal, run, run_all, transposed
 
 ODD = (5, 3, 2)
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, event, given, settings
 
 from nbcompile.core.algebra import AffineMap, NotExact, carried, compose, composed, per_channel, shift_fits
-from tests.core.maps import (
+from tests.core.algebra.maps import (
     MODES,
     ONE,
     THREE,

@@ -40,7 +40,7 @@ from nbcompile.report.labels import describe
 from nbcompile.report.layout import BOX_HEIGHT, BOX_WIDTH, PAGE_WIDTH, layout
 from nbcompile.report.summary import summary
 from nbcompile.results import numbers
-from tests.report_page import HOSTILE, Page
+from tests.report.report_page import HOSTILE, Page
 
 MINIMAL = Report(title="a title", created="2026-01-02T03:04:05", command="nbcompile fuse trained.pt")
 

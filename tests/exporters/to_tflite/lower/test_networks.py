@@ -9,7 +9,7 @@ import torchvision.models as tv
 from torch import nn
 
 from nbcompile import zoo
-from tests.exporters.lowered import lowered, operators
+from tests.exporters.to_tflite.lowered import lowered, operators
 
 pytestmark = pytest.mark.slow
 

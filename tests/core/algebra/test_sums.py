@@ -20,7 +20,7 @@ from nbcompile.core.algebra import (
     concatenated,
     identity,
 )
-from tests.core.maps import (
+from tests.core.algebra.maps import (
     MODES,
     ONE,
     SAME,

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from nbcompile.core.algebra import AffineMap, add, compose, concatenate, embed_groups, frozen_norm, regrouped, select
-from tests.core.maps import ONE, SAME, Axis, error, make, normal, run
+from tests.core.algebra.maps import ONE, SAME, Axis, error, make, normal, run
 
 LIKE = torch.empty(0, dtype=torch.float64)
 
