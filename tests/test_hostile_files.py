@@ -22,8 +22,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import nbcompile
-from nbcompile.core import bounds, record
+from nbcompile.core import record
 from nbcompile.core.errors import CheckpointError
+from nbcompile.core.serialization import bounds
 
 Record = dict[str, Any]
 HEAD = "body._extra_state"

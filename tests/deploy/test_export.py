@@ -129,10 +129,18 @@ def test_unknown_options_are_refused(tmp_path: Path) -> None:
         nbcompile.export(network(), tmp_path / "tiny.pt", opset=18)
 
 
+def forget(monkeypatch: pytest.MonkeyPatch, *prefixes: str) -> None:
+    """Let modules be imported anew; afterwards ``sys.modules`` and their packages hold the old ones again."""
+    for name in [name for name in sys.modules if name.startswith(prefixes)]:
+        parent, _, last = name.rpartition(".")
+        if parent in sys.modules and hasattr(sys.modules[parent], last):
+            monkeypatch.setattr(sys.modules[parent], last, getattr(sys.modules[parent], last))
+        monkeypatch.delitem(sys.modules, name)
+
+
 @pytest.mark.parametrize("package", ["tensorflow", "ai_edge_litert", "tflite_micro"])
 def test_a_missing_package_for_devices_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
-    for module in [name for name in sys.modules if name.startswith(("nbcompile.exporters.", package))]:
-        monkeypatch.delitem(sys.modules, module)
+    forget(monkeypatch, "nbcompile.exporters.", package)
     monkeypatch.setitem(sys.modules, package, None)
     install = rf"writing .tflite files needs {package}, which is not installed: pip install 'nbcompile\[tflite\]'"
     with pytest.raises(UsageError, match=install):
@@ -141,8 +149,7 @@ def test_a_missing_package_for_devices_is_named(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in [name for name in sys.modules if name.startswith("nbcompile.exporters.")]:
-        monkeypatch.delitem(sys.modules, module)
+    forget(monkeypatch, "nbcompile.exporters.")
     monkeypatch.setitem(sys.modules, "onnx", None)  # what Python itself does to forbid an import
     install = r"needs onnx, which is not installed: pip install 'nbcompile\[onnx\]'"
     with pytest.raises(UsageError, match=f"writing .onnx files {install}"):

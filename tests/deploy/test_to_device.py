@@ -346,7 +346,7 @@ class Sums(nn.Module):
 def test_an_operator_without_handler_is_named_with_its_place_in_the_code(tmp_path: Path) -> None:
     line = inspect.getsourcelines(Sums.forward)[1] + 1
     message = (
-        rf"aten\.cumsum in the network itself at .*test_devices\.py:{line}: TFLite has no operator for it; replace it"
+        rf"aten\.cumsum in the network itself at .*test_to_device\.py:{line}: TFLite has no operator for it; replace it"
     )
     with pytest.raises(ExportError, match=message):
         nbcompile.export(Sums().eval(), tmp_path / "x.tflite", torch.randn(1, 3, 7, 5), quantize="float32")

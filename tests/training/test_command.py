@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import nbcompile
-from nbcompile import CheckpointError, UsageError, cli_train
+from nbcompile import CheckpointError, UsageError
+from nbcompile.cli import train as cli_train
 from nbcompile.models import build
 from nbcompile.training import TrainConfig, train
 from nbcompile.training.command import run
