@@ -1,18 +1,21 @@
 """Output files that are whole or not there.
 
 A file is written under a temporary name in the folder where it will live, and renamed when it is complete. Whatever
-moment a run is killed at, the output name holds the old bytes or the complete new ones. Linux and macOS: locks are
-POSIX ones.
+moment a run is killed at, the output name holds the old bytes or the complete new ones. Beside the temporary lies an
+empty file whose lock says that its run is alive: Windows lets nobody write or rename a file that is locked itself.
 """
 
-import fcntl
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nbcompile.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 
 @contextmanager
@@ -32,8 +35,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(path))
     check_target(target)
-    temporary, descriptor = _create(target)
-    try:
+    with _temporary(target) as temporary:
         yield temporary
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
@@ -44,9 +46,6 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
         except OSError as error:
             raise UsageError(f"cannot write {path}: {error.strerror}") from error
         _sync_folder(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-        os.close(descriptor)
 
 
 def check_target(path: str | os.PathLike[str]) -> None:
@@ -67,55 +66,77 @@ def check_target(path: str | os.PathLike[str]) -> None:
     except PermissionError as error:
         raise UsageError(f"cannot write {path}: {error.strerror} ({error.filename})") from error
     # Permission bits do not tell (root, read-only mounts, quotas): creating a file does.
-    temporary, descriptor = _create(target)
-    temporary.unlink()
-    os.close(descriptor)
+    with _temporary(target):
+        pass
 
 
-def _create(target: Path) -> tuple[Path, int]:
-    """A new empty temporary of ``target``, and the descriptor whose lock shows that its run is alive."""
-    while True:
-        temporary = target.with_name(f".{target.name}.nbcompile-{secrets.token_hex(4)}{target.suffix}")
+@contextmanager
+def _temporary(target: Path) -> Iterator[Path]:
+    """A new empty temporary of ``target``; it is removed, if it is still there, when the block ends."""
+    with ExitStack() as undo:
         try:
+            held = None
+            while held is None:  # a lock may be swept before it is locked
+                run = _prefix(target) + secrets.token_hex(_DIGITS // 2)
+                held = _lock(target.with_name(run + _LOCK))
+            undo.callback(_unlock, held)
+            temporary = target.with_name(run + target.suffix)
             # Not tempfile: it makes files that only their owner can read.
-            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        except FileExistsError:
-            continue
+            os.close(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
+            undo.callback(temporary.unlink, missing_ok=True)
         except OSError as error:
             raise UsageError(
                 f"cannot write {target}: no file can be created in {target.parent} ({error.strerror})"
             ) from error
-        if _lock(descriptor) and temporary.exists():  # else another run swept it before the lock was taken
-            return temporary, descriptor
-        os.close(descriptor)
+        yield temporary
 
 
 def _sweep(target: Path) -> None:
     """Remove the temporaries of ``target`` whose runs are dead: a killed run holds no lock."""
-    prefix = f".{target.name}.nbcompile-"
-    for leftover in target.parent.iterdir():
-        if not leftover.name.startswith(prefix):
-            continue
-        with suppress(FileNotFoundError, PermissionError):  # another run removed it, or it is another user's
-            descriptor = os.open(leftover, os.O_RDWR)
+    prefix = _prefix(target)
+    for leftover in [file for file in target.parent.iterdir() if file.name.startswith(prefix)]:
+        run = leftover.name[: len(prefix) + _DIGITS]
+        with suppress(PermissionError):  # it is another user's
+            held = _lock(target.with_name(run + _LOCK))
+            if held is None:
+                continue
             try:
-                if _lock(descriptor):
-                    leftover.unlink()
+                leftover.unlink(missing_ok=True)
             finally:
-                os.close(descriptor)
+                _unlock(held)
 
 
-def _lock(descriptor: int) -> bool:
-    """Take the lock of an open file, which the kernel gives back when the process ends; False if it is held."""
+_LOCK = "-lock"  # no suffix: a temporary may have any
+_DIGITS = 8
+
+
+def _prefix(target: Path) -> str:
+    """What the names of all temporaries of ``target`` begin with; digits of the run follow."""
+    return f".{target.name}.nbcompile-"
+
+
+def _lock(path: Path) -> "BaseFileLock | None":
+    """Create and lock ``path``; the system gives the lock back when the process ends. None if it is held."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, blocking=False, thread_local=False)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        lock.acquire()
+    except Timeout:
+        return None
+    return lock
+
+
+def _unlock(lock: "BaseFileLock") -> None:
+    lock.release()
+    with suppress(FileNotFoundError, PermissionError):  # a sweep took it meanwhile, and removes it
+        os.unlink(lock.lock_file)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut."""
+    """Make the rename itself survive a power cut; Windows opens no folders."""
+    if os.name == "nt":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -14,6 +14,7 @@ import pytest
 from nbcompile.core.errors import UsageError
 from nbcompile.core.files import atomic, check_target
 
+POSIX_ONLY = ("fcntl", "resource", "termios", "tty", "pty", "pwd", "grp", "syslog", "readline", "crypt")
 OLD, NEW = b"old" * 1000, b"new!" * 100_000
 
 WRITER = """
@@ -87,7 +88,7 @@ def test_killed_in_the_middle_the_old_bytes_stay_and_the_next_run_sweeps(tmp_pat
     (tmp_path / ".other.onnx.nbcompile-0.onnx").write_bytes(b"of another name")
     kill(writer(path, pause=600))
     assert path.read_bytes() == OLD
-    assert len(leftovers(tmp_path)) == 2
+    assert len(leftovers(tmp_path)) == 3  # the last is the lock of the run
     check_target(path)
     assert leftovers(tmp_path) == [".other.onnx.nbcompile-0.onnx"]
     assert path.read_bytes() == OLD
@@ -110,10 +111,51 @@ def test_a_run_that_is_alive_is_not_swept(tmp_path: Path) -> None:
     try:
         with atomic(path) as temporary:
             temporary.write_bytes(b"quick")
-        assert len(leftovers(tmp_path)) == 1
+        assert [name.removeprefix(".tiny.onnx.nbcompile-")[8:] for name in leftovers(tmp_path)] == ["-lock", ".onnx"]
     finally:
         kill(process)
     assert path.read_bytes() == b"quick"
+
+
+def test_many_runs_write_one_name_at_once(tmp_path: Path) -> None:
+    """A run sweeps before it writes: no temporary of another run that is alive may be swept, nothing is left behind."""
+    path = tmp_path / "tiny.onnx"
+    writing = f"""if True:
+        from nbcompile.core.files import atomic
+        for _ in range(60):
+            with atomic({str(path)!r}) as temporary:
+                temporary.write_bytes({NEW[:4]!r} * 1000)
+    """
+    runs = [subprocess.Popen([sys.executable, "-W", "error", "-c", writing]) for _ in range(4)]
+    assert [run.wait() for run in runs] == [0] * 4
+    assert os.listdir(tmp_path) == ["tiny.onnx"]
+    assert path.read_bytes() == NEW[:4] * 1000
+
+
+@pytest.mark.parametrize("name", ["tiny.onnx", "tiny"])
+def test_whatever_a_killed_run_leaves_is_swept(tmp_path: Path, name: str) -> None:
+    """Killed after the lock was made, after the file got its name, or by a version that locked the file itself."""
+    (tmp_path / f".{name}.nbcompile-01234567-lock").touch()
+    (tmp_path / f".{name}.nbcompile-89abcdef{Path(name).suffix}").touch()
+    check_target(tmp_path / name)
+    assert os.listdir(tmp_path) == []
+
+
+def test_without_the_modules_of_posix(tmp_path: Path) -> None:
+    """Windows has none of them; there, filelock locks in its own way."""
+    path = tmp_path / "tiny.onnx"
+    blocked = f"""if True:
+        import sys, warnings
+        sys.modules |= dict.fromkeys({POSIX_ONLY!r})
+        warnings.filterwarnings("ignore", "only soft file lock")  # what filelock says on a system without locks
+        import nbcompile, nbcompile.core.files, nbcompile.cli.app, nbcompile.cli.commands
+        for name in nbcompile.__all__: getattr(nbcompile, name)
+        with nbcompile.core.files.atomic({str(path)!r}) as temporary:
+            temporary.write_bytes(b"whole")
+    """
+    subprocess.run([sys.executable, "-W", "error", "-c", blocked], check=True)
+    assert path.read_bytes() == b"whole"
+    assert os.listdir(tmp_path) == ["tiny.onnx"]
 
 
 def test_permissions_are_the_old_files_or_the_umasks(tmp_path: Path) -> None:
@@ -161,11 +203,13 @@ def test_unusable_targets_are_refused(tmp_path: Path) -> None:
         (tmp_path / "missing" / "tiny.onnx", "missing does not exist; create it first"),
         (tmp_path / "file" / "tiny.onnx", "file is a file, not a folder"),
         (tmp_path / ("x" * 250), r"no file can be created in .* \(File name too long\)"),
+        (tmp_path / f"x.{'y' * 150}", r"no file can be created in .* \(File name too long\)"),  # its lock can be
     ]:
         with pytest.raises(UsageError, match=f"^cannot write {path}: .*{reason}"):
             check_target(path)
         with pytest.raises(UsageError, match=reason), atomic(path):
             pytest.fail("a block without a file must not run")
+    assert os.listdir(tmp_path) == ["file"]
 
 
 @pytest.fixture
