@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nbcompile.report.environment import machine, versions
+from nbcompile.report.environment import machine_line, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 PAPER = ("mobilenetv2_tiny", "mcunet", "mobilenetv2_50", "mobilenetv2_100")
@@ -43,7 +43,7 @@ def write(args: argparse.Namespace, seed: int, units: dict[str, str], results: A
         "units": units,
         "results": results,
         "environment": {
-            "machine": machine(),
+            "machine": machine_line(),
             "versions": versions(),
             "commit": _commit(),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import nbcompile
-from nbcompile.core.example import Inputs, each
+from nbcompile.core.example import Inputs, change_tensors
 from nbcompile.core.macs import FORMULAS
 from nbcompile.core.numerics import relative_error
 
@@ -99,6 +99,6 @@ def sway(model: nn.Module, inputs: Inputs, expected: Any) -> float:
         inputs: of the model.
         expected: its output for them.
     """
-    moved = each(lambda x: x * (1 + torch.finfo(x.dtype).eps), inputs)
+    moved = change_tensors(lambda x: x * (1 + torch.finfo(x.dtype).eps), inputs)
     with torch.no_grad():
         return relative_error(model(*moved), expected)

@@ -4,14 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nbcompile.zoo import InvertedResidualNet, Stage
+from nbcompile.zoo import BlockRow, InvertedResidualNet
 
 Options = Mapping[str, Any]
 
 
 def _inverted_residuals(stem: int, rows: tuple[tuple[int, int, int, int], ...], head: int) -> InvertedResidualNet:
     """Of rows ``(channels, expansion, blocks, stride)``, for 32-pixel images of ten classes."""
-    stages = [Stage(c, (t,) * n, (3,) * n, s) for c, t, n, s in rows]
+    stages = [BlockRow(c, (t,) * n, (3,) * n, s) for c, t, n, s in rows]
     return InvertedResidualNet(stem, stages, head, num_classes=10, in_channels=3)
 
 

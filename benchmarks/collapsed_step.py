@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from training_step import BATCH, SEED, SIZE, trainer
 
 import nbcompile
-from nbcompile.core.blocks import KINDS, sites
+from nbcompile.core.blocks import BLOCKS, sites
 from nbcompile.testing import scramble_
 
 FORMS = ("expanded", "collapsed", "expanded, preserve", "collapsed, preserve")
@@ -32,7 +32,7 @@ def main() -> None:
     rows = [row for threads in args.threads for row in times(threads, 3 if args.quick else 21)]
     torch.set_num_threads(1)
     memory = {name: peak(step) for name, step in steps().items()}
-    errors = [gradient_error(block, preserve) for block, preserve in product(KINDS, (False, True))]
+    errors = [gradient_error(block, preserve) for block, preserve in product(BLOCKS, (False, True))]
     show(rows, memory, errors)
     units = {
         "*_ms": "ms a step",

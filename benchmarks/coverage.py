@@ -35,7 +35,7 @@ from torch import Tensor, fx, nn
 import nbcompile
 from nbcompile.core.blocks import sites
 from nbcompile.core.errors import NBCompileError
-from nbcompile.core.example import Inputs, each
+from nbcompile.core.example import Inputs, change_tensors
 from nbcompile.core.numerics import ROUNDINGS, relative_error
 from nbcompile.models import build
 from nbcompile.testing import enliven_
@@ -241,7 +241,7 @@ def check_fuse(found: Found, model: nn.Module, sample: Inputs, other: Inputs) ->
 
 def check_float64(found: Found, model: nn.Module, sample: Inputs, other: Inputs) -> None:
     """And judges the error in float32, which needs the model's own rounding."""
-    single, double = outputs(model, sample)[0], each(Tensor.double, sample)
+    single, double = outputs(model, sample)[0], change_tensors(Tensor.double, sample)
     model.double()
     try:
         exact = outputs(model, double)
@@ -270,7 +270,7 @@ def check_expand(found: Found, model: nn.Module, sample: Inputs, other: Inputs) 
     found.expand_error = relative_error(outputs(model, sample)[0], expected)
     if found.expand_error > LIMITS[torch.float32]:
         giant.double()
-        found.expand_rounding = relative_error(expected, outputs(giant, each(Tensor.double, sample))[0])
+        found.expand_rounding = relative_error(expected, outputs(giant, change_tensors(Tensor.double, sample))[0])
     judge(found, "expand in float32", found.expand_error, torch.float32, found.expand_rounding)
 
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from sklearn.datasets import load_digits
 
 import nbcompile
-from nbcompile.exporters.to_tflite.run.interpreters import run
+from nbcompile.exporters.to_tflite.run.interpreters import run_file
 from nbcompile.models import build
 from nbcompile.report import data as page
 from nbcompile.report.collect import report_on
@@ -84,7 +84,7 @@ def shell(command: str) -> None:
 
 def make_report(
     command: str, vanilla: TrainResult, giant: TrainResult, onnx: Path, plain: Path, epochs: int
-) -> page.Report:
+) -> page.Page:
     """Everything the page shows."""
     trained = nbcompile.load(giant.output)
     tiny = nbcompile.fuse(trained)
@@ -107,11 +107,13 @@ def make_report(
         report,
         models=(*(replace(row, latency=1.0 if row.name == "original" else None) for row in rows), file_row),
         runs=tuple(
-            page.Run(label=label, history=tuple(epoch.to_json() for epoch in run.history))
+            page.TrainingRun(label=label, history=tuple(epoch.to_json() for epoch in run.history))
             for label, run in (("vanilla", vanilla), ("NetBooster", giant))
         ),
         checks=tuple(
-            page.Check(name=c.name, passed=c.passed, measured=c.detail if c.limit is None else c.value, limit=c.limit)
+            page.CheckRow(
+                name=c.name, passed=c.passed, measured=c.detail if c.limit is None else c.value, limit=c.limit
+            )
             for c in checked.checks
         ),
         files=tuple(
@@ -152,7 +154,7 @@ def in_int8(path: Path, kernels: str) -> float:
     held_out = load_data(TrainConfig(data="digits")).val
     images, labels = held_out[list(range(len(held_out)))]
     samples = [(x.movedim(0, -1)[None].contiguous().numpy(),) for x in images]
-    logits = [y for (y,) in run(path.read_bytes(), samples, kernels=kernels)]
+    logits = [y for (y,) in run_file(path.read_bytes(), samples, kernels=kernels)]
     return float((np.concatenate(logits).argmax(1) == labels.numpy()).mean())
 
 

@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import nbcompile
-from nbcompile.core.blocks import KINDS
+from nbcompile.core.blocks import BLOCKS
 from nbcompile.core.numerics import relative_error
 from nbcompile.core.wrappers import copied
 from nbcompile.testing import scramble_
@@ -97,7 +97,7 @@ def main() -> None:
 
 
 def grid(ratios: Sequence[int], networks: Sequence[str]) -> list[Case]:
-    axes = (networks, WHERE, KINDS, ratios, (False, True), (True, False))
+    axes = (networks, WHERE, BLOCKS, ratios, (False, True), (True, False))
     return [case for values in itertools.product(*axes) if (case := Case(*values)).pad_first or case.where == NAMED]
 
 

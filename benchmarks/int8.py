@@ -37,10 +37,10 @@ from torch import Tensor, nn
 
 import nbcompile
 from nbcompile.core.errors import ExportError
-from nbcompile.exporters.to_tflite.file.flatbuffer import read
+from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
 from nbcompile.exporters.to_tflite.run.agreement import compared
-from nbcompile.exporters.to_tflite.run.arena import Arena, measured
-from nbcompile.exporters.to_tflite.run.interpreters import Sample, run, start
+from nbcompile.exporters.to_tflite.run.arena import Arena, measure_arena
+from nbcompile.exporters.to_tflite.run.interpreters import Sample, load_file, run_file
 
 SEED = 0
 PIXELS, WIDTH = 144, 0.35
@@ -188,9 +188,9 @@ def others(folder: Path, test: Noise) -> dict[str, tuple[bytes, Peer]]:
     found: dict[str, tuple[bytes, Peer]] = {}
     for path in sorted(folder.glob("*.tflite")):
         content = path.read_bytes()
-        file = read(content)
+        file = read_file(content)
         x = file.tensors[file.inputs[0]]
-        row = Peer(path.stem, **facts(content, test, measured(content)), input=f"{x.dtype} {list(x.shape)}")
+        row = Peer(path.stem, **facts(content, test, measure_arena(content)), input=f"{x.dtype} {list(x.shape)}")
         print(row, flush=True)
         found[path.stem] = content, row
     return found
@@ -213,7 +213,7 @@ def measure(
         plain = write_to(**PLAIN).path.read_bytes()
         result = write_to()
         content = result.path.read_bytes()
-    outputs = {kernels: run(plain, test.inputs, kernels=kernels, raw=True) for kernels in KERNELS}
+    outputs = {kernels: run_file(plain, test.inputs, kernels=kernels, raw=True) for kernels in KERNELS}
     base = base or base.update(outputs) or base
     sqnr = result.agreements[0].sqnr
     return content, Ours(
@@ -234,7 +234,7 @@ def facts(content: bytes, test: Noise, arena: Arena) -> dict[str, Any]:
     return {
         "sqnr": {kernels: found.sqnr for kernels, found in agreements.items()},
         "arena": {key: getattr(arena, key) for key in ("head", "tail", "needed", "peak_layer")},
-        "ops": dict(Counter(op.name for op in read(content).ops)),
+        "ops": dict(Counter(op.name for op in read_file(content).ops)),
         "bytes": len(content),
     }
 
@@ -256,9 +256,9 @@ def timed(contents: dict[str, bytes], test: Noise, repeats: int) -> dict[str, li
     for _ in range(STARTS):
         calls: dict[str, Callable[[], object]] = {}
         for target in order.sample(list(contents), len(contents)):
-            file = read(contents[target])
+            file = read_file(contents[target])
             sample = tuple(file.tensors[i].quantised(x) for i, x in zip(file.inputs, test.inputs[0], strict=True))
-            calls[target] = partial(start(contents[target], "xnnpack").run, sample)
+            calls[target] = partial(load_file(contents[target], "xnnpack").run, sample)
         for target, times in alternate(calls, repeats // STARTS).items():
             seconds[target] += times
     return seconds

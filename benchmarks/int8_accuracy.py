@@ -30,11 +30,11 @@ from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 from torch import Tensor, nn
 
 import nbcompile
-from nbcompile.exporters.to_tflite.run.interpreters import run
+from nbcompile.exporters.to_tflite.run.interpreters import run_file
 from nbcompile.training import Epoch, Event, TrainConfig, train
 from nbcompile.training.data.load import load_data
 from nbcompile.training.seeds import seed_everything
-from nbcompile.zoo import InvertedResidualNet, Stage
+from nbcompile.zoo import BlockRow, InvertedResidualNet
 
 SEED = 0
 SIDE = 32
@@ -53,7 +53,8 @@ WAYS = {
 
 def inverted_residuals() -> nn.Module:
     stages = [
-        Stage(c, (t,) * n, (3,) * n, s) for c, t, n, s in ((16, 1, 1, 1), (24, 4, 2, 1), (48, 4, 2, 2), (96, 4, 2, 2))
+        BlockRow(c, (t,) * n, (3,) * n, s)
+        for c, t, n, s in ((16, 1, 1, 1), (24, 4, 2, 1), (48, 4, 2, 2), (96, 4, 2, 2))
     ]
     return InvertedResidualNet(16, stages, 256, num_classes=CLASSES, in_channels=3)
 
@@ -207,7 +208,7 @@ def quantised(name: str, model: nn.Module, images: tuple[Tensor, Tensor], folder
             seconds = time.perf_counter() - started
             content = result.path.read_bytes()
             for who, kernels, count in (("litert", "xnnpack", len(x)), ("micro", "micro", args.micro)):
-                outputs = run(content, samples[:count], kernels=kernels, raw=True)
+                outputs = run_file(content, samples[:count], kernels=kernels, raw=True)
                 right[who] = np.array([int(y[0].argmax()) for y in outputs]) == labels[:count].numpy()
             whole = {who: float(hits.mean()) for who, hits in right.items()}
             few = {who: float(hits[: args.micro].mean()) for who, hits in right.items()}

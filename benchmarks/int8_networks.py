@@ -72,7 +72,7 @@ def main() -> None:
 
 def measure(spec: str, scheme: str, calibrating: int, testing: int) -> dict[str, Any]:
     # TensorFlow is loaded in the children, which must be forked before it starts its threads.
-    from nbcompile.exporters.to_tflite.file.flatbuffer import read
+    from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
     from nbcompile.exporters.to_tflite.file.options import LEAST_SQNR
     from nbcompile.exporters.to_tflite.run.agreement import compared
 
@@ -95,7 +95,7 @@ def measure(spec: str, scheme: str, calibrating: int, testing: int) -> dict[str,
         content = result.path.read_bytes()
     with torch.no_grad():
         outputs = model(test).numpy()
-    file = read(content)
+    file = read_file(content)
     last = file.tensors[file.inputs[0]].shape[-1] == 3
     images = np.ascontiguousarray((test.movedim(1, -1) if last else test).numpy())
     given, expected = [(x[None],) for x in images], [(y[None],) for y in outputs]

@@ -33,7 +33,7 @@ import nbcompile
 from nbcompile.core.errors import UsageError
 from nbcompile.training import TrainConfig
 from nbcompile.training.data.base import Batch, Data, Images
-from nbcompile.training.data.subset import Part, chosen
+from nbcompile.training.data.subset import Subset, chosen
 from nbcompile.training.seeds import seed_everything
 
 SEED = 0
@@ -58,7 +58,7 @@ class Classes:
 
     def __init__(self, images: Images, first: int, end: int) -> None:
         labels = images.labels
-        self.part, self.first = Part(images, torch.nonzero((labels >= first) & (labels < end)).flatten()), first
+        self.part, self.first = Subset(images, torch.nonzero((labels >= first) & (labels < end)).flatten()), first
 
     @property
     def labels(self) -> Tensor:

@@ -3,9 +3,9 @@
 
 def main() -> None:
     """Run the command line."""
-    from nbcompile.cli.app import run
+    from nbcompile.cli.app import run_cli
 
-    run()
+    run_cli()
 
 
 if __name__ == "__main__":

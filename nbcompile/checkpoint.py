@@ -16,9 +16,9 @@ from nbcompile.core.files import atomic, check_target
 from nbcompile.core.graph.replace import put
 from nbcompile.core.layers import LayerSpec, why_no_layer
 from nbcompile.core.serialization.bounds import bounded
-from nbcompile.core.serialization.describe import describe, unreadable
+from nbcompile.core.serialization.describe import describe_model, unreadable
 from nbcompile.core.serialization.rebuild import origin_from_json, rebuild, with_shared
-from nbcompile.core.serialization.weight_files import EXTRA, RECORD, Weights, choose, find, read
+from nbcompile.core.serialization.weight_files import EXTRA, RECORD, Weights, choose, find, read_weights
 from nbcompile.core.tracing.capture import capture
 from nbcompile.core.wrappers import unwrap
 
@@ -44,7 +44,7 @@ def save(model: nn.Module, path: str | Path, example_input: ExampleInput | None 
     model = unwrap(model)
     content: dict[str, Any] = {"state_dict": model.state_dict()}
     if not sites(model) and (example_input is not None or origin_of(model) is not None):
-        content[RECORD] = record.encode({"model": _description(model, example_input)})
+        content[RECORD] = record.encode_record({"model": _description(model, example_input)})
     with atomic(path) as temporary:
         torch.save(content, temporary)
 
@@ -76,7 +76,7 @@ def load(path: str | Path, model: nn.Module | None = None, key: str | None = Non
         CheckpointError: if the file cannot be read, is refused, or does not fit.
     """
     path = Path(path)
-    content = read(path)
+    content = read_weights(path)
     model = None if model is None else unwrap(model)
     weights, note = choose(find(content, path), key, path, () if model is None else model.state_dict())
     if note:
@@ -106,16 +106,16 @@ def _description(model: nn.Module, example_input: ExampleInput | None) -> dict[s
         gm = capture(model, len(inputs))
     except CaptureError as error:
         return unreadable(model, origin, str(error))
-    return describe(model, gm, origin)
+    return describe_model(model, gm, origin)
 
 
 def _payload(content: Any, weights: Weights) -> Mapping[str, Any] | None:
     """The description of the model: in the record of its first block, or beside the weights of a plain network."""
     found = None
     if weights.described is not None:
-        found = record.decode(weights.tensors[weights.described], weights.described)["model"]
+        found = record.decode_record(weights.tensors[weights.described], weights.described)["model"]
     elif isinstance(content, dict) and record.is_record(beside := content.get(RECORD)):
-        found = record.decode(cast(Tensor, beside), RECORD).get("model")
+        found = record.decode_record(cast(Tensor, beside), RECORD).get("model")
     return found if isinstance(found, dict) else None
 
 
@@ -142,7 +142,7 @@ def _sound(value: Tensor | None) -> bool:
     if not record.is_record(value):
         return False
     try:
-        record.decode(cast(Tensor, value), EXTRA)
+        record.decode_record(cast(Tensor, value), EXTRA)
     except CheckpointError:
         return False
     return True

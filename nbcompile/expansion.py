@@ -15,15 +15,15 @@ from nbcompile.core.graph.nodes import calls
 from nbcompile.core.graph.replace import put
 from nbcompile.core.layers import CONVOLUTIONS
 from nbcompile.core.running import tensors_of
-from nbcompile.core.serialization.describe import describe
+from nbcompile.core.serialization.describe import describe_model
 from nbcompile.core.tracing.capture import capture, opaque
 from nbcompile.core.tracing.observe import is_observed, observe
 from nbcompile.core.tracing.pieces import Piece, pieces
 from nbcompile.core.wrappers import copied, unwrap
 from nbcompile.giant_probe import LayerNeededError, probe
-from nbcompile.pass_runner import run
+from nbcompile.pass_runner import run_passes
 from nbcompile.passes import ExpandSites
-from nbcompile.passes.sites.select import named
+from nbcompile.passes.sites.select import named_patterns
 
 log = logging.getLogger("nbcompile")
 
@@ -76,7 +76,7 @@ def expand(
             giant, gm = _expanded(model, inputs, expander, inputs if verify_each and preserve else None)
             break
         except LayerNeededError as refusal:
-            if named(where) is not None or refusal.layer in expander.spared:
+            if named_patterns(where) is not None or refusal.layer in expander.spared:
                 raise
             expander = replace(expander, spared=expander.spared | {refusal.layer})  # a rule goes on without it
     known = origin_of(model)
@@ -99,7 +99,7 @@ def record_again(giant: nn.Module) -> None:
 
 def _attach_record(giant: nn.Module, gm: fx.GraphModule, inputs: Inputs) -> None:
     origin = origin_of(giant) or Origin(specs(inputs))
-    next(iter(sites(giant).values())).attach_record({"model": describe(giant, _whole(giant, gm, inputs), origin)})
+    next(iter(sites(giant).values())).attach_record({"model": describe_model(giant, _whole(giant, gm, inputs), origin)})
 
 
 def candidates(model: nn.Module, example_input: ExampleInput | None = None) -> tuple[str, tuple[str, ...]]:
@@ -119,9 +119,9 @@ def _expanded(
     """A giant made from a copy of ``model``, and the graph in which its sites were found."""
     giant = copied(model)
     gm, parts = _graph(giant, inputs)
-    _require_called(giant, gm, named(expander.where) or [])
+    _require_called(giant, gm, named_patterns(expander.where) or [])
     layers = dict(gm.named_modules())
-    (result,) = run((replace(expander, parts=parts),), gm, verify)
+    (result,) = run_passes((replace(expander, parts=parts),), gm, verify)
     for name in result.rewritten:
         put(giant, layers[name], gm.get_submodule(name))
     probe(giant, model, inputs, {name: len(calls(gm)[gm.get_submodule(name)]) for name in result.rewritten})

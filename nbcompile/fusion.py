@@ -14,8 +14,8 @@ from nbcompile.core.numerics import relative_error
 from nbcompile.core.tracing.capture import capture
 from nbcompile.core.tracing.observe import one_run_only
 from nbcompile.core.wrappers import copied, unwrap
-from nbcompile.deploy.deploy_form import Report, compiled
-from nbcompile.pass_runner import run
+from nbcompile.deploy.deploy_form import PassReport, compiled
+from nbcompile.pass_runner import run_passes
 from nbcompile.passes import ContractSites, PassResult
 
 log = logging.getLogger("nbcompile")
@@ -70,7 +70,7 @@ def fused(
     example_input: ExampleInput | None = None,
     force: bool = False,
     verify_each: bool = False,
-) -> tuple[nn.Module, tuple[Report, ...]]:
+) -> tuple[nn.Module, tuple[PassReport, ...]]:
     """As :func:`fuse`, and what was done."""
     if scope not in (None, "sites", "all"):
         raise UsageError(f"scope='{scope}' is unknown; 'sites' or 'all'")
@@ -79,11 +79,11 @@ def fused(
     scope = scope or ("sites" if expanded else "all")
     if scope == "sites" and not expanded:
         raise PreconditionError(f"fuse: {type(model).__name__} has no expansion blocks; expand it, or use scope='all'")
-    reports: tuple[Report, ...] = ()
+    reports: tuple[PassReport, ...] = ()
     tiny = model
     if expanded:
         tiny = copied(model).eval()
-        reports = (Report("", (_contract(tiny, force, verify_each),)),)
+        reports = (PassReport("", (_contract(tiny, force, verify_each),)),)
         if force and any(not block.linear for block in sites(model).values()):
             _report_error(model, tiny)
     if scope == "all":
@@ -98,7 +98,7 @@ def _contract(tree: nn.Module, force: bool, verify_each: bool) -> tuple[str, Pas
     gm, runs = _graph(tree)
     blocks = dict(sites(gm))
     proven = verify_each and runs and not force
-    (result,) = run((ContractSites(force),), gm, inputs_for(tree, None, who="verify_each") if proven else None)
+    (result,) = run_passes((ContractSites(force),), gm, inputs_for(tree, None, who="verify_each") if proven else None)
     for name, block in blocks.items():
         put(tree, block, gm.get_submodule(name))
     return ContractSites.name, result

@@ -15,7 +15,7 @@ PRODUCTS = "(other matrix products)"
 
 
 @dataclass(frozen=True)
-class Row:
+class ModuleCost:
     """One layer.
 
     Attributes:
@@ -27,7 +27,7 @@ class Row:
     params: int
 
 
-def skeleton(model: nn.Module) -> nn.Module:
+def original_of(model: nn.Module) -> nn.Module:
     """A copy of ``model`` with a layer of the original's class in the place of every block; their weights are not set.
 
     It shows the architecture that a giant must come back to, from what ``expand`` recorded and not from any merge.
@@ -46,35 +46,35 @@ def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in model.state_dict().items() if isinstance(value, Tensor)}
 
 
-def rows(model: nn.Module, inputs: Inputs) -> dict[str, Row]:
+def rows(model: nn.Module, inputs: Inputs) -> dict[str, ModuleCost]:
     """The cost of every module that has parameters or multiplies."""
-    return {layer.name: Row(layer.macs, layer.params) for layer in cost(model, inputs).layers}
+    return {layer.name: ModuleCost(layer.macs, layer.params) for layer in cost(model, inputs).layers}
 
 
-def deploy_rows(model: nn.Module, inputs: Inputs) -> dict[str, Row]:
+def deploy_rows(model: nn.Module, inputs: Inputs) -> dict[str, ModuleCost]:
     """The cost of every convolution and linear layer of a deploy form, and of all other products as one row."""
-    found: dict[str, Row] = {}
+    found: dict[str, ModuleCost] = {}
     for layer in cost(model, inputs).layers:
         if layer.macs and layer.kind.startswith(("Conv", "Linear")):
-            found[layer.name] = Row(layer.macs, layer.params)
+            found[layer.name] = ModuleCost(layer.macs, layer.params)
         elif layer.macs:  # an attention: in a file, its products bear other names
-            found[PRODUCTS] = Row(layer.macs + (found[PRODUCTS].macs if PRODUCTS in found else 0), 0)
+            found[PRODUCTS] = ModuleCost(layer.macs + (found[PRODUCTS].macs if PRODUCTS in found else 0), 0)
     return found
 
 
-def file_rows(layers: Iterable[tuple[str, Row]], wanted: Mapping[str, Row]) -> dict[str, Row]:
+def file_rows(layers: Iterable[tuple[str, ModuleCost]], wanted: Mapping[str, ModuleCost]) -> dict[str, ModuleCost]:
     """The layers of a deploy file, in the terms of :func:`deploy_rows`.
 
     Args:
         layers: name and cost of every layer in the file.
         wanted: what it is compared with; only where that has other products do unknown names count among them.
     """
-    found: dict[str, Row] = {}
+    found: dict[str, ModuleCost] = {}
     for name, row in layers:
         if name in wanted or PRODUCTS not in wanted:
             found[name] = row
         else:
-            found[PRODUCTS] = Row(row.macs + (found[PRODUCTS].macs if PRODUCTS in found else 0), 0)
+            found[PRODUCTS] = ModuleCost(row.macs + (found[PRODUCTS].macs if PRODUCTS in found else 0), 0)
     return found
 
 

@@ -24,7 +24,7 @@ from nbcompile.core.example import Origin, TensorSpec, remember
 from nbcompile.spec_strings import close_to, installed, named_factory, parse, said
 from nbcompile.zoo import NETWORKS
 
-MAX_ELEMENTS = 2**28
+MAX_INPUT_ELEMENTS = 2**28
 _DOWNLOADS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "checkpoint_path")
 
 
@@ -87,8 +87,8 @@ def parse_input(text: str) -> TensorSpec:
     sizes = tuple(map(int, text.split("x"))) if re.fullmatch(r"[0-9]{1,9}(x[0-9]{1,9})*", text) else (0,)
     if 0 in sizes:
         raise UsageError(f"input '{text}' is no shape: write positive sizes joined by x, such as 1x3x96x96")
-    if math.prod(sizes) > MAX_ELEMENTS:
-        raise UsageError(f"input '{text}' has {math.prod(sizes):,} elements; the limit is {MAX_ELEMENTS:,}")
+    if math.prod(sizes) > MAX_INPUT_ELEMENTS:
+        raise UsageError(f"input '{text}' has {math.prod(sizes):,} elements; the limit is {MAX_INPUT_ELEMENTS:,}")
     return TensorSpec(sizes)
 
 

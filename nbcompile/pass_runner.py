@@ -7,14 +7,14 @@ from torch import fx
 
 from nbcompile.core.env import dump_folder
 from nbcompile.core.errors import PostconditionError
-from nbcompile.core.example import Inputs, each
-from nbcompile.core.graph.nodes import render
+from nbcompile.core.example import Inputs, change_tensors
+from nbcompile.core.graph.nodes import render_graph
 from nbcompile.core.numerics import flatten, relative_error, tolerance
 from nbcompile.core.running import eval_mode
 from nbcompile.passes import Pass, PassResult
 
 
-def run(passes: Sequence[Pass], gm: fx.GraphModule, verify: Inputs | None = None) -> tuple[PassResult, ...]:
+def run_passes(passes: Sequence[Pass], gm: fx.GraphModule, verify: Inputs | None = None) -> tuple[PassResult, ...]:
     """Apply ``passes`` to ``gm`` in order.
 
     Args:
@@ -27,13 +27,13 @@ def run(passes: Sequence[Pass], gm: fx.GraphModule, verify: Inputs | None = None
     """
     folder = dump_folder()
     if folder is not None:
-        (folder / "00-input.txt").write_text(render(gm))
+        (folder / "00-input.txt").write_text(render_graph(gm))
     results = []
     for number, one in enumerate(passes, start=1):
         before = None if verify is None else _outputs(gm, verify)
         results.append(one.apply(gm))
         if folder is not None:
-            (folder / f"{number:02d}-{one.name}.txt").write_text(render(gm))
+            (folder / f"{number:02d}-{one.name}.txt").write_text(render_graph(gm))
         if verify is not None:
             gm.recompile()
             limit = max((tolerance(x.dtype) for x in flatten(before)), default=0.0)
@@ -49,4 +49,4 @@ def run(passes: Sequence[Pass], gm: fx.GraphModule, verify: Inputs | None = None
 def _outputs(gm: fx.GraphModule, inputs: Inputs) -> object:
     """In eval mode: the graph may be of a model in training, whose statistics must not move."""
     with torch.no_grad(), eval_mode(gm):
-        return gm(*each(torch.clone, inputs))
+        return gm(*change_tensors(torch.clone, inputs))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from nbcompile.core.graph.nodes import render
+from nbcompile.core.graph.nodes import render_graph
 from nbcompile.core.numerics import flatten, relative_error, tolerance
 from nbcompile.core.tracing.capture import capture
 from nbcompile.passes import Pass, PassResult
@@ -168,7 +168,7 @@ def _run(gm: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Any:
 def _snapshot(gm: fx.GraphModule) -> tuple[str, dict[str, Tensor]]:
     """Nodes, modules and tensors, so that any change shows."""
     tensors = {key: value for key, value in gm.state_dict().items() if isinstance(value, Tensor)}
-    return f"{render(gm)}\n{gm}\n{gm.code}", {key: value.clone() for key, value in tensors.items()}
+    return f"{render_graph(gm)}\n{gm}\n{gm.code}", {key: value.clone() for key, value in tensors.items()}
 
 
 def _equal(a: tuple[str, dict[str, Tensor]], b: tuple[str, dict[str, Tensor]]) -> bool:

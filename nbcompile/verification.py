@@ -16,7 +16,7 @@ from nbcompile.core.numerics import ROUNDINGS, flatten, is_finite, own_rounding,
 from nbcompile.core.wrappers import copied, unwrap
 from nbcompile.deploy.deploy_form import deploy
 from nbcompile.exporters import file_error, read_layers
-from nbcompile.layer_costs import Row, deploy_rows, file_rows, rows, shapes, skeleton
+from nbcompile.layer_costs import ModuleCost, deploy_rows, file_rows, original_of, rows, shapes
 
 SEEDS = range(4)
 """Of the random inputs on which numbers are compared, two samples each."""
@@ -47,8 +47,8 @@ class LayerPair:
     """Cost of one layer on both sides; None where a side lacks it."""
 
     name: str
-    reference: Row | None
-    candidate: Row | None
+    reference: ModuleCost | None
+    candidate: ModuleCost | None
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def verify(
     """
     reference = unwrap(reference)
     example = inputs_for(reference, example_input, who="verify")
-    wanted = skeleton(reference) if sites(reference) else reference
+    wanted = original_of(reference) if sites(reference) else reference
     if isinstance(candidate, nn.Module):
         candidate = unwrap(candidate)
         if found := sites(candidate):
@@ -123,7 +123,7 @@ def verify(
         if candidate.suffix.lower() != ".onnx":
             raise UsageError(f"verify: {candidate} is no .onnx file; load it first (nbcompile.load)")
         lowered = deploy_rows(deploy(wanted, example), example)
-        held = ((layer.name, Row(layer.macs, layer.params)) for layer in read_layers(candidate))
+        held = ((layer.name, ModuleCost(layer.macs, layer.params)) for layer in read_layers(candidate))
         pairs = _pairs(lowered, file_rows(held, lowered))
         checks = []
     checks += _costs(pairs)
@@ -166,7 +166,7 @@ def _keys(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, 
     return Check("keys and shapes", True, f"{len(wanted)} tensors, all of the same shape")
 
 
-def _pairs(wanted: Mapping[str, Row], found: Mapping[str, Row]) -> list[LayerPair]:
+def _pairs(wanted: Mapping[str, ModuleCost], found: Mapping[str, ModuleCost]) -> list[LayerPair]:
     return [LayerPair(name, wanted.get(name), found.get(name)) for name in dict.fromkeys((*wanted, *found))]
 
 

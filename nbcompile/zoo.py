@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 __all__ = [
     "NETWORKS",
+    "BlockRow",
     "InvertedResidual",
     "InvertedResidualNet",
     "Network",
-    "Stage",
     "dscnn",
     "mcunet",
     "mobilenetv2_35",
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 
-class Stage(NamedTuple):
+class BlockRow(NamedTuple):
     """Consecutive blocks of one width.
 
     Attributes:
@@ -89,7 +89,7 @@ class InvertedResidualNet(nn.Module):
     def __init__(
         self,
         stem: int,
-        stages: Sequence[Stage],
+        stages: Sequence[BlockRow],
         head: int | None,
         *,
         num_classes: int,
@@ -142,20 +142,20 @@ def mobilenetv2_100(num_classes: int = 1000, in_channels: int = 3) -> InvertedRe
 def mcunet(num_classes: int = 1000, in_channels: int = 3) -> InvertedResidualNet:
     """MCUNet as NetAug trains it; 81.8 M MACs at 176 px."""
     stages = (
-        Stage(8, (1,), (3,), 1),
-        Stage(16, (3, 5, 5, 4), (7, 3, 7, 5), 2),
-        Stage(24, (5, 5, 5), (5, 5, 5), 2),
-        Stage(40, (5, 6, 4), (3, 7, 5), 2),
-        Stage(48, (5, 5, 5), (5, 7, 3), 1),
-        Stage(96, (6, 5, 4), (3, 7, 3), 2),
-        Stage(160, (5,), (7,), 1),
+        BlockRow(8, (1,), (3,), 1),
+        BlockRow(16, (3, 5, 5, 4), (7, 3, 7, 5), 2),
+        BlockRow(24, (5, 5, 5), (5, 5, 5), 2),
+        BlockRow(40, (5, 6, 4), (3, 7, 5), 2),
+        BlockRow(48, (5, 5, 5), (5, 7, 3), 1),
+        BlockRow(96, (6, 5, 4), (3, 7, 3), 2),
+        BlockRow(160, (5,), (7,), 1),
     )
     return InvertedResidualNet(16, stages, None, num_classes=num_classes, in_channels=in_channels)
 
 
 def dscnn(num_classes: int = 10, in_channels: int = 1) -> InvertedResidualNet:
     """A depthwise-separable network for small images, from 7 × 7 pixels: 5 blocks, 6,842 parameters."""
-    stages = (Stage(8, (3,), (3,), 1), Stage(12, (3, 3), (3, 3), 2), Stage(16, (3, 3), (3, 3), 2))
+    stages = (BlockRow(8, (3,), (3,), 1), BlockRow(12, (3, 3), (3, 3), 2), BlockRow(16, (3, 3), (3, 3), 2))
     return InvertedResidualNet(8, stages, None, num_classes=num_classes, in_channels=in_channels, stem_stride=1)
 
 
@@ -187,7 +187,7 @@ def _mobilenetv2(width: float, head: int, num_classes: int, in_channels: int) ->
         (6, 160, 3, 2),
         (6, 320, 1, 1),
     )
-    stages = [Stage(_divisible(c * width), (t,) * n, (3,) * n, s) for t, c, n, s in table]
+    stages = [BlockRow(_divisible(c * width), (t,) * n, (3,) * n, s) for t, c, n, s in table]
     stem = _divisible(32 * width)
     return InvertedResidualNet(stem, stages, head, num_classes=num_classes, in_channels=in_channels)
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from nbcompile.core.activations import Activation
-from nbcompile.core.affine.to_layer import lowered
+from nbcompile.core.affine.to_layer import to_layer
 from nbcompile.core.algebra import AffineMap, NotExact, compose, per_channel
 from nbcompile.core.graph.channel_ranges import ChannelRange, ChannelRanges
 from nbcompile.core.graph.coupled_channels import clip_of, why_fixed
@@ -27,7 +27,7 @@ from nbcompile.core.graph.nodes import activation_of, aliases, layer_of
 from nbcompile.core.layers import lift
 from nbcompile.passes.base import Pass, PassResult, Skip
 
-LEAST = 1e-3
+LEAST_PART = 1e-3
 """Part of a channel's range that is worth absorbing."""
 
 
@@ -71,7 +71,7 @@ def _shift(gm: fx.GraphModule, activation: fx.Node, seen: ChannelRange) -> Tenso
     """``(C,)``, >= 0: what every value of a channel has at least; none of a channel that a clip cuts."""
     low, clip = seen.low.double(), clip_of(gm, activation)
     cut = torch.zeros_like(low, dtype=torch.bool) if clip is None else seen.high > clip.high
-    return torch.where((low > LEAST * seen.high) & ~cut, low, 0.0)
+    return torch.where((low > LEAST_PART * seen.high) & ~cut, low, 0.0)
 
 
 def _why_not(gm: fx.GraphModule, node: fx.Node, layer: nn.Module, activation: fx.Node) -> str | None:
@@ -104,7 +104,7 @@ def _absorb(gm: fx.GraphModule, node: fx.Node, activation: fx.Node, shift: Tenso
                 return f"'{_name(user)}' reads it: {reason}"
             made.append((layer, whole))
         for layer, whole in made:
-            new = lowered(whole, cast(Tensor, layer.weight))
+            new = to_layer(whole, cast(Tensor, layer.weight))
             for alias in aliases(gm, layer):
                 gm.set_submodule(alias, new)
     return None

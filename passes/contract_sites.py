@@ -19,7 +19,7 @@ from nbcompile.core.algebra import AffineMap
 from nbcompile.core.blocks import SLOPE_ROUNDING, Expanded, sites
 from nbcompile.core.errors import PostconditionError, PreconditionError
 from nbcompile.core.graph.nodes import aliases, calls
-from nbcompile.core.layers import LayerSpec, stored
+from nbcompile.core.layers import LayerSpec, stored_weight
 from nbcompile.core.tracing.observe import is_observed
 from nbcompile.passes.base import Pass, PassResult
 from nbcompile.passes.sites.absorbers import absorbers
@@ -64,7 +64,7 @@ def _contracted(root: nn.Module, name: str, block: Expanded) -> nn.Module:
         whole = block.merged(torch.float64)
         layer = block.layer()
         _check_geometry(name, whole, LayerSpec.of(layer))
-        cast(Tensor, layer.weight).copy_(stored(whole))
+        cast(Tensor, layer.weight).copy_(stored_weight(whole))
         if isinstance(bias := layer.bias, Tensor):
             if whole.bias is None:
                 bias.zero_()

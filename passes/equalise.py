@@ -19,7 +19,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, fx, nn
 
-from nbcompile.core.affine.to_layer import lowered
+from nbcompile.core.affine.to_layer import to_layer
 from nbcompile.core.algebra import AffineMap, compose, per_channel
 from nbcompile.core.example import Inputs
 from nbcompile.core.graph.channel_ranges import ChannelRanges
@@ -143,7 +143,9 @@ class _Layer:
             m = self._lifted(torch.float64)
             before, after = self.multiplied.to(weight.device), 1 / self.divided.to(weight.device)
             axes = len(m.kernel)
-            return lowered(compose(compose(per_channel(before, None, axes), m), per_channel(after, None, axes)), weight)
+            return to_layer(
+                compose(compose(per_channel(before, None, axes), m), per_channel(after, None, axes)), weight
+            )
 
     def __str__(self) -> str:
         return f"inputs × {_span(self.multiplied)}, outputs × {_span(1 / self.divided)}"

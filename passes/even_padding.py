@@ -18,7 +18,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, fx, nn
 
-from nbcompile.core.affine.to_layer import lowered
+from nbcompile.core.affine.to_layer import to_layer
 from nbcompile.core.algebra import Geometry
 from nbcompile.core.algebra.parts import widened
 from nbcompile.core.algebra.same_padding import is_same, pads_itself
@@ -28,7 +28,7 @@ from nbcompile.core.graph.shapes import Shapes
 from nbcompile.core.layers import lift, why_no_layer
 from nbcompile.passes.base import Pass, PassResult, Skip
 
-Sizes = list[tuple[int, ...]]
+MapSizes = list[tuple[int, ...]]
 """Of the maps that a layer reads, in positions per spatial axis; one for every call."""
 
 
@@ -61,7 +61,7 @@ class EvenPadding(Pass):
         return PassResult(gm, tuple(rewritten), tuple(skipped), tuple(how))
 
 
-def _candidates(gm: fx.GraphModule, shapes: Shapes) -> Iterator[tuple[str, nn.Module, Geometry, Sizes]]:
+def _candidates(gm: fx.GraphModule, shapes: Shapes) -> Iterator[tuple[str, nn.Module, Geometry, MapSizes]]:
     """Convolutions that pad and are not SAME wherever they are called, with the sizes of what they read."""
     for layer, nodes in calls(gm).items():
         if why_no_layer(layer):
@@ -74,7 +74,7 @@ def _candidates(gm: fx.GraphModule, shapes: Shapes) -> Iterator[tuple[str, nn.Mo
             yield str(nodes[0].target), layer, geometry, sizes
 
 
-def _taps(gm: fx.GraphModule, layer: nn.Module, geometry: Geometry, sizes: Sizes) -> tuple[int, ...] | str:
+def _taps(gm: fx.GraphModule, layer: nn.Module, geometry: Geometry, sizes: MapSizes) -> tuple[int, ...] | str:
     """How many zero taps each axis needs; or why they would not help."""
     if geometry.padding_mode != "zeros":
         return f"it pads by '{geometry.padding_mode}', which no TFLite convolution does"
@@ -107,10 +107,10 @@ def _along(geometry: Geometry, axis: int, size: int) -> int | str:
 def _even(layer: nn.Module, axes: int, taps: tuple[int, ...]) -> nn.Module:
     weight = cast(Tensor, layer.weight)
     with torch.no_grad():
-        return lowered(widened(lift(layer, weight.dtype, axes), taps), weight)
+        return to_layer(widened(lift(layer, weight.dtype, axes), taps), weight)
 
 
-def _said(geometry: Geometry, taps: tuple[int, ...], sizes: Sizes) -> str:
+def _said(geometry: Geometry, taps: tuple[int, ...], sizes: MapSizes) -> str:
     kernel = tuple(k + more for k, more in zip(geometry.kernel, taps, strict=True))
     logical = sum(prod(geometry.sizes(size)) * geometry.weights for size in sizes)
     executed = logical // prod(geometry.kernel) * prod(kernel)
@@ -124,5 +124,5 @@ def _times(sizes: tuple[int, ...]) -> str:
     return "×".join(map(str, sizes))
 
 
-def _listed(sizes: Sizes) -> str:
+def _listed(sizes: MapSizes) -> str:
     return " and ".join(_times(size) for size in sorted(set(sizes)))

@@ -14,7 +14,7 @@ from typing import ClassVar, cast
 from torch import fx
 
 from nbcompile.core.activations import KNOWN, Activation
-from nbcompile.core.blocks import KINDS, Expanded, SiteSpec, sites
+from nbcompile.core.blocks import BLOCKS, Expanded, SiteSpec, sites
 from nbcompile.core.errors import PostconditionError, PreconditionError, UsageError
 from nbcompile.core.graph.nodes import (
     Norm,
@@ -34,7 +34,7 @@ from nbcompile.core.tracing.pieces import Piece
 from nbcompile.passes.base import Pass, PassResult
 from nbcompile.passes.sites.absorbers import absorbers
 from nbcompile.passes.sites.patterns import locate
-from nbcompile.passes.sites.select import named, select
+from nbcompile.passes.sites.select import named_patterns, select_sites
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ExpandSites(Pass):
     """Replaces layers by expansion blocks.
 
     Attributes:
-        where: see :func:`nbcompile.passes.sites.select.select`.
+        where: see :func:`nbcompile.passes.sites.select.select_sites`.
         block: one of ``inverted-residual``, ``bottleneck``, ``basic``.
         ratio: hidden width over the layer's input channels, >= 1.
         preserve: keep the original layer as a parallel branch; the function is unchanged at first.
@@ -62,8 +62,8 @@ class ExpandSites(Pass):
     spared: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        if self.block not in KINDS:
-            raise UsageError(f"block='{self.block}' is unknown; one of {', '.join(KINDS)}")
+        if self.block not in BLOCKS:
+            raise UsageError(f"block='{self.block}' is unknown; one of {', '.join(BLOCKS)}")
         if isinstance(self.ratio, bool) or not isinstance(self.ratio, int) or not 1 <= self.ratio <= 64:
             raise UsageError(f"ratio={self.ratio!r} must be a whole number from 1 to 64")
 
@@ -81,11 +81,11 @@ class ExpandSites(Pass):
         nodes = calls(gm)
         layers = _layers(gm)
         pattern, candidates = self.candidates(gm)
-        if layers and not candidates and named(self.where) is None:
+        if layers and not candidates and named_patterns(self.where) is None:
             first = next(iter(layers))
             reason = self._why_not(gm, first, nodes[gm.get_submodule(first)])
             raise PreconditionError(f"{self.name}: no layer of this network can be expanded; not '{first}': {reason}")
-        chosen = select(self.where, candidates, list(layers))
+        chosen = select_sites(self.where, candidates, list(layers))
         specs = [
             self._spec(gm, name, nodes[gm.get_submodule(name)], pattern if name in candidates else "named")
             for name in _unique(gm, chosen)

@@ -23,7 +23,7 @@ from nbcompile.core.affine.plan import Merge, Plan, Planner, Refusal, Regrouping
 from nbcompile.core.affine.primitive import Primitive
 from nbcompile.core.affine.regions import Chain, Join, Regions, Sum, nodes_of, primitives
 from nbcompile.core.affine.slices import SPLITS
-from nbcompile.core.affine.to_layer import lowered, why_rounding_loses
+from nbcompile.core.affine.to_layer import to_layer, why_rounding_loses
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import Inputs
 from nbcompile.core.graph.nodes import asks_metadata, module_of, norm_of
@@ -147,7 +147,7 @@ class _Rewrite:
         like = costliest.build(None, merge.axes, costliest.inputs or 0).weight
         with torch.no_grad():
             whole = evaluate(merge.elements, merge.axes, merge.channels, like)
-            layer = lowered(whole, like)
+            layer = to_layer(whole, like)
         if lost := why_rounding_loses(whole, layer):
             self.refusals.append(Refusal(merge.elements, lost))
             return None

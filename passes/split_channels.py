@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from nbcompile.core.activations import Activation
-from nbcompile.core.affine.to_layer import lowered
+from nbcompile.core.affine.to_layer import to_layer
 from nbcompile.core.algebra.parts import part
 from nbcompile.core.errors import UsageError
 from nbcompile.core.graph.nodes import (
@@ -41,7 +41,7 @@ _ELEMENTWISE |= {name.lower() for name in _ELEMENTWISE}
 
 
 @dataclass(frozen=True)
-class Pair:
+class Splittable:
     """A convolution and the depthwise one that alone reads it.
 
     Attributes:
@@ -80,7 +80,7 @@ class SplitChannels(Pass):
         rewritten, skipped, how = [], [], []
         for name, count in self.parts.items():
             found = _named(gm, name, count)
-            if isinstance(found, Pair):
+            if isinstance(found, Splittable):
                 _split(gm, found, count)
                 rewritten.append(name)
                 how.append(f"{name}: in {count} parts, with {found.nodes[found.depthwise].target}")
@@ -89,13 +89,13 @@ class SplitChannels(Pass):
         return PassResult(gm, tuple(rewritten), tuple(skipped), tuple(how))
 
 
-def pairs(gm: fx.GraphModule) -> tuple[Pair, ...]:
+def splittable(gm: fx.GraphModule) -> tuple[Splittable, ...]:
     """Every pair that can be split, in graph order."""
     found = (_pair_at(gm, node) for node in gm.graph.nodes)
-    return tuple(pair for pair in found if isinstance(pair, Pair))
+    return tuple(pair for pair in found if isinstance(pair, Splittable))
 
 
-def _pair_at(gm: fx.GraphModule, start: fx.Node) -> Pair | str:
+def _pair_at(gm: fx.GraphModule, start: fx.Node) -> Splittable | str:
     """The pair whose first convolution ``start`` is; or why there is none."""
     if reason := _why_no_part(gm, start):
         return reason
@@ -113,7 +113,7 @@ def _pair_at(gm: fx.GraphModule, start: fx.Node) -> Pair | str:
             break
     if not depthwise:
         return "no depthwise convolution alone reads it, through elementwise activations"
-    return Pair(tuple(nodes), depthwise)
+    return Splittable(tuple(nodes), depthwise)
 
 
 def _why_no_part(gm: fx.GraphModule, node: fx.Node) -> str | None:
@@ -140,7 +140,7 @@ def _elementwise(gm: fx.GraphModule, node: fx.Node) -> bool:
     return isinstance(activation, Activation) or activation in _ELEMENTWISE or passes_through(gm, node)
 
 
-def _named(gm: fx.GraphModule, name: str, count: int) -> Pair | str:
+def _named(gm: fx.GraphModule, name: str, count: int) -> Splittable | str:
     """The pair that is to be split, or why it cannot be."""
     start = next((node for node in gm.graph.nodes if node.op == "call_module" and node.target == name), None)
     found = "it is no convolution of this network" if start is None else _pair_at(gm, start)
@@ -150,7 +150,7 @@ def _named(gm: fx.GraphModule, name: str, count: int) -> Pair | str:
     return f"its {channels} channels do not divide into {count} parts" if channels % count else found
 
 
-def _split(gm: fx.GraphModule, pair: Pair, count: int) -> None:
+def _split(gm: fx.GraphModule, pair: Splittable, count: int) -> None:
     """Part after part at the place of the first node: what it reads may be written to before the last one runs."""
     first, last, pieces = pair.nodes[0], pair.nodes[-1], []
     modules = {node: _parts_of(gm, node, count) for node in pair.nodes if node.op == "call_module"}
@@ -186,4 +186,4 @@ def _part(module: nn.Module, index: int, count: int) -> nn.Module:
         return copy.deepcopy(module)
     weight = cast(Tensor, module.weight)
     with torch.no_grad():
-        return lowered(part(lift(module, weight.dtype, weight.ndim - 2), index, count), weight)
+        return to_layer(part(lift(module, weight.dtype, weight.ndim - 2), index, count), weight)

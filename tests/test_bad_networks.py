@@ -339,7 +339,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         monkeypatch.setattr(sys, "argv", ["nbcompile", *words])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
-            cli.run()
+            cli.run_cli()
         out, err = capsys.readouterr()
         return int(stop.value.code or 0), out, re.sub(r"\s+", " ", err)
 

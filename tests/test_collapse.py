@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import nbcompile
 from nbcompile import PLT, collapse_, zoo
-from nbcompile.core.blocks import KINDS, Expanded, sites
+from nbcompile.core.blocks import BLOCKS, Expanded, sites
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.numerics import relative_error
 from nbcompile.testing import scramble_
@@ -72,7 +72,7 @@ def gradients(model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
     return output.detach(), dict(zip(names, torch.autograd.grad(F.cross_entropy(output, y), parameters), strict=True))
 
 
-@pytest.mark.parametrize(("block", "preserve"), list(product(KINDS, (False, True))))
+@pytest.mark.parametrize(("block", "preserve"), list(product(BLOCKS, (False, True))))
 def test_a_networks_gradients_are_those_of_the_expanded_form(block: str, preserve: bool) -> None:
     giant = linear(EVERYWHERE, block=block, preserve=preserve).double()
     assert len(sites(giant)) == 17

@@ -51,7 +51,7 @@ def giant() -> nn.Module:
 
 
 STATE = giant().state_dict()
-GOOD: Record = record.decode(STATE[HEAD], HEAD)
+GOOD: Record = record.decode_record(STATE[HEAD], HEAD)
 
 
 def sealed(payload: Any, *, text: str | None = None) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import nbcompile
-from nbcompile.exporters.to_tflite.run.interpreters import run
+from nbcompile.exporters.to_tflite.run.interpreters import run_file
 
 
 class Branches(nn.Module):
@@ -61,5 +61,5 @@ def test_int8_keeps_the_accuracy(tmp_path: Path, make: type[nn.Module], points: 
     nbcompile.export(nbcompile.fuse(model), path, images[:1], calibration=images[400:600], target="mcu")
     samples = [(x.movedim(0, -1)[None].contiguous().numpy(),) for x in images[:400]]
     for kernels in ("xnnpack", "micro"):
-        logits = np.concatenate([y for (y,) in run(path.read_bytes(), samples, kernels=kernels)])
+        logits = np.concatenate([y for (y,) in run_file(path.read_bytes(), samples, kernels=kernels)])
         assert abs((logits.argmax(1) == labels[:400].numpy()).mean() - reached) <= points / 100 + 1e-9

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from nbcompile.core.errors import PostconditionError, UsageError
-from nbcompile.core.graph.nodes import render
+from nbcompile.core.graph.nodes import render_graph
 from nbcompile.core.tracing.capture import capture
-from nbcompile.pass_runner import run
+from nbcompile.pass_runner import run_passes
 from nbcompile.passes import MergeAffine, Pass, PassResult, RemoveIdentity
 from nbcompile.testing import scramble_
 
@@ -38,7 +38,7 @@ class Wrong(Pass):
 def test_runs_in_order() -> None:
     gm = net()
     wanted = gm(X)
-    removed, folded = run((RemoveIdentity(), MergeAffine()), gm, (X,))
+    removed, folded = run_passes((RemoveIdentity(), MergeAffine()), gm, (X,))
     assert (removed.rewritten, folded.rewritten) == (("_1", "_4"), ("0",))
     assert torch.allclose(gm(X), wanted, atol=1e-5)
 
@@ -47,17 +47,17 @@ def test_runs_in_order() -> None:
 def test_verify_names_the_first_pass_that_changed_the_function(place: int) -> None:
     passes: list[Pass] = [RemoveIdentity(), MergeAffine()]
     passes.insert(place, Wrong())
-    run(passes, net())  # trusted
+    run_passes(passes, net())  # trusted
     with pytest.raises(
         PostconditionError, match=r"^wrong changed the function: relative error \d.*, at most 1e-05 is r"
     ):
-        run(passes, net(), (X,))
+        run_passes(passes, net(), (X,))
 
 
 def test_verify_moves_no_statistics_of_a_model_in_training() -> None:
     gm = net().train()
     before = {key: value.clone() for key, value in gm.state_dict().items()}
-    run((RemoveIdentity(),), gm, (X,))
+    run_passes((RemoveIdentity(),), gm, (X,))
     assert gm.get_submodule("2").training
     assert all(torch.equal(value, before[key]) for key, value in gm.state_dict().items())
 
@@ -78,25 +78,25 @@ def test_verify_takes_inputs_that_are_no_floats() -> None:
                 weight.mul_(1 + 2e-7)
             return PassResult(gm, ("2",))
 
-    assert run((Rounding(),), gm, (torch.tensor([[0, 1, 4]]),))[0].modified
+    assert run_passes((Rounding(),), gm, (torch.tensor([[0, 1, 4]]),))[0].modified
 
 
 def test_dumps_the_graph_after_every_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "deep" / "dump"
     monkeypatch.setenv("NBCOMPILE_DUMP", str(folder))
     gm = net()
-    before = render(gm)
-    run((RemoveIdentity(), MergeAffine()), gm)
+    before = render_graph(gm)
+    run_passes((RemoveIdentity(), MergeAffine()), gm)
     assert sorted(p.name for p in folder.iterdir()) == ["00-input.txt", "01-remove-identity.txt", "02-merge-affine.txt"]
     assert (folder / "00-input.txt").read_text() == before
     assert "Dropout" not in (folder / "01-remove-identity.txt").read_text()
-    assert (folder / "02-merge-affine.txt").read_text() == render(gm)
+    assert (folder / "02-merge-affine.txt").read_text() == render_graph(gm)
 
 
 def test_dumps_nowhere_without_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NBCOMPILE_DUMP", raising=False)
     monkeypatch.chdir(tmp_path)
-    run((RemoveIdentity(),), net())
+    run_passes((RemoveIdentity(),), net())
     assert not list(tmp_path.iterdir())
 
 
@@ -104,4 +104,4 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NBCOMPILE_DUMP", str(tmp_path / "file" / "dump"))
     with pytest.raises(UsageError, match=r"NBCOMPILE_DUMP=.*file/dump: the folder cannot be created: Not a directory"):
-        run((RemoveIdentity(),), net())
+        run_passes((RemoveIdentity(),), net())

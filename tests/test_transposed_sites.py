@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 import nbcompile
 from nbcompile import PLT, collapse_
-from nbcompile.core.blocks import KINDS, sites
+from nbcompile.core.blocks import BLOCKS, sites
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.layers import LayerSpec
 from nbcompile.core.numerics import relative_error
@@ -29,7 +29,7 @@ UPSAMPLERS: dict[str, dict[str, Any]] = {
     "grouped": {"kernel_size": 2, "stride": 2, "groups": 2},
     "depthwise": {"kernel_size": 3, "stride": 2, "padding": 1, "groups": 4},
 }
-SHAPES = [(block, preserve) for block in KINDS for preserve in (False, True)]
+SHAPES = [(block, preserve) for block in BLOCKS for preserve in (False, True)]
 
 
 def expanded(model: nn.Module, **options: Any) -> fx.GraphModule:
@@ -67,7 +67,7 @@ def test_other_dimensions(preserve: bool) -> None:
         assert check_pass(ContractSites(), expanded(model, preserve=preserve), x).modified
 
 
-@pytest.mark.parametrize("block", KINDS)
+@pytest.mark.parametrize("block", BLOCKS)
 def test_the_transposed_layer_comes_first_and_the_rest_is_pointwise(block: str) -> None:
     gm = expanded(nn.Sequential(nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, groups=2), nn.ReLU()), block=block)
     site = sites(gm)["0"]

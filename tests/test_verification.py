@@ -10,7 +10,7 @@ from torch import nn
 
 import nbcompile
 from nbcompile.core.errors import UsageError, VerificationError
-from nbcompile.layer_costs import holding, shapes, skeleton
+from nbcompile.layer_costs import holding, original_of, shapes
 from nbcompile.testing import scramble_
 
 
@@ -169,7 +169,7 @@ def test_other_extensions_are_refused(giant: nn.Module, tmp_path: Path) -> None:
 
 
 def test_the_skeleton_is_the_original_without_its_weights(giant: nn.Module) -> None:
-    bare = skeleton(giant)
+    bare = original_of(giant)
     original = nbcompile.zoo.dscnn()
     assert shapes(bare) == shapes(original)
     assert not bare.get_parameter("features.block0.expand.conv.weight").any()

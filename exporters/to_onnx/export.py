@@ -25,7 +25,7 @@ from nbcompile.core.example import Inputs
 from nbcompile.core.files import atomic
 from nbcompile.exporters.base import ExportResult
 from nbcompile.exporters.to_onnx.check import Case, allowed, cases, measure
-from nbcompile.exporters.to_onnx.graph import onnx_graph, quiet, reason
+from nbcompile.exporters.to_onnx.graph import onnx_graph, quiet_exporter, reason
 from nbcompile.exporters.to_onnx.layers import layer_names
 
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
@@ -59,7 +59,7 @@ def export(
         raise UsageError("the example input holds no sample; exporting needs at least one")
     reference = graph if reference is None else reference
     found = cases(reference, inputs, dynamic_batch)
-    with quiet():
+    with quiet_exporter():
         plain = onnx_graph(graph, inputs, output=found[0].output, opset=opset, dynamic_batch=dynamic_batch)
         if plain.ByteSize() > _LARGEST:
             raise ExportError(f"{path}: the graph has {plain.ByteSize():,} bytes; an ONNX file holds {_LARGEST:,}")

@@ -10,7 +10,7 @@ from onnx import ModelProto, shape_inference
 
 from nbcompile.core.errors import CheckpointError
 
-Sizes = dict[str, tuple[int, ...]]
+InputSizes = dict[str, tuple[int, ...]]
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
 """Operators that multiply and accumulate."""
@@ -58,7 +58,7 @@ def read_model(path: Path) -> ModelProto:
     return model
 
 
-def sizes_per_batch(model: ModelProto, path: str | PathLike[str]) -> tuple[int, Sizes]:
+def sizes_per_batch(model: ModelProto, path: str | PathLike[str]) -> tuple[int, InputSizes]:
     """The batch, which is 1 if it is symbolic, and the sizes of all values that are known at it.
 
     Inferred by ONNX from inputs and weights; where it cannot know (behind a Range, say), as the file records them.
@@ -87,7 +87,7 @@ def input_sizes(path: Path) -> tuple[tuple[int, ...], ...]:
     return tuple(sizes[value.name] for value in model.graph.input if value.name not in constants)
 
 
-def _at_batch_one(model: ModelProto) -> tuple[int, Sizes]:
+def _at_batch_one(model: ModelProto) -> tuple[int, InputSizes]:
     """Make a symbolic batch 1, in place; the batch that is left, and the sizes that the file records at it."""
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [v for v in model.graph.input if v.name not in constants and v.type.tensor_type.shape.dim]
@@ -103,7 +103,7 @@ def _at_batch_one(model: ModelProto) -> tuple[int, Sizes]:
     return max(1, firsts[0].dim_value) if firsts else 1, _sizes(model)
 
 
-def _sizes(model: ModelProto) -> Sizes:
+def _sizes(model: ModelProto) -> InputSizes:
     """Sizes of the values whose every dimension is known."""
     return {
         value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)

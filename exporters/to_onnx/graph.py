@@ -129,7 +129,7 @@ def reason(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Keep the tools' prints, warnings and log lines from the user: what matters is raised or noted."""
     before = logging.root.manager.disable
     with (

@@ -14,7 +14,7 @@ from typing import Any
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from nbcompile.core.errors import CheckpointError
-from nbcompile.exporters.to_onnx.file import LAYERS, Sizes, read_model, sizes_per_batch
+from nbcompile.exporters.to_onnx.file import LAYERS, InputSizes, read_model, sizes_per_batch
 
 _VIEWS = ("Identity", "Transpose", "Cast", "DequantizeLinear")  # what may stand between a weight and its layer
 
@@ -134,7 +134,7 @@ def _bias(node: NodeProto, readers: dict[str, list[NodeProto]]) -> str | None:
     return next((name for name in after[0].input if name != node.output[0]), None)
 
 
-def _macs(found: _Found, sizes: Sizes, path: str | PathLike[str]) -> int:
+def _macs(found: _Found, sizes: InputSizes, path: str | PathLike[str]) -> int:
     """Multiply-accumulates of one node over the whole batch.
 
     Every position that a kernel is laid on (output positions; input positions, if transposed) meets every weight.

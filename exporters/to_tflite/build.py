@@ -15,14 +15,14 @@ from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from nbcompile.exporters.to_tflite.quantize.bias import corrected
 from nbcompile.exporters.to_tflite.quantize.float_layers import left_in_float
 from nbcompile.exporters.to_tflite.quantize.quantize import quantise
-from nbcompile.exporters.to_tflite.quantize.ranges import Ranges, measured
+from nbcompile.exporters.to_tflite.quantize.ranges import Ranges, measure_ranges
 from nbcompile.exporters.to_tflite.run.agreement import sqnr
-from nbcompile.exporters.to_tflite.run.interpreters import Sample, run
+from nbcompile.exporters.to_tflite.run.interpreters import Sample, run_file
 from nbcompile.exporters.to_tflite.targets.micro_operators import REMEDIES
 
 
 @dataclass(frozen=True)
-class Data:
+class Samples:
     """What a file is calibrated and checked on.
 
     Attributes:
@@ -36,7 +36,9 @@ class Data:
     outputs: Sequence[list[Tensor]]
 
     @classmethod
-    def of(cls, reference: nn.Module, inputs: Inputs, samples: Sequence[Inputs], checked: Sequence[Inputs]) -> "Data":
+    def of(
+        cls, reference: nn.Module, inputs: Inputs, samples: Sequence[Inputs], checked: Sequence[Inputs]
+    ) -> "Samples":
         """With the outputs of ``reference``; without samples for the check, random ones like ``inputs``."""
         drawn = [random_inputs(specs(inputs), seed=seed, batch=1) for seed in range(CHECKED)]
         checked = checked or drawn
@@ -53,11 +55,11 @@ class Data:
 
     def sqnr(self, model: FloatModel, content: bytes) -> float:
         """Signal over noise of a file's outputs in LiteRT against PyTorch's, dB."""
-        return sqnr(_joined(run(content, self.given(model))), _joined(self.expected(model)))
+        return sqnr(_joined(run_file(content, self.given(model))), _joined(self.expected(model)))
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltFile:
     """A file in memory.
 
     Attributes:
@@ -77,7 +79,9 @@ class Built:
     notes: tuple[str, ...] = ()
 
 
-def build(graph: nn.Module, inputs: Inputs, data: Data, recipe: Recipe, *, micro: bool, how: str = AS_IT_IS) -> Built:
+def build_file(
+    graph: nn.Module, inputs: Inputs, data: Samples, recipe: Recipe, *, micro: bool, how: str = AS_IT_IS
+) -> BuiltFile:
     """Lower ``graph`` and quantise it.
 
     Args:
@@ -92,9 +96,9 @@ def build(graph: nn.Module, inputs: Inputs, data: Data, recipe: Recipe, *, micro
         ExportError: if the format, or the target, cannot express the graph.
         UsageError: if ``recipe`` names layers that are not there.
     """
-    model = lowered(graph, inputs, micro)
+    model = float_form(graph, inputs, micro)
     given = filed(model, data.samples)
-    ranges = measured(model, given, recipe.ranges, levels=recipe.levels) if recipe.calibrated else recipe.ranges
+    ranges = measure_ranges(model, given, recipe.ranges, levels=recipe.levels) if recipe.calibrated else recipe.ranges
     content = quantise(
         model,
         given,
@@ -108,10 +112,10 @@ def build(graph: nn.Module, inputs: Inputs, data: Data, recipe: Recipe, *, micro
     notes = ranges.notes if isinstance(ranges, Ranges) else ()
     if recipe.calibrated and (kept := left_in_float(model, content)):
         notes += (f"in float32, not in integers: {', '.join(kept)}",)
-    return Built(how, model, content, data.sqnr(model, content), data.sqnr(model, model.content), notes)
+    return BuiltFile(how, model, content, data.sqnr(model, content), data.sqnr(model, model.content), notes)
 
 
-def lowered(graph: nn.Module, inputs: Inputs, micro: bool) -> FloatModel:
+def float_form(graph: nn.Module, inputs: Inputs, micro: bool) -> FloatModel:
     """The float form of ``graph``; with ``micro``, what TFLite Micro lacks is refused.
 
     Raises:
@@ -120,7 +124,7 @@ def lowered(graph: nn.Module, inputs: Inputs, micro: bool) -> FloatModel:
     return float_model(graph, inputs, forbidden=REMEDIES if micro else {})
 
 
-def with_corrected_bias(built: Built, data: Data) -> Built:
+def with_corrected_bias(built: BuiltFile, data: Samples) -> BuiltFile:
     """``built`` with biases that take back the mean error of each channel (arXiv 1906.04721, sec. 4.2)."""
     content = corrected(built.model, built.content, filed(built.model, data.samples))
     how = "biases corrected" if built.how == AS_IT_IS else f"{built.how}, biases corrected"

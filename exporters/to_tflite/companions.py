@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nbcompile.exporters.to_tflite.build import Built
+from nbcompile.exporters.to_tflite.build import BuiltFile
 from nbcompile.exporters.to_tflite.run.arena import Arena
 from nbcompile.exporters.to_tflite.targets.micro_sources import sources
 from nbcompile.exporters.to_tflite.targets.raspberrypi import benchmark_script
@@ -18,7 +18,7 @@ def names_beside(path: Path, micro: bool, scheme: str) -> tuple[Path, ...]:
 
 
 def files_beside(
-    built: Built, path: Path, arena: Arena, micro: bool, scheme: str, prepared: str
+    built: BuiltFile, path: Path, arena: Arena, micro: bool, scheme: str, prepared: str
 ) -> tuple[dict[Path, bytes], list[str]]:
     """What is written beside ``path``, and what the user should know of it.
 

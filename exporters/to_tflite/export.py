@@ -21,12 +21,19 @@ from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs
 from nbcompile.core.files import atomic, check_target
 from nbcompile.exporters.base import ExportResult
-from nbcompile.exporters.to_tflite.build import Built, Data, Variants, build, lowered, with_corrected_bias
+from nbcompile.exporters.to_tflite.build import (
+    BuiltFile,
+    Samples,
+    Variants,
+    build_file,
+    float_form,
+    with_corrected_bias,
+)
 from nbcompile.exporters.to_tflite.companions import files_beside, names_beside
 from nbcompile.exporters.to_tflite.file.options import AS_IT_IS, Limits, Recipe
 from nbcompile.exporters.to_tflite.proof import agreements, arena_needed, layer_errors, require_limits
 from nbcompile.exporters.to_tflite.run.agreement import Agreement
-from nbcompile.exporters.to_tflite.run.arena import Arena, measured
+from nbcompile.exporters.to_tflite.run.arena import Arena, measure_arena
 from nbcompile.exporters.to_tflite.run.errors_by_layer import LayerError
 
 INT8, ANY = Recipe(), Limits()
@@ -36,7 +43,7 @@ WORTH = 0.1
 
 
 @dataclass(frozen=True)
-class Trial:
+class Attempt:
     """A way to quantise the network that was tried.
 
     Attributes:
@@ -76,7 +83,7 @@ class TfliteResult(ExportResult):
     layers: tuple[LayerError, ...]
     arena: Arena
     limits: Limits
-    tried: tuple[Trial, ...]
+    tried: tuple[Attempt, ...]
     chosen: str
     macs: int | None = None
     executed_macs: int | None = None
@@ -137,12 +144,12 @@ def export(
     reference = graph if reference is None else reference
     for file in (path, *names_beside(path, micro, recipe.scheme)):
         check_target(file)
-    data = Data.of(reference, inputs, samples, checked)
+    data = Samples.of(reference, inputs, samples, checked)
     try:
         tried = _tried({how: graph, **(variants or {})}, inputs, data, recipe, micro, correct_bias)
     except ExportError:
         if reference is not graph:  # the user's own code has places to name; the deploy form has lost them
-            lowered(reference, inputs, micro)
+            float_form(reference, inputs, micro)
         raise
     chosen = _best(tried, correct_bias)
     found, unrun = agreements(chosen, data, micro)
@@ -167,17 +174,19 @@ def export(
         layers=layer_errors(chosen, data, recipe),
         arena=arena,
         limits=limits,
-        tried=tuple(Trial(one.how, one.sqnr, one.float_sqnr) for one in tried),
+        tried=tuple(Attempt(one.how, one.sqnr, one.float_sqnr) for one in tried),
         chosen=chosen.how,
         companions=tuple(beside),
     )
 
 
-def _tried(graphs: Variants, inputs: Inputs, data: Data, recipe: Recipe, micro: bool, correct_bias: str) -> list[Built]:
+def _tried(
+    graphs: Variants, inputs: Inputs, data: Samples, recipe: Recipe, micro: bool, correct_bias: str
+) -> list[BuiltFile]:
     """Every graph; then the best of them with corrected biases. Only where activations are integers it matters."""
     tried = []
     for how, graph in graphs.items():
-        tried.append(build(graph, inputs, data, recipe, micro=micro, how=how))
+        tried.append(build_file(graph, inputs, data, recipe, micro=micro, how=how))
         if not recipe.calibrated:
             return tried
     if correct_bias != "never":
@@ -185,7 +194,7 @@ def _tried(graphs: Variants, inputs: Inputs, data: Data, recipe: Recipe, micro: 
     return tried
 
 
-def _best(tried: Sequence[Built], correct_bias: str) -> Built:
+def _best(tried: Sequence[BuiltFile], correct_bias: str) -> BuiltFile:
     """The first one that none of the later beats by ``WORTH``."""
     if correct_bias == "always":
         return tried[-1]
@@ -196,7 +205,7 @@ def _best(tried: Sequence[Built], correct_bias: str) -> Built:
     return best
 
 
-def _said(built: Built) -> list[str]:
+def _said(built: BuiltFile) -> list[str]:
     return [f"it takes one sample at a time: {port.name}, {_shape(port.shape)}" for port in built.model.inputs]
 
 
@@ -212,8 +221,8 @@ def arena_of(graph: nn.Module, inputs: Inputs, samples: Sequence[Inputs], recipe
     Raises:
         ExportError: as :func:`export`.
     """
-    content = build(graph, inputs, Data.of(graph, inputs, samples[:1], samples[:1]), recipe, micro=True).content
-    arena = measured(content)
+    content = build_file(graph, inputs, Samples.of(graph, inputs, samples[:1], samples[:1]), recipe, micro=True).content
+    arena = measure_arena(content)
     return arena.needed or arena.head
 
 

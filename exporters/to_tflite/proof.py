@@ -4,25 +4,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nbcompile.core.errors import ExportError
-from nbcompile.exporters.to_tflite.build import Built, Data
-from nbcompile.exporters.to_tflite.file.flatbuffer import read
+from nbcompile.exporters.to_tflite.build import BuiltFile, Samples
+from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
 from nbcompile.exporters.to_tflite.file.options import INTERPRETERS, MORE_SQNR, Limits, Recipe
 from nbcompile.exporters.to_tflite.run.agreement import Agreement, compared
-from nbcompile.exporters.to_tflite.run.arena import Arena, measured, modelled
+from nbcompile.exporters.to_tflite.run.arena import Arena, measure_arena, modelled
 from nbcompile.exporters.to_tflite.run.errors_by_layer import LayerError, by_layer
 from nbcompile.exporters.to_tflite.run.kernels import kernel_differences
 from nbcompile.exporters.to_tflite.targets.boards import why_over_budget
 from nbcompile.exporters.to_tflite.targets.micro_operators import check_ops
 
 
-def agreements(built: Built, data: Data, micro: bool) -> tuple[tuple[Agreement, ...], list[str]]:
+def agreements(built: BuiltFile, data: Samples, micro: bool) -> tuple[tuple[Agreement, ...], list[str]]:
     """With PyTorch, in each interpreter that can run the file; why one cannot is a note, or an error if it has to."""
     given, expected = data.given(built.model), data.expected(built.model)
     found, notes = [], []
     for kernels, name in INTERPRETERS.items():
         try:
             if kernels == "micro":
-                check_ops(read(built.content))
+                check_ops(read_file(built.content))
             found.append(compared(built.content, given, expected, kernels=kernels))
         except ExportError as error:
             if kernels == "xnnpack" or (kernels == "micro" and micro):
@@ -38,11 +38,11 @@ def agreements(built: Built, data: Data, micro: bool) -> tuple[tuple[Agreement, 
     return tuple(found), notes
 
 
-def arena_needed(built: Built, micro: bool) -> tuple[Arena, list[str]]:
+def arena_needed(built: BuiltFile, micro: bool) -> tuple[Arena, list[str]]:
     """As TFLite Micro measures it, or else by our model of its planner."""
     try:
-        check_ops(read(built.content))
-        return measured(built.content, built.model.layers), []
+        check_ops(read_file(built.content))
+        return measure_arena(built.content, built.model.layers), []
     except ExportError:
         if micro:
             raise
@@ -76,6 +76,6 @@ def require_limits(
         raise ExportError(f"{path}: {over}; no file was kept")
 
 
-def layer_errors(built: Built, data: Data, recipe: Recipe) -> tuple[LayerError, ...]:
+def layer_errors(built: BuiltFile, data: Samples, recipe: Recipe) -> tuple[LayerError, ...]:
     """Layer by layer, of a file whose activations are integers."""
     return tuple(by_layer(built.model, built.content, data.given(built.model))) if recipe.calibrated else ()

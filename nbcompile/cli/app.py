@@ -184,7 +184,7 @@ def inspect(
     give(run_inspect(source, model=model, key=key, input_shape=input), json, show_inspect)
 
 
-def run() -> None:
+def run_cli() -> None:
     """Entry point: errors become one sentence on stderr and an exit code."""
     _log_to_stderr()
     try:

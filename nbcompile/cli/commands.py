@@ -14,13 +14,13 @@ from nbcompile.core.cost import cost
 from nbcompile.core.errors import CaptureError, CheckpointError, PreconditionError, UsageError, VerificationError
 from nbcompile.core.example import origin_of, random_inputs
 from nbcompile.core.files import check_target
-from nbcompile.core.serialization.weight_files import EXTRA, choose, find, read
+from nbcompile.core.serialization.weight_files import EXTRA, choose, find, read_weights
 from nbcompile.deploy.export import DEVICES, check_options, export
 from nbcompile.expansion import candidates, expand
 from nbcompile.exporters import format_of, input_sizes, read_layers
 from nbcompile.exporters.base import ExportResult
 from nbcompile.fusion import fused
-from nbcompile.layer_costs import holding, skeleton
+from nbcompile.layer_costs import holding, original_of
 from nbcompile.models import build
 from nbcompile.open_network import is_file, open_network
 from nbcompile.passes import PassResult
@@ -191,14 +191,14 @@ def _verify_at_own_size(path: Path, shape: str, against: str, model: str | None,
 
 def _filled(reference: nn.Module, path: Path) -> nn.Module:
     """The reference's architecture with the weights in ``path``; where they do not fit, as empty as they are."""
-    weights, _ = choose(find(read(path), path), None, path, reference.state_dict())
+    weights, _ = choose(find(read_weights(path), path), None, path, reference.state_dict())
     blocks = [name for name in weights.tensors if name.endswith(EXTRA)]
     if blocks:
         raise VerificationError(
             f"{path} still has {len(blocks)} expansion blocks (the first: '{blocks[0].removesuffix('.' + EXTRA)}'): "
             "fuse it first"
         )
-    return holding(skeleton(reference), weights.tensors)
+    return holding(original_of(reference), weights.tensors)
 
 
 def _explained(piece: str, name: str, result: PassResult) -> dict[str, Any]:
@@ -212,11 +212,11 @@ def _explained(piece: str, name: str, result: PassResult) -> dict[str, Any]:
 def _file(result: ExportResult) -> dict[str, Any]:
     """A written file, with what a device needs of it."""
     from nbcompile.results.device import device_of
-    from nbcompile.results.numbers import plain
+    from nbcompile.results.numbers import json_ready
 
     device = device_of(result)
-    found: dict[str, Any] = plain(result.to_json())
-    return found if device is None else found | {"device": plain(asdict(device))}
+    found: dict[str, Any] = json_ready(result.to_json())
+    return found if device is None else found | {"device": json_ready(asdict(device))}
 
 
 def _warn_of_keys(outputs: Sequence[Path]) -> None:
@@ -264,14 +264,19 @@ def _write_report(
     giant = trained if sites(trained) else None
     inputs = random_inputs(origin.inputs, batch=2)
     page = report_on(
-        "A fused network", command, tiny, inputs, giant=giant, original=skeleton(trained) if giant is not None else None
+        "A fused network",
+        command,
+        tiny,
+        inputs,
+        giant=giant,
+        original=original_of(trained) if giant is not None else None,
     )
     checks = [
-        data.Check(name=c.name, passed=c.passed, measured=c.detail if c.limit is None else c.value, limit=c.limit)
+        data.CheckRow(name=c.name, passed=c.passed, measured=c.detail if c.limit is None else c.value, limit=c.limit)
         for c in checked.checks
     ]
     checks += [
-        data.Check(name=f"{r.path.name} against torch", passed=True, measured=r.error, limit=r.tolerance)
+        data.CheckRow(name=f"{r.path.name} against torch", passed=True, measured=r.error, limit=r.tolerance)
         for r in results
     ]
     files = [data.FileRow(path=str(r.path), what=r.format, bytes=r.bytes) for r in results]

@@ -41,16 +41,16 @@ Preserve = Annotated[
 
 def give(found: dict[str, Any], path: Path | None, show: Any) -> None:
     """Show ``found`` with ``show``, and write it to ``path``; ``-`` is stdout, instead. Infinities become null."""
-    from nbcompile.results.numbers import plain
+    from nbcompile.results.numbers import json_ready
 
     if path is not None and str(path) == "-":
-        print(json.dumps(plain(found), default=str))
+        print(json.dumps(json_ready(found), default=str))
         return
     if path is not None:
         from nbcompile.core.files import atomic
 
         with atomic(path) as temporary:
-            temporary.write_text(json.dumps(plain(found), default=str, indent=1) + "\n")
+            temporary.write_text(json.dumps(json_ready(found), default=str, indent=1) + "\n")
     from rich.console import Console
 
     show(found, Console())

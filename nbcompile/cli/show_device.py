@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nbcompile.results.device import Device, Interpreter, QuantisedRow, first_out_of_band, verdict
-from nbcompile.results.numbers import DASH, count, decibels, exact, known, percent, small, times
+from nbcompile.results.numbers import DASH, count, decibels, exact, known, percent, ratio, small
 
 
 def new_table(*heads: str, left: int = 2) -> Table:
@@ -54,8 +54,8 @@ def _budget(value: float, budget: float | None) -> str:
 
 def _work(device: Device) -> Iterator[str]:
     if known(device.macs_executed):
-        ratio = f", {times(device.macs_executed / device.macs_logical)} the layers'" if device.macs_logical else ""
-        yield f"MACs: {count(device.macs_executed)} executed{ratio}"
+        over = f", {ratio(device.macs_executed / device.macs_logical)} the layers'" if device.macs_logical else ""
+        yield f"MACs: {count(device.macs_executed)} executed{over}"
 
 
 def _band(layers: Sequence[QuantisedRow]) -> Iterator[str]:

@@ -22,7 +22,7 @@ def train(
     model: Model = None,
     input: Input = None,
     method: Annotated[str, typer.Option(help="vanilla, netbooster, kd or netbooster+kd.")] = "netbooster",
-    epochs: Annotated[int | None, typer.Option(help="Of the whole run.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Of the whole run_train.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per optimiser step, over all processes.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     momentum: Annotated[float | None, typer.Option(help="Of SGD.")] = None,
@@ -67,7 +67,7 @@ def train(
     temperature: Annotated[float | None, typer.Option(help="T, default 4.")] = None,
     kd_weight: Annotated[float | None, typer.Option(help="Share of the loss, default 0.9.")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Folder of checkpoints and metrics.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run_train folder.")] = False,
     check_export: Annotated[
         bool, typer.Option("--check-export", help="End with the accuracy of tiny.onnx and of int8 .tflite.")
     ] = False,
@@ -84,7 +84,7 @@ def train(
 ) -> None:
     """Train by the reference recipe; under torchrun, too. A killed run goes on with --resume."""
     from nbcompile.cli.show import show_train
-    from nbcompile.training.command import run
+    from nbcompile.training.command import run_train
     from nbcompile.training.engine import is_main_process
 
     options: dict[str, Any] = {
@@ -99,7 +99,7 @@ def train(
         "accelerator": accelerator, "devices": devices, "precision": precision, "compile": compile,
         "channels_last": channels_last,
     }  # fmt: skip
-    result = run(
+    result = run_train(
         source, output=output, model=model, input_shape=input, run_dir=run_dir, resume=resume,
         check_export=check_export, **options,
     )  # fmt: skip

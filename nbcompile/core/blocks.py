@@ -24,14 +24,14 @@ from nbcompile.core import record
 from nbcompile.core.activations import Activation, linearised
 from nbcompile.core.algebra import AffineMap, add, compose
 from nbcompile.core.errors import CheckpointError
-from nbcompile.core.layers import LayerSpec, Scale, lift, memory_format, stored
+from nbcompile.core.layers import LayerSpec, Scale, lift, memory_format, stored_weight
 
 fx.wrap("linearised")  # a leaf for every tracer, so that a block can be traced into
 
 SLOPE_ROUNDING = 1e-6
 """How far from 1 a slope may be and count as 1: averaging classes blend 1.0 with 1.0 in float32 and round."""
 
-KINDS = ("inverted-residual", "bottleneck", "basic")
+BLOCKS = ("inverted-residual", "bottleneck", "basic")
 _TRANSPOSED: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 _NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
@@ -43,7 +43,7 @@ class SiteSpec:
     Attributes:
         name: qualified name of the site when it was expanded.
         layer: the layer that was replaced.
-        block: one of :data:`KINDS`; a linear layer becomes two whatever the kind.
+        block: one of :data:`BLOCKS`; a linear layer becomes two whatever the kind.
         ratio: hidden width over the layer's input channels, >= 1.
         preserve: whether the original layer stays as a parallel branch.
         activation: of the inserted stages.
@@ -90,7 +90,7 @@ class SiteSpec:
         numbers = (spec.eps, 0.0 if spec.momentum is None else spec.momentum)
         if (
             not all(isinstance(text, str) for text in (spec.name, spec.pattern, *spec.absorbers))
-            or spec.block not in KINDS
+            or spec.block not in BLOCKS
             or spec.inner not in ("norm", "bias", "scale")
             or type(spec.ratio) is not int
             or spec.ratio < 1
@@ -162,7 +162,7 @@ class Expanded(nn.Module):
         self.loads = 0
         self.collapsed = False
         self._template = (_hollow(layer),)  # a tuple hides it from the module tree
-        self._record = record.encode({"site": spec.to_json()})
+        self._record = record.encode_record({"site": spec.to_json()})
         self.train(layer.training)
         for module in (self.stages, self.last, self.last_norm):
             if module is not None:
@@ -196,7 +196,7 @@ class Expanded(nn.Module):
         own = cast(Tensor, self.last.weight).dtype
         with _no_autocast(x.device.type):
             whole = self.merged(torch.promote_types(own, torch.float32))
-            weight, bias = stored(whole).to(own), None if whole.bias is None else whole.bias.to(own)
+            weight, bias = stored_weight(whole).to(own), None if whole.bias is None else whole.bias.to(own)
             weight = weight.reshape(-1).view(weight.shape)  # strides of a 1×1 kernel can say channels-last by chance
         like = self._template[0]
         if isinstance(like, _ConvTransposeNd):
@@ -233,7 +233,7 @@ class Expanded(nn.Module):
 
     def attach_record(self, payload: dict[str, Any]) -> None:
         """Let the block carry ``payload`` beside its own spec, constant from now on."""
-        self._record = record.encode({"site": self.spec.to_json(), **payload})
+        self._record = record.encode_record({"site": self.spec.to_json(), **payload})
 
     @classmethod
     def from_record(cls, value: Tensor, where: str, layer: nn.Module | None = None) -> "Expanded":
@@ -247,7 +247,7 @@ class Expanded(nn.Module):
         Raises:
             CheckpointError: if it is no record of a block.
         """
-        data = record.decode(value, where)
+        data = record.decode_record(value, where)
         try:
             spec = SiteSpec.from_json(data["site"])
             block = cls(spec, spec.layer.build() if layer is None else layer)
@@ -266,8 +266,8 @@ class Expanded(nn.Module):
         Raises:
             CheckpointError: if the loaded block was expanded in another way.
         """
-        theirs = record.decode(state, "_extra_state").get("site")
-        ours = record.decode(self._record, "_extra_state")["site"]
+        theirs = record.decode_record(state, "_extra_state").get("site")
+        ours = record.decode_record(self._record, "_extra_state")["site"]
         if theirs != ours:
             differing = sorted(k for k in ours if not isinstance(theirs, dict) or theirs.get(k) != ours[k])
             raise CheckpointError(

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from nbcompile.core.errors import PreconditionError, UsageError
 from nbcompile.core.example import ExampleInput, inputs_for
-from nbcompile.core.macs import NORMS, Run, watch_run
+from nbcompile.core.macs import NORMS, CountedRun, watch_run
 from nbcompile.core.wrappers import unwrap
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def cost(model: nn.Module, example_input: ExampleInput | None = None) -> Cost:
     return Cost(tuple(_layers(model, run)), unread)
 
 
-def _layers(model: nn.Module, run: Run) -> Iterator[LayerCost]:
+def _layers(model: nn.Module, run: CountedRun) -> Iterator[LayerCost]:
     """Modules with parameters or operators of their own; a shared parameter is its first owner's."""
     seen: set[int] = set()
     for name, module in model.named_modules():

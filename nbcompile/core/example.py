@@ -72,7 +72,7 @@ def as_inputs(example_input: ExampleInput) -> Inputs:
     return inputs
 
 
-def each(change: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
+def change_tensors(change: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
     """``inputs`` with every tensor changed."""
     changed: Inputs = tree_map(change, inputs)
     return changed
@@ -146,4 +146,4 @@ def _placed(inputs: Inputs, model: nn.Module) -> Inputs:
     if parameter is None:
         return inputs
     device, dtype = parameter.device, parameter.dtype if parameter.dtype.is_floating_point else None
-    return each(lambda x: x.to(device, dtype if x.dtype.is_floating_point else None), inputs)
+    return change_tensors(lambda x: x.to(device, dtype if x.dtype.is_floating_point else None), inputs)

@@ -241,6 +241,6 @@ def lift(layer: nn.Module, dtype: torch.dtype, axes: int) -> AffineMap:
     )
 
 
-def stored(m: AffineMap) -> Tensor:
+def stored_weight(m: AffineMap) -> Tensor:
     """The weight of ``m`` as torch's layer holds it."""
     return to_transposed_weight(m.weight, m.groups) if m.transposed else m.weight

@@ -91,7 +91,7 @@ FORMULAS: dict[Any, Formula] = {
 }
 
 
-class Run(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves __init_subclass__ untyped
+class CountedRun(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves __init_subclass__ untyped
     """What one run executed, by the qualified name of the innermost running module.
 
     Attributes:
@@ -150,12 +150,12 @@ class Run(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves _
         return out
 
 
-def watch_run(model: nn.Module, inputs: Inputs) -> Run:
+def watch_run(model: nn.Module, inputs: Inputs) -> CountedRun:
     """Run ``model`` once in eval mode, without gradients, and leave it as it was.
 
     Modes, buffers, hooks, random state and PyTorch's switches are those of before, also after an error.
     """
-    run = Run()
+    run = CountedRun()
     with ExitStack() as stack:
         for name, module in model.named_modules():
             for handle in run.watch(name, module):

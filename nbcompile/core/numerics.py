@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nbcompile.core.errors import PreconditionError, UsageError
-from nbcompile.core.example import Inputs, each
+from nbcompile.core.example import Inputs, change_tensors
 from nbcompile.core.wrappers import copied
 
 ROUNDINGS = 4
@@ -153,7 +153,7 @@ def own_rounding(model: nn.Module, cases: Sequence[tuple[Inputs, Any]]) -> float
     with torch.no_grad():
         for inputs, output in cases:
             try:
-                wanted = exact(*each(lambda x: x.double() if x.is_floating_point() else x, inputs))
+                wanted = exact(*change_tensors(lambda x: x.double() if x.is_floating_point() else x, inputs))
             except RuntimeError:  # its code names a dtype
                 return 0.0
             largest = max(largest, relative_error(output, wanted))

@@ -13,21 +13,21 @@ from torch import Tensor
 
 from nbcompile.core.errors import CheckpointError
 
-FORMAT = 1
-MAX_BYTES = 32 * 2**20
+RECORD_FORMAT = 1
+MAX_RECORD_BYTES = 32 * 2**20
 _MAGIC = b"nbcompile"
 _DIGEST = hashlib.sha256().digest_size
 
 
-def encode(payload: dict[str, Any]) -> Tensor:
+def encode_record(payload: dict[str, Any]) -> Tensor:
     """``payload`` as a 1-dim uint8 tensor.
 
     Raises:
-        CheckpointError: if it would be larger than :data:`MAX_BYTES`.
+        CheckpointError: if it would be larger than :data:`MAX_RECORD_BYTES`.
     """
-    text = json.dumps({"format": FORMAT, **payload}, separators=(",", ":"), allow_nan=False).encode()
-    if len(text) > MAX_BYTES:
-        raise CheckpointError(f"the record would have {len(text):,} bytes; at most {MAX_BYTES:,} are written")
+    text = json.dumps({"format": RECORD_FORMAT, **payload}, separators=(",", ":"), allow_nan=False).encode()
+    if len(text) > MAX_RECORD_BYTES:
+        raise CheckpointError(f"the record would have {len(text):,} bytes; at most {MAX_RECORD_BYTES:,} are written")
     return torch.frombuffer(bytearray(_MAGIC + hashlib.sha256(text).digest() + text), dtype=torch.uint8)
 
 
@@ -47,18 +47,20 @@ def as_bytes(value: Tensor) -> Tensor:
     return value.clone() if value.dtype == torch.uint8 else value.double().round().to(torch.uint8)
 
 
-def decode(value: Tensor, where: str) -> dict[str, Any]:
+def decode_record(value: Tensor, where: str) -> dict[str, Any]:
     """The payload of a record.
 
     Args:
-        value: what :func:`encode` gave, perhaps cast to another dtype and back.
+        value: what :func:`encode_record` gave, perhaps cast to another dtype and back.
         where: the key it stood under, named in errors.
 
     Raises:
         CheckpointError: if it is too large, its checksum fails or it is of a newer format.
     """
-    if value.numel() > MAX_BYTES + len(_MAGIC) + _DIGEST:
-        raise CheckpointError(f"the record '{where}' has {value.numel():,} bytes; at most {MAX_BYTES:,} are read")
+    if value.numel() > MAX_RECORD_BYTES + len(_MAGIC) + _DIGEST:
+        raise CheckpointError(
+            f"the record '{where}' has {value.numel():,} bytes; at most {MAX_RECORD_BYTES:,} are read"
+        )
     raw = as_bytes(value).numpy().tobytes()
     text = raw[len(_MAGIC) + _DIGEST :]
     if hashlib.sha256(text).digest() != raw[len(_MAGIC) : len(_MAGIC) + _DIGEST]:
@@ -72,9 +74,10 @@ def decode(value: Tensor, where: str) -> dict[str, Any]:
         raise CheckpointError(f"the record '{where}' is no JSON: {error}") from None
     if not isinstance(payload, dict) or type(payload.get("format")) is not int or payload["format"] < 1:
         raise CheckpointError(f"the record '{where}' has no format version")
-    if payload["format"] > FORMAT:
+    if payload["format"] > RECORD_FORMAT:
         raise CheckpointError(
-            f"the record '{where}' has format {payload['format']}, but this nbcompile reads up to {FORMAT}: upgrade it"
+            f"the record '{where}' has format {payload['format']}, but this nbcompile reads up to {RECORD_FORMAT}: "
+            "upgrade it"
         )
     return payload
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from nbcompile.core.errors import PreconditionError
-from nbcompile.core.example import Inputs, each
+from nbcompile.core.example import Inputs, change_tensors
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def rehearsal(model: nn.Module, inputs: Inputs) -> Iterator[tuple[dict[str, Tens
         PreconditionError: for whatever is raised inside.
     """
     buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
-    inputs = each(Tensor.clone, inputs)
+    inputs = change_tensors(Tensor.clone, inputs)
     devices = sorted({x.device.index for x in (*tree_leaves(inputs), *model.parameters()) if x.device.type == "cuda"})
     with torch.random.fork_rng(devices), torch.no_grad(), eval_mode(model):
         try:

@@ -22,7 +22,7 @@ from nbcompile.core.example import Inputs
 from nbcompile.deploy.calibration_batches import samples_in
 from nbcompile.deploy.calibration_images import images_in, input_of
 
-ENOUGH = 32
+FEW = 32
 """Samples below which ranges are not to be relied on."""
 
 MOST = 512
@@ -120,9 +120,9 @@ def _arrays(path: Path, count: int) -> tuple[Tensor, ...]:
 def _doubts(samples: Sequence[Inputs]) -> Iterator[str]:
     """What may be wrong with a calibration set that can be used."""
     count = len(samples)
-    if count < ENOUGH:
+    if count < FEW:
         yield (
-            f"calibrated on {count} {'sample' if count == 1 else 'samples'}: with fewer than {ENOUGH}, the network may "
+            f"calibrated on {count} {'sample' if count == 1 else 'samples'}: with fewer than {FEW}, the network may "
             f"meet values outside the ranges that were seen; give some 100"
         )
     constant = sum(all(_is_constant(x) for x in one) for one in samples)

@@ -17,7 +17,7 @@ from nbcompile.core.running import eval_mode
 from nbcompile.core.tracing.capture import capture, opaque
 from nbcompile.core.tracing.pieces import Piece, assemble, pieces
 from nbcompile.core.wrappers import copied
-from nbcompile.pass_runner import run
+from nbcompile.pass_runner import run_passes
 from nbcompile.passes import FUSE, PASSES, ContractSites, MergeAffine, Pass, PassResult
 
 log = logging.getLogger("nbcompile")
@@ -26,7 +26,7 @@ _OLD: dict[type, str] = {WeightNorm: "weight_norm", SpectralNorm: "spectral_norm
 
 
 @dataclass(frozen=True)
-class Report:
+class PassReport:
     """What the passes did to one captured part of a network.
 
     Attributes:
@@ -54,7 +54,7 @@ def deploy(model: nn.Module, inputs: Inputs) -> nn.Module:
 
 def compiled(
     model: nn.Module, inputs: Inputs | None, verify_each: bool = False
-) -> tuple[nn.Module, tuple[Report, ...]]:
+) -> tuple[nn.Module, tuple[PassReport, ...]]:
     """The deploy form of a model without expansion blocks, and what was done.
 
     Args:
@@ -76,7 +76,7 @@ def compiled(
             report = _run(graph, inputs, verify_each)
             _part(graph, model)
             result: nn.Module = fx.GraphModule(graph, graph.graph, type(model).__name__)
-            reports: tuple[Report, ...] = (Report("", report),)
+            reports: tuple[PassReport, ...] = (PassReport("", report),)
         else:
             result, reports = _by_pieces(copied(model), inputs, verify_each)
     remember(result, origin_of(model))
@@ -123,12 +123,12 @@ def _whole(model: nn.Module, inputs: Inputs | None) -> fx.GraphModule | None:
     return None if opaque(graph) else graph
 
 
-def _by_pieces(tree: nn.Module, inputs: Inputs | None, verify_each: bool) -> tuple[nn.Module, tuple[Report, ...]]:
+def _by_pieces(tree: nn.Module, inputs: Inputs | None, verify_each: bool) -> tuple[nn.Module, tuple[PassReport, ...]]:
     done: dict[Piece, fx.GraphModule] = {}
     reports = []
     for piece in pieces(tree, inputs):
         whole = inputs if not piece.name else None
-        reports.append(Report(piece.name, _run(piece.graph, whole, verify_each and whole is not None)))
+        reports.append(PassReport(piece.name, _run(piece.graph, whole, verify_each and whole is not None)))
         done[piece] = piece.graph
     return assemble(tree, done), tuple(reports)
 
@@ -140,7 +140,7 @@ def _run(gm: fx.GraphModule, inputs: Inputs | None, verify_each: bool) -> tuple[
             passes.append(MergeAffine(inputs))
         elif name != ContractSites.name:
             passes.append(PASSES[name]())
-    results = run(passes, gm, inputs if verify_each else None)
+    results = run_passes(passes, gm, inputs if verify_each else None)
     return tuple(zip((one.name for one in passes), results, strict=True))
 
 

@@ -19,9 +19,9 @@ from nbcompile.core.graph.nodes import downstream
 from nbcompile.core.graph.shapes import Shapes
 from nbcompile.core.layers import LayerSpec
 from nbcompile.core.memory.lifetimes import Lifetimes
-from nbcompile.passes.split_channels import Pair, SplitChannels, pairs
+from nbcompile.passes.split_channels import SplitChannels, Splittable, splittable
 
-Arena = Callable[[fx.GraphModule], int]
+ArenaOf = Callable[[fx.GraphModule], int]
 """Bytes of memory that the file of a graph needs."""
 
 COUNTS = (1, 2, 4, 8)
@@ -29,7 +29,7 @@ COUNTS = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
-class Trial:
+class Split:
     """One way to compute the network.
 
     Attributes:
@@ -66,12 +66,12 @@ class Fit:
     """
 
     gm: fx.GraphModule
-    plain: Trial
-    chosen: Trial
-    trials: tuple[Trial, ...]
+    plain: Split
+    chosen: Split
+    trials: tuple[Split, ...]
 
 
-def fit(gm: fx.GraphModule, inputs: Inputs, budget: int, arena: Arena | None = None) -> Fit:
+def fit(gm: fx.GraphModule, inputs: Inputs, budget: int, arena: ArenaOf | None = None) -> Fit:
     """Compute pairs of layers in parts until the network fits ``budget``, at the fewest bytes moved.
 
     What is alive while a pair runs depends on its own parts only. So for every height there is a cheapest way to stay
@@ -91,13 +91,13 @@ def fit(gm: fx.GraphModule, inputs: Inputs, budget: int, arena: Arena | None = N
 
 
 class _Search:
-    def __init__(self, gm: fx.GraphModule, inputs: Inputs, budget: int, arena: Arena | None) -> None:
+    def __init__(self, gm: fx.GraphModule, inputs: Inputs, budget: int, arena: ArenaOf | None) -> None:
         self.gm, self.inputs, self.budget, self.arena = gm, inputs, budget, arena
         self.shapes = Shapes(gm, inputs)
-        self.options = {pair: _counts(gm, pair) for pair in pairs(gm)}
+        self.options = {pair: _counts(gm, pair) for pair in splittable(gm)}
         self.plain = Lifetimes(gm, inputs)
         self.heights = {(pair, 1): self._tallest(self.plain, pair.nodes[0], pair.nodes[-1]) for pair in self.options}
-        self.trials: list[Trial] = []
+        self.trials: list[Split] = []
 
     def run(self) -> Fit:
         limit = floor = self._rest()
@@ -123,15 +123,15 @@ class _Search:
         outside = set(steps.values()) - inside
         return max((self.plain.bytes_at(step) for step in outside), default=0)
 
-    def _fewest(self, pair: Pair, limit: int) -> int:
+    def _fewest(self, pair: Splittable, limit: int) -> int:
         """The fewest parts in which no more than ``limit`` bytes are alive; where none do, those with the least."""
         fitting = (count for count in self.options[pair] if self._height(pair, count) <= limit)
         return next(fitting, None) or self._least(pair)
 
-    def _least(self, pair: Pair) -> int:
+    def _least(self, pair: Splittable) -> int:
         return min(self.options[pair], key=lambda count: self._height(pair, count))
 
-    def _height(self, pair: Pair, count: int) -> int:
+    def _height(self, pair: Splittable, count: int) -> int:
         """The most bytes alive while ``pair`` runs in ``count`` parts."""
         if (pair, count) not in self.heights:
             gm = self._split({pair.name: count})
@@ -149,7 +149,7 @@ class _Search:
         SplitChannels({name: count for name, count in parts.items() if count > 1}).apply(gm)
         return gm
 
-    def _tried(self, way: Mapping[Pair, int]) -> Trial:
+    def _tried(self, way: Mapping[Splittable, int]) -> Split:
         """What this way needs by the model; where that fits, as it is measured."""
         parts = {pair.name: count for pair, count in way.items() if count > 1}
         known = next((trial for trial in self.trials if trial.parts == parts), None)
@@ -159,16 +159,16 @@ class _Search:
         modelled = Lifetimes(gm, self.inputs).arena
         measured = self.arena(gm) if self.arena is not None and modelled <= self.budget else None
         moved = sum(self._moved(pair, count) for pair, count in way.items())
-        self.trials.append(Trial(parts, modelled, measured, moved))
+        self.trials.append(Split(parts, modelled, measured, moved))
         return self.trials[-1]
 
-    def _moved(self, pair: Pair, count: int) -> int:
+    def _moved(self, pair: Splittable, count: int) -> int:
         if count == 1:
             return 0
         source, result = (self.shapes.of(node) or () for node in (pair.nodes[0].all_input_nodes[0], pair.nodes[-1]))
         return (count - 1) * prod(source[1:]) + 2 * prod(result[1:])
 
-    def _undone(self, way: dict[Pair, int], trial: Trial) -> Trial:
+    def _undone(self, way: dict[Splittable, int], trial: Split) -> Split:
         """With every pair in fewer parts that still fits so, the costliest first."""
         for pair in sorted(way, key=lambda pair: -self._moved(pair, way[pair])):
             for fewer in (count for count in self.options[pair] if count < way[pair]):
@@ -192,6 +192,6 @@ class _Search:
         )
 
 
-def _counts(gm: fx.GraphModule, pair: Pair) -> list[int]:
+def _counts(gm: fx.GraphModule, pair: Splittable) -> list[int]:
     channels = LayerSpec.of(gm.get_submodule(pair.name)).outputs
     return [count for count in COUNTS if channels % count == 0]

@@ -21,7 +21,7 @@ from torch import fx, nn
 
 from nbcompile.core.cost import cost
 from nbcompile.core.errors import UsageError
-from nbcompile.core.example import Inputs, each, origin_of
+from nbcompile.core.example import Inputs, change_tensors, origin_of
 from nbcompile.core.graph.channel_ranges import channel_ranges
 from nbcompile.deploy.calibration import Calibration
 from nbcompile.deploy.calibration import calibration as calibration_of
@@ -37,7 +37,7 @@ from nbcompile.passes import AbsorbBias, Equalise, EvenPadding, SplitChannels
 log = logging.getLogger("nbcompile")
 
 TARGETS = ("raspberrypi", "mcu")
-CHOICES = ("auto", "always", "never")
+WHEN = ("auto", "always", "never")
 EQUALISED = "equalised"
 
 
@@ -93,15 +93,15 @@ def export_tflite(
     """
     recipe = Recipe(quantize, io, ranges, per_channel, dense_per_channel, _names(float_layers))
     require_choice("target", target, TARGETS)
-    require_choice("equalize", equalize, CHOICES)
-    require_choice("correct_bias", correct_bias, CHOICES)
+    require_choice("equalize", equalize, WHEN)
+    require_choice("correct_bias", correct_bias, WHEN)
     micro = target == "mcu"
     if micro and quantize in ("dynamic", "float16"):
         raise UsageError(
             f"quantize='{quantize}' makes files that TFLite Micro cannot run: use int8, int16x8 or float32"
         )
     limits = _limits(board, sram, flash, min_sqnr, min_agreement)
-    inputs = each(lambda x: x[:1] if x.ndim else x, inputs)
+    inputs = change_tensors(lambda x: x[:1] if x.ndim else x, inputs)
     origin = origin_of(model)
     given = _mapping(preprocessing) if preprocessing is not None else origin.preprocessing if origin else {}
     data = calibration_of(calibration, inputs, given) if calibration is not None else Calibration((), ())
@@ -136,7 +136,7 @@ def _limits(
 ) -> Limits:
     """Budgets as numbers; a board gives those that are not given."""
     known = board_of(board) if board is not None else None
-    given = {"sram": size(sram, "sram"), "flash": size(flash, "flash")}
+    given = {"sram": size_in_bytes(sram, "sram"), "flash": size_in_bytes(flash, "flash")}
     if known is not None:
         given = {"sram": given["sram"] or known.block, "flash": given["flash"] or known.flash}
     if agreement is not None and not 0 <= agreement <= 1:
@@ -160,7 +160,7 @@ def _mapping(preprocessing: Any) -> Mapping[str, Any]:
 _UNITS = {"": 1, "K": 1024, "M": 1024**2}
 
 
-def size(value: int | str | None, option: str) -> int | None:
+def size_in_bytes(value: int | str | None, option: str) -> int | None:
     """A number of bytes: ``196608``, ``"192K"`` or ``"1M"`` (of 1,024 and 1,048,576).
 
     Raises:

@@ -12,8 +12,8 @@ from nbcompile.core.cost import Cost, cost
 from nbcompile.core.errors import CaptureError
 from nbcompile.core.example import ExampleInput
 from nbcompile.core.tracing.capture import capture
-from nbcompile.report.data import Graph, LayerRow, ModelRow, Report, SiteRow
-from nbcompile.report.environment import machine, versions
+from nbcompile.report.data import Graph, LayerRow, ModelRow, Page, SiteRow
+from nbcompile.report.environment import machine_line, versions
 from nbcompile.report.errors_by_layer import per_layer_error
 from nbcompile.report.graphs import graph_of
 from nbcompile.report.labels import absorbing_norms
@@ -27,7 +27,7 @@ def report_on(
     *,
     giant: nn.Module | None = None,
     original: nn.Module | None = None,
-) -> Report:
+) -> Page:
     """A report with all that can be read off the models; the caller adds checks, files, runs and notes to it.
 
     Args:
@@ -41,12 +41,12 @@ def report_on(
     named = {"original": original, "giant": giant, "tiny": tiny}
     costs = {name: cost(model, example_input) for name, model in named.items() if model is not None}
     errors = per_layer_error(giant, tiny, example_input) if giant is not None else ()
-    return Report(
+    return Page(
         title=title,
         created=datetime.now().astimezone().isoformat(timespec="seconds"),
         command=command,
         versions=versions(),
-        machine=machine(),
+        machine=machine_line(),
         models=tuple(model_row(name, spent) for name, spent in costs.items()),
         sites=site_rows(giant, tiny) if giant is not None else (),
         layers=layer_rows(errors, costs.get("original"), costs["tiny"]),

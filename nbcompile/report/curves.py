@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nbcompile.core.errors import missing_extra
-from nbcompile.report.data import Run
+from nbcompile.report.data import TrainingRun
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ _VARIABLES = {_INK: "--ink", _SOFT: "--soft", _RULE: "--rule", _SHADE: "--shade"
 }
 
 
-def draw_curves(runs: Sequence[Run]) -> str:
+def draw_curves(runs: Sequence[TrainingRun]) -> str:
     """The curves of ``runs`` as one ``<svg>`` element; an empty string where no run has a history.
 
     Raises:
@@ -66,7 +66,7 @@ def draw_curves(runs: Sequence[Run]) -> str:
     return _inline(buffer.getvalue())
 
 
-def _curves(axes: "Axes", runs: Sequence[Run], keys: dict[str, str], label: str, scale: float = 1.0) -> None:
+def _curves(axes: "Axes", runs: Sequence[TrainingRun], keys: dict[str, str], label: str, scale: float = 1.0) -> None:
     for index, run in enumerate(runs):
         colour = _SERIES[index % len(_SERIES)]
         for key, line in keys.items():
@@ -83,7 +83,7 @@ def _curves(axes: "Axes", runs: Sequence[Run], keys: dict[str, str], label: str,
         spine.set_color(_RULE)
 
 
-def _series(run: Run, key: str) -> tuple[list[float], list[float]]:
+def _series(run: TrainingRun, key: str) -> tuple[list[float], list[float]]:
     """The epochs that have a finite ``key``, and its values."""
     points = [(epoch["epoch"], epoch.get(key)) for epoch in run.history]
     known = [(float(x), float(y)) for x, y in points if y is not None and math.isfinite(y)]
@@ -96,7 +96,7 @@ def _legend(axes: "Axes") -> None:
         axes.legend(handles=handles, loc="lower right", frameon=False, labelcolor=_INK, fontsize=10)
 
 
-def _phases(axes: Sequence["Axes"], runs: Sequence[Run]) -> None:
+def _phases(axes: Sequence["Axes"], runs: Sequence[TrainingRun]) -> None:
     """Shades every second phase of the first run that has several, and names them along the top."""
     spans = next((spans for run in runs if len(spans := _spans(run)) > 1), [])
     for index, (name, first, last) in enumerate(spans):
@@ -114,7 +114,7 @@ def _phases(axes: Sequence["Axes"], runs: Sequence[Run]) -> None:
         )
 
 
-def _spans(run: Run) -> list[tuple[str, float, float]]:
+def _spans(run: TrainingRun) -> list[tuple[str, float, float]]:
     """Phases of a run as (name, first epoch, last epoch), each starting where the one before ended."""
     spans: list[tuple[str, float, float]] = []
     end = min(float(epoch["epoch"]) for epoch in run.history)

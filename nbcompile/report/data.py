@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from nbcompile.results.device import Device
-from nbcompile.results.numbers import plain
+from nbcompile.results.numbers import json_ready
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class LayerRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class TrainingRun:
     """One training run.
 
     Attributes:
@@ -108,7 +108,7 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class CheckRow:
     """One claim with its measured value; ``limit`` is the largest value that passes, in the same unit."""
 
     name: str
@@ -118,7 +118,7 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Node:
+class Box:
     """One box of a drawn graph: a layer with the norm and activation that follow it.
 
     Attributes:
@@ -139,7 +139,7 @@ class Graph:
     """A network to draw; ``edges`` are pairs of indices into ``nodes``, which stand in execution order."""
 
     title: str
-    nodes: tuple[Node, ...] = ()
+    nodes: tuple[Box, ...] = ()
     edges: tuple[tuple[int, int], ...] = ()
 
 
@@ -154,7 +154,7 @@ class FileRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class Page:
     """Everything a page shows.
 
     Attributes:
@@ -175,8 +175,8 @@ class Report:
     models: tuple[ModelRow, ...] = ()
     sites: tuple[SiteRow, ...] = ()
     layers: tuple[LayerRow, ...] = ()
-    runs: tuple[Run, ...] = ()
-    checks: tuple[Check, ...] = ()
+    runs: tuple[TrainingRun, ...] = ()
+    checks: tuple[CheckRow, ...] = ()
     graphs: tuple[Graph, ...] = ()
     notes: tuple[str, ...] = ()
     files: tuple[FileRow, ...] = ()
@@ -184,5 +184,5 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain dicts and lists for :func:`json.dumps`; NaN and infinities become None."""
-        found: dict[str, Any] = plain(asdict(self))
+        found: dict[str, Any] = json_ready(asdict(self))
         return found

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from nbcompile.report.data import Graph, Node
+from nbcompile.report.data import Box, Graph
 from nbcompile.report.layout import BOX_HEIGHT, BOX_WIDTH, GAP_Y, GUTTER, Edge, Layout, layout
 
 _INDENT = 9.0  # from a box's left edge to its text, px
@@ -14,7 +14,7 @@ _ROUND = 8.0  # radius of an edge's corners, px
 Point = tuple[float, float]
 
 
-def draw(graph: Graph) -> str:
+def draw_graph(graph: Graph) -> str:
     """``graph`` as one ``<svg>`` element without script, style sheet or external reference."""
     placed = layout(graph)
     shapes = [_edge(placed, edge) for edge in graph.edges]
@@ -26,7 +26,7 @@ def draw(graph: Graph) -> str:
     )
 
 
-def _box(node: Node, x: float, y: float) -> str:
+def _box(node: Box, x: float, y: float) -> str:
     room = BOX_WIDTH - 2 * _INDENT
     label = shortened(node.label, room / _LABEL)
     left = (room - len(label) * _LABEL - _SPACE) / _DETAIL

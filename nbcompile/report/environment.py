@@ -31,7 +31,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def machine() -> str:
+def machine_line() -> str:
     """Processor, cores and system in one line."""
     return f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
 

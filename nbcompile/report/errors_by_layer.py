@@ -12,7 +12,7 @@ from nbcompile.core.errors import UsageError
 from nbcompile.core.example import ExampleInput, as_inputs
 from nbcompile.core.running import eval_mode
 from nbcompile.report.data import LayerRow
-from nbcompile.report.labels import absorbing_norms, describe
+from nbcompile.report.labels import absorbing_norms, layer_label
 
 
 def per_layer_error(reference: nn.Module, candidate: nn.Module, inputs: ExampleInput) -> tuple[LayerRow, ...]:
@@ -57,7 +57,7 @@ def per_layer_error(reference: nn.Module, candidate: nn.Module, inputs: ExampleI
     _run(reference, {name: known[name] for name in shared}, remember, inputs)
     _run(candidate, shared, compare, inputs)
     moved = {name: norms[0] for name, block in sites(reference).items() if (norms := absorbing_norms(name, block))}
-    return tuple(_row(name, describe(shared[name]), errors, moved) for name in errors)
+    return tuple(_row(name, layer_label(shared[name]), errors, moved) for name in errors)
 
 
 def _row(name: str, kind: str, errors: Mapping[str, tuple[float, float]], moved: Mapping[str, str]) -> LayerRow:

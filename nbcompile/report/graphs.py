@@ -14,8 +14,8 @@ from nbcompile.core.activations import linearised
 from nbcompile.core.blocks import Expanded
 from nbcompile.core.graph.nodes import activation_of, module_of, norm_of, passes_through, readers
 from nbcompile.core.layers import Scale
-from nbcompile.report.data import Graph, Node
-from nbcompile.report.labels import describe
+from nbcompile.report.data import Box, Graph
+from nbcompile.report.labels import layer_label
 
 MOST_BOXES = 120
 
@@ -75,7 +75,7 @@ def _box(gm: fx.GraphModule, node: fx.Node, inputs: Collection[int], highlight: 
         return _Box(node.name, label, set(inputs), is_module=False)
     name = f"{within}.{node.target}" if within else str(node.target)
     marked = isinstance(module, Expanded) or _inside(name, highlight)
-    return _Box(name, describe(module), set(inputs), is_module=True, highlighted=marked)
+    return _Box(name, layer_label(module), set(inputs), is_module=True, highlighted=marked)
 
 
 def _folded(gm: fx.GraphModule, node: fx.Node) -> list[str] | None:
@@ -114,7 +114,7 @@ def _inside(name: str, blocks: Collection[str]) -> bool:
 
 def _drawable(boxes: list[_Box], title: str, most: int) -> Graph:
     nodes = tuple(
-        Node(name=box.name, label=box.label, detail=" · ".join(box.details), highlighted=box.highlighted)
+        Box(name=box.name, label=box.label, detail=" · ".join(box.details), highlighted=box.highlighted)
         for box in boxes
     )
     edges = tuple((source, target) for target, box in enumerate(boxes) for source in sorted(box.inputs))
@@ -142,8 +142,8 @@ def _by_block(graph: Graph, is_module: list[bool], depth: int) -> Graph:
     return replace(graph, nodes=nodes, edges=tuple(edges))
 
 
-def _merged(members: list[Node], name: str) -> Node:
+def _merged(members: list[Box], name: str) -> Box:
     if len(members) == 1:
         return members[0]
     highlighted = any(node.highlighted for node in members)
-    return Node(name=name, label=f"{len(members)} layers", highlighted=highlighted)
+    return Box(name=name, label=f"{len(members)} layers", highlighted=highlighted)

@@ -6,15 +6,15 @@ from pathlib import Path
 from nbcompile.core.errors import missing_extra
 from nbcompile.core.files import atomic
 from nbcompile.report.curves import draw_curves
-from nbcompile.report.data import Report
-from nbcompile.report.drawing import draw
+from nbcompile.report.data import Page
+from nbcompile.report.drawing import draw_graph
 from nbcompile.report.memory_map import draw_memory
 from nbcompile.report.summary import summary
 from nbcompile.results import numbers
 from nbcompile.results.device import busiest, first_out_of_band, verdict
 
 
-def render(report: Report) -> str:
+def render_page(report: Page) -> str:
     """The page as a string.
 
     Raises:
@@ -29,8 +29,8 @@ def render(report: Report) -> str:
     forms = (
         numbers.count,
         numbers.percent,
-        numbers.times,
-        numbers.size,
+        numbers.ratio,
+        numbers.bytes_in_unit,
         numbers.exact,
         numbers.decibels,
         numbers.small,
@@ -47,7 +47,7 @@ def render(report: Report) -> str:
         },
         failed=sum(not check.passed for check in report.checks),
         curves=draw_curves(report.runs),
-        graphs=[(graph, draw(graph)) for graph in report.graphs],
+        graphs=[(graph, draw_graph(graph)) for graph in report.graphs],
         devices=[
             (one, draw_memory(one), busiest(one.tensors) if one.tensors else None, first_out_of_band(one.layers))
             for one in report.devices
@@ -56,12 +56,12 @@ def render(report: Report) -> str:
     )
 
 
-def write(report: Report, path: str | Path) -> None:
+def write(report: Page, path: str | Path) -> None:
     """Writes the page to ``path``, which holds the old bytes or the complete new ones, never half a page.
 
     Raises:
-        UsageError: if the folder is missing or not writable, or a package is missing (see :func:`render`).
+        UsageError: if the folder is missing or not writable, or a package is missing (see :func:`render_page`).
     """
-    page = render(report)
+    page = render_page(report)
     with atomic(Path(path)) as temporary:
         Path(temporary).write_text(page, encoding="utf-8")

@@ -8,7 +8,7 @@ from torch.nn.modules.conv import _ConvNd
 from nbcompile.core.blocks import Expanded
 
 
-def describe(module: nn.Module) -> str:
+def layer_label(module: nn.Module) -> str:
     """What ``module`` is, in a few characters: ``conv 3×3 /2 3→32``, ``linear 64→10``, ``BatchNorm2d``."""
     if isinstance(module, _ConvNd):
         kind = "convT" if module.transposed else "conv"

@@ -10,7 +10,7 @@ from html import escape
 from nbcompile.report.drawing import NAME, shortened_name
 from nbcompile.report.layout import PAGE_WIDTH
 from nbcompile.results.device import Device, TensorRow, busiest
-from nbcompile.results.numbers import count, exact, size
+from nbcompile.results.numbers import bytes_in_unit, count, exact
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64.0, 120.0, 30.0, 40.0  # margins for axes and for the names of lines, px
 _HEIGHT = 380.0  # of the arena, px
@@ -98,7 +98,7 @@ def _name(tensor: TensorRow, x: float, y: float, width: float, height: float) ->
 
     It lies where all of it fits, else it stands in a bar that is higher than wide.
     """
-    whole = f"{tensor.label} {size(tensor.bytes)}"
+    whole = f"{tensor.label} {bytes_in_unit(tensor.bytes)}"
     upright = height > width and (width - _INSET) / NAME < len(whole)
     along, across = (height, width) if upright else (width, height)
     room = (along - _INSET) / NAME

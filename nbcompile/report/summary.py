@@ -3,17 +3,17 @@
 from collections.abc import Iterator
 from pathlib import PurePath
 
-from nbcompile.report.data import ModelRow, Report, Run
+from nbcompile.report.data import ModelRow, Page, TrainingRun
 from nbcompile.results.device import Device, first_out_of_band, verdict
-from nbcompile.results.numbers import count, decibels, exact, known, percent, size, small
+from nbcompile.results.numbers import bytes_in_unit, count, decibels, exact, known, percent, small
 
 
-def summary(report: Report) -> tuple[str, ...]:
+def summary(report: Page) -> tuple[str, ...]:
     """One sentence per thing that is known; nothing is said about what is not."""
     return (*_cost(report), *_accuracy(report), *_error(report), *_checks(report), *_devices(report), *_files(report))
 
 
-def _cost(report: Report) -> Iterator[str]:
+def _cost(report: Page) -> Iterator[str]:
     original, giant, tiny = (_model(report, name) for name in ("original", "giant", "tiny"))
     if tiny is None or tiny.macs is None or tiny.params is None:
         return
@@ -31,7 +31,7 @@ def _cost(report: Report) -> Iterator[str]:
         yield f"It was fused from a giant{where}: {count(giant.macs)} MACs, {ratio} times as many."
 
 
-def _accuracy(report: Report) -> Iterator[str]:
+def _accuracy(report: Page) -> Iterator[str]:
     tiny, original = _model(report, "tiny"), _model(report, "original")
     reached = None if tiny is None else tiny.accuracy
     baseline = None if original is None else original.accuracy
@@ -52,11 +52,11 @@ def _compared(who: str, reached: float, other: str, baseline: float) -> str:
     return f"{who} is right on {percent(reached)} of the validation set, {other} on {percent(baseline)}: {verdict}."
 
 
-def _final_accuracy(run: Run) -> float | None:
+def _final_accuracy(run: TrainingRun) -> float | None:
     return run.history[-1].get("val_accuracy") if run.history else None
 
 
-def _error(report: Report) -> Iterator[str]:
+def _error(report: Page) -> Iterator[str]:
     measured = [(row.error, row) for row in report.layers if known(row.error)]
     if not measured:
         return
@@ -68,7 +68,7 @@ def _error(report: Report) -> Iterator[str]:
         yield f"No layer's output differs from the giant's by more than {small(error)} of its largest ({place})."
 
 
-def _checks(report: Report) -> Iterator[str]:
+def _checks(report: Page) -> Iterator[str]:
     failed = [check.name for check in report.checks if not check.passed]
     total = len(report.checks)
     if failed:
@@ -77,7 +77,7 @@ def _checks(report: Report) -> Iterator[str]:
         yield "The one check passed." if total == 1 else f"All {total} checks passed."
 
 
-def _devices(report: Report) -> Iterator[str]:
+def _devices(report: Page) -> Iterator[str]:
     for device in report.devices:
         yield from _device(device)
 
@@ -97,13 +97,14 @@ def _device(device: Device) -> Iterator[str]:
         yield f"{first.name} is the first layer of {device.file} with a larger error than expected."
 
 
-def _files(report: Report) -> Iterator[str]:
+def _files(report: Page) -> Iterator[str]:
     written = [
-        PurePath(file.path).name + (f" ({size(file.bytes)})" if known(file.bytes) else "") for file in report.files
+        PurePath(file.path).name + (f" ({bytes_in_unit(file.bytes)})" if known(file.bytes) else "")
+        for file in report.files
     ]
     if written:
         yield f"Written: {', '.join(written)}."
 
 
-def _model(report: Report, name: str) -> ModelRow | None:
+def _model(report: Page, name: str) -> ModelRow | None:
     return next((row for row in report.models if row.name == name), None)

@@ -23,12 +23,12 @@ def percent(value: float | None) -> str:
     return f"{100 * value:.2f}{_GAP}%" if known(value) else DASH
 
 
-def times(value: float | None) -> str:
+def ratio(value: float | None) -> str:
     """A ratio: ``2.30 ×``."""
     return f"{value:.2f}{_GAP}×" if known(value) else DASH
 
 
-def size(value: float | None) -> str:
+def bytes_in_unit(value: float | None) -> str:
     """A number of bytes, in the unit that suits it: ``2.93 MB``."""
     if not known(value):
         return DASH
@@ -65,12 +65,12 @@ def small(value: float | str | None) -> str:
     return f"{value:.1e}"
 
 
-def plain(value: Any) -> Any:
+def json_ready(value: Any) -> Any:
     """``value`` with lists for tuples, and None for NaN and infinities, as :func:`json.dumps` takes it."""
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): json_ready(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [json_ready(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -22,7 +22,7 @@ log = logging.getLogger("nbcompile")
 LIBRARIES = ("nbcompile", "torchvision", "timm")  # a package.module:factory in a file would run whatever it names
 
 
-def run(
+def run_train(
     source: str,
     *,
     output: str | Path,

@@ -16,7 +16,7 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
 
 
-def start(config: TrainConfig) -> "Fabric":
+def start_fabric(config: TrainConfig) -> "Fabric":
     """Fabric on the devices of ``config``, launched.
 
     Raises:

@@ -15,7 +15,7 @@ from nbcompile.training.check import check_fits
 from nbcompile.training.config import SELF, TrainConfig
 from nbcompile.training.data.base import Data
 from nbcompile.training.data.load import load_data
-from nbcompile.training.engine import start
+from nbcompile.training.engine import start_fabric
 from nbcompile.training.failures import explained
 from nbcompile.training.finish import finish
 from nbcompile.training.head import with_classes
@@ -72,7 +72,7 @@ def train(
     check_output(output)
     folder = RunFolder(Path(run_dir) if run_dir is not None else output.parent / f"{output.stem}-run")
     checkpoint = folder.open(config, resume=resume)
-    fabric = start(config)
+    fabric = start_fabric(config)
     with explained(config, folder):
         data = load_data(config, _input_side(model)) if data is None else data
         if config.new_head:

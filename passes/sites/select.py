@@ -10,7 +10,7 @@ from nbcompile.core.errors import UsageError
 WORDS = "'all', 'uniform:F' (0 < F <= 1), 'first:N', 'middle:N', 'last:N', or names and globs of layers"
 
 
-def select(where: str | Sequence[str], candidates: Sequence[str], layers: Sequence[str]) -> tuple[str, ...]:
+def select_sites(where: str | Sequence[str], candidates: Sequence[str], layers: Sequence[str]) -> tuple[str, ...]:
     """The layers that ``where`` names, in graph order.
 
     Args:
@@ -23,7 +23,7 @@ def select(where: str | Sequence[str], candidates: Sequence[str], layers: Sequen
     Raises:
         UsageError: if it cannot be read or matches nothing; the message lists the candidates.
     """
-    patterns = named(where)
+    patterns = named_patterns(where)
     if patterns is None:
         return _ruled(str(where), candidates, layers)
     unmatched = [p for p in patterns if not any(fnmatchcase(name, p) for name in layers)]
@@ -33,7 +33,7 @@ def select(where: str | Sequence[str], candidates: Sequence[str], layers: Sequen
     return tuple(name for name in layers if any(fnmatchcase(name, p) for p in patterns))
 
 
-def named(where: str | Sequence[str]) -> list[str] | None:
+def named_patterns(where: str | Sequence[str]) -> list[str] | None:
     """The names and globs of ``where``; None where it is a rule over the candidates."""
     if not isinstance(where, str):
         return list(where)

@@ -39,7 +39,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         monkeypatch.setattr(sys, "argv", ["nbcompile", *map(str, words)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
-            cli.run()
+            cli.run_cli()
         out, err = capsys.readouterr()
         code = stop.value.code
         return Result(code if isinstance(code, int) else 0, out, err)
@@ -306,7 +306,7 @@ def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys, nbcompile.cli.app\n"
         "sys.argv = ['nbcompile', '--help']\n"
-        "try: nbcompile.cli.app.run()\n"
+        "try: nbcompile.cli.app.run_cli()\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'onnx', 'onnxruntime', 'tensorflow', 'numpy', 'lightning'} & set(sys.modules)\n"
         "assert not heavy, heavy"

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 from nbcompile.core.activations import Activation
 from nbcompile.core.algebra import AffineMap
-from nbcompile.core.blocks import KINDS, Expanded, SiteSpec, Stage, sites
+from nbcompile.core.blocks import BLOCKS, Expanded, SiteSpec, Stage, sites
 from nbcompile.core.errors import CheckpointError
 from nbcompile.core.layers import LayerSpec, lift
 from nbcompile.core.numerics import relative_error
-from nbcompile.core.record import encode
+from nbcompile.core.record import encode_record
 from nbcompile.testing import scramble_
 
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -43,7 +43,7 @@ class Case(NamedTuple):
 
 
 GRID: dict[str, tuple[Any, ...]] = {
-    "block": KINDS,
+    "block": BLOCKS,
     "inner": INNER,
     "pad_first": (True, False),
     "preserve": (True, False),
@@ -187,7 +187,7 @@ def test_the_slice_has_every_pair_of_options() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("block", "inner"), list(product(KINDS, INNER)))
+@pytest.mark.parametrize(("block", "inner"), list(product(BLOCKS, INNER)))
 def test_merged_equals_the_block_on_the_whole_grid(block: str, inner: str) -> None:
     for case in CASES:
         if (case.block, case.inner) == (block, inner):
@@ -205,7 +205,7 @@ def test_other_dimensions(axes: int, case: Case) -> None:
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(4, 8, (1, 3), padding=(0, 1)), nn.Conv2d(4, 8, (3, 1), (1, 2), (2, 0))])
-@pytest.mark.parametrize("block", KINDS)
+@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("pad_first", [True, False])
 def test_axes_that_differ(layer: nn.Module, block: str, pad_first: bool) -> None:
     site = linear_now(expanded(copy.deepcopy(layer), block=block, pad_first=pad_first, preserve=True))
@@ -217,7 +217,7 @@ def test_axes_that_differ(layer: nn.Module, block: str, pad_first: bool) -> None
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("preserve", [True, False])
 @pytest.mark.parametrize("inner", ["bias", "scale"])
-@pytest.mark.parametrize("block", KINDS)
+@pytest.mark.parametrize("block", BLOCKS)
 def test_linear_layers_become_two(bias: bool, preserve: bool, inner: str, block: str) -> None:
     layer = nn.Linear(4, 8, bias=bias)
     site = expanded(layer, block=block, inner=inner, preserve=preserve)
@@ -240,7 +240,7 @@ def test_linear_layers_become_two(bias: bool, preserve: bool, inner: str, block:
     ids=str,
 )
 @pytest.mark.parametrize("inner", INNER)
-@pytest.mark.parametrize("block", KINDS)
+@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("preserve", [True, False])
 def test_transposed_layers_collapse(layer: nn.Module, inner: str, block: str, preserve: bool) -> None:
     site = linear_now(expanded(copy.deepcopy(layer), block=block, inner=inner, preserve=preserve))
@@ -258,7 +258,7 @@ def test_only_one_layer_has_the_kernel(pad_first: bool) -> None:
         ("basic", True): [((3, 3), 1), ((1, 1), 1)],
         ("basic", False): [((3, 3), 1), ((1, 1), 1)],
     }
-    for block in KINDS:
+    for block in BLOCKS:
         site = expanded(nn.Conv2d(4, 8, 3, 2, 1), block=block, ratio=3, pad_first=pad_first)
         layers = [m for m in site.modules() if isinstance(m, nn.Conv2d)]
         assert [(m.kernel_size, m.groups) for m in layers] == wanted[block, pad_first]
@@ -278,7 +278,7 @@ PRESERVED = [
 
 @pytest.mark.parametrize("layer", PRESERVED, ids=str)
 @pytest.mark.parametrize("inner", INNER)
-@pytest.mark.parametrize("block", KINDS)
+@pytest.mark.parametrize("block", BLOCKS)
 def test_preserve_starts_as_the_layer_and_every_parameter_learns(layer: nn.Module, inner: str, block: str) -> None:
     layer = copy.deepcopy(layer)
     reference, site = copy.deepcopy(layer), expanded(layer, block=block, inner=inner, preserve=True)
@@ -422,7 +422,7 @@ def test_specs_go_through_json() -> None:
     for layer in (*PRESERVED, nn.Linear(2, 3)):
         for activation in (Activation("relu6"), Activation("leaky_relu", 0.1), Activation("gelu", "tanh")):
             spec = spec_for(layer, inner="bias", activation=activation, absorbers=("a.running_mean", "b.running_mean"))
-            record = encode({"site": spec.to_json()})
+            record = encode_record({"site": spec.to_json()})
             layer_again = copy.deepcopy(layer)
             assert Expanded.from_record(record, "key", layer_again).spec == spec
 
@@ -439,7 +439,7 @@ def test_a_record_of_another_expansion_is_refused() -> None:
 @pytest.mark.parametrize("payload", [{}, {"site": {"name": "x"}}, {"site": [1]}])
 def test_a_record_of_no_block_is_refused(payload: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match=r"the record 'a\._extra_state' is of no block: "):
-        Expanded.from_record(encode(payload), "a._extra_state")
+        Expanded.from_record(encode_record(payload), "a._extra_state")
 
 
 def test_sites_are_found_once_each_and_in_order() -> None:

@@ -5,7 +5,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from nbcompile.core.errors import CheckpointError
-from nbcompile.core.example import Origin, TensorSpec, as_inputs, each, random_inputs, spec_to_json, specs
+from nbcompile.core.example import Origin, TensorSpec, as_inputs, change_tensors, random_inputs, spec_to_json, specs
 from nbcompile.core.serialization.rebuild import origin_from_json
 
 
@@ -43,7 +43,7 @@ def test_structures_of_tensors_are_inputs() -> None:
     drawn = random_inputs((images, masks, x), batch=9)
     shapes = ([(3, 4, 5), (3, 6, 7)], {"mask": (2, 3)}, (9, 3))
     assert tree_map(lambda x: tuple(x.shape), drawn) == shapes  # a list of images is a batch by itself
-    assert torch.equal(each(torch.ones_like, inputs)[0][1], torch.ones(3, 6, 7))
+    assert torch.equal(change_tensors(torch.ones_like, inputs)[0][1], torch.ones(3, 6, 7))
 
 
 def test_structures_are_read_back_from_json() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from nbcompile.core.layers import LayerSpec, Scale, lift, memory_format, stored, why_no_layer
+from nbcompile.core.layers import LayerSpec, Scale, lift, memory_format, stored_weight, why_no_layer
 from tests.core.algebra.maps import run
 
 SIZES = {1: (7,), 2: (7, 5), 3: (5, 4, 6)}
@@ -42,7 +42,7 @@ def test_a_layer_is_its_spec_and_its_map(layer: nn.Module) -> None:
     layer.double()
     m = lift(layer, torch.float64, spec.axes)
     torch.testing.assert_close(run(m, x), layer(x), rtol=0, atol=1e-12)
-    assert torch.equal(stored(m), layer.get_parameter("weight"))
+    assert torch.equal(stored_weight(m), layer.get_parameter("weight"))
     assert rebuilt(x.float()).shape == layer(x).shape
 
 

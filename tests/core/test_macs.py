@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nbcompile.core.macs import FORMULAS, Run
+from nbcompile.core.macs import FORMULAS, CountedRun
 
 
 def t(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -61,7 +61,7 @@ ROWS: dict[Any, tuple[tuple[Any, ...], int]] = {
 @pytest.mark.parametrize("operator", FORMULAS, ids=str)
 def test_row(operator: Any) -> None:
     arguments, macs = ROWS[operator]
-    run = Run()
+    run = CountedRun()
     with torch.no_grad(), run:
         operator(*arguments)
     assert run.macs == {"": macs}

@@ -18,32 +18,32 @@ def sealed(text: bytes) -> Tensor:
 
 
 def test_round_trip() -> None:
-    value = record.encode(PAYLOAD)
+    value = record.encode_record(PAYLOAD)
     assert value.dtype == torch.uint8
     assert record.is_record(value)
-    assert record.decode(value, "here") == {"format": record.FORMAT, **PAYLOAD}
+    assert record.decode_record(value, "here") == {"format": record.RECORD_FORMAT, **PAYLOAD}
 
 
 @pytest.mark.parametrize(
     "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int16, torch.int64]
 )
 def test_survives_a_cast(dtype: torch.dtype) -> None:
-    value = record.encode(PAYLOAD).to(dtype)
+    value = record.encode_record(PAYLOAD).to(dtype)
     assert record.is_record(value)
-    assert record.decode(value, "here")["site"] == PAYLOAD["site"]
-    assert torch.equal(record.as_bytes(value), record.encode(PAYLOAD))
+    assert record.decode_record(value, "here")["site"] == PAYLOAD["site"]
+    assert torch.equal(record.as_bytes(value), record.encode_record(PAYLOAD))
 
 
 @pytest.mark.parametrize("count", [2, 3, 7, 10])
 def test_survives_averages(count: int) -> None:
-    value = record.encode(PAYLOAD)
+    value = record.encode_record(PAYLOAD)
     mean = sum(value.float() for _ in range(count)) / count
     assert isinstance(mean, Tensor)
-    assert record.decode(mean, "here")["site"] == PAYLOAD["site"]
+    assert record.decode_record(mean, "here")["site"] == PAYLOAD["site"]
     ema = value.float()
     for _ in range(count):
         ema = 0.9999 * ema + (1 - 0.9999) * value
-    assert record.decode(ema, "here")["site"] == PAYLOAD["site"]
+    assert record.decode_record(ema, "here")["site"] == PAYLOAD["site"]
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,8 @@ def test_survives_averages(count: int) -> None:
         torch.zeros(4, 5, dtype=torch.uint8),
         torch.zeros((), dtype=torch.uint8),
         torch.zeros(0, dtype=torch.uint8),
-        record.encode(PAYLOAD)[:8],
-        record.encode(PAYLOAD)[None],
+        record.encode_record(PAYLOAD)[:8],
+        record.encode_record(PAYLOAD)[None],
     ],
 )
 def test_other_values_are_no_records(value: object) -> None:
@@ -73,18 +73,18 @@ def test_other_values_are_no_records(value: object) -> None:
 
 @pytest.mark.parametrize("place", [9, 40, 41, 60, -1])
 def test_a_changed_byte_is_seen(place: int) -> None:
-    value = record.encode(PAYLOAD)
+    value = record.encode_record(PAYLOAD)
     value[place] ^= 1
     with pytest.raises(
         CheckpointError, match=r"^the checksum of the record 'a\._extra_state' fails: the file is damaged"
     ):
-        record.decode(value, "a._extra_state")
+        record.decode_record(value, "a._extra_state")
 
 
 @pytest.mark.parametrize("length", [9, 20, 41, 60])
 def test_a_cut_record_is_seen(length: int) -> None:
     with pytest.raises(CheckpointError, match="the checksum of the record 'here' fails"):
-        record.decode(record.encode(PAYLOAD)[:length], "here")
+        record.decode_record(record.encode_record(PAYLOAD)[:length], "here")
 
 
 @pytest.mark.parametrize(
@@ -108,18 +108,18 @@ def test_a_cut_record_is_seen(length: int) -> None:
 )
 def test_what_a_right_checksum_does_not_excuse(text: bytes, message: str) -> None:
     with pytest.raises(CheckpointError, match=rf"^the record 'here' {message}"):
-        record.decode(sealed(text), "here")
+        record.decode_record(sealed(text), "here")
 
 
 def test_too_large_is_neither_written_nor_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "MAX_BYTES", 100)
     with pytest.raises(CheckpointError, match=r"the record would have 1,0\d\d bytes; at most 100 are written"):
-        record.encode({"x": "a" * 1000})
+        record.encode_record({"x": "a" * 1000})
     value = sealed(json.dumps({"format": 1, "x": "a" * 1000}).encode())
     with pytest.raises(CheckpointError, match=r"the record 'here' has 1,0\d\d bytes; at most 100 are read"):
-        record.decode(value, "here")
+        record.decode_record(value, "here")
 
 
 def test_what_json_lacks_is_not_written() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        record.encode({"x": float("nan")})
+        record.encode_record({"x": float("nan")})

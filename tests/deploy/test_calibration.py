@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from nbcompile.core.errors import PreconditionError, UsageError
-from nbcompile.deploy.calibration import ENOUGH, MOST, calibration
+from nbcompile.deploy.calibration import FEW, MOST, calibration
 from nbcompile.training.data.digits import load_digits
 from nbcompile.training.data.imagefolder import load_imagefolder
 
@@ -243,8 +243,8 @@ def test_values_that_are_not_finite() -> None:
 
 
 def test_doubts() -> None:
-    (few,) = calibration(torch.randn(ENOUGH - 1, 3, 6, 6), INPUTS).notes
-    assert few.startswith(f"calibrated on {ENOUGH - 1} samples: with fewer than {ENOUGH}, the network may meet values ")
+    (few,) = calibration(torch.randn(FEW - 1, 3, 6, 6), INPUTS).notes
+    assert few.startswith(f"calibrated on {FEW - 1} samples: with fewer than {FEW}, the network may meet values ")
     assert calibration(torch.randn(1, 3, 6, 6), INPUTS).notes[0].startswith("calibrated on 1 sample: with")
     some = torch.cat([torch.randn(30, 3, 6, 6), torch.randn(4, 3, 1, 1).expand(4, 3, 6, 6)])
     assert calibration(some, INPUTS).notes == (

@@ -18,7 +18,7 @@ from nbcompile.cli import app as cli
 from nbcompile.core.errors import CaptureError, PreconditionError
 from nbcompile.core.example import Origin, TensorSpec, origin_of, remember
 from nbcompile.core.numerics import relative_error
-from nbcompile.deploy.deploy_form import Report, compiled, deploy, require_values
+from nbcompile.deploy.deploy_form import PassReport, compiled, deploy, require_values
 from nbcompile.fusion import fused
 from nbcompile.testing import scramble_
 
@@ -63,7 +63,7 @@ def storages(model: nn.Module) -> set[int]:
     return {x.untyped_storage().data_ptr() for x in (*model.parameters(), *model.buffers()) if x.numel()}
 
 
-def rows(reports: tuple[Report, ...]) -> list[tuple[str, str, tuple[str, ...], tuple[str, ...]]]:
+def rows(reports: tuple[PassReport, ...]) -> list[tuple[str, str, tuple[str, ...], tuple[str, ...]]]:
     """What was done to which piece by which pass."""
     return [(r.piece, name, result.rewritten, result.how) for r in reports for name, result in r.passes]
 
@@ -233,7 +233,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         monkeypatch.setattr(sys, "argv", ["nbcompile", *words])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
-            cli.run()
+            cli.run_cli()
         out, err = capsys.readouterr()
         assert not stop.value.code, err
         return out, re.sub(r"\s+", " ", err)

@@ -9,7 +9,7 @@ from nbcompile.core.errors import ExportError
 from nbcompile.core.memory.lifetimes import Lifetimes
 from nbcompile.core.numerics import relative_error
 from nbcompile.deploy.deploy_form import deploy
-from nbcompile.deploy.fit_memory import Trial, fit
+from nbcompile.deploy.fit_memory import Split, fit
 from nbcompile.passes.even_padding import EvenPadding
 from nbcompile.testing import enliven_
 from nbcompile.zoo import mobilenetv2_35, mobilenetv2_tiny
@@ -48,7 +48,7 @@ def test_fits_in_as_few_parts_as_will_do(tiny: tuple[fx.GraphModule, tuple[Tenso
     plain = modelled(graph, inputs)
     found = [fit(graph, inputs, budget) for budget in (plain, plain - 1, plain * 3 // 4)]
     assert [f.chosen.arena <= budget for f, budget in zip(found, (plain, plain - 1, plain * 3 // 4), strict=True)]
-    assert found[0].chosen == found[0].plain == Trial({}, plain, None, 0)
+    assert found[0].chosen == found[0].plain == Split({}, plain, None, 0)
     moved = [f.chosen.moved for f in found]
     assert moved == sorted(moved)
     assert moved[1] > 0
@@ -130,11 +130,11 @@ def test_nothing_to_split() -> None:
 
 @pytest.mark.slow
 def test_tflite_micro_says_the_same_and_outputs_stay_within_one_lsb() -> None:
-    from nbcompile.exporters.to_tflite.file.flatbuffer import read
+    from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
     from nbcompile.exporters.to_tflite.lower.lowering import float_model
     from nbcompile.exporters.to_tflite.quantize.quantize import quantise
-    from nbcompile.exporters.to_tflite.run.arena import measured
-    from nbcompile.exporters.to_tflite.run.interpreters import run
+    from nbcompile.exporters.to_tflite.run.arena import measure_arena
+    from nbcompile.exporters.to_tflite.run.interpreters import run_file
 
     x = torch.randn(10, 3, 144, 144)
     model = mobilenetv2_35()
@@ -149,9 +149,9 @@ def test_tflite_micro_says_the_same_and_outputs_stay_within_one_lsb() -> None:
         fitted = float_model(fit(graph, (x[:1],), budget).gm, (x[:1],))
         samples = [(fitted.inputs[0].to_file(image[None]),) for image in x]
         files.append(quantise(fitted, samples))
-    assert [measured(file).head for file in files] == [504_624, 311_040, 196_992, 171_072]
-    assert [sum(op.name == "PAD" for op in read(file).ops) for file in files] == [4, 0, 0, 0]
+    assert [measure_arena(file).head for file in files] == [504_624, 311_040, 196_992, 171_072]
+    assert [sum(op.name == "PAD" for op in read_file(file).ops) for file in files] == [4, 0, 0, 0]
     for kernels in ("reference", "micro"):
-        plain, *others = ([y for (y,) in run(file, samples, kernels=kernels, raw=True)] for file in files)
+        plain, *others = ([y for (y,) in run_file(file, samples, kernels=kernels, raw=True)] for file in files)
         for other in others:
             assert max(np.abs(a.astype(int) - b).max() for a, b in zip(plain, other, strict=True)) <= 1

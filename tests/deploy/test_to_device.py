@@ -13,21 +13,21 @@ from torch import Tensor, nn
 
 import nbcompile
 from nbcompile.core.errors import ExportError, UsageError
-from nbcompile.deploy.to_device import size
-from nbcompile.exporters.to_tflite.file.flatbuffer import read
+from nbcompile.deploy.to_device import size_in_bytes
+from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
 from nbcompile.exporters.to_tflite.file.options import Limits, held_out
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from nbcompile.exporters.to_tflite.proof import require_limits
 from nbcompile.exporters.to_tflite.run.agreement import Agreement
 from nbcompile.exporters.to_tflite.run.arena import modelled
-from nbcompile.exporters.to_tflite.run.interpreters import run
+from nbcompile.exporters.to_tflite.run.interpreters import run_file
 from nbcompile.results.device import device_of
-from nbcompile.results.numbers import plain
+from nbcompile.results.numbers import json_ready
 from tests.exporters.to_tflite.small_networks import small, wide
 
 
 def ops(path: Path) -> Counter[str]:
-    return Counter(op.name for op in read(path.read_bytes()).ops)
+    return Counter(op.name for op in read_file(path.read_bytes()).ops)
 
 
 def tflite_of(model: nn.Module) -> bytes:
@@ -45,7 +45,7 @@ def test_for_a_raspberry_pi(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny.tflite", "tiny_benchmark.py", "tiny_float32.tflite"]
     assert [one.kernels for one in result.agreements] == ["xnnpack", "reference", "micro"]
     assert all(one.sqnr > 25 and one.top1 is not None for one in result.agreements)
-    file = read((tmp_path / "tiny.tflite").read_bytes())
+    file = read_file((tmp_path / "tiny.tflite").read_bytes())
     assert file.tensors[file.inputs[0]].dtype == np.int8
     assert file.tensors[file.inputs[0]].shape == (1, 16, 16, 3)
     assert ops(tmp_path / "tiny.tflite")["PAD"] == 1
@@ -65,7 +65,7 @@ def test_the_numbers_are_those_of_the_file(tmp_path: Path) -> None:
     result = exported(tmp_path / "tiny.tflite", model, images)
     held_out = images[::4]
     samples = [(x.permute(1, 2, 0)[None].contiguous().numpy(),) for x in held_out]
-    found = np.concatenate([y for (y,) in run((tmp_path / "tiny.tflite").read_bytes(), samples)])
+    found = np.concatenate([y for (y,) in run_file((tmp_path / "tiny.tflite").read_bytes(), samples)])
     with torch.no_grad():
         expected = model(held_out).numpy()
     noise = 10 * np.log10((expected**2).sum() / ((found - expected) ** 2).sum())
@@ -116,7 +116,7 @@ def test_an_output_without_dimensions(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = float(model(images[:1]))
     for kernels in ("xnnpack", "micro"):
-        ((y,),) = run(content, [(images[:1].permute(0, 2, 3, 1).numpy(),)], kernels=kernels)
+        ((y,),) = run_file(content, [(images[:1].permute(0, 2, 3, 1).numpy(),)], kernels=kernels)
         assert y.shape == ()
         assert float(y) == pytest.approx(expected, abs=0.02)
 
@@ -162,7 +162,7 @@ def test_targets_and_budgets_compute_the_same(tmp_path: Path) -> None:
     for name, options in cases.items():
         path = tmp_path / f"{name}.tflite"
         result = exported(path, model, images, **options)
-        outputs[name] = np.concatenate([y for (y,) in run(path.read_bytes(), samples, raw=True)]).astype(int)
+        outputs[name] = np.concatenate([y for (y,) in run_file(path.read_bytes(), samples, raw=True)]).astype(int)
         needed[name] = result.arena.needed
     assert any(note.startswith("fits 10,240 bytes of SRAM: ") and "'2' in 4 parts" in note for note in result.notes)
     assert needed["split"] <= 10240 < needed["mcu"] < needed["plain"]
@@ -178,7 +178,7 @@ def test_other_schemes(tmp_path: Path, quantize: str, least: float) -> None:
     needed = {"calibration": images} if quantize == "int16x8" else {}
     result = nbcompile.export(model, path, images[:1], quantize=quantize, **needed)
     assert result.agreements[0].sqnr > least  # type: ignore[attr-defined]
-    assert read(path.read_bytes()).tensors[0].dtype == (np.int16 if quantize == "int16x8" else np.float32)
+    assert read_file(path.read_bytes()).tensors[0].dtype == (np.int16 if quantize == "int16x8" else np.float32)
 
 
 def test_a_broken_limit_leaves_the_old_file(tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_options_are_checked(tmp_path: Path, options: dict[str, Any], sentence: 
 
 
 def test_sizes() -> None:
-    assert [size(x, "sram") for x in (None, 5, "196608", "192K", "192k", "192 KiB", "1M")] == [
+    assert [size_in_bytes(x, "sram") for x in (None, 5, "196608", "192K", "192k", "192 KiB", "1M")] == [
         None, 5, 196608, 196608, 196608, 196608, 1048576,
     ]  # fmt: skip
 
@@ -302,7 +302,7 @@ def test_what_the_report_says(tmp_path: Path) -> None:
     assert max(row.end for row in device.tensors) == device.arena_head
     assert device.macs_executed > device.macs_logical
     assert len([note for note in device.notes if note.endswith(", taken")]) == 1
-    assert json.loads(json.dumps(plain(result.to_json())))["chosen"] == result.chosen
+    assert json.loads(json.dumps(json_ready(result.to_json())))["chosen"] == result.chosen
 
 
 def test_a_file_for_no_device_has_no_rows(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from nbcompile import zoo
 from nbcompile.core.algebra import AffineMap
 from nbcompile.core.blocks import Expanded, sites
 from nbcompile.core.errors import PostconditionError, PreconditionError
-from nbcompile.core.graph.nodes import render
+from nbcompile.core.graph.nodes import render_graph
 from nbcompile.core.layers import LayerSpec
 from nbcompile.core.tracing.capture import capture
 from nbcompile.passes import ContractSites, ExpandSites
@@ -270,9 +270,9 @@ def test_blocks_left_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_golden_graph(golden: Callable[[str, str], None]) -> None:
     original = capture(zoo.InvertedResidual(4, 4, 2), 1)
-    wanted = render(original)
+    wanted = render_graph(original)
     gm = expanded(zoo.InvertedResidual(4, 4, 2), "all")
-    assert render(ContractSites()(gm).gm) == wanted
+    assert render_graph(ContractSites()(gm).gm) == wanted
     golden("contract_sites", wanted)
 
 

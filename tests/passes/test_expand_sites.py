@@ -11,7 +11,7 @@ from nbcompile import zoo
 from nbcompile.core.activations import Activation
 from nbcompile.core.blocks import SiteSpec, sites
 from nbcompile.core.errors import PreconditionError, UsageError
-from nbcompile.core.graph.nodes import aliases, render
+from nbcompile.core.graph.nodes import aliases, render_graph
 from nbcompile.core.tracing.capture import capture
 from nbcompile.passes import ContractSites, ExpandSites
 from nbcompile.testing import check_pass, scramble_
@@ -254,4 +254,4 @@ def test_refuses_options() -> None:
 def test_golden_graph(preserve: bool, golden: Callable[[str, str], None]) -> None:
     gm = capture(zoo.InvertedResidual(4, 4, 2), 1)
     result = ExpandSites("uniform:0.5", preserve=preserve)(gm)
-    golden(f"expand_sites{'_preserve' if preserve else ''}", render(result.gm))
+    golden(f"expand_sites{'_preserve' if preserve else ''}", render_graph(result.gm))

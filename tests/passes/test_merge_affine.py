@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from nbcompile.core.errors import PreconditionError
-from nbcompile.core.graph.nodes import norm_of, render
+from nbcompile.core.graph.nodes import norm_of, render_graph
 from nbcompile.core.tracing.capture import capture
 from nbcompile.passes import MergeAffine, RemoveIdentity
 from nbcompile.testing import check_pass, scramble_
@@ -253,7 +253,7 @@ def test_refuses_training_mode() -> None:
 def test_golden_graph(golden: Callable[[str, str], None]) -> None:
     gm = capture(nn.Sequential(ConvNorm(), nn.ReLU(), nn.Dropout(), nn.Conv2d(8, 2, 1), nn.BatchNorm2d(2)).eval(), 1)
     RemoveIdentity()(gm)
-    golden("merge_affine", render(MergeAffine()(gm).gm))
+    golden("merge_affine", render_graph(MergeAffine()(gm).gm))
 
 
 class Written(nn.Module):

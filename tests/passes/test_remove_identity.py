@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nbcompile.core.graph.nodes import render
+from nbcompile.core.graph.nodes import render_graph
 from nbcompile.core.tracing.capture import capture
 from nbcompile.passes import RemoveIdentity
 from nbcompile.testing import check_pass
@@ -30,7 +30,7 @@ class Net(nn.Module):
 def test_removes_and_keeps(golden: Callable[[str, str], None]) -> None:
     result = check_pass(RemoveIdentity(), Net(), X)
     assert result.rewritten == ("drop_0", "drop_1", "drop_2", "alpha", "dropout")
-    golden("remove_identity", render(result.gm))
+    golden("remove_identity", render_graph(result.gm))
 
 
 def test_contiguous_stays_because_view_needs_it() -> None:

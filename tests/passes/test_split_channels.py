@@ -7,11 +7,11 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from nbcompile.core.errors import UsageError
-from nbcompile.core.graph.nodes import render
+from nbcompile.core.graph.nodes import render_graph
 from nbcompile.core.memory.lifetimes import Lifetimes
 from nbcompile.core.tracing.capture import capture
 from nbcompile.deploy.deploy_form import deploy
-from nbcompile.passes.split_channels import SplitChannels, pairs
+from nbcompile.passes.split_channels import SplitChannels, splittable
 from nbcompile.testing import check_pass, enliven_
 from nbcompile.zoo import mobilenetv2_tiny
 
@@ -48,7 +48,7 @@ def test_splits(model: nn.Module, count: int) -> None:
 
 
 def test_one_part_runs_after_the_other(golden: Callable[[str, str], None]) -> None:
-    golden("split_channels", render(check_pass(SplitChannels({"0": 2}), block(), X).gm))
+    golden("split_channels", render_graph(check_pass(SplitChannels({"0": 2}), block(), X).gm))
 
 
 class Functional(nn.Module):
@@ -174,7 +174,7 @@ def test_a_network_needs_less_memory_so() -> None:
     model = enliven_(mobilenetv2_tiny().double(), x)
     graph = deploy(model, (x,))
     assert isinstance(graph, fx.GraphModule)
-    found = pairs(capture(graph))
+    found = splittable(capture(graph))
     assert len(found) == 17
     result = check_pass(SplitChannels({pair.name: 2 for pair in found}), graph, x)
     assert len(result.rewritten) == 17

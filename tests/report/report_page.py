@@ -7,7 +7,7 @@ VOID = {"meta", "br", "link", "img", "input", "hr", "wbr"}
 HOSTILE = "<script>alert('x')</script>\"& $a_{"
 
 
-class Page(HTMLParser):
+class ParsedPage(HTMLParser):
     """Tables as lists of rows, tags, attributes and text; refuses tags that do not nest."""
 
     def __init__(self, html: str) -> None:

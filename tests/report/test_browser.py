@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from nbcompile.report.data import Check, Graph, LayerRow, ModelRow, Node, Report, Run
+from nbcompile.report.data import Box, CheckRow, Graph, LayerRow, ModelRow, Page, TrainingRun
 from nbcompile.report.html import write
 from nbcompile.results.device import Device, Interpreter, QuantisedRow, TensorRow
 
@@ -18,20 +18,22 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium"),
 ]
 
-REPORT = Report(
+REPORT = Page(
     title="seen by a browser",
     created="2026-01-02T03:04:05",
     command="nbcompile fuse trained.pt -o tiny.onnx --report out.html",
     models=(ModelRow(name="original", macs=23_499_152, params=750_280), ModelRow(name="tiny", macs=23_499_152)),
     runs=(
-        Run(label="vanilla", history=tuple({"epoch": e, "loss": 1 / e, "val_accuracy": 0.1 * e} for e in range(1, 9))),
+        TrainingRun(
+            label="vanilla", history=tuple({"epoch": e, "loss": 1 / e, "val_accuracy": 0.1 * e} for e in range(1, 9))
+        ),
     ),
-    checks=(Check(name="error", measured=1e-7, limit=1e-6, passed=True),),
+    checks=(CheckRow(name="error", measured=1e-7, limit=1e-6, passed=True),),
     layers=(LayerRow(name="conv", error=1e-7),),
     graphs=(
         Graph(
             title="net",
-            nodes=tuple(Node(name=f"features.{i}", label="conv 1×1 16→96", detail="norm · ReLU6") for i in range(40)),
+            nodes=tuple(Box(name=f"features.{i}", label="conv 1×1 16→96", detail="norm · ReLU6") for i in range(40)),
             edges=(*((i, i + 1) for i in range(39)), (3, 6), (6, 9)),
         ),
     ),

@@ -22,27 +22,27 @@ from nbcompile.core.layers import LayerSpec
 from nbcompile.core.tracing.capture import capture
 from nbcompile.report import collect, environment
 from nbcompile.report.data import (
-    Check,
+    Box,
+    CheckRow,
     FileRow,
     Graph,
     LayerRow,
     ModelRow,
-    Node,
-    Report,
-    Run,
+    Page,
     SiteRow,
+    TrainingRun,
 )
-from nbcompile.report.drawing import draw
+from nbcompile.report.drawing import draw_graph
 from nbcompile.report.errors_by_layer import per_layer_error
 from nbcompile.report.graphs import graph_of
-from nbcompile.report.html import render, write
-from nbcompile.report.labels import describe
+from nbcompile.report.html import render_page, write
+from nbcompile.report.labels import layer_label
 from nbcompile.report.layout import BOX_HEIGHT, BOX_WIDTH, PAGE_WIDTH, layout
 from nbcompile.report.summary import summary
 from nbcompile.results import numbers
-from tests.report.report_page import HOSTILE, Page
+from tests.report.report_page import HOSTILE, ParsedPage
 
-MINIMAL = Report(title="a title", created="2026-01-02T03:04:05", command="nbcompile fuse trained.pt")
+MINIMAL = Page(title="a title", created="2026-01-02T03:04:05", command="nbcompile fuse trained.pt")
 
 
 class Net(nn.Module):
@@ -96,7 +96,7 @@ def giant_and_tiny() -> tuple[Net, Net]:
     return giant, tiny
 
 
-def full_report() -> Report:
+def full_report() -> Page:
     giant, tiny = giant_and_tiny()
     history = tuple(
         {
@@ -135,12 +135,14 @@ def full_report() -> Report:
             LayerRow(name="head", error=math.nan),
         ),
         runs=(
-            Run(label="vanilla", history=tuple({**epoch, "slope": None, "phase": "train"} for epoch in history)),
-            Run(label="NetBooster", history=history),
+            TrainingRun(
+                label="vanilla", history=tuple({**epoch, "slope": None, "phase": "train"} for epoch in history)
+            ),
+            TrainingRun(label="NetBooster", history=history),
         ),
         checks=(
-            Check(name="error of tiny", measured=3.1e-7, limit=1e-6, passed=True),
-            Check(name="same keys", measured="equal", limit="equal", passed=False),
+            CheckRow(name="error of tiny", measured=3.1e-7, limit=1e-6, passed=True),
+            CheckRow(name="same keys", measured="equal", limit="equal", passed=False),
         ),
         graphs=(graph_of(capture(tiny), {"conv"}, "original"), collect.block_graph(giant, "conv")),
         notes=("The EMA weights were taken.",),
@@ -152,7 +154,7 @@ def full_report() -> Report:
 
 
 def test_minimal_report_renders() -> None:
-    page = Page(render(MINIMAL))
+    page = ParsedPage(render_page(MINIMAL))
     assert "a title" in page.text
     assert "nbcompile fuse trained.pt" in page.text
     assert page.tags["table"] == page.tags["svg"] == 0
@@ -160,8 +162,8 @@ def test_minimal_report_renders() -> None:
 
 
 def test_nothing_is_loaded_from_elsewhere() -> None:
-    html = render(full_report())
-    page = Page(html)
+    html = render_page(full_report())
+    page = ParsedPage(html)
     assert not re.search(r"https?:|//[a-z]|@import", html)
     assert page.tags["script"] == page.tags["link"] == page.tags["img"] == page.tags["iframe"] == 0
     assert page.tags["style"] == 1  # a figure's own style sheet would reach the whole page
@@ -174,14 +176,14 @@ def test_nothing_is_loaded_from_elsewhere() -> None:
 
 
 def test_ids_are_unique_and_every_reference_has_one() -> None:
-    page = Page(render(full_report()))
+    page = ParsedPage(render_page(full_report()))
     ids = Counter(value for _, name, value in page.attributes if name == "id")
     assert max(ids.values()) == 1
     assert {value[1:] for _, name, value in page.attributes if name == "href"} <= set(ids)
 
 
 def test_tables_are_filled() -> None:
-    page = Page(render(full_report()))
+    page = ParsedPage(render_page(full_report()))
     assert page.row("networks", "tiny") == [
         "tiny",
         "97.22 %",
@@ -208,7 +210,9 @@ def test_tables_are_filled() -> None:
 
 
 def test_columns_that_nobody_knows_are_left_out() -> None:
-    page = Page(render(replace(MINIMAL, models=(ModelRow(name="tiny", macs=1, flops=2, params=3, layers=4),))))
+    page = ParsedPage(
+        render_page(replace(MINIMAL, models=(ModelRow(name="tiny", macs=1, flops=2, params=3, layers=4),)))
+    )
     assert page.tables["networks"] == [
         ["network", "MACs", "FLOPs", "parameters", "layers"],
         ["tiny", "1", "2", "3", "4"],
@@ -216,13 +220,13 @@ def test_columns_that_nobody_knows_are_left_out() -> None:
 
 
 def test_numbers_are_right_aligned() -> None:
-    html = render(full_report())
+    html = render_page(full_report())
     assert '<td class="num">23,499,152</td>' in html
     assert re.search(r"\.num \{ text-align: right", html)
 
 
 def test_follows_light_and_dark() -> None:
-    html = render(full_report())
+    html = render_page(full_report())
     assert "@media (prefers-color-scheme: dark)" in html
     drawn = "".join(re.findall(r"<svg.*?</svg>", html, re.DOTALL))
     assert not re.search(r"#[0-9a-f]{6}", drawn)  # every colour is one of the page's variables
@@ -230,7 +234,7 @@ def test_follows_light_and_dark() -> None:
 
 
 def test_hostile_text_is_escaped() -> None:
-    report = Report(
+    report = Page(
         title=HOSTILE,
         created=HOSTILE,
         command=HOSTILE,
@@ -239,13 +243,15 @@ def test_hostile_text_is_escaped() -> None:
         models=(ModelRow(name=HOSTILE),),
         sites=(SiteRow(name=HOSTILE, pattern=HOSTILE, block=HOSTILE, activation=HOSTILE, shift=HOSTILE),),
         layers=(LayerRow(name=HOSTILE, kind=HOSTILE, error=1.0, measured_at=HOSTILE),),
-        runs=(Run(label=HOSTILE, history=tuple({"epoch": e, "loss": 1.0, "phase": HOSTILE * e} for e in (1, 2))),),
-        checks=(Check(name=HOSTILE, measured=HOSTILE, limit=HOSTILE, passed=False),),
-        graphs=(Graph(title=HOSTILE, nodes=(Node(name="<b>", label="<i>", detail="<u>"),)),),
+        runs=(
+            TrainingRun(label=HOSTILE, history=tuple({"epoch": e, "loss": 1.0, "phase": HOSTILE * e} for e in (1, 2))),
+        ),
+        checks=(CheckRow(name=HOSTILE, measured=HOSTILE, limit=HOSTILE, passed=False),),
+        graphs=(Graph(title=HOSTILE, nodes=(Box(name="<b>", label="<i>", detail="<u>"),)),),
         notes=(HOSTILE,),
         files=(FileRow(path=HOSTILE, what=HOSTILE, sha256=HOSTILE),),
     )
-    page = Page(render(report))
+    page = ParsedPage(render_page(report))
     assert page.tags["script"] == page.tags["b"] == page.tags["i"] == page.tags["u"] == 0
     assert page.text.count("<script>alert(") > 15
     assert ("svg", "aria-label", HOSTILE) in page.attributes
@@ -255,7 +261,7 @@ def test_write_replaces_the_old_page(tmp_path: Path) -> None:
     path = tmp_path / "out.html"
     path.write_text("old")
     write(MINIMAL, path)
-    assert path.read_text(encoding="utf-8") == render(MINIMAL)
+    assert path.read_text(encoding="utf-8") == render_page(MINIMAL)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -270,13 +276,13 @@ def test_missing_folder_is_said(tmp_path: Path) -> None:
         ("jinja2", MINIMAL, r"writing a report needs jinja2, .*pip install 'nbcompile\[train\]'"),
         (
             "matplotlib",
-            replace(MINIMAL, runs=(Run(label="a", history=({"epoch": 1, "loss": 1.0},)),)),
+            replace(MINIMAL, runs=(TrainingRun(label="a", history=({"epoch": 1, "loss": 1.0},)),)),
             r"drawing training curves needs matplotlib, .*pip install 'nbcompile\[train\]'",
         ),
     ],
 )
 def test_missing_package_is_one_sentence(
-    package: str, report: Report, message: str, monkeypatch: pytest.MonkeyPatch
+    package: str, report: Page, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real: Callable[..., Any] = builtins.__import__
 
@@ -287,7 +293,7 @@ def test_missing_package_is_one_sentence(
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UsageError, match=message):
-        render(report)
+        render_page(report)
 
 
 # ---- summary, data, formats
@@ -340,9 +346,9 @@ def test_json_is_plain() -> None:
         (numbers.count, None, "–"),
         (numbers.percent, 0.9722, "97.22 %"),
         (numbers.percent, math.nan, "–"),
-        (numbers.times, 2.296, "2.30 ×"),
-        (numbers.size, 640, "640 B"),
-        (numbers.size, 2_934_112, "2.93 MB"),
+        (numbers.ratio, 2.296, "2.30 ×"),
+        (numbers.bytes_in_unit, 640, "640 B"),
+        (numbers.bytes_in_unit, 2_934_112, "2.93 MB"),
         (numbers.small, 0.0, "0"),
         (numbers.small, 3.14e-7, "3.1e-07"),
         (numbers.small, 0.12345, "0.1235"),
@@ -413,12 +419,12 @@ def test_long_network_is_drawn_block_by_block() -> None:
     ],
 )
 def test_labels(module: nn.Module, text: str) -> None:
-    assert describe(module) == text
+    assert layer_label(module) == text
 
 
 def ladder(rungs: int) -> Graph:
     """A chain with a residual edge around every two of its boxes, and a parallel box beside the first."""
-    nodes = tuple(Node(name=f"n{i}", label="conv 1×1 8") for i in range(rungs + 1))
+    nodes = tuple(Box(name=f"n{i}", label="conv 1×1 8") for i in range(rungs + 1))
     chain = [(i, i + 1) for i in range(rungs - 1)]
     skips = [(i, i + 3) for i in range(1, rungs - 3, 3)]
     return Graph(title="ladder", nodes=nodes, edges=(*chain, *skips, (0, rungs), (rungs, 4)))
@@ -441,7 +447,7 @@ def test_layout_keeps_boxes_apart_and_lines_clear(rungs: int) -> None:
 
 
 def test_lanes_do_not_overlap() -> None:
-    nodes = tuple(Node(name=f"n{i}", label="conv") for i in range(10))
+    nodes = tuple(Box(name=f"n{i}", label="conv") for i in range(10))
     edges = (*((i, i + 1) for i in range(9)), *((i, i + 3) for i in range(7)), (0, 5))
     lanes = layout(Graph(title="dense", nodes=nodes, edges=edges)).lanes
     assert len(lanes) == 8
@@ -452,20 +458,20 @@ def test_lanes_do_not_overlap() -> None:
 
 def test_drawing_has_every_box_and_edge() -> None:
     graph = ladder(30)
-    svg = draw(graph)
-    page = Page(svg)
+    svg = draw_graph(graph)
+    page = ParsedPage(svg)
     assert page.tags["rect"] == len(graph.nodes)
     assert page.tags["path"] == len(graph.edges)
     assert "n30" in page.text
 
 
 def test_empty_graph_draws_nothing() -> None:
-    assert Page(draw(Graph(title="empty"))).tags == Counter(svg=1)
+    assert ParsedPage(draw_graph(Graph(title="empty"))).tags == Counter(svg=1)
 
 
 def test_long_texts_are_shortened_inside_the_box() -> None:
-    node = Node(name="a." * 60 + "end", label="conv " * 20, detail="norm")
-    drawn = re.findall(r"<text[^>]*>(.*?)</text>", draw(Graph(title="", nodes=(node,))))
+    node = Box(name="a." * 60 + "end", label="conv " * 20, detail="norm")
+    drawn = re.findall(r"<text[^>]*>(.*?)</text>", draw_graph(Graph(title="", nodes=(node,))))
     label, name = (re.sub(r"<.*?>", "", text) for text in drawn)
     assert label.endswith("…")
     assert name.startswith("…")
@@ -586,7 +592,7 @@ def test_report_on_models() -> None:
         "What stands in the giant for conv",
     ]
     assert [node.name for node in report.graphs[0].nodes if node.highlighted] == ["conv"]
-    Page(render(report))
+    ParsedPage(render_page(report))
 
 
 def test_report_on_a_tiny_network_alone() -> None:
@@ -610,7 +616,7 @@ def test_report_on_an_untraceable_network_draws_its_block_only() -> None:
 
 def test_environment() -> None:
     assert {"python", "torch", "numpy"} <= set(environment.versions())
-    assert "cores" in environment.machine()
+    assert "cores" in environment.machine_line()
 
 
 def test_symbolic_trace_of_a_plain_network_is_enough() -> None:

@@ -7,8 +7,8 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from nbcompile.report.data import Report
-from nbcompile.report.html import render
+from nbcompile.report.data import Page
+from nbcompile.report.html import render_page
 from nbcompile.report.layout import PAGE_WIDTH
 from nbcompile.report.memory_map import draw_memory
 from nbcompile.report.summary import summary
@@ -21,9 +21,9 @@ from nbcompile.results.device import (
     first_out_of_band,
     verdict,
 )
-from tests.report.report_page import HOSTILE, Page
+from tests.report.report_page import HOSTILE, ParsedPage
 
-MINIMAL = Report(title="a title", created="2026-01-02T03:04:05", command="nbcompile fuse trained.pt -o tiny.tflite")
+MINIMAL = Page(title="a title", created="2026-01-02T03:04:05", command="nbcompile fuse trained.pt -o tiny.tflite")
 TENSORS = (
     TensorRow(name="x", first=-1, last=0, offset=82_944, bytes=62_208),
     TensorRow(name="net/a;b", layer="features.0", first=0, last=1, offset=0, bytes=82_944),
@@ -61,8 +61,8 @@ DEVICE = Device(
 )
 
 
-def page_of(*devices: Device) -> Page:
-    return Page(render(replace(MINIMAL, devices=devices)))
+def page_of(*devices: Device) -> ParsedPage:
+    return ParsedPage(render_page(replace(MINIMAL, devices=devices)))
 
 
 def bars(svg: str) -> list[tuple[float, ...]]:
@@ -93,8 +93,8 @@ def test_tables_are_filled() -> None:
 
 
 def test_layers_are_listed_and_the_first_out_of_its_band_is_marked() -> None:
-    html = render(replace(MINIMAL, devices=(DEVICE,)))
-    page = Page(html)
+    html = render_page(replace(MINIMAL, devices=(DEVICE,)))
+    page = ParsedPage(html)
     measured = ["-1.5", "6", "0.0294", "-77", "40.1 dB", "35.0 dB", "in", "1,432"]
     assert page.row("devices", "features.0") == ["features.0", "conv 3×3 /2 3→16", *measured]
     assert page.row("devices", "features.1")[6:9] == ["12.0 dB", "30.0 dB", "first out"]
@@ -119,7 +119,7 @@ def test_what_is_not_known_is_a_dash_or_nothing() -> None:
 
 
 def test_no_device_no_section() -> None:
-    page = Page(render(MINIMAL))
+    page = ParsedPage(render_page(MINIMAL))
     assert "On the device" not in page.text
     assert ("a", "href", "#devices") not in page.attributes
 
@@ -217,7 +217,7 @@ def test_ops_start_at_their_own_column() -> None:
     assert float(ticks[0][0]) == pytest.approx(x + width / 4, abs=0.6)
     unread = TensorRow(name="unread", first=-2, last=-2, offset=0, bytes=1_000)
     assert unread.ops == "start"
-    Page(draw_memory(Device(file="a.tflite", tensors=(unread,))))
+    ParsedPage(draw_memory(Device(file="a.tflite", tensors=(unread,))))
 
 
 @pytest.mark.parametrize("count", [1, 5, 200])
@@ -229,7 +229,7 @@ def test_picture_fits_the_page_and_names_the_biggest(count: int) -> None:
         )
         for i in range(count)
     )  # fmt: skip
-    page = Page(svg := draw_memory(Device(file="a.tflite", tensors=tensors)))
+    page = ParsedPage(svg := draw_memory(Device(file="a.tflite", tensors=tensors)))
     width, height = (float(v) for v in re.findall(r'width="(\d+)" height="(\d+)" viewBox', svg)[0])
     assert width <= PAGE_WIDTH + 0.5
     assert page.tags["rect"] == len(bars(svg)) == count
@@ -256,7 +256,7 @@ def test_names_stay_inside_their_bars() -> None:
 def test_colours_are_the_pages() -> None:
     svg = draw_memory(DEVICE)
     assert not re.search(r"#[0-9a-f]{6}|style=|fill=|stroke=", svg)
-    html = render(replace(MINIMAL, devices=(DEVICE,)))
+    html = render_page(replace(MINIMAL, devices=(DEVICE,)))
     for css in ("rule", "tick", "live", "name", "level", "budget", "exceeded"):
         assert f".memory .{css}" in html
 

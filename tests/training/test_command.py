@@ -13,7 +13,7 @@ from nbcompile import CheckpointError, UsageError
 from nbcompile.cli import train as cli_train
 from nbcompile.models import build
 from nbcompile.training import TrainConfig, train
-from nbcompile.training.command import run
+from nbcompile.training.command import run_train
 from nbcompile.training.data.digits import load_digits
 
 MODEL = "nbcompile:dscnn?num_classes=10&in_channels=1"
@@ -21,7 +21,7 @@ SHORT: dict[str, Any] = {"epochs": 2, "batch_size": 256, "warmup_epochs": 1, "ac
 
 
 def test_a_model_string(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = run(MODEL, output=tmp_path / "trained.pt", method="vanilla", lr=None, **SHORT)
+    result = run_train(MODEL, output=tmp_path / "trained.pt", method="vanilla", lr=None, **SHORT)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines()[0] == "vanilla on digits: 2 epochs of 5 steps"
@@ -35,7 +35,7 @@ def test_the_seed_decides_the_initial_weights(tmp_path: Path) -> None:
     losses = []
     for noise in (1, 2):
         torch.manual_seed(noise)
-        result = run(MODEL, output=tmp_path / "trained.pt", method="vanilla", quiet=True, **SHORT)
+        result = run_train(MODEL, output=tmp_path / "trained.pt", method="vanilla", quiet=True, **SHORT)
         losses.append([epoch.loss for epoch in result.history])
     assert losses[0] == losses[1]
 
@@ -44,7 +44,7 @@ def test_a_giants_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     giant = nbcompile.expand(build(MODEL).model, torch.zeros(1, 1, 8, 8), where="last:1", ratio=2)
     nbcompile.save(giant, tmp_path / "giant.pt")
     path = str(tmp_path / "giant.pt")
-    result = run(path, output=tmp_path / "trained.pt", method="netbooster", quiet=True, **SHORT)
+    result = run_train(path, output=tmp_path / "trained.pt", method="netbooster", quiet=True, **SHORT)
     assert result.history[-1].slope == 1.0
     assert capsys.readouterr().err == ""
     tiny = nbcompile.fuse(nbcompile.load(tmp_path / "trained.pt"))
@@ -57,10 +57,10 @@ def test_a_stand_in_says_what_it_cannot_do(
     monkeypatch.setattr(logging.getLogger("nbcompile"), "propagate", True)  # the command line stops it
     file = tmp_path / "plain.pt"
     nbcompile.save(nbcompile.zoo.dscnn(), file, torch.zeros(1, 1, 8, 8))  # no MODEL is known
-    run(str(file), output=tmp_path / "a.pt", method="vanilla", quiet=True, **SHORT)
+    run_train(str(file), output=tmp_path / "a.pt", method="vanilla", quiet=True, **SHORT)
     assert "traced in eval mode (dropout is inactive); --model gives the class" in caplog.text
     caplog.clear()
-    result = run(str(file), output=tmp_path / "b.pt", model=MODEL, method="vanilla", quiet=True, **SHORT)
+    result = run_train(str(file), output=tmp_path / "b.pt", model=MODEL, method="vanilla", quiet=True, **SHORT)
     assert type(result.model) is type(nbcompile.zoo.dscnn())
     assert caplog.text == ""
 
@@ -68,7 +68,7 @@ def test_a_stand_in_says_what_it_cannot_do(
 def test_a_folder_of_images_at_the_models_size(folder: Path, tmp_path: Path) -> None:
     model = "nbcompile:dscnn?num_classes=2&in_channels=3"
     options = SHORT | {"batch_size": 3, "data": f"imagefolder:{folder}"}
-    result = run(model, output=tmp_path / "trained.pt", method="netbooster", quiet=True, **options)
+    result = run_train(model, output=tmp_path / "trained.pt", method="netbooster", quiet=True, **options)
     assert [epoch.step for epoch in result.history] == [2, 4]
     assert result.accuracy in (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -86,7 +86,7 @@ def test_a_folder_of_images_at_the_models_size(folder: Path, tmp_path: Path) -> 
 )
 def test_refuses(model: str, options: dict[str, Any], error: type[Exception], sentence: str, tmp_path: Path) -> None:
     with pytest.raises(error, match=sentence):
-        run(model, output=tmp_path / "trained.pt", method="vanilla", **SHORT, **options)
+        run_train(model, output=tmp_path / "trained.pt", method="vanilla", **SHORT, **options)
 
 
 def test_every_option_of_the_command_line_is_a_field() -> None:
@@ -104,15 +104,15 @@ def test_restarts_are_epochs() -> None:
 def test_a_file_can_teach(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.getLogger("nbcompile"), "propagate", True)  # the command line stops it
     options = {"method": "kd", "quiet": True, **SHORT}
-    run(MODEL, output=tmp_path / "teacher.pt", method="vanilla", quiet=True, **SHORT)
-    taught = run(MODEL, output=tmp_path / "a.pt", teacher=str(tmp_path / "teacher.pt"), **options)
+    run_train(MODEL, output=tmp_path / "teacher.pt", method="vanilla", quiet=True, **SHORT)
+    taught = run_train(MODEL, output=tmp_path / "a.pt", teacher=str(tmp_path / "teacher.pt"), **options)
     assert caplog.text == ""
-    guessed = run(MODEL, output=tmp_path / "b.pt", teacher=MODEL, **options)
+    guessed = run_train(MODEL, output=tmp_path / "b.pt", teacher=MODEL, **options)
     assert f"{MODEL}: the teacher is a MODEL without weights, it has learnt nothing yet" in caplog.text
     assert taught.history[-1].loss != guessed.history[-1].loss
     weights = tmp_path / "weights.pt"
     torch.save(nbcompile.load(tmp_path / "teacher.pt").state_dict(), weights)
-    again = run(MODEL, output=tmp_path / "c.pt", teacher=str(weights), teacher_model=MODEL, **options)
+    again = run_train(MODEL, output=tmp_path / "c.pt", teacher=str(weights), teacher_model=MODEL, **options)
     assert [e.loss for e in again.history] == [e.loss for e in taught.history]
     with pytest.raises(UsageError, match=r"^teacher= goes with a foreign teacher$"):
         train(build(MODEL).model, TrainConfig(**SHORT), tmp_path / "d.pt", teacher=build(MODEL).model)
@@ -123,7 +123,7 @@ def test_a_file_can_teach(tmp_path: Path, caplog: pytest.LogCaptureFixture, monk
 def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
     spec = MODEL.replace("num_classes=10", "num_classes=7")
     with pytest.raises(UsageError, match=rf"^the teacher {re.escape(spec)} \(InvertedResidualNet\) gives .*10 classes"):
-        run(MODEL, output=tmp_path / "a.pt", method="kd", teacher=spec, quiet=True, **SHORT)
+        run_train(MODEL, output=tmp_path / "a.pt", method="kd", teacher=spec, quiet=True, **SHORT)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,7 +8,7 @@ from nbcompile import NBCompileError
 from nbcompile.training import Event, Stepped, TrainConfig
 from nbcompile.training.begin import set_up
 from nbcompile.training.data.load import load_data
-from nbcompile.training.engine import start
+from nbcompile.training.engine import start_fabric
 from nbcompile.training.meter import Meter
 from nbcompile.training.outputs.run_folder import RunFolder
 from nbcompile.training.session import Session
@@ -24,7 +24,7 @@ def told() -> list[Event]:
 @pytest.fixture
 def session(net: nn.Module, tmp_path: Path, told: list[Event]) -> Session:
     config = TrainConfig(method="vanilla", epochs=2, accelerator="cpu")
-    return set_up(start(config), config, net, load_data(config), RunFolder(tmp_path), None, told.append)
+    return set_up(start_fabric(config), config, net, load_data(config), RunFolder(tmp_path), None, told.append)
 
 
 def feed(meter: Meter, session: Session, losses: list[float]) -> None:

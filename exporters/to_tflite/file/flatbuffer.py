@@ -15,9 +15,9 @@ from ai_edge_litert import schema_py_generated as schema
 
 from nbcompile.core.errors import CheckpointError
 
-IDENTIFIER = b"TFL3"
+FILE_IDENTIFIER = b"TFL3"
 
-ALIGNMENT = 16
+BUFFER_ALIGNMENT = 16
 """Bytes, of every constant in a file: what the schema asks for, and what kernels on microcontrollers rely on."""
 
 _DTYPES = {
@@ -150,7 +150,7 @@ class File:
         return {i: op for op in self.ops for i in op.outputs}
 
 
-def read(content: bytes) -> File:
+def read_file(content: bytes) -> File:
     """What is in a file.
 
     Raises:
@@ -174,7 +174,7 @@ def unpack(content: bytes) -> Any:
     Raises:
         CheckpointError: if it is no ``.tflite`` file, or not complete.
     """
-    if content[4:8] != IDENTIFIER:
+    if content[4:8] != FILE_IDENTIFIER:
         raise CheckpointError("this is no .tflite file: bytes 4 to 7 are not 'TFL3'")
     try:
         return schema.ModelT.InitFromPackedBuf(content, 0)
@@ -185,7 +185,7 @@ def unpack(content: bytes) -> Any:
 def pack(model: Any) -> bytes:
     """The bytes of an edited ``ModelT``, constants aligned to ``ALIGNMENT`` bytes."""
     builder = _AlignedBuilder()
-    builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
+    builder.Finish(model.Pack(builder), file_identifier=FILE_IDENTIFIER)
     return bytes(builder.Output())
 
 
@@ -193,7 +193,7 @@ class _AlignedBuilder(flatbuffers.Builder):  # type: ignore[misc]
     """The schema asks for 16-byte alignment of constants; its Python code packs them without."""
 
     def CreateNumpyVector(self, x: np.ndarray) -> int:  # noqa: N802
-        self.Prep(ALIGNMENT, x.nbytes)
+        self.Prep(BUFFER_ALIGNMENT, x.nbytes)
         return int(super().CreateNumpyVector(x))
 
 

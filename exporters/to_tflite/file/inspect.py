@@ -5,7 +5,7 @@ from math import prod
 from pathlib import Path
 
 from nbcompile.core.errors import CheckpointError
-from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileOp, read
+from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileOp, read_file
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def read_layers(path: Path) -> tuple[TfliteLayer, ...]:
         CheckpointError: if the file cannot be read.
     """
     try:
-        file = read(path.read_bytes())
+        file = read_file(path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except CheckpointError as error:

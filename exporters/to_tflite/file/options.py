@@ -110,7 +110,7 @@ AS_IT_IS = "as it is"
 CHECKED = 16
 """Samples that files are checked on."""
 
-ENOUGH = 4 * CHECKED
+ENOUGH_TO_HOLD_OUT = 4 * CHECKED
 """From so many samples on, those of the check do not calibrate: a file is judged by what it has not seen."""
 
 
@@ -118,6 +118,6 @@ def held_out(samples: Sequence[Inputs]) -> tuple[list[Inputs], list[Inputs]]:
     """The samples that calibrate, and those that the file is checked on, evenly chosen."""
     every = -(-len(samples) // CHECKED) or 1
     checked = list(samples[::every])
-    if len(samples) < ENOUGH:
+    if len(samples) < ENOUGH_TO_HOLD_OUT:
         return list(samples), checked
     return [one for i, one in enumerate(samples) if i % every], checked

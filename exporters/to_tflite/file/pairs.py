@@ -23,7 +23,7 @@ _JOINING = ("CONCATENATION", "PACK", "MAXIMUM", "MINIMUM", "SELECT_V2")
 
 
 @dataclass(frozen=True)
-class Pair:
+class SameOperator:
     """An operator of the float file, and the same one of the quantised file."""
 
     exact: FileOp
@@ -36,7 +36,7 @@ class Pair:
         return [(i, j) for i, j in both if i >= 0 and j >= 0]
 
 
-def pairs(exact: File, quantised: File) -> list[Pair]:
+def same_operators(exact: File, quantised: File) -> list[SameOperator]:
     """The operators that both files have, in the order of the quantised one.
 
     They follow each other in the same order, with conversions between them; where that is not so, they are found by
@@ -44,10 +44,10 @@ def pairs(exact: File, quantised: File) -> list[Pair]:
     """
     left, right = ([op for op in file.ops if op.name not in _CONVERSIONS] for file in (exact, quantised))
     if [op.name for op in left] == [op.name for op in right]:
-        return [Pair(a, b) for a, b in zip(left, right, strict=True)]
+        return [SameOperator(a, b) for a, b in zip(left, right, strict=True)]
     by_name = {exact.tensors[op.outputs[0]].name: op for op in left}
     named = [(by_name.get(quantised.tensors[op.outputs[0]].name), op) for op in right]
-    return [Pair(a, b) for a, b in named if a is not None and a.name == b.name]
+    return [SameOperator(a, b) for a, b in named if a is not None and a.name == b.name]
 
 
 def prescribed(file: File, op: FileOp) -> bool:

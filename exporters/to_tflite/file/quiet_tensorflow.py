@@ -19,11 +19,11 @@ with suppress(ImportError):
 with stderr_kept():  # it greets, before it has read how loud it is to be
     import tensorflow as tf
 
-__all__ = ["quiet", "tf"]
+__all__ = ["quiet_tensorflow", "tf"]
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet_tensorflow() -> Iterator[None]:
     """Keep its warnings and log lines from the user: what matters is raised."""
     before = logging.root.manager.disable
     with warnings.catch_warnings():

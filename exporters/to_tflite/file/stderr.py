@@ -19,9 +19,16 @@ def stderr_kept() -> Iterator[Callable[[], str]]:
         with tempfile.TemporaryFile() as file:
             os.dup2(file.fileno(), 2)
             try:
-                yield lambda: os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode(errors="replace")
+                yield lambda: _content(file.fileno())
             finally:
                 sys.stderr.flush()
                 os.dup2(shown, 2)
     finally:
         os.close(shown)
+
+
+def _content(descriptor: int) -> str:
+    """All that was written; the place behind it, which the descriptors share, is where writing goes on."""
+    size = os.lseek(descriptor, 0, os.SEEK_END)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return os.read(descriptor, size).decode(errors="replace")

@@ -9,7 +9,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils._pytree import tree_leaves
 
 from nbcompile.core.errors import ExportError
-from nbcompile.core.example import Inputs, each
+from nbcompile.core.example import Inputs, change_tensors
 from nbcompile.exporters.to_tflite.lower.ops.table import HANDLERS
 
 
@@ -46,7 +46,7 @@ def captured(graph: nn.Module, inputs: Inputs) -> ExportedProgram:
 def first_sample(inputs: Inputs) -> Inputs:
     """``inputs`` at batch 1."""
     batch = tree_leaves(inputs)[0].shape[:1]
-    return each(lambda x: x[:1] if x.shape[:1] == batch else x, inputs)
+    return change_tensors(lambda x: x[:1] if x.shape[:1] == batch else x, inputs)
 
 
 def constants(program: ExportedProgram) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Axis:
 Axes = tuple[Axis, ...]
 
 
-def plain(shape: Sequence[int]) -> Axes:
+def torch_axes(shape: Sequence[int]) -> Axes:
     """The axes of a tensor that is stored as PyTorch has it."""
     return tuple(axis_of(d, shape) for d in range(len(shape)))
 

@@ -16,16 +16,16 @@ from torch.utils._pytree import tree_any, tree_leaves
 
 from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs
-from nbcompile.exporters.to_tflite.file.flatbuffer import read
+from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
 from nbcompile.exporters.to_tflite.file.ports import FloatModel, Port
-from nbcompile.exporters.to_tflite.file.quiet_tensorflow import quiet, tf
+from nbcompile.exporters.to_tflite.file.quiet_tensorflow import quiet_tensorflow, tf
 from nbcompile.exporters.to_tflite.file.stderr import stderr_kept
 from nbcompile.exporters.to_tflite.lower.capture import aten_name, captured, constants, place
 from nbcompile.exporters.to_tflite.lower.layout import axis_of
-from nbcompile.exporters.to_tflite.lower.names import labels, named, owners, scope
+from nbcompile.exporters.to_tflite.lower.names import labels, owners, rename_tensors, scope
 from nbcompile.exporters.to_tflite.lower.ops.table import HANDLERS, INSTEAD, NATIVE
 from nbcompile.exporters.to_tflite.lower.refusal import LoweringError
-from nbcompile.exporters.to_tflite.lower.value import Value, stored
+from nbcompile.exporters.to_tflite.lower.value import Value, stored_array
 
 _NO_REMEDIES: Mapping[str, str] = {}
 
@@ -43,7 +43,7 @@ def float_model(graph: nn.Module, inputs: Inputs, *, forbidden: Mapping[str, str
         ExportError: if the graph cannot be captured, or an operator cannot be lowered: with its name, its layer, its
             place in the code, and what to do.
     """
-    with quiet():
+    with quiet_tensorflow():
         return _Lowering(graph, inputs, forbidden).model()
 
 
@@ -79,10 +79,10 @@ class _Lowering:
         ]
         function = tf.function(network, input_signature=specs, autograph=False).get_concrete_function()
         content = self._converted(function)
-        content, layers = named(
+        content, layers = rename_tensors(
             content, [port.name for port in self.inputs], self.names, [self.numbers.get(node) for node in self.results]
         )
-        file = read(content)
+        file = read_file(content)
         for op in file.ops:  # what the table could not foresee
             if op.name in self.forbidden:
                 layer = file.tensors[op.outputs[0]].name
@@ -123,12 +123,15 @@ class _Lowering:
             result = self._handler(node)(*args, **kwargs)
         except LoweringError as refusal:
             raise self._error(node, refusal.reason, refusal.remedy) from refusal
-        except (TypeError, ValueError, tf.errors.OpError) as error:
-            reason = f"it is called in a way that cannot be lowered ({str(error).splitlines()[0]})"
+        except (TypeError, ValueError, AssertionError, tf.errors.OpError) as error:
+            said = str(error).splitlines() or [type(error).__name__]
+            reason = f"it is called in a way that cannot be lowered ({said[0]})"
             raise self._error(node, reason, _REPLACE) from error
         if isinstance(result, Value):
             wanted = node.meta["val"]
-            assert result.shape == tuple(wanted.shape), f"{node.target} gives {result.shape}"
+            if result.shape != tuple(wanted.shape):
+                reason = f"it is lowered to shape {result.shape}, where PyTorch has {tuple(wanted.shape)}"
+                raise self._error(node, reason, _REPLACE)
             if _kind(result.tensor.dtype) != _kind(_tf_dtype(wanted)):
                 reason = f"it turns {_kind(result.tensor.dtype)} into {_kind(_tf_dtype(wanted))}"
                 raise self._error(node, reason, "call .float() on them before")
@@ -204,7 +207,7 @@ def _input_value(node: fx.Node, port: Port, tensor: tf.Tensor) -> Value:
 def _output(result: Value | Tensor) -> tuple[Value, bool]:
     """A result as the file gives it: a map channels-last, if it is stored so; all else as PyTorch has it."""
     if isinstance(result, Tensor):
-        return Value.of(tf.constant(stored(result))), False
+        return Value.of(tf.constant(stored_array(result))), False
     rank = result.rank
     channels_last = rank > 3 and result.order == (0, *range(2, rank), 1)
     return result.arranged((0, *range(2, rank), 1) if channels_last else range(rank)), channels_last

@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from nbcompile.core.tracing.compiled_piece import CompiledPiece
-from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileOp, pack, read, unpack
+from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileOp, pack, read_file, unpack
 from nbcompile.exporters.to_tflite.lower.capture import aten_name
 
 _NUMBER = re.compile(r"(?:^|[;/])n(\d+)(?=[/:;_]|$)")
@@ -76,7 +76,7 @@ def labels(owners: Mapping[fx.Node, str], nodes: Sequence[fx.Node]) -> list[str]
     return _unique(found)
 
 
-def named(
+def rename_tensors(
     content: bytes, inputs: Sequence[str], nodes: Sequence[str], outputs: Sequence[int | None]
 ) -> tuple[bytes, Mapping[str, str]]:
     """A converted file with the layers' names on its tensors.
@@ -94,7 +94,7 @@ def named(
     Returns:
         The file, and for each tensor that a node's result is in, the name of that node.
     """
-    file = read(content)
+    file = read_file(content)
     numbers = [{int(n) for n in _NUMBER.findall(tensor.name)} for tensor in file.tensors]
     for index, number in zip(file.outputs, outputs, strict=True):
         numbers[index] |= set() if number is None else {number}

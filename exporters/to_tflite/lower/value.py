@@ -18,10 +18,10 @@ from nbcompile.exporters.to_tflite.lower.layout import (
     groups,
     held,
     merged,
-    plain,
     renamed,
     runs,
     simplest,
+    torch_axes,
 )
 
 MOST_SLICES = 8
@@ -55,7 +55,7 @@ class Value:
     def of(cls, tensor: tf.Tensor) -> "Value":
         """A value that is stored as PyTorch has it."""
         shape = tuple(tensor.shape)
-        return cls(tensor, shape, plain(shape))
+        return cls(tensor, shape, torch_axes(shape))
 
     def like(self, tensor: tf.Tensor, nonnegative: bool = False) -> "Value":
         """A value of the same shape, stored in the same way."""
@@ -241,14 +241,14 @@ def constant(x: Tensor, shape: Sequence[int], axes: Axes) -> np.ndarray:
             x = x.index_select(i, torch.tensor(axis.index))
     while x.ndim and x.shape[0] == 1:
         x = x[0]
-    return stored(x)
+    return stored_array(x)
 
 
 def _varies(x: Tensor, axis: Axis, order: tuple[int, ...]) -> bool:
     return any(x.shape[order.index(d)] != 1 for d in axis.dims)
 
 
-def stored(x: Tensor) -> np.ndarray:
+def stored_array(x: Tensor) -> np.ndarray:
     """``x`` as files hold it: float32 if it is floating point, else as it is."""
     x = x.detach()
     return np.ascontiguousarray((x.float() if x.is_floating_point() else x).numpy())
@@ -278,7 +278,7 @@ def elementwise(f: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], a: "Value | Tens
     shape = np.broadcast_shapes(tuple(a.shape), tuple(b.shape))
     host = next((x for x in (a, b) if isinstance(x, Value) and tuple(x.shape) == shape), None)
     if host is None:  # each is repeated along some dimension: both as PyTorch has them
-        tensors = [x.arranged(range(x.rank)).tensor if isinstance(x, Value) else stored(x) for x in (a, b)]
+        tensors = [x.arranged(range(x.rank)).tensor if isinstance(x, Value) else stored_array(x) for x in (a, b)]
         return Value.of(f(*tensors))
     other = b if host is a else a
     if isinstance(other, Tensor):

@@ -8,7 +8,7 @@ from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 from nbcompile.exporters.to_tflite.lower.layout import axis_of
 from nbcompile.exporters.to_tflite.lower.value import Value
 
-Pair = tuple[int, int]
+PerAxis = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def scheme(windows: Sequence[Window]) -> str | None:
     return "SAME" if all(window.is_same for window in windows) else None
 
 
-def padded(x: Value, pads: Sequence[Pair], fill: float = 0.0, mode: str = "CONSTANT") -> Value:
+def padded(x: Value, pads: Sequence[PerAxis], fill: float = 0.0, mode: str = "CONSTANT") -> Value:
     """``x`` with (before, after) more elements in each of PyTorch's dimensions."""
     touched = [d for d, pad in enumerate(pads) if pad != (0, 0)]
     if not touched:

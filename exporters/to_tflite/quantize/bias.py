@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from nbcompile.exporters.to_tflite.file.flatbuffer import File, read
-from nbcompile.exporters.to_tflite.file.pairs import pairs
+from nbcompile.exporters.to_tflite.file.flatbuffer import File, read_file
+from nbcompile.exporters.to_tflite.file.pairs import same_operators
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.run.interpreters import Sample, fitted, tensors
-from nbcompile.exporters.to_tflite.run.one_operator import Part, Parts
+from nbcompile.exporters.to_tflite.run.one_operator import OneOperator, OperatorByOperator
 
 SAMPLES = 64
 """Calibration samples that are run, evenly chosen."""
@@ -43,10 +43,10 @@ def corrected(model: FloatModel, content: bytes, samples: Sequence[Sample]) -> b
         Nagel et al. 2019, arXiv:1906.04721, section 4.2 (the empirical form).
     """
     chosen = samples[:: max(1, len(samples) // SAMPLES)][:SAMPLES]
-    edited, parts, exact = bytearray(content), Parts(content), read(model.content)
+    edited, parts, exact = bytearray(content), OperatorByOperator(content), read_file(model.content)
     file = parts.file
     biases = _biases(file, edited)
-    layers = {pair.quantised.index: pair.exact.outputs[0] for pair in pairs(exact, file)}
+    layers = {pair.quantised.index: pair.exact.outputs[0] for pair in same_operators(exact, file)}
     wanted = _means(model, chosen, {index for op, index in layers.items() if op in biases})
     values = [dict(zip(file.inputs, fitted(file, sample), strict=True)) for sample in chosen]
     last_reader = {index: op.index for op in file.ops for index in op.inputs}
@@ -96,7 +96,7 @@ def _biases(file: File, edited: bytearray) -> dict[int, _Bias]:
     return found
 
 
-def _run(part: Part, values: Sequence[dict[int, np.ndarray]]) -> list[Sample]:
+def _run(part: OneOperator, values: Sequence[dict[int, np.ndarray]]) -> list[Sample]:
     return [part.run(one) for one in values]
 
 

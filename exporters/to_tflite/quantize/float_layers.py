@@ -6,10 +6,10 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from nbcompile.core.errors import UsageError
-from nbcompile.exporters.to_tflite.file.flatbuffer import read
-from nbcompile.exporters.to_tflite.file.pairs import pairs
+from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
+from nbcompile.exporters.to_tflite.file.pairs import same_operators
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
-from nbcompile.exporters.to_tflite.quantize.ranges import layer_of
+from nbcompile.exporters.to_tflite.quantize.ranges import layer_of_tensor
 
 _NAMED = 24
 """How many layers an error lists."""
@@ -25,13 +25,13 @@ def matching(model: FloatModel, patterns: Sequence[str]) -> frozenset[str]:
     Raises:
         UsageError: if a pattern matches no layer; the layers are listed.
     """
-    file = read(model.content)
+    file = read_file(model.content)
     computed = [file.tensors[i].name for op in file.ops for i in op.outputs]
     found: set[str] = set()
     for pattern in patterns:
         forms = (pattern, f"{pattern}.*", f"{pattern}/*")
         # A convolution and its activation are one tensor: it has the one's name, and is the other's result.
-        matched = [t for t in computed if any(fnmatchcase(n, f) for n in (t, layer_of(model, t)) for f in forms)]
+        matched = [t for t in computed if any(fnmatchcase(n, f) for n in (t, layer_of_tensor(model, t)) for f in forms)]
         if not matched:
             raise UsageError(f"float_layers: '{pattern}' matches no layer of the network; it has {_listed(computed)}")
         found.update(matched)
@@ -45,10 +45,10 @@ def left_in_float(model: FloatModel, content: bytes) -> tuple[str, ...]:
         model: the float file that it was made from.
         content: the quantised file.
     """
-    exact, file = read(model.content), read(content)
+    exact, file = read_file(model.content), read_file(content)
     found = [
-        layer_of(model, exact.tensors[pair.exact.outputs[0]].name)
-        for pair in pairs(exact, file)
+        layer_of_tensor(model, exact.tensors[pair.exact.outputs[0]].name)
+        for pair in same_operators(exact, file)
         if file.tensors[pair.quantised.outputs[0]].dtype == np.float32
     ]
     return tuple(dict.fromkeys(found))

@@ -21,13 +21,13 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from nbcompile.core.errors import ExportError, UsageError
-from nbcompile.exporters.to_tflite.file.flatbuffer import File, pack, read, unpack
+from nbcompile.exporters.to_tflite.file.flatbuffer import File, pack, read_file, unpack
 from nbcompile.exporters.to_tflite.file.options import Recipe
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
-from nbcompile.exporters.to_tflite.file.quiet_tensorflow import quiet, tf
+from nbcompile.exporters.to_tflite.file.quiet_tensorflow import quiet_tensorflow, tf
 from nbcompile.exporters.to_tflite.file.stderr import stderr_kept
 from nbcompile.exporters.to_tflite.quantize.float_layers import matching
-from nbcompile.exporters.to_tflite.quantize.ranges import Ranges, measured
+from nbcompile.exporters.to_tflite.quantize.ranges import Ranges, measure_ranges
 from nbcompile.exporters.to_tflite.quantize.weights_only import to_dynamic, to_float16
 from nbcompile.exporters.to_tflite.run.interpreters import Sample
 
@@ -83,7 +83,7 @@ def quantise(
             model.content, except_for=kept_float, per_channel=per_channel, dense_per_channel=dense_per_channel
         )
     if isinstance(ranges, str):
-        ranges = measured(model, samples, ranges, levels=recipe.levels)
+        ranges = measure_ranges(model, samples, ranges, levels=recipe.levels)
     content = _with_ranges(model.content, ranges)
     if scheme == "int8":
         return _to_int8(content, io, per_channel, dense_per_channel, kept_float)
@@ -104,7 +104,7 @@ def _to_int8(content: bytes, io: str, per_channel: bool, dense_per_channel: bool
     from tensorflow.lite.python.convert import mlir_quantize  # here: `tflite_tensorflow` must load TensorFlow first
 
     ends = tf.int8 if io == "int8" else tf.float32
-    file = read(content)
+    file = read_file(content)
     nameless = {file.tensors[op.outputs[0]].name for op in file.ops if op.name == _NAMELESS}
     return _said(
         "int8",
@@ -154,7 +154,7 @@ def _to_int16(content: bytes, io: str, per_channel: bool, dense_per_channel: boo
 
 def _said(scheme: str, quantiser: Callable[[], bytes]) -> bytes:
     """What a quantiser of TensorFlow gives; its complaints are raised."""
-    with quiet(), stderr_kept() as written:
+    with quiet_tensorflow(), stderr_kept() as written:
         try:
             return bytes(quantiser())
         except Exception as error:  # the quantisers raise several kinds

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nbcompile.core.errors import PreconditionError, UsageError
-from nbcompile.exporters.to_tflite.file.flatbuffer import File, read
+from nbcompile.exporters.to_tflite.file.flatbuffer import File, read_file
 from nbcompile.exporters.to_tflite.file.options import RANGES, require_choice
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.run.interpreters import Sample, tensors
@@ -69,7 +69,9 @@ class Ranges:
         )
 
 
-def measured(model: FloatModel, samples: Sequence[Sample], estimator: str = "minmax", *, levels: int = 256) -> Ranges:
+def measure_ranges(
+    model: FloatModel, samples: Sequence[Sample], estimator: str = "minmax", *, levels: int = 256
+) -> Ranges:
     """Run ``model`` over ``samples``, and choose the range of every float tensor that it computes.
 
     Args:
@@ -88,7 +90,7 @@ def measured(model: FloatModel, samples: Sequence[Sample], estimator: str = "min
     require_choice("ranges", estimator, RANGES)
     if not samples:
         raise UsageError("the ranges of int8 and int16x8 files are measured: give calibration samples, there are none")
-    file = read(model.content)
+    file = read_file(model.content)
     seen = _seen(model, samples)
     kept = dict(seen)
     if estimator != "minmax":
@@ -97,11 +99,11 @@ def measured(model: FloatModel, samples: Sequence[Sample], estimator: str = "min
         for i, histogram in _histograms(model, samples, inner).items():
             kept[i] = histogram.without_tails() if estimator == "percentile" else histogram.least_error(levels)
     computed = [i for op in file.ops for i in op.outputs if i in seen]
-    dead = dict.fromkeys(layer_of(model, file.tensors[i].name) for i in computed if seen[i][0] == seen[i][1])
+    dead = dict.fromkeys(layer_of_tensor(model, file.tensors[i].name) for i in computed if seen[i][0] == seen[i][1])
     return Ranges({i: _with_zero(limits) for i, limits in kept.items()}, seen, tuple(dead), len(samples))
 
 
-def layer_of(model: FloatModel, tensor: str) -> str:
+def layer_of_tensor(model: FloatModel, tensor: str) -> str:
     """The layer whose result a tensor is; the tensor's own name where it is no layer's."""
     return model.layers.get(tensor, tensor)
 
@@ -119,7 +121,7 @@ def _floats(model: FloatModel, samples: Sequence[Sample]) -> Iterator[dict[int, 
 
 def _seen(model: FloatModel, samples: Sequence[Sample]) -> dict[int, Range]:
     found: dict[int, Range] = {}
-    scores = _scores(read(model.content))
+    scores = _scores(read_file(model.content))
     for number, values in enumerate(_floats(model, samples)):
         for i, x in values.items():
             lowest, highest = float(x.min()), float(x.max())  # NaN if one of the values is
@@ -148,9 +150,9 @@ def _scores(file: File) -> dict[int, set[int]]:
 
 
 def _not_finite(model: FloatModel, tensor: int, sample: int, bad: int, size: int) -> str:
-    file = read(model.content)
+    file = read_file(model.content)
     name = file.tensors[tensor].name
-    what = f"input '{name}'" if tensor in file.inputs else f"the output of layer '{layer_of(model, name)}'"
+    what = f"input '{name}'" if tensor in file.inputs else f"the output of layer '{layer_of_tensor(model, name)}'"
     return (
         f"{what} has {bad:,} of {size:,} values that are NaN or infinite on calibration sample {sample} (counted from "
         f"0): no integers can stand for them; look at the sample, and at how images are made into inputs"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileOp, FileTensor, pack, read, unpack
+from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileOp, FileTensor, pack, read_file, unpack
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ _HYBRIDS = {
 }
 _DEQUANTIZE_OF_FLOAT16 = 3  # version
 
-LEAST = 1024
+LEAST_VALUES = 1024
 """Weights of fewer values stay float in ``dynamic``: there is no size to gain, and rounding costs accuracy."""
 
 _LARGEST = 127  # int8, symmetric
@@ -49,7 +49,7 @@ def to_float16(content: bytes, except_for: Collection[str] = ()) -> bytes:
         content: the float file.
         except_for: names of tensors; the operators that compute those keep their constants.
     """
-    file, model = read(content), unpack(content)
+    file, model = read_file(content), unpack(content)
     graph = model.subgraphs[0]
     added = []
     for tensor, values, readers in _constants(file):
@@ -85,12 +85,12 @@ def to_dynamic(
         per_channel: whether there is a scale per output channel; else one per layer.
         dense_per_channel: the same of linear layers alone.
     """
-    file, model = read(content), unpack(content)
+    file, model = read_file(content), unpack(content)
     graph = model.subgraphs[0]
     for tensor, values, readers in _constants(file):
         hybrid = _HYBRIDS.get(readers[0].name)
         alike = all(op.name == readers[0].name and op.inputs[1] == tensor.index for op in readers)
-        if hybrid is None or not alike or values.size < LEAST or _any_of(readers, file, except_for):
+        if hybrid is None or not alike or values.size < LEAST_VALUES or _any_of(readers, file, except_for):
             continue
         whole = not per_channel or (readers[0].name == "FULLY_CONNECTED" and not dense_per_channel)
         others = tuple(axis for axis in range(values.ndim) if whole or axis != hybrid.axis)

@@ -7,8 +7,8 @@ from math import inf, log10
 import numpy as np
 
 from nbcompile.core.errors import PreconditionError
-from nbcompile.exporters.to_tflite.file.flatbuffer import File, read
-from nbcompile.exporters.to_tflite.run.interpreters import Sample, run
+from nbcompile.exporters.to_tflite.file.flatbuffer import File, read_file
+from nbcompile.exporters.to_tflite.run.interpreters import Sample, run_file
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ def compared(
         UsageError, ExportError: as `tflite_runtime.run`.
         PreconditionError: if there is no sample, or inputs or outputs are not of the file's shapes.
     """
-    file = read(content)
+    file = read_file(content)
     _require_shapes(file, samples, expected)
-    found = run(content, samples, kernels=kernels)
+    found = run_file(content, samples, kernels=kernels)
     pairs = [
         (np.stack(a), np.stack(b)) for a, b in zip(zip(*found, strict=True), zip(*expected, strict=True), strict=True)
     ]
@@ -71,7 +71,7 @@ def sqnr(actual: np.ndarray, expected: np.ndarray) -> float:
 
     Infinite where both are equal; minus infinity where ``expected`` alone is all zeros, or a value is not finite.
     """
-    return decibels(power(expected), power(np.subtract(actual, expected, dtype=np.float64)))
+    return ratio_in_decibels(power(expected), power(np.subtract(actual, expected, dtype=np.float64)))
 
 
 def power(x: np.ndarray) -> float:
@@ -79,7 +79,7 @@ def power(x: np.ndarray) -> float:
     return float(np.square(x, dtype=np.float64).sum())
 
 
-def decibels(signal: float, noise: float) -> float:
+def ratio_in_decibels(signal: float, noise: float) -> float:
     """The ratio of two powers, dB; see `sqnr`."""
     if noise == 0.0:
         return inf

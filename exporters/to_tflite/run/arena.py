@@ -16,7 +16,7 @@ from math import prod
 
 from nbcompile.core.errors import ExportError
 from nbcompile.core.memory.arena import Buffer, aligned, offsets
-from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileOp, read
+from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileOp, read_file
 from nbcompile.exporters.to_tflite.run.interpreters import Micro, start_micro
 
 _SCRATCH = "scratch of "
@@ -31,7 +31,7 @@ _NEVER = -2
 
 
 @dataclass(frozen=True)
-class Row:
+class Bar:
     """One bar of the memory map.
 
     Attributes:
@@ -60,7 +60,7 @@ class Arena:
         flash: bytes of the file.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[Bar, ...]
     ops: tuple[str, ...]
     head: int
     tail: int | None
@@ -99,18 +99,18 @@ def modelled(content: bytes, layers: Mapping[str, str] | None = None) -> Arena:
     Raises:
         CheckpointError: if the file cannot be read.
     """
-    file, names = read(content), layers or {}
+    file, names = read_file(content), layers or {}
     found = _tensors(file) + _scratch(file)
     tensors = [b.name.removeprefix(_SCRATCH) for b in found]
     rows = tuple(
-        Row(b, names.get(tensor, tensor), offset)
+        Bar(b, names.get(tensor, tensor), offset)
         for b, tensor, offset in zip(found, tensors, offsets(found), strict=True)
     )
     arena = Arena(rows, tuple(op.name for op in file.ops), 0, None, None, file.size)
     return replace(arena, head=arena.planned)
 
 
-def measured(content: bytes, layers: Mapping[str, str] | None = None) -> Arena:
+def measure_arena(content: bytes, layers: Mapping[str, str] | None = None) -> Arena:
     """What TFLite Micro itself reports for a file, with the memory map of our model.
 
     Args:
@@ -136,7 +136,7 @@ def _reported(part: str, report: str) -> int:
 
 def _needed(content: bytes, head: int, tail: int) -> int:
     """An arena that TFLite Micro starts in: it prepares and plans in the head, before that holds anything else."""
-    size = aligned(tail) + max(head, _PREPARING + _PLANNING * len(read(content).tensors))
+    size = aligned(tail) + max(head, _PREPARING + _PLANNING * len(read_file(content).tensors))
     Micro(content, size)
     return size
 

@@ -15,11 +15,11 @@ from math import inf, sqrt
 import numpy as np
 
 from nbcompile.exporters.to_tflite.file.flatbuffer import File
-from nbcompile.exporters.to_tflite.file.pairs import Pair, needed_step, pairs, prescribed, rounded
+from nbcompile.exporters.to_tflite.file.pairs import SameOperator, needed_step, prescribed, rounded, same_operators
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
-from nbcompile.exporters.to_tflite.run.agreement import decibels, power
+from nbcompile.exporters.to_tflite.run.agreement import power, ratio_in_decibels
 from nbcompile.exporters.to_tflite.run.interpreters import Sample, tensors
-from nbcompile.exporters.to_tflite.run.one_operator import Parts
+from nbcompile.exporters.to_tflite.run.one_operator import OperatorByOperator
 
 BAND = 1.0
 """Steps, root mean square: the largest error of its own that a layer is expected to add; even rounding adds 0.29.
@@ -82,8 +82,8 @@ def by_layer(
         ExportError: if an interpreter refuses a file; with what it said.
         PreconditionError: if a sample does not fit the inputs.
     """
-    parts, quantised = Parts(model.content), Parts(content).file
-    watches = [_Watch(parts, quantised, pair) for pair in pairs(parts.file, quantised)]
+    parts, quantised = OperatorByOperator(model.content), OperatorByOperator(content).file
+    watches = [_Watch(parts, quantised, pair) for pair in same_operators(parts.file, quantised)]
     exact = tensors(model.content, samples, kernels="builtin")
     found = tensors(content, samples, kernels=kernels)
     for floats, integers in zip(exact, found, strict=True):
@@ -100,7 +100,7 @@ def first_outside(rows: Sequence[LayerError]) -> LayerError | None:
 class _Watch:
     """Adds up the errors of one operator over the samples."""
 
-    def __init__(self, parts: Parts, file: File, pair: Pair) -> None:
+    def __init__(self, parts: OperatorByOperator, file: File, pair: SameOperator) -> None:
         self._pair, self._exact, self._file = pair, parts.file, file
         constants = {i: rounded(parts.file.tensors[i], file.tensors[j]) for i, j in pair.operands}
         self._part = parts.start(pair.exact, "builtin", {i: x for i, x in constants.items() if x is not None})
@@ -133,7 +133,7 @@ class _Watch:
             op=self._pair.quantised.name,
             low=self._low,
             high=self._high,
-            sqnr=decibels(self._signal, self._noise),
+            sqnr=ratio_in_decibels(self._signal, self._noise),
             weight_bytes=sum(t.nbytes for t in self._file.operands(self._pair.quantised) if t.data is not None),
         )
         if tensor.quantisation is None:
@@ -153,7 +153,7 @@ class _Watch:
         allowed = BAND * (needed or scale)
         return replace(
             found,
-            expected=decibels(self._signal, self._inherited + self._values * allowed**2),
+            expected=ratio_in_decibels(self._signal, self._inherited + self._values * allowed**2),
             own=sqrt(self._own / self._values) / (needed or scale),
         )
 

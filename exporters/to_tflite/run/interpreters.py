@@ -23,7 +23,7 @@ from tflite_micro.python.tflite_micro import runtime as tflm
 
 from nbcompile.core.errors import ExportError, PreconditionError, UsageError
 from nbcompile.core.memory.arena import aligned
-from nbcompile.exporters.to_tflite.file.flatbuffer import File, read
+from nbcompile.exporters.to_tflite.file.flatbuffer import File, read_file
 from nbcompile.exporters.to_tflite.file.stderr import stderr_kept
 
 Sample = tuple[np.ndarray, ...]
@@ -37,7 +37,7 @@ _RESOLVERS = {
 KERNELS = (*_RESOLVERS, "micro")
 
 
-def run(content: bytes, samples: Sequence[Sample], *, kernels: str = "xnnpack", raw: bool = False) -> list[Sample]:
+def run_file(content: bytes, samples: Sequence[Sample], *, kernels: str = "xnnpack", raw: bool = False) -> list[Sample]:
     """The outputs of a file, sample by sample.
 
     Args:
@@ -52,8 +52,8 @@ def run(content: bytes, samples: Sequence[Sample], *, kernels: str = "xnnpack", 
         ExportError: if the interpreter refuses the file; with what it said.
         PreconditionError: if a sample does not fit the file's inputs.
     """
-    file = read(content)
-    session = start(content, kernels)
+    file = read_file(content)
+    session = load_file(content, kernels)
     found = [session.run(fitted(file, sample)) for sample in samples]
     return found if raw else [numbers(file, values) for values in found]
 
@@ -63,17 +63,17 @@ def tensors(content: bytes, samples: Sequence[Sample], *, kernels: str = "builti
 
     Args:
         content: the file.
-        samples: as in `run`.
+        samples: as in `run_file`.
         kernels: one of ``KERNELS``; every operator is then run by itself, none is merged with its neighbours.
 
     Yields:
         Values as the file stores them, by the tensor's index.
 
     Raises:
-        UsageError, ExportError, PreconditionError: as `run`.
+        UsageError, ExportError, PreconditionError: as `run_file`.
     """
-    file = read(content)
-    session = start(content, kernels, keep=True)
+    file = read_file(content)
+    session = load_file(content, kernels, keep=True)
     for sample in samples:
         session.run(fitted(file, sample))
         yield {i: session.tensor(i).reshape(file.tensors[i].shape) for i in (*file.inputs, *file.writers)}
@@ -99,7 +99,7 @@ def numbers(file: File, values: Sample) -> Sample:
     return tuple(file.tensors[i].dequantised(y) for i, y in zip(file.outputs, values, strict=True))
 
 
-class Session(ABC):
+class LoadedFile(ABC):
     """An interpreter that holds one file."""
 
     @abstractmethod
@@ -111,7 +111,7 @@ class Session(ABC):
         """What the last run left in a tensor; only where the session keeps tensors."""
 
 
-def start(content: bytes, kernels: str, *, keep: bool = False) -> Session:
+def load_file(content: bytes, kernels: str, *, keep: bool = False) -> LoadedFile:
     """An interpreter that is ready to run.
 
     Args:
@@ -140,11 +140,11 @@ def start_micro(content: bytes, *, keep: bool = False) -> "Micro":
     """
     # Several times what tensors and kernels take together; memory that is not touched costs nothing. Starting small and
     # growing would be unsafe: some kernels (MEAN) do not look whether they got the memory that they asked for.
-    largest = sum(tensor.nbytes for tensor in read(content).tensors) + len(content)
+    largest = sum(tensor.nbytes for tensor in read_file(content).tensors) + len(content)
     return Micro(content, aligned(4 * largest + 2**20), keep=keep)
 
 
-class _LiteRT(Session):
+class _LiteRT(LoadedFile):
     """LiteRT, one thread."""
 
     def __init__(self, content: bytes, kernels: str, keep: bool) -> None:
@@ -174,7 +174,7 @@ class _LiteRT(Session):
         return values
 
 
-class Micro(Session):
+class Micro(LoadedFile):
     """TFLite Micro on this machine.
 
     Args:
@@ -189,13 +189,13 @@ class Micro(Session):
     def __init__(self, content: bytes, arena: int, *, keep: bool = False) -> None:
         config = tflm.InterpreterConfig
         mode = config.kPreserveAllTensors if keep else config.kAllocationRecording
-        self._outputs = range(len(read(content).outputs))
+        self._outputs = range(len(read_file(content).outputs))
         self._refusals = partial(_refusals, "TFLite Micro", content)
         with _refusals(f"TFLite Micro with {arena:,} B of arena", content):
             self._interpreter = tflm.Interpreter.from_bytes(content, arena_size=arena, intrepreter_config=mode)
 
     def run(self, sample: Sample) -> Sample:
-        """See `Session.run`."""
+        """See `LoadedFile.run`."""
         for i, x in enumerate(sample):
             self._interpreter.set_input(x, i)
         with self._refusals():
@@ -203,7 +203,7 @@ class Micro(Session):
         return tuple(self._interpreter.get_output(i) for i in self._outputs)
 
     def tensor(self, index: int) -> np.ndarray:
-        """See `Session.tensor`."""
+        """See `LoadedFile.tensor`."""
         values: np.ndarray = self._interpreter.GetTensor(index, 0)["tensor_data"]
         return values
 
@@ -229,7 +229,7 @@ def _refusals(who: str, content: bytes) -> Iterator[None]:
 
 def _layer_in(reason: str, content: bytes) -> str:
     """The layer whose operator is named by its number, and what may help: there are fewer kernels for integers."""
-    file, number = read(content), re.search(r"\bnumber (\d+)", reason)
+    file, number = read_file(content), re.search(r"\bnumber (\d+)", reason)
     if not number or int(number[1]) >= len(file.ops):  # one of a delegate's
         return ""
     layer = file.tensors[file.ops[int(number[1])].outputs[0]]

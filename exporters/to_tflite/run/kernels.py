@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nbcompile.exporters.to_tflite.run.interpreters import Sample, tensors
-from nbcompile.exporters.to_tflite.run.one_operator import Parts
+from nbcompile.exporters.to_tflite.run.one_operator import OperatorByOperator
 
 ALLOWED = 1
 """Steps by which two kernels of one operator may differ."""
@@ -61,7 +61,7 @@ def kernel_differences(
     Raises:
         UsageError, ExportError, PreconditionError: as `tflite_runtime.run`.
     """
-    parts = Parts(content)
+    parts = OperatorByOperator(content)
     names = layers or {}
     kept = list(tensors(content, samples, kernels="builtin"))
     found = []

@@ -6,11 +6,11 @@ from copy import copy
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileOp, pack, read, unpack
-from nbcompile.exporters.to_tflite.run.interpreters import Sample, start
+from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileOp, pack, read_file, unpack
+from nbcompile.exporters.to_tflite.run.interpreters import Sample, load_file
 
 
-class Parts:
+class OperatorByOperator:
     """A file whose operators can be run one by one.
 
     Args:
@@ -21,10 +21,10 @@ class Parts:
     """
 
     def __init__(self, content: bytes) -> None:
-        self.file: File = read(content)
+        self.file: File = read_file(content)
         self._model = unpack(content)
 
-    def start(self, op: FileOp, kernels: str, constants: Mapping[int, np.ndarray] | None = None) -> "Part":
+    def start(self, op: FileOp, kernels: str, constants: Mapping[int, np.ndarray] | None = None) -> "OneOperator":
         """``op`` of this file in an interpreter of its own.
 
         Args:
@@ -35,7 +35,7 @@ class Parts:
         Raises:
             ExportError: if the interpreter refuses the operator; with what it said.
         """
-        return Part(self.content(op, constants or {}), self.inputs(op), kernels)
+        return OneOperator(self.content(op, constants or {}), self.inputs(op), kernels)
 
     def inputs(self, op: FileOp) -> tuple[int, ...]:
         """Indices of the tensors that ``op`` reads and that are no constants, each once."""
@@ -65,12 +65,12 @@ class Parts:
         return pack(schema.ModelT(version=3, operatorCodes=[code], subgraphs=[part], buffers=buffers))
 
 
-class Part:
-    """An operator in an interpreter of its own; see `Parts.start`."""
+class OneOperator:
+    """An operator in an interpreter of its own; see `OperatorByOperator.start`."""
 
     def __init__(self, content: bytes, inputs: tuple[int, ...], kernels: str) -> None:
         self._inputs = inputs
-        self._session = start(content, kernels)
+        self._session = load_file(content, kernels)
 
     def run(self, values: Mapping[int, np.ndarray]) -> Sample:
         """Its outputs as the file stores them, for values of the tensors that it reads, by index in the whole file."""

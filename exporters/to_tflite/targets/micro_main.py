@@ -103,7 +103,7 @@ _OUTPUT = Template("""
 """)
 
 
-def skeleton(file: File, stem: str, name: str) -> str:
+def main_source(file: File, stem: str, name: str) -> str:
     """The text of ``STEM_main.cc``.
 
     Args:

@@ -32,7 +32,7 @@ _REGULAR = """
     TANH TRANSPOSE TRANSPOSE_CONV UNPACK VAR_HANDLE WHILE ZEROS_LIKE
 """
 
-METHODS: dict[str, str] = _IRREGULAR | {
+RESOLVER_METHODS: dict[str, str] = _IRREGULAR | {
     # "2D" is the one word that keeps its capital: AVERAGE_POOL_2D is AddAveragePool2D.
     name: "Add" + "".join(word if word == "2D" else word.capitalize() for word in name.split("_"))
     for name in _REGULAR.split()
@@ -87,7 +87,9 @@ def check_ops(file: File) -> None:
     Raises:
         ExportError: if it lacks one; each is named with the first layer that uses it, and what to do.
     """
-    missing = {op.name: file.tensors[op.outputs[0]].name for op in reversed(file.ops) if op.name not in METHODS}
+    missing = {
+        op.name: file.tensors[op.outputs[0]].name for op in reversed(file.ops) if op.name not in RESOLVER_METHODS
+    }
     if missing:
         found = "; ".join(f"'{layer}' needs {op}: {REMEDIES.get(op, _REMEDY)}" for op, layer in missing.items())
         raise ExportError(f"TFLite Micro lacks {_named(missing)}. {found}")
@@ -118,7 +120,7 @@ def ops_header(file: File, stem: str, name: str) -> str:
     """
     uses = Counter(op.name for op in file.ops)
     calls = "".join(
-        _CALL.substitute(name=name, method=METHODS[op], op=op, uses="once" if n == 1 else f"{n} times")
+        _CALL.substitute(name=name, method=RESOLVER_METHODS[op], op=op, uses="once" if n == 1 else f"{n} times")
         for op, n in sorted(uses.items())
     )
     return _OPS.substitute(stem=stem, name=name, macro=name.upper(), count=len(uses), calls=calls)

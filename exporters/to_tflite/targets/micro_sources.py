@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from string import Template
 
 from nbcompile.core.errors import ExportError, UsageError
-from nbcompile.exporters.to_tflite.file.flatbuffer import FileTensor, read
-from nbcompile.exporters.to_tflite.targets.micro_main import skeleton
+from nbcompile.exporters.to_tflite.file.flatbuffer import FileTensor, read_file
+from nbcompile.exporters.to_tflite.targets.micro_main import main_source
 from nbcompile.exporters.to_tflite.targets.micro_operators import check_ops, ops_header
 
 C_TYPES = {
@@ -102,7 +102,7 @@ def sources(content: bytes, stem: str, arena: int, notes: Sequence[str] = ()) ->
     """
     if re.search(r'["\\\x00-\x1f/]', stem) or not stem:
         raise UsageError(f"no C++ file can be called {stem!r}: a quote, a slash or a control character is in the name")
-    file, name = read(content), identifier(stem)
+    file, name = read_file(content), identifier(stem)
     check_ops(file)
     ports = {f"input_{i}": file.tensors[index] for i, index in enumerate(file.inputs)}
     ports |= {f"output_{i}": file.tensors[index] for i, index in enumerate(file.outputs)}
@@ -121,7 +121,7 @@ def sources(content: bytes, stem: str, arena: int, notes: Sequence[str] = ()) ->
         f"{stem}.h": header,
         f"{stem}.cc": _DATA.substitute(names, rows=_rows(content)),
         f"{stem}_ops.h": ops_header(file, names["stem"], name),
-        f"{stem}_main.cc": skeleton(file, stem, name),
+        f"{stem}_main.cc": main_source(file, stem, name),
     }
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from nbcompile.exporters.to_tflite.file.flatbuffer import File, read
+from nbcompile.exporters.to_tflite.file.flatbuffer import File, read_file
 from nbcompile.exporters.to_tflite.targets import raspberrypi_benchmark
 
 MARK = "# nbcompile fills in what is between these two lines.\n"
@@ -36,7 +36,7 @@ def benchmark_script(files: Mapping[str, bytes]) -> str:
     Raises:
         CheckpointError: if a file cannot be read.
     """
-    read_files = [read(content) for content in files.values()]
+    read_files = [read_file(content) for content in files.values()]
     ranges = _ranges(read_files)
     expected = io.BytesIO()
     np.savez_compressed(

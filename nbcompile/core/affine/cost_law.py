@@ -5,7 +5,7 @@ from math import prod
 
 from nbcompile.core.algebra import Geometry
 
-Sizes = tuple[tuple[int, ...], ...]
+TwoSizes = tuple[tuple[int, ...], ...]
 """Spatial sizes of one value: on a large map, and on the smallest that its region can take."""
 
 
@@ -47,7 +47,7 @@ class Expense:
         return None
 
 
-def one_layer(geometry: Geometry, sizes: Sizes) -> Expense:
+def one_layer(geometry: Geometry, sizes: TwoSizes) -> Expense:
     """What one layer of this geometry costs on maps of these sizes; a linear layer has no groups."""
     weights = geometry.weights * (1 if geometry.axes else geometry.groups)
     large, small = (

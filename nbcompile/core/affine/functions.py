@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from nbcompile.core.affine.filled_padding import filled_padding
-from nbcompile.core.affine.primitive import ANY_AXES, Context, Primitive, each
+from nbcompile.core.affine.primitive import ANY_AXES, Context, Primitive, per_axis
 from nbcompile.core.affine.slices import lift_slice
 from nbcompile.core.algebra import (
     AffineMap,
@@ -123,14 +123,16 @@ def _convolution(context: Context, node: fx.Node) -> Primitive | str | None:
         name: argument(node, 3 + i, name, int(name in ("stride", "dilation", "groups"))) for i, name in enumerate(names)
     }
     groups = int(given["groups"])
-    stride, dilation = each(given["stride"], axes), each(given["dilation"], axes)
+    stride, dilation = per_axis(given["stride"], axes), per_axis(given["dilation"], axes)
     padding = _sides(given["padding"], axes, dilation, tuple(weight.shape[2:]))
     weight = context.constants.learning(weight, node)
     rows = from_transposed_weight(weight, groups) if transposed else weight
 
     def build(dtype: torch.dtype | None, axes: int, channels: int) -> AffineMap:
         a, b = cast(Any, [v if v is None else v.to(dtype or v.dtype) for v in (rows, bias)])
-        more: Any = {"transposed": True, "output_padding": each(given["output_padding"], axes)} if transposed else {}
+        more: Any = (
+            {"transposed": True, "output_padding": per_axis(given["output_padding"], axes)} if transposed else {}
+        )
         return AffineMap(a, b, stride, padding, dilation, groups, **more)
 
     return _functional(context, node, frozenset({axes}), rows.shape[1] * groups, weight, bias, build)
@@ -219,7 +221,7 @@ def _sides(padding: Any, axes: int, dilation: tuple[int, ...], kernel: tuple[int
     if padding == "same":
         total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         return tuple((t // 2, t - t // 2) for t in total)
-    return tuple((p, p) for p in each(padding, axes))
+    return tuple((p, p) for p in per_axis(padding, axes))
 
 
 _NEGATIONS = (operator.neg, torch.neg, torch.negative, "neg", "negative")

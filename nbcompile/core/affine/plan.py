@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
-from nbcompile.core.affine.cost_law import Expense, Sizes, one_layer
+from nbcompile.core.affine.cost_law import Expense, TwoSizes, one_layer
 from nbcompile.core.affine.evaluate import Element, Outlines
 from nbcompile.core.affine.lifter import Lifter
 from nbcompile.core.affine.primitive import Primitive
@@ -19,7 +19,7 @@ from nbcompile.core.affine.regions import Chain, Join, nodes_of, primitives
 from nbcompile.core.affine.to_layer import why_no_one_layer
 from nbcompile.core.algebra import Geometry, NotExact
 
-LARGE = 224
+LARGE_MAP = 224
 """Size per axis of the large map; of larger ones where the smallest is large already, four times that."""
 
 
@@ -138,7 +138,7 @@ class _Search:
         self._constants = lifter.constants
         self._outlines = Outlines(axes, lifter)
 
-    def chain(self, elements: tuple[Element, ...], channels: int, sizes: Sizes) -> Plan:
+    def chain(self, elements: tuple[Element, ...], channels: int, sizes: TwoSizes) -> Plan:
         """The best plan for ``elements`` on maps of these sizes."""
         starts = list(self._states(elements, channels, sizes))
         as_it_is = [self._expense(e, c, s) for e, (c, s) in zip(elements, starts, strict=False)]
@@ -160,7 +160,7 @@ class _Search:
             best.append(min((best[i] + plan for i, plan in latest_first), key=lambda plan: plan.expense))
         return replace(best[-1], refusals=best[-1].refusals + refusals)
 
-    def sizes_for(self, elements: tuple[Element, ...], channels: int) -> Sizes:
+    def sizes_for(self, elements: tuple[Element, ...], channels: int) -> TwoSizes:
         """A large map, and the smallest that every layer of ``elements`` can take."""
         low, high = 0, 1
         while not self._fits(elements, channels, high):
@@ -168,7 +168,7 @@ class _Search:
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if self._fits(elements, channels, middle) else (middle, high)
-        return (max(LARGE, 4 * high),) * self._axes, (high,) * self._axes
+        return (max(LARGE_MAP, 4 * high),) * self._axes, (high,) * self._axes
 
     def _fits(self, elements: tuple[Element, ...], channels: int, side: int) -> bool:
         try:
@@ -177,14 +177,14 @@ class _Search:
             return False
         return True
 
-    def _states(self, elements: tuple[Element, ...], channels: int, sizes: Sizes) -> Iterator[tuple[int, Sizes]]:
+    def _states(self, elements: tuple[Element, ...], channels: int, sizes: TwoSizes) -> Iterator[tuple[int, TwoSizes]]:
         """Channels and sizes before every element, and after the last."""
         yield channels, sizes
         for element in elements:
             channels, sizes = self._after(element, channels, sizes)
             yield channels, sizes
 
-    def _after(self, element: Element, channels: int, sizes: Sizes) -> tuple[int, Sizes]:
+    def _after(self, element: Element, channels: int, sizes: TwoSizes) -> tuple[int, TwoSizes]:
         if isinstance(element, Primitive):
             geometry = self._outlines.of(element, channels)
             if geometry.inputs != channels:
@@ -196,7 +196,7 @@ class _Search:
         ends = [list(self._states(branch.elements, channels, sizes))[-1] for branch in element.branches]
         return (ends[0][0] if element.dim is None else sum(width for width, _ in ends)), ends[0][1]
 
-    def _expense(self, element: Element, channels: int, sizes: Sizes) -> Expense:
+    def _expense(self, element: Element, channels: int, sizes: TwoSizes) -> Expense:
         """What an element costs as it is."""
         if isinstance(element, Primitive):
             nodes = 1 + len(element.parts) + self._constants.steps(element.node)
@@ -211,7 +211,7 @@ class _Search:
                 total += self._expense(inner, width, size)
         return total
 
-    def _kept(self, element: Element, as_it_is: Expense, channels: int, sizes: Sizes) -> Plan:
+    def _kept(self, element: Element, as_it_is: Expense, channels: int, sizes: TwoSizes) -> Plan:
         """An element that is not merged with its neighbours; inside a join, branches may still merge."""
         if isinstance(element, Primitive):
             return Plan(as_it_is)
@@ -221,7 +221,7 @@ class _Search:
             return apart
         return min(apart, self._regrouped(element, plans, channels, sizes), key=lambda plan: plan.expense)
 
-    def _regrouped(self, join: Join, plans: list[Plan], channels: int, sizes: Sizes) -> Plan:
+    def _regrouped(self, join: Join, plans: list[Plan], channels: int, sizes: TwoSizes) -> Plan:
         """Branches become one layer two by two, until no two can."""
         terms = zip(join.branches, join.factors, plans, strict=True)
         groups = [(replace(join, branches=(branch,), factors=(factor,)), plan) for branch, factor, plan in terms]
@@ -234,7 +234,7 @@ class _Search:
         return replace(sum(kept, Plan()), expense=expense) + Plan(regroupings=[Regrouping(join, merges)] * bool(merges))
 
     def _pair(
-        self, groups: list[tuple[Join, Plan]], channels: int, sizes: Sizes
+        self, groups: list[tuple[Join, Plan]], channels: int, sizes: TwoSizes
     ) -> tuple[int, int, tuple[Join, Plan]] | None:
         """Two groups of branches that become one layer at less cost, and that layer."""
         for (i, (a, plan)), (j, (b, other)) in combinations(enumerate(groups), 2):
@@ -244,7 +244,7 @@ class _Search:
                 return i, j, (both, merged)
         return None
 
-    def _one_layer(self, join: Join, channels: int, sizes: Sizes) -> Plan | None:
+    def _one_layer(self, join: Join, channels: int, sizes: TwoSizes) -> Plan | None:
         """A plan that merges some branches of a sum, if that may be."""
         try:
             geometry = self._outlines.of(join, channels)
@@ -267,7 +267,7 @@ class _Search:
                 return
             yield j, geometry
 
-    def _why_not(self, part: tuple[Element, ...], geometry: Geometry, before: Expense, sizes: Sizes) -> str | None:
+    def _why_not(self, part: tuple[Element, ...], geometry: Geometry, before: Expense, sizes: TwoSizes) -> str | None:
         """Why a part that is one map does not become one layer; empty where there is nothing to merge."""
         if not any(p.layer for p in primitives(part)):
             return "no convolution or linear layer is among them"

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nbcompile.core.algebra import AffineMap, Geometry, average_pool, pad
+from nbcompile.core.algebra import AffineMap, Geometry, average_pool, padding_map
 from nbcompile.core.graph.aliasing import Aliasing
 from nbcompile.core.graph.constants import Constants
 from nbcompile.core.graph.nodes import argument, module_of, settled
@@ -138,7 +138,7 @@ class Context:
         """Average pooling over windows: ``(kernel, stride, padding, ceil_mode, count_include_pad, divisor)``."""
         kernel, stride, padding, ceil_mode, counts_pad, divisor = options
         axes = next(n for n in (1, 2, 3) if str(n) in name)
-        kernel, stride, padding = (each(v, axes) for v in (kernel, stride or kernel, padding))
+        kernel, stride, padding = (per_axis(v, axes) for v in (kernel, stride or kernel, padding))
         if ceil_mode:
             return "it pools with ceil_mode: its last window may be cut off"
         if any(padding) and not counts_pad:
@@ -163,7 +163,7 @@ class Context:
             like = self.like(dtype)
             values = torch.as_tensor(value, dtype=self.like(None).dtype, device=like.device).expand(channels)
             filled = values if bool(values.any()) else None
-            return pad(((0, 0),) * (axes - least) + tuple(given), channels, like, mode, filled)
+            return padding_map(((0, 0),) * (axes - least) + tuple(given), channels, like, mode, filled)
 
         fits = frozenset(n for n in (1, 2, 3) if n >= least)
         return Primitive(node, node.all_input_nodes[0], node.name, fits, None, False, 0, build)
@@ -175,7 +175,7 @@ class Context:
         return torch.empty(0, dtype=dtype or first.dtype, device=first.device)
 
 
-def each(value: Any, axes: int) -> tuple[int, ...]:
+def per_axis(value: Any, axes: int) -> tuple[int, ...]:
     """One value an axis."""
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     return values * axes if len(values) == 1 else values

@@ -7,7 +7,7 @@ import torch
 from torch import fx
 
 from nbcompile.core.affine.primitive import ANY_AXES, Context, Primitive
-from nbcompile.core.algebra import AffineMap, NotExact, identity, select
+from nbcompile.core.algebra import AffineMap, NotExact, identity, selection
 from nbcompile.core.graph.nodes import argument
 
 SPLITS = (torch.chunk, torch.split, torch.tensor_split, "chunk", "split", "tensor_split")
@@ -82,6 +82,6 @@ def _selected(context: Context, node: fx.Node, source: fx.Node, rows: Callable[[
             raise NotExact(f"'{node.name}' cannot be seen to cut channels: fuse with an example_input")
         chosen, like = rows(channels), context.like(dtype)
         whole = chosen == list(range(channels))
-        return identity(channels, axes, like) if whole else select(chosen, channels, axes, like)
+        return identity(channels, axes, like) if whole else selection(chosen, channels, axes, like)
 
     return Primitive(node, source, node.name, ANY_AXES, None, False, 0, build, cuts=True)

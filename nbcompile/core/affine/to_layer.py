@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from nbcompile.core.algebra import AffineMap, Geometry, embed_groups
-from nbcompile.core.layers import memory_format, stored
+from nbcompile.core.layers import memory_format, stored_weight
 
 _CONVOLUTIONS: dict[int, type[_ConvNd]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED: dict[int, type[_ConvNd]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -44,7 +44,7 @@ def why_rounding_loses(m: AffineMap, layer: nn.Module) -> str | None:
     return None
 
 
-def lowered(m: AffineMap, like: Tensor) -> nn.Module:
+def to_layer(m: AffineMap, like: Tensor) -> nn.Module:
     """The layer that computes ``m``, in eval mode.
 
     Args:
@@ -53,7 +53,7 @@ def lowered(m: AffineMap, like: Tensor) -> nn.Module:
     """
     g = m.geometry
     layer = _hollow(g)
-    exact = stored(m) if g.axes else embed_groups(m.weight, m.groups, 1)
+    exact = stored_weight(m) if g.axes else embed_groups(m.weight, m.groups, 1)
     # A fresh tensor: the strides that a product leaves on a 1×1 kernel can say channels-last by chance.
     weight = torch.empty(exact.shape, dtype=like.dtype, device=like.device, memory_format=memory_format(like))
     layer.weight = nn.Parameter(weight.copy_(exact), like.requires_grad)

@@ -22,7 +22,7 @@ from nbcompile.core.algebra.maps import (
     from_transposed_weight,
     to_transposed_weight,
 )
-from nbcompile.core.algebra.primitives import average_pool, frozen_norm, identity, pad, per_channel, select
+from nbcompile.core.algebra.primitives import average_pool, frozen_norm, identity, padding_map, per_channel, selection
 from nbcompile.core.algebra.sums import add, added, concatenate, concatenated
 
 __all__ = [
@@ -41,10 +41,10 @@ __all__ = [
     "from_transposed_weight",
     "frozen_norm",
     "identity",
-    "pad",
+    "padding_map",
     "per_channel",
     "regrouped",
-    "select",
+    "selection",
     "shift_fits",
     "to_transposed_weight",
 ]

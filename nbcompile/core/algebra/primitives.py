@@ -63,7 +63,7 @@ def average_pool(
     return AffineMap(weight, None, tuple(stride), tuple(padding), (1,) * len(kernel), groups=channels)
 
 
-def pad(
+def padding_map(
     padding: Sequence[tuple[int, int]], channels: int, like: Tensor, mode: str = "zeros", value: Tensor | None = None
 ) -> AffineMap:
     """Explicit padding: the identity, which reads outside its input.
@@ -88,7 +88,7 @@ def pad(
     return AffineMap(weight, None, ones, tuple(padding), ones, channels, mode, pad_value=value)
 
 
-def select(indices: Sequence[int], inputs: int, axes: int, like: Tensor) -> AffineMap:
+def selection(indices: Sequence[int], inputs: int, axes: int, like: Tensor) -> AffineMap:
     """The channels ``indices`` of ``inputs``, in that order, as a dense map of kernel 1."""
     ones = (1,) * axes
     rows = torch.eye(inputs, dtype=like.dtype, device=like.device)[list(indices)]

@@ -206,7 +206,7 @@ def tied_to(gm: fx.GraphModule, layer: nn.Module) -> str | None:
     return None
 
 
-def render(gm: fx.GraphModule) -> str:
+def render_graph(gm: fx.GraphModule) -> str:
     """The graph as text, one node a line: what dumps and golden files hold."""
     lines = []
     for node in gm.graph.nodes:

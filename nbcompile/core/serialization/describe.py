@@ -25,7 +25,7 @@ log = logging.getLogger("nbcompile")
 MAX_CONSTANT_BYTES = 2**24
 
 
-def describe(model: nn.Module, gm: fx.GraphModule, origin: Origin) -> dict[str, Any]:
+def describe_model(model: nn.Module, gm: fx.GraphModule, origin: Origin) -> dict[str, Any]:
     """Everything that :func:`rebuild` needs beside the tensors of ``model.state_dict()``.
 
     Args:

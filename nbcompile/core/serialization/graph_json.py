@@ -19,7 +19,7 @@ from nbcompile.core.errors import CheckpointError
 from nbcompile.core.serialization import allow_list
 
 MAX_NODES = 20_000
-MAX_ITEMS = 10_000
+MAX_ARGUMENTS = 10_000
 MAX_DEPTH = 16
 IDENTIFIER = re.compile(r"(?!__)[A-Za-z_][A-Za-z0-9_]*\Z")
 PATH = re.compile(r"(?!__)[A-Za-z0-9_\-]+(\.(?!__)[A-Za-z0-9_\-]+){0,31}\Z")
@@ -58,8 +58,8 @@ def graph_from_json(nodes: Any) -> fx.Graph:
         try:
             name, op = data["name"], data["op"]
             match(IDENTIFIER, name, "node")
-            args = tuple(decode(data["args"], made))
-            kwargs = {match(IDENTIFIER, k, "argument"): decode(v, made) for k, v in data["kwargs"].items()}
+            args = tuple(decode_argument(data["args"], made))
+            kwargs = {match(IDENTIFIER, k, "argument"): decode_argument(v, made) for k, v in data["kwargs"].items()}
             target = _target(op, data["target"])
             _check_arguments(target, args, kwargs)
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -94,8 +94,8 @@ def _node_to_json(node: fx.Node) -> dict[str, Any]:
             "op": node.op,
             "name": node.name,
             "target": target,
-            "args": encode(node.args),
-            "kwargs": {key: encode(value) for key, value in node.kwargs.items()},
+            "args": encode_argument(node.args),
+            "kwargs": {key: encode_argument(value) for key, value in node.kwargs.items()},
         }
     except (NotSerialisable, CheckpointError) as error:
         raise NotSerialisable(f"node '{node.name}': {error}") from None
@@ -134,18 +134,18 @@ _TAGS: tuple[tuple[type, str, Callable[[Any], Any]], ...] = (
 )
 
 
-def encode(value: Any) -> Any:
+def encode_argument(value: Any) -> Any:
     """JSON for an argument; everything that JSON lacks is ``{tag: payload}``."""
     if value is None or isinstance(value, (bool, str)) or (isinstance(value, int) and type(value) is int):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else {"float": str(value)}
     if isinstance(value, (tuple, list)):
-        return {"tuple" if isinstance(value, tuple) else "list": [encode(v) for v in value]}
+        return {"tuple" if isinstance(value, tuple) else "list": [encode_argument(v) for v in value]}
     if isinstance(value, dict) and all(isinstance(k, str) for k in value):
-        return {"dict": {k: encode(v) for k, v in value.items()}}
+        return {"dict": {k: encode_argument(v) for k, v in value.items()}}
     if isinstance(value, slice):
-        return {"slice": [encode(v) for v in (value.start, value.stop, value.step)]}
+        return {"slice": [encode_argument(v) for v in (value.start, value.stop, value.step)]}
     if value is Ellipsis:
         return {"ellipsis": 0}
     for kind, tag, write in _TAGS:
@@ -154,8 +154,8 @@ def encode(value: Any) -> Any:
     raise NotSerialisable(f"an argument of type {type(value).__name__}")
 
 
-def decode(value: Any, made: dict[str, fx.Node], depth: int = 0) -> Any:
-    """The inverse of :func:`encode`; ``made`` has the nodes that arguments may name."""
+def decode_argument(value: Any, made: dict[str, fx.Node], depth: int = 0) -> Any:
+    """The inverse of :func:`encode_argument`; ``made`` has the nodes that arguments may name."""
     if value is None or isinstance(value, (bool, str, float)):
         return value
     if isinstance(value, int):
@@ -165,17 +165,19 @@ def decode(value: Any, made: dict[str, fx.Node], depth: int = 0) -> Any:
     if not isinstance(value, dict) or len(value) != 1:
         raise CheckpointError(f"the graph holds an argument that cannot be read: {str(value)[:80]}")
     ((tag, payload),) = value.items()
-    if isinstance(payload, (list, dict)) and (depth > MAX_DEPTH or len(payload) > MAX_ITEMS):
-        raise CheckpointError(f"the graph holds an argument nested over {MAX_DEPTH} deep or over {MAX_ITEMS:,} long")
+    if isinstance(payload, (list, dict)) and (depth > MAX_DEPTH or len(payload) > MAX_ARGUMENTS):
+        raise CheckpointError(
+            f"the graph holds an argument nested over {MAX_DEPTH} deep or over {MAX_ARGUMENTS:,} long"
+        )
     match tag:
         case "tuple":
-            return tuple(decode(v, made, depth + 1) for v in payload)
+            return tuple(decode_argument(v, made, depth + 1) for v in payload)
         case "list":
-            return [decode(v, made, depth + 1) for v in payload]
+            return [decode_argument(v, made, depth + 1) for v in payload]
         case "dict":
-            return {str(k): decode(v, made, depth + 1) for k, v in payload.items()}
+            return {str(k): decode_argument(v, made, depth + 1) for k, v in payload.items()}
         case "slice":
-            return slice(*(decode(v, made, depth + 1) for v in payload))
+            return slice(*(decode_argument(v, made, depth + 1) for v in payload))
         case "ellipsis":
             return Ellipsis
         case "float":

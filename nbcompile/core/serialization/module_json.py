@@ -13,7 +13,7 @@ from nbcompile.core.errors import CheckpointError
 from nbcompile.core.layers import why_changed
 from nbcompile.core.serialization import allow_list
 from nbcompile.core.serialization.bounds import bounded
-from nbcompile.core.serialization.graph_json import IDENTIFIER, NotSerialisable, decode, encode, match
+from nbcompile.core.serialization.graph_json import IDENTIFIER, NotSerialisable, decode_argument, encode_argument, match
 
 
 def module_to_json(module: nn.Module) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def module_to_json(module: nn.Module) -> dict[str, Any]:
     for parameter in _constructor_parameters(type(module)):
         value = _constructor_argument(module, parameter.name)
         if _plain(value):
-            arguments[parameter.name] = encode(value)
+            arguments[parameter.name] = encode_argument(value)
         elif parameter.default is not None:
             raise NotSerialisable(f"a {type(module).__name__}, which does not tell its argument '{parameter.name}'")
     data = {"class": name, "arguments": arguments}
@@ -52,7 +52,7 @@ def module_from_json(data: Any) -> nn.Module:
     """
     try:
         cls = allow_list.module_class(data["class"])
-        arguments = {match(IDENTIFIER, k, "argument"): decode(v, {}) for k, v in data["arguments"].items()}
+        arguments = {match(IDENTIFIER, k, "argument"): decode_argument(v, {}) for k, v in data["arguments"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"the graph has a malformed module: {type(error).__name__}: {error}") from None
     try:

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from nbcompile.core.errors import CheckpointError
-from nbcompile.core.record import decode, is_record
+from nbcompile.core.record import decode_record, is_record
 
 _ZIP = b"PK"
 _LARGE = 2**24
+_MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")  # before numpy 2, and since; files have both
 _DTYPES = ("bool", "U1", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8")
 EXTRA = "_extra_state"
 RECORD = "nbcompile_record"
@@ -48,7 +49,7 @@ class Weights:
         return "ema" in re.split(r"[^a-z0-9]+", self.place.lower().replace("_", " "))
 
 
-def read(path: Path) -> Any:
+def read_weights(path: Path) -> Any:
     """What ``path`` holds: nested dicts and lists of tensors and plain values.
 
     Raises:
@@ -167,12 +168,12 @@ def _refusal(path: Path, message: str) -> str:
 
 def _inert() -> list[Any]:
     """Classes that trainers leave in their files and that do nothing when they are built."""
-    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
+    builders = [value.__reduce__()[0] for value in (np.float64(), np.empty(0))]  # how numpy pickles its values
     return [
         argparse.Namespace,
         *(pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.Path),
         *(collections.defaultdict, collections.deque, collections.Counter, collections.OrderedDict),
-        *(np.dtype, np.ndarray, np._core.multiarray._reconstruct, scalar, (scalar, "numpy.core.multiarray.scalar")),  # type: ignore[attr-defined]
+        *(np.dtype, np.ndarray, *((f, f"{home}.{f.__name__}") for f in builders for home in _MULTIARRAY)),
         *(type(np.dtype(name)) for name in _DTYPES),
         *(dict, list, tuple, set, frozenset, range, int, float, str, bool, complex, slice),
     ]
@@ -214,7 +215,7 @@ def _split(place: str, tensors: Mapping[str, Tensor]) -> Iterator[Weights]:
         if not key.endswith(f".{EXTRA}") or not is_record(value):
             continue
         try:
-            payload = decode(value, key)
+            payload = decode_record(value, key)
         except CheckpointError as error:
             yield Weights(place, plain, damaged=str(error))
             return

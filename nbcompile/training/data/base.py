@@ -9,7 +9,7 @@ from nbcompile.core.errors import UsageError
 
 Batch = tuple[Tensor, Tensor]
 
-KINDS = "digits, cifar10:DIR, imagefolder:DIR, torchvision:NAME?root=DIR or package.module:factory"
+DATA_KINDS = "digits, cifar10:DIR, imagefolder:DIR, torchvision:NAME?root=DIR or package.module:factory"
 
 
 class Images(Protocol):

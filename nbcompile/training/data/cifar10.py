@@ -17,7 +17,7 @@ from torch import Tensor
 from nbcompile.core.errors import UsageError
 from nbcompile.image_files import SUFFIXES
 from nbcompile.training.data.base import Data
-from nbcompile.training.data.imagefolder import Parts, parts_of
+from nbcompile.training.data.imagefolder import Folders, parts_of
 from nbcompile.training.data.in_files import check_classes
 from nbcompile.training.data.in_memory import tensor_data
 from nbcompile.training.data.pictures import Files, readable
@@ -63,7 +63,7 @@ def _pixels(image: Any, name: str) -> np.ndarray:
     return np.asarray(image)
 
 
-def _zipped(archive: Path) -> Parts:
+def _zipped(archive: Path) -> Folders:
     """The images in ``archive``.
 
     Raises:
@@ -87,4 +87,4 @@ def _zipped(archive: Path) -> Parts:
             )
         return Files(found, archive)
 
-    return Parts(part("train"), part("test", "val"), classes)
+    return Folders(part("train"), part("test", "val"), classes)

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from nbcompile.core.errors import UsageError
 from nbcompile.spec_strings import named_factory, parse, said
-from nbcompile.training.data.base import KINDS, Batch, Data
+from nbcompile.training.data.base import DATA_KINDS, Batch, Data
 
 RETURNS = (
     "a factory of data returns a nbcompile.training.data.base.Data, or a pair (train, val) of torch.utils.data.Dataset "
@@ -103,7 +103,7 @@ def load_factory(spec: str, input_size: int | None = None) -> Data:
     try:
         factory = named_factory(spec, module, name)
     except UsageError as error:
-        raise UsageError(f"{error}; data must be {KINDS}") from error
+        raise UsageError(f"{error}; data must be {DATA_KINDS}") from error
     try:
         made = factory(**options)
     except Exception as error:

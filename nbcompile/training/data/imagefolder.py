@@ -9,7 +9,7 @@ from nbcompile.training.data.in_files import transformed_data
 from nbcompile.training.data.pictures import Files
 
 
-class Parts(NamedTuple):
+class Folders(NamedTuple):
     """The two parts of a set of images in files, and the classes of both, sorted."""
 
     train: Files
@@ -29,7 +29,7 @@ def load_imagefolder(folder: str, size: int | None, skip_broken: bool = False) -
     return transformed_data(name, train, val, classes, size=size, mirror=True, skip_broken=skip_broken)
 
 
-def parts_of(root: Path) -> Parts:
+def parts_of(root: Path) -> Folders:
     """The images under ``root``.
 
     Raises:
@@ -42,7 +42,7 @@ def parts_of(root: Path) -> Parts:
     if classes != others:
         odd = sorted(set(classes) ^ set(others))
         raise UsageError(f"{root / 'train'} and {held_out} must have the same classes; only one has {', '.join(odd)}")
-    return Parts(Files(train), Files(val), tuple(classes))
+    return Folders(Files(train), Files(val), tuple(classes))
 
 
 def _listed(folder: Path) -> tuple[list[tuple[str, int]], list[str]]:

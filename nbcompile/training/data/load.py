@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from nbcompile.core.errors import UsageError
 from nbcompile.training.config import TrainConfig
-from nbcompile.training.data.base import KINDS, Data
+from nbcompile.training.data.base import DATA_KINDS, Data
 
 
 def load_data(config: TrainConfig, default_size: int | None = None) -> Data:
@@ -56,4 +56,4 @@ def _loaded(config: TrainConfig, default_size: int | None) -> Data:
         from nbcompile.training.data.factory import load_factory
 
         return load_factory(config.data, config.input_size)
-    raise UsageError(f"data must be {KINDS}, not '{config.data}'")
+    raise UsageError(f"data must be {DATA_KINDS}, not '{config.data}'")

@@ -7,7 +7,7 @@ from nbcompile.core.errors import UsageError
 from nbcompile.training.data.base import Batch, Data, Images
 
 
-class Part:
+class Subset:
     """Some of the images of a set.
 
     Args:
@@ -30,7 +30,7 @@ class Part:
         return self.images[self.indices[indices].tolist()]
 
 
-def chosen(data: Data, count: int) -> Part:
+def chosen(data: Data, count: int) -> Subset:
     """``count`` of the training images of ``data``.
 
     Raises:
@@ -38,7 +38,7 @@ def chosen(data: Data, count: int) -> Part:
     """
     if count > len(data.train):
         raise UsageError(f"train_images {count} is more than the {len(data.train)} training images of {data.name}")
-    return Part(data.train, evenly(data.train.labels, count))
+    return Subset(data.train, evenly(data.train.labels, count))
 
 
 def evenly(labels: Tensor, count: int) -> Tensor:

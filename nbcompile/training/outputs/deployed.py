@@ -101,12 +101,12 @@ def _onnx_runner(path: Path) -> Runner:
 
 
 def _int8_runner(path: Path) -> Runner:
-    from nbcompile.exporters.to_tflite.run.interpreters import run
+    from nbcompile.exporters.to_tflite.run.interpreters import run_file
 
     content = path.read_bytes()
 
     def runner(images: Tensor) -> Tensor:
         samples = [(x.movedim(0, -1)[None].contiguous().numpy(),) for x in images]  # channels last
-        return torch.cat([torch.from_numpy(y) for (y,) in run(content, samples)])
+        return torch.cat([torch.from_numpy(y) for (y,) in run_file(content, samples)])
 
     return runner

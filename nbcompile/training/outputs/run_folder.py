@@ -34,7 +34,7 @@ from nbcompile.training.outputs.records import Epoch
 
 log = logging.getLogger("nbcompile")
 
-FORMAT = 1
+RUN_FORMAT = 1
 
 _EXTRAS = {"tensorboard": "no events for TensorBoard", "matplotlib": "no curves.png"}
 """Packages that some files need, and what is not written without them."""
@@ -105,11 +105,11 @@ class RunFolder:
     def save(self, state: dict[str, Any], epoch: Epoch) -> None:
         """Write the checkpoint, then what the epoch adds to the metrics; a resumed run repairs what is lost between."""
         with atomic(self.checkpoint) as temporary:
-            torch.save({"format": FORMAT, **state}, temporary)
+            torch.save({"format": RUN_FORMAT, **state}, temporary)
         with (self.path / "metrics.jsonl").open("a") as metrics:
             metrics.write(_line(epoch))
         if find_spec("tensorboard") is not None:
-            tensorboard.add(self.path, epoch)
+            tensorboard.add_epoch(self.path, epoch)
 
     def keep(self, model: nn.Module, history: Sequence[Epoch]) -> None:
         """Write ``model``, which the last epoch gave, if it is the best so far; before ``save``, to be made up for.
@@ -122,7 +122,7 @@ class RunFolder:
     def draw(self, history: Sequence[Epoch]) -> None:
         """Write the picture of the curves."""
         if find_spec("matplotlib") is not None:
-            curves.draw(history, self.path / "curves.png")
+            curves.draw_curves(history, self.path / "curves.png")
 
     def kept(self) -> str:
         """What a run that fails leaves behind, for its message."""
@@ -139,9 +139,9 @@ class RunFolder:
                 f"{self.checkpoint} is damaged, or no checkpoint of nbcompile train ({type(error).__name__}): "
                 f"choose another run folder"
             ) from error
-        if version != FORMAT:
+        if version != RUN_FORMAT:
             raise CheckpointError(
-                f"{self.checkpoint} has format {version}, this version of nbcompile reads {FORMAT}: choose another "
+                f"{self.checkpoint} has format {version}, this version of nbcompile reads {RUN_FORMAT}: choose another "
                 f"run folder"
             )
         return state

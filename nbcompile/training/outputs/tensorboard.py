@@ -25,7 +25,7 @@ def begin(folder: Path, history: Sequence[Epoch]) -> None:
     _append(folder / f"{_NAME}{int(now)}", records)
 
 
-def add(folder: Path, epoch: Epoch) -> None:
+def add_epoch(folder: Path, epoch: Epoch) -> None:
     """One epoch more."""
     (path,) = folder.glob(f"{_NAME}*")
     _append(path, [_encoded(time.time(), epoch)])

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nbcompile.core.affine.primitive import Primitive
-from nbcompile.core.affine.to_layer import lowered
+from nbcompile.core.affine.to_layer import to_layer
 from nbcompile.core.algebra import NotExact
 from tests.core.affine.lifts import X, last, primitive
 
@@ -17,7 +17,7 @@ W = torch.rand(4, 4, 3, 3, dtype=torch.float64)
 
 
 def computed(one: Primitive, x: Tensor, axes: int = 2) -> Tensor:
-    result: Tensor = lowered(one.map(axes, x.shape[-axes - 1]), x)(x)
+    result: Tensor = to_layer(one.map(axes, x.shape[-axes - 1]), x)(x)
     return result
 
 
@@ -123,7 +123,7 @@ def test_functional_layers(forward: Forward, axes: int) -> None:
     m = one.map(axes, x.shape[-axes - 1])
     assert one.geometry(axes, x.shape[-axes - 1]) == m.geometry
     if all(low == high for low, high in m.padding):
-        torch.testing.assert_close(lowered(m, x)(x), expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(to_layer(m, x)(x), expected, rtol=1e-12, atol=1e-12)
     else:
         assert m.padding == ((0, 0), (1, 2))
 

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from nbcompile.core.affine.primitive import Primitive
-from nbcompile.core.affine.to_layer import lowered
+from nbcompile.core.affine.to_layer import to_layer
 from tests.core.affine.lifts import Written, X, conv, found, last, primitive
 
 NO_STATISTICS = "it has no running statistics: it normalises by the batch, also in eval mode"
@@ -62,7 +62,7 @@ def test_the_map_is_the_modules(layer: nn.Module, x: Tensor) -> None:
     m = one.map(2, 4)
     assert m.weight.dtype == torch.float64
     assert one.geometry(2, 4) == m.geometry
-    torch.testing.assert_close(lowered(m, x)(x), layer(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(to_layer(m, x)(x), layer(x), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(

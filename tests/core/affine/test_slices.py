@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nbcompile.core.affine.to_layer import lowered
+from nbcompile.core.affine.to_layer import to_layer
 from nbcompile.core.algebra import NotExact
 from tests.core.affine.lifts import X, last, primitive
 
@@ -36,7 +36,7 @@ def test_slices(forward: Forward) -> None:
     one = primitive(forward, X)
     m = one.map(2, 4)
     assert one.geometry(2, 4) == m.geometry
-    torch.testing.assert_close(lowered(m, X)(X), forward(None, X), rtol=0, atol=1e-15)
+    torch.testing.assert_close(to_layer(m, X)(X), forward(None, X), rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from hypothesis import assume, given, settings
 from torch import Tensor
 
-from nbcompile.core.algebra import AffineMap, NotExact, carried, compose, pad, per_channel, shift_fits
+from nbcompile.core.algebra import AffineMap, NotExact, carried, compose, padding_map, per_channel, shift_fits
 from tests.core.algebra.maps import (
     MODES,
     ONE,
@@ -127,7 +127,7 @@ def test_padding_with_the_shift_is_padding_with_zeros_before(off: float, merges:
     one, norm = make(3, 4, ONE * 2, bias=False), per_channel(normal(4), normal(4), 2)
     assert norm.bias is not None
     value = (norm.bias * (1 + off)).float()
-    chain = (one, norm, pad(((1, 1), (1, 1)), 4, one.weight, value=value), make(4, 5, THREE * 2))
+    chain = (one, norm, padding_map(((1, 1), (1, 1)), 4, one.weight, value=value), make(4, 5, THREE * 2))
     after = compose(compose(chain[0], chain[1]), compose(chain[2], chain[3])) if merges else None
     if after is None:
         with pytest.raises(NotExact, match="not what the first gives there"):
@@ -140,7 +140,7 @@ def test_padding_with_the_shift_is_padding_with_zeros_before(off: float, merges:
 
 def test_a_value_padded_with_stays_with_the_map_that_pads() -> None:
     value = normal(3)
-    chain = (pad(((2, 1),), 3, value, value=value), make(3, 4, THREE), make(4, 2, [Axis(2, stride=2)]))
+    chain = (padding_map(((2, 1),), 3, value, value=value), make(3, 4, THREE), make(4, 2, [Axis(2, stride=2)]))
     whole = compose(compose(chain[0], chain[1]), chain[2])
     assert whole.pad_value is value
     assert whole.geometry.filled
@@ -171,7 +171,7 @@ def test_padding_twice_is_padding_once_where_the_values_agree(axes: int) -> None
     """The second value must be what the first map makes of its own."""
     value = normal(3)
     first = replace(per_channel(normal(3), normal(3), axes), padding=((1, 0),) * axes, pad_value=value)
-    again = pad(((0, 2),) * axes, 3, value, value=carried(first, value))
+    again = padding_map(((0, 2),) * axes, 3, value, value=carried(first, value))
     whole = compose(first, again)
     assert whole.padding == ((1, 2),) * axes
     compare(whole, (first, again), (4, 5)[:axes])

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from nbcompile.core.algebra import AffineMap, add, compose, concatenate, embed_groups, frozen_norm, regrouped, select
+from nbcompile.core.algebra import AffineMap, add, compose, concatenate, embed_groups, frozen_norm, regrouped, selection
 from tests.core.algebra.maps import ONE, SAME, Axis, error, make, normal, run
 
 LIKE = torch.empty(0, dtype=torch.float64)
@@ -56,7 +56,7 @@ def test_regrouping_where_the_groups_do_not_nest() -> None:
 
 @pytest.mark.parametrize("entry", [(0, 1), (1, 0)])
 def test_one_entry_beside_the_diagonal_keeps_the_group(entry: tuple[int, int]) -> None:
-    m = select(range(4), 4, 0, LIKE)
+    m = selection(range(4), 4, 0, LIKE)
     assert regrouped(m).groups == 4
     m.weight[entry] = 1e-300
     assert regrouped(m).groups == 2
@@ -70,7 +70,7 @@ def test_no_weight_at_all_is_depthwise() -> None:
 def test_branches_on_slices_of_the_channels_are_one_grouped_layer() -> None:
     """Grouped convolution written as split, convolve, concatenate."""
     first, second = make(3, 4, SAME * 2), make(3, 4, SAME * 2)
-    sides = [select(rows, 6, 2, LIKE) for rows in (range(3), range(3, 6))]
+    sides = [selection(rows, 6, 2, LIKE) for rows in (range(3), range(3, 6))]
     whole = regrouped(concatenate(compose(sides[0], first), compose(sides[1], second)))
     assert (whole.groups, whole.weight.shape) == (2, (8, 3, 3, 3))
     x = normal(2, 6, 7, 5)
@@ -80,7 +80,7 @@ def test_branches_on_slices_of_the_channels_are_one_grouped_layer() -> None:
 @pytest.mark.parametrize("axes", [0, 1, 2, 3])
 def test_select_takes_channels_in_the_order_asked_for(axes: int) -> None:
     x = normal(2, 5, *(3,) * axes)
-    assert torch.equal(run(select((4, 0, 0), 5, axes, LIKE), x), x[:, [4, 0, 0]])
+    assert torch.equal(run(selection((4, 0, 0), 5, axes, LIKE), x), x[:, [4, 0, 0]])
 
 
 def test_works_in_the_dtype_of_its_operands() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nbcompile.core.algebra import NotExact, average_pool, frozen_norm, identity, pad
+from nbcompile.core.algebra import NotExact, average_pool, frozen_norm, identity, padding_map
 from tests.core.algebra.maps import MODES, error, normal, run
 
 LIKE = torch.empty(0, dtype=torch.float64)
@@ -36,19 +36,19 @@ def test_padding_is_torchs_own(axes: int, mode: str) -> None:
     x = normal(2, 3, *SIZES[axes])
     sides = [side for pads in reversed(padding) for side in pads]
     wanted = F.pad(x, sides, "constant" if mode == "zeros" else mode)
-    assert torch.equal(run(pad(padding, 3, LIKE, mode), x), wanted)
+    assert torch.equal(run(padding_map(padding, 3, LIKE, mode), x), wanted)
 
 
 def test_padding_with_values_and_with_nothing() -> None:
     x = normal(2, 3, 7, 5)
-    m = pad(((1, 0), (0, 2)), 3, LIKE, value=torch.full((3,), 0.5))
+    m = padding_map(((1, 0), (0, 2)), 3, LIKE, value=torch.full((3,), 0.5))
     assert error(run(m, x), F.pad(x, (0, 2, 1, 0), value=0.5)) < 1e-12
     assert m.geometry.filled
-    nothing = pad(((0, 0), (0, 0)), 3, LIKE, "reflect", torch.ones(3))
+    nothing = padding_map(((0, 0), (0, 0)), 3, LIKE, "reflect", torch.ones(3))
     assert nothing.geometry == identity(3, 2, LIKE).geometry
     assert torch.equal(run(nothing, x), x)
 
 
 def test_padding_with_infinity_is_no_affine_map() -> None:
     with pytest.raises(NotExact, match="it pads with a value that is not finite"):
-        pad(((1, 1),), 2, LIKE, value=torch.tensor([0.0, -torch.inf]))
+        padding_map(((1, 1),), 2, LIKE, value=torch.tensor([0.0, -torch.inf]))

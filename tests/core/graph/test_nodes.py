@@ -21,7 +21,7 @@ from nbcompile.core.graph.nodes import (
     norm_of,
     passes_through,
     readers,
-    render,
+    render_graph,
     settled,
 )
 from nbcompile.core.tracing.capture import capture
@@ -174,7 +174,7 @@ def test_functions_that_are_norms() -> None:
 
 
 def test_render(gm: fx.GraphModule) -> None:
-    lines = render(gm).splitlines()
+    lines = render_graph(gm).splitlines()
     assert lines[:2] == ["x = placeholder x ()", "conv = conv: Conv2d(3, 4, kernel_size=(1, 1), stride=(1, 1)) (x)"]
     assert "view = call_method view (contiguous, getitem)" in lines
     assert lines[-2:] == ["add_1 = call_function add (add, sum_1)", "output = output output (add_1)"]

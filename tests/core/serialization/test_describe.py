@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from nbcompile.core.errors import CheckpointError
 from nbcompile.core.example import Origin, TensorSpec, origin_of
-from nbcompile.core.serialization.describe import MAX_CONSTANT_BYTES, describe
+from nbcompile.core.serialization.describe import MAX_CONSTANT_BYTES, describe_model
 from nbcompile.core.serialization.graph_json import NotSerialisable
 from nbcompile.core.serialization.module_json import module_from_json, module_to_json
 from nbcompile.core.serialization.rebuild import origin_from_json, rebuild
@@ -35,7 +35,7 @@ class Net(nn.Module):
 
 
 def described(model: nn.Module) -> dict[str, Any]:
-    found = describe(model, capture(model), ORIGIN)
+    found = describe_model(model, capture(model), ORIGIN)
     again: dict[str, Any] = json.loads(json.dumps(found))
     return again
 

@@ -11,7 +11,13 @@ from torch.nn import functional as F
 
 from nbcompile.core.errors import CheckpointError
 from nbcompile.core.serialization import graph_json
-from nbcompile.core.serialization.graph_json import NotSerialisable, decode, encode, graph_from_json, graph_to_json
+from nbcompile.core.serialization.graph_json import (
+    NotSerialisable,
+    decode_argument,
+    encode_argument,
+    graph_from_json,
+    graph_to_json,
+)
 
 
 class Everything(nn.Module):
@@ -62,17 +68,17 @@ VALUES = st.recursive(
 
 @given(VALUES)
 def test_arguments(value: Any) -> None:
-    assert decode(encode(value), {}) == value
+    assert decode_argument(encode_argument(value), {}) == value
 
 
 def test_a_device_becomes_the_cpu() -> None:
-    assert decode(encode(torch.device("cuda:3")), {}) == torch.device("cpu")
+    assert decode_argument(encode_argument(torch.device("cuda:3")), {}) == torch.device("cpu")
 
 
 @pytest.mark.parametrize("value", [object(), torch.zeros(1), {1: 2}, 1j, range(3), nn.ReLU(), b"x"])
 def test_arguments_that_are_not_written(value: object) -> None:
     with pytest.raises(NotSerialisable, match=f"an argument of type {type(value).__name__}"):
-        encode(value)
+        encode_argument(value)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from nbcompile.core.numerics import flatten, relative_error
 from nbcompile.deploy.deploy_form import deploy
-from nbcompile.exporters.to_tflite.file.flatbuffer import read
+from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
-from nbcompile.exporters.to_tflite.run.interpreters import run
+from nbcompile.exporters.to_tflite.run.interpreters import run_file
 
 
 class Net(nn.Module):
@@ -29,7 +29,7 @@ class Net(nn.Module):
 def outputs(model: FloatModel, *inputs: Tensor) -> list[Tensor]:
     """What the file gives for one sample, in torch layout."""
     sample = tuple(port.to_file(x) for port, x in zip(model.inputs, inputs, strict=True))
-    (found,) = run(model.content, [sample])
+    (found,) = run_file(model.content, [sample])
     return [port.to_torch(y) for port, y in zip(model.outputs, found, strict=True)]
 
 
@@ -41,10 +41,10 @@ def lowered(network: nn.Module, *inputs: Tensor) -> tuple[FloatModel, float]:
 
 
 def operators(model: FloatModel) -> Counter[str]:
-    return Counter(op.name for op in read(model.content).ops)
+    return Counter(op.name for op in read_file(model.content).ops)
 
 
 def names(model: FloatModel) -> list[str]:
     """Of the tensors that operators write."""
-    file = read(model.content)
+    file = read_file(model.content)
     return [file.tensors[op.outputs[0]].name for op in file.ops]

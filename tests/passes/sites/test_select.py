@@ -4,7 +4,7 @@ from math import ceil
 import pytest
 
 from nbcompile.core.errors import UsageError
-from nbcompile.passes.sites.select import WORDS, named, select
+from nbcompile.passes.sites.select import WORDS, named_patterns, select_sites
 
 CANDIDATES = tuple(f"block{i}.expand" for i in range(16))
 LAYERS = ("stem", *(name for c in CANDIDATES for name in (c, c.replace("expand", "project"))), "head")
@@ -12,7 +12,7 @@ LAYERS = ("stem", *(name for c in CANDIDATES for name in (c, c.replace("expand",
 
 def taken(where: str, n: int = 16) -> list[int]:
     names = CANDIDATES[:n] if n <= 16 else tuple(f"layer{i}" for i in range(n))
-    return [names.index(name) for name in select(where, names, names)]
+    return [names.index(name) for name in select_sites(where, names, names)]
 
 
 @pytest.mark.parametrize(
@@ -47,39 +47,39 @@ def test_uniform_is_exact_arithmetic(share: str, n: int) -> None:
 
 
 def test_names_and_globs_may_name_any_layer_in_graph_order() -> None:
-    assert select(["head", "block3.*"], CANDIDATES, LAYERS) == ("block3.expand", "block3.project", "head")
-    assert select("head, block3.*", CANDIDATES, LAYERS) == ("block3.expand", "block3.project", "head")
-    assert select("stem", (), LAYERS) == ("stem",)
-    assert named("uniform:0.5") is None
-    assert named("a, b*,") == ["a", "b*"]
-    assert named(("a",)) == ["a"]
+    assert select_sites(["head", "block3.*"], CANDIDATES, LAYERS) == ("block3.expand", "block3.project", "head")
+    assert select_sites("head, block3.*", CANDIDATES, LAYERS) == ("block3.expand", "block3.project", "head")
+    assert select_sites("stem", (), LAYERS) == ("stem",)
+    assert named_patterns("uniform:0.5") is None
+    assert named_patterns("a, b*,") == ["a", "b*"]
+    assert named_patterns(("a",)) == ["a"]
 
 
 @pytest.mark.parametrize("where", ["uniform:0", "uniform:1.5", "uniform:-1", "uniform:x", "uniform:1/0", "uniform"])
 def test_refuses_shares(where: str) -> None:
     with pytest.raises(UsageError) as caught:
-        select(where, CANDIDATES, LAYERS)
+        select_sites(where, CANDIDATES, LAYERS)
     assert str(caught.value).startswith(f"where='{where}' does not fit the 16 candidates; write {WORDS}; candidates: ")
 
 
 @pytest.mark.parametrize("where", ["first:0", "first:17", "middle:-1", "last:x", "first:", "all:3", "first:2.5"])
 def test_refuses_counts(where: str) -> None:
     with pytest.raises(UsageError, match=r"does not fit the 16 candidates; .*candidates: block0\.expand, block1\.exp"):
-        select(where, CANDIDATES, LAYERS)
+        select_sites(where, CANDIDATES, LAYERS)
 
 
 def test_what_matches_nothing_is_told_what_there_is() -> None:
     with pytest.raises(UsageError, match=r"no convolution or linear layer is called 'blok\*', 'x'; candidates: block0"):
-        select(["blok*", "head", "x"], CANDIDATES, LAYERS)
+        select_sites(["blok*", "head", "x"], CANDIDATES, LAYERS)
     with pytest.raises(UsageError, match="is called nothing; candidates: block0"):
-        select([], CANDIDATES, LAYERS)
+        select_sites([], CANDIDATES, LAYERS)
     with pytest.raises(UsageError, match="is called 'x'; layers that can be named: stem, head"):
-        select("x", (), ("stem", "head"))
+        select_sites("x", (), ("stem", "head"))
     with pytest.raises(UsageError, match=r"where='all': no pattern of layers to expand is in this network; .*: none"):
-        select("all", (), ())
+        select_sites("all", (), ())
 
 
 def test_long_lists_are_cut() -> None:
     names = tuple(f"layer{i}" for i in range(100))
     with pytest.raises(UsageError, match=r"layer22, layer23, … \(100 in all\)$"):
-        select("nothing", names, names)
+        select_sites("nothing", names, names)

@@ -14,7 +14,7 @@ from nbcompile.training import TrainConfig
 from nbcompile.training.data.base import Data
 from nbcompile.training.data.digits import load_digits
 from nbcompile.training.data.load import load_data
-from nbcompile.training.data.subset import Part
+from nbcompile.training.data.subset import Subset
 from nbcompile.training.loader import BatchOrder, Loader
 
 
@@ -49,7 +49,7 @@ FACTORIES: dict[str, Callable[..., Any]] = {
     ),
     "named": lambda: (Listed([(image(), np.int64(0)), (image(), torch.tensor(1))], ["cat", "dog"]), Listed(GOOD)),
     "data": load_digits,
-    "empty_data": lambda part: replace(load_digits(), **{part: Part(load_digits().val, torch.tensor([]).long())}),
+    "empty_data": lambda part: replace(load_digits(), **{part: Subset(load_digits().val, torch.tensor([]).long())}),
     "one": lambda: Listed(GOOD),
     "three": lambda: (1, 2, 3),
     "stream": lambda: (Stream(), Stream()),

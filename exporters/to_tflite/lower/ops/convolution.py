@@ -9,8 +9,8 @@ from torch import Tensor
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 from nbcompile.exporters.to_tflite.lower.layout import Axis
 from nbcompile.exporters.to_tflite.lower.refusal import LoweringError
-from nbcompile.exporters.to_tflite.lower.value import Value, stored
-from nbcompile.exporters.to_tflite.lower.windows import Pair, Window, padded, scheme
+from nbcompile.exporters.to_tflite.lower.value import Value, stored_array
+from nbcompile.exporters.to_tflite.lower.windows import PerAxis, Window, padded, scheme
 
 SEQUENCE = (0, None, 2, 1)
 """Maps of one dimension are images of one row."""
@@ -99,11 +99,11 @@ def conv_transpose(
 
 
 def _with_windows(
-    x: Value, weight: Tensor, stride: Sequence[int], pads: Sequence[Pair], dilation: Sequence[int]
+    x: Value, weight: Tensor, stride: Sequence[int], pads: Sequence[PerAxis], dilation: Sequence[int]
 ) -> tuple[Value, list[Window], str]:
     """What the kernel is laid on, where, and TensorFlow's name for it."""
 
-    def windows(source: Value, pads: Sequence[Pair]) -> list[Window]:
+    def windows(source: Value, pads: Sequence[PerAxis]) -> list[Window]:
         return [
             Window.of(size, k, s, *pad, d)
             for size, k, s, pad, d in zip(source.shape[2:], weight.shape[2:], stride, pads, dilation, strict=True)
@@ -129,7 +129,7 @@ def _result(
     """The value whose channels are ``made``'s, in the order ``out``."""
     channels = made.shape[-1]
     if bias is not None:
-        values = stored(bias)
+        values = stored_array(bias)
         made = tf.nn.bias_add(made, values if out is None else values[list(out)])
     ordered = out is None or list(out) == list(range(channels))
     shape = (x.shape[0], channels, *sizes)
@@ -138,7 +138,7 @@ def _result(
     return Value(made, shape, (*(Axis(),) * (3 - len(spatial)), *spatial, last))
 
 
-def _pads(padding: Any, weight: Tensor, dilation: Sequence[int]) -> list[Pair]:
+def _pads(padding: Any, weight: Tensor, dilation: Sequence[int]) -> list[PerAxis]:
     if padding == "valid":
         return [(0, 0)] * (weight.ndim - 2)
     if padding == "same":
@@ -160,7 +160,7 @@ def _rows(values: Sequence[int], first: int = 1) -> list[int]:
 
 def _kernel(weight: Tensor) -> np.ndarray:
     """``(out, in, *kernel)`` as TensorFlow has it: ``(rows, columns, in, out)``."""
-    return stored((weight.unsqueeze(2) if weight.ndim == 3 else weight).permute(2, 3, 1, 0))
+    return stored_array((weight.unsqueeze(2) if weight.ndim == 3 else weight).permute(2, 3, 1, 0))
 
 
 def _dense(weight: Tensor, groups: int) -> Tensor:
@@ -189,7 +189,7 @@ def _require(x: Value, weight: Any) -> None:
         raise LoweringError(f"its input {x.shape} has no batch dimension", "give it one (unsqueeze(0))")
 
 
-HANDLERS: Mapping[str, Callable[..., Any]] = {
+CONVOLUTION_OPS: Mapping[str, Callable[..., Any]] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv1d.padding", "conv2d.padding"), conv),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d.input"), conv_transpose),
 }

@@ -35,7 +35,7 @@ def _operands(a: Operand, b: Operand) -> tuple[Value | Tensor, Value | Tensor]:
     return operand(a, b), operand(b, a)
 
 
-def add(a: Operand, b: Operand, *, alpha: Number = 1) -> Value:
+def add_scaled(a: Operand, b: Operand, *, alpha: Number = 1) -> Value:
     """``a + alpha * b``."""
     a, b = _operands(a, b if alpha == 1 else mul(b, alpha) if isinstance(b, Value) else b * alpha)
     made = elementwise(tf.add, a, b)
@@ -135,7 +135,7 @@ def where(condition: Value | Tensor, a: Operand, b: Operand) -> Value:
     if isinstance(condition, Value):
         raise LoweringError("it chooses between values by what they are", "use a form without torch.where")
     keep = condition.to(torch.float32)
-    return add(mul(a, keep), mul(b, 1 - keep)) if not _is_zero(b) else mul(a, keep)
+    return add_scaled(mul(a, keep), mul(b, 1 - keep)) if not _is_zero(b) else mul(a, keep)
 
 
 def _is_zero(x: Operand) -> bool:
@@ -147,19 +147,19 @@ def masked_fill(x: Value, mask: Value | Tensor, fill: Number) -> Value:
     if isinstance(mask, Value):
         raise LoweringError("its mask is computed from the input", "make the mask a constant of the network")
     if math.isinf(fill):
-        return add(x, mask.to(torch.float32) * math.copysign(LARGE, fill))
+        return add_scaled(x, mask.to(torch.float32) * math.copysign(MASKED, fill))
     return where(mask, fill, x)
 
 
 ROUNDED = 15.0
 """Where softplus is a line to float32: ``log(1 + exp(-15))`` is 3e-7, of 15 less than a rounding."""
 
-LARGE = 1e3
+MASKED = 1e3
 """What stands for infinity in an attention mask: ``exp(-1e3)`` is 0 in float32. At 1e4 XNNPACK adds int8 badly."""
 
 _NONNEGATIVE = True
 
-HANDLERS: Mapping[str, Callable[..., Any]] = {
+ELEMENTWISE_OPS: Mapping[str, Callable[..., Any]] = {
     "relu": unary(tf.nn.relu, _NONNEGATIVE),
     "relu6": unary(tf.nn.relu6, _NONNEGATIVE),
     "hardtanh": hardtanh,
@@ -190,7 +190,7 @@ HANDLERS: Mapping[str, Callable[..., Any]] = {
     "sin": unary(tf.sin),
     "cos": unary(tf.cos),
     "floor": unary(tf.floor),
-    "add.Tensor": add,
+    "add.Tensor": add_scaled,
     "sub.Tensor": sub,
     "rsub.Scalar": lambda x, y, alpha=1: sub(y, x, alpha=alpha),
     "mul.Tensor": mul,

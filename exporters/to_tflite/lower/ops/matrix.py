@@ -8,10 +8,10 @@ from torch import Tensor
 
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 from nbcompile.exporters.to_tflite.lower.layout import Axis
-from nbcompile.exporters.to_tflite.lower.ops.elementwise import LARGE, add, mul
+from nbcompile.exporters.to_tflite.lower.ops.elementwise import MASKED, add_scaled, mul
 from nbcompile.exporters.to_tflite.lower.ops.pooling import mean
 from nbcompile.exporters.to_tflite.lower.refusal import LoweringError
-from nbcompile.exporters.to_tflite.lower.value import Value, elementwise, stored
+from nbcompile.exporters.to_tflite.lower.value import Value, elementwise, stored_array
 
 
 def linear(x: Value, weight: Tensor | Value, bias: Tensor | None = None) -> Value:
@@ -22,10 +22,10 @@ def linear(x: Value, weight: Tensor | Value, bias: Tensor | None = None) -> Valu
         return linear(x.with_dim(0), weight, bias).without({0})
     last = x.rank - 1
     x = x.arranged((*(d for d in x.order if d != last), last), free=(last,))
-    columns = stored(weight)[:, x.axes[-1].places(x.shape)]
+    columns = stored_array(weight)[:, x.axes[-1].places(x.shape)]
     made = tf.matmul(x.tensor, columns.T) if x.rank == 2 else tf.linalg.matmul(x.tensor, columns.T)
     if bias is not None:
-        made = tf.nn.bias_add(made, stored(bias))
+        made = tf.nn.bias_add(made, stored_array(bias))
     width = len(columns)
     shape = (*x.shape[:-1], width)
     return Value(made, shape, (*x.axes[:-1], Axis() if width == 1 else Axis((last,))))
@@ -45,7 +45,7 @@ def matmul(a: Value | Tensor, b: Value | Tensor) -> Value:
 def _matrices(x: Value | Tensor, rank: int) -> tuple[Any, bool]:
     """``x`` as matrices, and whether they are stored transposed."""
     if isinstance(x, Tensor):
-        return stored(x.reshape((1,) * (rank - x.ndim) + x.shape)), False
+        return stored_array(x.reshape((1,) * (rank - x.ndim) + x.shape)), False
     x = x.widened(rank)
     rows, columns = rank - 2, rank - 1
     turned = x.order.index(rows) > x.order.index(columns) and 1 not in (x.shape[rows], x.shape[columns])
@@ -54,7 +54,7 @@ def _matrices(x: Value | Tensor, rank: int) -> tuple[Any, bool]:
 
 def addmm(bias: Tensor, x: Value, weight: Tensor) -> Value:
     """``bias + x @ weight``."""
-    return add(matmul(x, weight), bias)
+    return add_scaled(matmul(x, weight), bias)
 
 
 def attention(
@@ -75,9 +75,9 @@ def attention(
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
     if isinstance(mask, Tensor):
-        mask = (~mask).float() * -LARGE if mask.dtype == torch.bool else mask.clamp(min=-LARGE)
+        mask = (~mask).float() * -MASKED if mask.dtype == torch.bool else mask.clamp(min=-MASKED)
     if mask is not None:
-        scores = add(scores, mask)
+        scores = add_scaled(scores, mask)
     return matmul(softmax(scores, -1), value)
 
 
@@ -167,14 +167,14 @@ def _normalised(x: Value, over: Sequence[int], eps: float) -> Value:
 
 def _affine(x: Value, weight: Tensor | None, bias: Tensor | None) -> Value:
     x = x if weight is None else mul(x, weight)
-    return x if bias is None else add(x, bias)
+    return x if bias is None else add_scaled(x, bias)
 
 
 def _per_channel(values: Tensor, rank: int) -> Tensor:
     return values.reshape(-1, *(1,) * (rank - 2))
 
 
-HANDLERS: Mapping[str, Callable[..., Any]] = {
+MATRIX_OPS: Mapping[str, Callable[..., Any]] = {
     "linear": linear,
     **dict.fromkeys(("matmul", "bmm", "mm"), matmul),
     "addmm": addmm,

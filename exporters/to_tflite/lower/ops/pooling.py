@@ -9,16 +9,21 @@ import numpy as np
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 from nbcompile.exporters.to_tflite.lower.layout import Axis
 from nbcompile.exporters.to_tflite.lower.ops.convolution import IMAGE, SEQUENCE
-from nbcompile.exporters.to_tflite.lower.ops.shape import cat, pad, slice_
+from nbcompile.exporters.to_tflite.lower.ops.shape import cat, pad_edges, slice_
 from nbcompile.exporters.to_tflite.lower.refusal import LoweringError
 from nbcompile.exporters.to_tflite.lower.value import Value
 from nbcompile.exporters.to_tflite.lower.windows import Window, padded, scheme
 
-Sizes = int | Sequence[int]
+WindowSizes = int | Sequence[int]
 
 
 def max_pool(
-    x: Value, kernel: Sizes, stride: Sizes = (), padding: Sizes = 0, dilation: Sizes = 1, ceil: bool = False
+    x: Value,
+    kernel: WindowSizes,
+    stride: WindowSizes = (),
+    padding: WindowSizes = 0,
+    dilation: WindowSizes = 1,
+    ceil: bool = False,
 ) -> Value:
     """One MAX_POOL_2D; a PAD before it only where neither SAME nor VALID is PyTorch's padding.
 
@@ -36,7 +41,7 @@ def max_pool(
         elif all(2 * max(w.before, w.after) <= w.kernel for w in windows):
             x = padded(x, pads, mode="SYMMETRIC")
         else:
-            x = pad(x, [n for pair in reversed(pads) for n in pair], "replicate")
+            x = pad_edges(x, [n for pair in reversed(pads) for n in pair], "replicate")
     x = x.arranged(_order(x), free=(1,))
     kernels, strides = ([1] * (4 - x.rank) + [getattr(w, key) for w in windows] for key in ("kernel", "stride"))
     return _pooled(x, tf.nn.max_pool2d(x.tensor, kernels, strides, name or "VALID"), windows)
@@ -44,9 +49,9 @@ def max_pool(
 
 def avg_pool(
     x: Value,
-    kernel: Sizes,
-    stride: Sizes = (),
-    padding: Sizes = 0,
+    kernel: WindowSizes,
+    stride: WindowSizes = (),
+    padding: WindowSizes = 0,
     ceil: bool = False,
     count_padding: bool = True,
     divisor: int | None = None,
@@ -71,17 +76,17 @@ def avg_pool(
     return _pooled(x, made, windows)
 
 
-def adaptive_avg_pool(x: Value, size: Sizes) -> Value:
+def adaptive_avg_pool(x: Value, size: WindowSizes) -> Value:
     """A mean; pools of one size; or, where PyTorch's windows differ in size, the mean of each."""
     return _adaptive(x, size, avg_pool, mean)
 
 
-def adaptive_max_pool(x: Value, size: Sizes) -> list[Value]:
+def adaptive_max_pool(x: Value, size: WindowSizes) -> list[Value]:
     """Like `adaptive_avg_pool`; PyTorch's second result, the places of the maxima, cannot be had."""
     return [_adaptive(x, size, max_pool, amax)]
 
 
-def _adaptive(x: Value, size: Sizes, pool: Callable[..., Value], reduced: Callable[..., Value]) -> Value:
+def _adaptive(x: Value, size: WindowSizes, pool: Callable[..., Value], reduced: Callable[..., Value]) -> Value:
     old = x.shape[2:]
     new = [n if want is None else want for n, want in zip(old, _pair(size, x), strict=True)]
     if set(new) != {1} and all(n % want == 0 for n, want in zip(old, new, strict=True)):
@@ -98,7 +103,7 @@ def _adaptive(x: Value, size: Sizes, pool: Callable[..., Value], reduced: Callab
 def reduction(f: Callable[..., tf.Tensor]) -> Callable[..., Value]:
     """The handler of a reduction over dimensions."""
 
-    def reduce(x: Value, dims: Sizes | None = None, keepdim: bool = False, *, dtype: Any = None) -> Value:
+    def reduce(x: Value, dims: WindowSizes | None = None, keepdim: bool = False, *, dtype: Any = None) -> Value:
         given = range(x.rank) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
         over = {d % x.rank for d in given}
         x = x.parted(over)
@@ -129,7 +134,7 @@ def var(x: Value, dims: Any = None, *, correction: float | None = 1, keepdim: bo
     return found if not less else found.like(found.tensor * (count / (count - less)), nonnegative=True)
 
 
-def _windows(x: Value, kernel: Sizes, stride: Sizes, padding: Sizes, ceil: bool) -> list[Window]:
+def _windows(x: Value, kernel: WindowSizes, stride: WindowSizes, padding: WindowSizes, ceil: bool) -> list[Window]:
     kernels = _pair(kernel, x)
     strides = _pair(stride, x) if stride not in ((), []) else kernels
     return [
@@ -165,7 +170,7 @@ def _pair(value: Any, x: Value) -> list[Any]:
     return values * (x.rank - 2) if len(values) == 1 else values
 
 
-HANDLERS: Mapping[str, Callable[..., Any]] = {
+POOLING_OPS: Mapping[str, Callable[..., Any]] = {
     **dict.fromkeys(("max_pool1d", "max_pool2d"), max_pool),
     **dict.fromkeys(("avg_pool1d", "avg_pool2d"), avg_pool),
     **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d"), adaptive_avg_pool),

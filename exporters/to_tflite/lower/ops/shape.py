@@ -12,7 +12,7 @@ from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 from nbcompile.exporters.to_tflite.lower.layout import Axis, along, axis_of, simplest
 from nbcompile.exporters.to_tflite.lower.ops.convolution import IMAGE
 from nbcompile.exporters.to_tflite.lower.refusal import LoweringError
-from nbcompile.exporters.to_tflite.lower.value import Value, selected, stored
+from nbcompile.exporters.to_tflite.lower.value import Value, selected, stored_array
 from nbcompile.exporters.to_tflite.lower.windows import padded
 
 
@@ -47,7 +47,7 @@ def unsqueeze(x: Value, dim: int) -> Value:
     return x.with_dim(dim % (x.rank + 1))
 
 
-def expand(x: Value, sizes: Sequence[int], *, implicit: bool = False) -> Value:
+def expand_sizes(x: Value, sizes: Sequence[int], *, implicit: bool = False) -> Value:
     """Repeated along dimensions of size 1."""
     x = x.widened(len(sizes))
     times = [1 if new == -1 else new // old for new, old in zip(sizes, x.shape, strict=True)]
@@ -92,7 +92,7 @@ def picked(x: Value, dim: int, chosen: Sequence[int]) -> Value:
     return Value(selected(x.tensor, at, kept), shape, axes, x.nonnegative)
 
 
-def select(x: Value, dim: int, index: int) -> Value:
+def select_index(x: Value, dim: int, index: int) -> Value:
     """Element ``index`` of ``dim``, which is gone after that."""
     dim %= x.rank
     return picked(x, dim, [index % x.shape[dim]]).without({dim})
@@ -100,7 +100,7 @@ def select(x: Value, dim: int, index: int) -> Value:
 
 def unbind(x: Value, dim: int = 0) -> list[Value]:
     """Every element of ``dim``."""
-    return [select(x, dim, i) for i in range(x.shape[dim])]
+    return [select_index(x, dim, i) for i in range(x.shape[dim])]
 
 
 def split(x: Value, sizes: int | Sequence[int], dim: int = 0) -> list[Value]:
@@ -129,7 +129,7 @@ def cat(parts: Sequence[Value | Tensor], dim: int = 0) -> Value:
             tensors.append(part.tensor)
             places.append(part.axes[at].places(part.shape) + offset)
         else:
-            tensors.append(stored(part.permute(order)))
+            tensors.append(stored_array(part.permute(order)))
             places.append(np.arange(part.shape[dim]) + offset)
         offset += part.shape[dim]
     if shape[dim] != 1:
@@ -163,7 +163,7 @@ def flip(x: Value, dims: Sequence[int]) -> Value:
     return x.like(tf.reverse(x.tensor, x.positions(dims)), x.nonnegative)
 
 
-def pad(x: Value, pads: Sequence[int], mode: str = "constant", value: float | None = None) -> Value:
+def pad_edges(x: Value, pads: Sequence[int], mode: str = "constant", value: float | None = None) -> Value:
     """``pads``: before and after of the last dimension, then of the one before it, and so on; below 0: cropped."""
     pairs = [(0, 0)] * x.rank
     for i in range(len(pads) // 2):
@@ -264,27 +264,27 @@ def cast(x: Value, *, dtype: torch.dtype | None = None) -> Value:
 def embedding(weight: Tensor, index: Value, *_: Any) -> Value:
     """One GATHER: the row of the table for each number."""
     index = index.arranged(range(index.rank))
-    return Value.of(tf.gather(stored(weight), index.tensor))
+    return Value.of(tf.gather(stored_array(weight), index.tensor))
 
 
-HANDLERS: Mapping[str, Callable[..., Any]] = {
+SHAPE_OPS: Mapping[str, Callable[..., Any]] = {
     **dict.fromkeys(("view", "_unsafe_view"), view),
     "permute": permute,
     "transpose.int": transpose,
     "t": lambda x: transpose(x) if x.rank > 1 else x,
     **dict.fromkeys(("squeeze", "squeeze.dim", "squeeze.dims"), squeeze),
     "unsqueeze": unsqueeze,
-    "expand": expand,
+    "expand": expand_sizes,
     "repeat": repeat,
     "slice.Tensor": slice_,
-    "select.int": select,
+    "select.int": select_index,
     "unbind.int": unbind,
     **dict.fromkeys(("split.Tensor", "split_with_sizes"), split),
     "cat": cat,
     "stack": stack,
     "roll": roll,
     "flip": flip,
-    "pad": pad,
+    "pad": pad_edges,
     "upsample_nearest2d.vec": nearest,
     "_upsample_nearest_exact2d.vec": lambda x, size, factors=None: nearest(x, size, factors, exact=True),
     "upsample_bilinear2d.vec": bilinear,

@@ -6,11 +6,11 @@ from typing import Any
 from nbcompile.exporters.to_tflite.lower.ops import convolution, elementwise, matrix, pooling, shape
 
 HANDLERS: Mapping[str, Callable[..., Any]] = {
-    **convolution.HANDLERS,
-    **elementwise.HANDLERS,
-    **matrix.HANDLERS,
-    **pooling.HANDLERS,
-    **shape.HANDLERS,
+    **convolution.CONVOLUTION_OPS,
+    **elementwise.ELEMENTWISE_OPS,
+    **matrix.MATRIX_OPS,
+    **pooling.POOLING_OPS,
+    **shape.SHAPE_OPS,
 }
 """By name, such as ``conv2d`` or ``add.Tensor`` (the overload ``default`` is left out).
 

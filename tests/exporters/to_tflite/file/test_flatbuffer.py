@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from nbcompile.core.errors import CheckpointError
-from nbcompile.exporters.to_tflite.file.flatbuffer import Quantisation, pack, read, schema, unpack
+from nbcompile.exporters.to_tflite.file.flatbuffer import Quantisation, pack, read_file, schema, unpack
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
-from nbcompile.exporters.to_tflite.run.interpreters import run
+from nbcompile.exporters.to_tflite.run.interpreters import run_file
 from tests.exporters.to_tflite.networks_tflite import network
 from tests.exporters.to_tflite.small_tflite import tiny
 
@@ -15,7 +15,7 @@ def content() -> bytes:
 
 
 def test_reads_operators_tensors_and_scales(content: bytes) -> None:
-    file = read(content)
+    file = read_file(content)
     assert file.size == len(content)
     assert [op.name for op in file.ops] == [
         *("CONV_2D", "CONV_2D", "DEPTHWISE_CONV_2D", "CONV_2D", "ADD", "MEAN", "FULLY_CONNECTED"),
@@ -34,7 +34,7 @@ def test_reads_operators_tensors_and_scales(content: bytes) -> None:
 
 
 def test_step_of_an_output_is_seen_through_its_dequantisation() -> None:
-    whole, ends, plain = read(tiny()), read(tiny(io=tf.float32)), read(tiny(int8=False))
+    whole, ends, plain = read_file(tiny()), read_file(tiny(io=tf.float32)), read_file(tiny(int8=False))
     assert ends.ops[-1].name == "DEQUANTIZE"
     assert whole.step(whole.outputs[0]) == ends.step(ends.outputs[0]) == 1 / 256
     assert plain.step(plain.outputs[0]) is None
@@ -58,7 +58,7 @@ def test_quantised_per_channel() -> None:
 def test_pack_keeps_the_function_and_aligns_constants(content: bytes) -> None:
     again = pack(unpack(content))
     x = [(np.random.default_rng(0).standard_normal((1, 17, 13, 3)).astype(np.float32),)]
-    np.testing.assert_array_equal(run(again, x, raw=True)[0][0], run(content, x, raw=True)[0][0])
+    np.testing.assert_array_equal(run_file(again, x, raw=True)[0][0], run_file(content, x, raw=True)[0][0])
     model = schema.Model.GetRootAs(again)
     buffers = [model.Buffers(i) for i in range(model.BuffersLength())]
     starts = [b._tab.Vector(b._tab.Offset(4)) for b in buffers if b.DataLength()]
@@ -77,14 +77,14 @@ def test_pack_keeps_the_function_and_aligns_constants(content: bytes) -> None:
 )
 def test_refuses_what_is_no_file(damage, message: str, content: bytes) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(CheckpointError, match=message):
-        read(damage(content))
+        read_file(damage(content))
 
 
 def test_refuses_control_flow(content: bytes) -> None:
     model = unpack(content)
     model.subgraphs.append(model.subgraphs[0])
     with pytest.raises(CheckpointError, match=r"the \.tflite file has 2 graphs \(control flow\); only one can be read"):
-        read(pack(model))
+        read_file(pack(model))
 
 
 def test_refuses_a_type_that_is_not_written(content: bytes) -> None:
@@ -93,4 +93,4 @@ def test_refuses_a_type_that_is_not_written(content: bytes) -> None:
     with pytest.raises(
         CheckpointError, match=r"tensor 'serving_default_x:0' has type 8 of the schema, which nbcompile does not write"
     ):
-        read(pack(model))
+        read_file(pack(model))

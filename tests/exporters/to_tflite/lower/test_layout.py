@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbcompile.exporters.to_tflite.lower.layout import Axis, along, digits, groups, merged, plain, runs, simplest
+from nbcompile.exporters.to_tflite.lower.layout import Axis, along, digits, groups, merged, runs, simplest, torch_axes
 
 SHAPE = (1, 4, 3, 5)
 
@@ -19,8 +19,8 @@ def elements(axes: tuple[Axis, ...], shape: tuple[int, ...]) -> np.ndarray:
 
 
 def test_a_plain_layout_is_in_order_and_holds_no_dimension_of_size_1() -> None:
-    assert plain(SHAPE) == (Axis(), Axis((1,)), Axis((2,)), Axis((3,)))
-    assert elements(plain(SHAPE), SHAPE).tolist() == list(range(60))
+    assert torch_axes(SHAPE) == (Axis(), Axis((1,)), Axis((2,)), Axis((3,)))
+    assert elements(torch_axes(SHAPE), SHAPE).tolist() == list(range(60))
 
 
 def test_channels_last_is_an_order_of_the_axes() -> None:

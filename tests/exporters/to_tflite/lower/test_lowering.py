@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nbcompile.core.errors import ExportError
-from nbcompile.exporters.to_tflite.file.flatbuffer import read
+from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
+from nbcompile.exporters.to_tflite.lower import lowering
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from tests.exporters.to_tflite.lowered import Net, lowered, names, operators, outputs
 
@@ -110,7 +111,7 @@ def test_layers_keep_parameters_of_their_own_where_they_are_equal() -> None:
     network = nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(3)))
     for x in network.parameters():
         nn.init.zeros_(x)
-    file = read(float_model(network, (torch.randn(1, 3, 5, 4),)).content)
+    file = read_file(float_model(network, (torch.randn(1, 3, 5, 4),)).content)
     assert sorted(t.name for t in file.tensors if t.data is not None) == sorted(network.state_dict())
 
 
@@ -183,7 +184,7 @@ def test_shuffled_channels_are_transposed_as_tflite_micro_can() -> None:
         nn.Conv2d(4, 8, 1), nn.ChannelShuffle(2), nn.Conv2d(8, 16, 3, groups=8), nn.PixelShuffle(2), nn.Conv2d(4, 3, 1)
     )
     model, error = lowered(network, torch.randn(1, 4, 7, 5))
-    file = read(model.content)
+    file = read_file(model.content)
     (moved,) = [op for op in file.ops if op.name == "TRANSPOSE"]
     assert len(file.tensors[moved.outputs[0]].shape) <= 5
     assert error < 1e-5
@@ -282,6 +283,21 @@ def test_the_place_in_the_code_is_the_users() -> None:
 
     with pytest.raises(ExportError, match=re.escape(f"in layer '0' at {Path(__file__)}:")):
         float_model(nn.Sequential(Mine()), (torch.randn(1, 3),))
+
+
+@pytest.mark.parametrize(
+    ("handler", "said"),
+    [
+        (lambda x: x.with_dim(1), "it is lowered to shape (1, 1, 3), where PyTorch has (1, 3); replace it, or export"),
+        (lambda x: x.arranged([0]), "it is called in a way that cannot be lowered (dimensions {1} have no axis); "),
+        (lambda x: x.like(x.tensor[:, :2]), "it is called in a way that cannot be lowered (Value("),
+        (lambda x: {}[x], "KeyError"),
+    ],
+)
+def test_a_handler_that_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch, handler: Any, said: str) -> None:
+    monkeypatch.setattr(lowering, "HANDLERS", {**lowering.HANDLERS, "relu": handler})
+    with pytest.raises(ExportError, match=r"aten\.relu in layer '0': " + re.escape(said)):
+        float_model(nn.Sequential(nn.ReLU()), (torch.randn(1, 3),))
 
 
 def test_a_network_that_writes_its_buffers_is_refused() -> None:

@@ -3,13 +3,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nbcompile.exporters.to_tflite.file.flatbuffer import pack, read, unpack
+from nbcompile.exporters.to_tflite.file.flatbuffer import pack, read_file, unpack
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from nbcompile.exporters.to_tflite.quantize.bias import corrected
 from nbcompile.exporters.to_tflite.quantize.quantize import quantise
 from nbcompile.exporters.to_tflite.run.agreement import sqnr
-from nbcompile.exporters.to_tflite.run.interpreters import Sample, run
+from nbcompile.exporters.to_tflite.run.interpreters import Sample, run_file
 
 
 class Net(nn.Module):
@@ -43,7 +43,7 @@ def samples(count: int, seed: int = 0) -> list[Sample]:
 
 
 def outputs(content: bytes, given: list[Sample]) -> np.ndarray:
-    return np.concatenate([y[0] for y in run(content, given)])
+    return np.concatenate([y[0] for y in run_file(content, given)])
 
 
 @pytest.mark.parametrize(("scheme", "io"), [("int8", "int8"), ("int8", "float"), ("int16x8", "int8")])
@@ -64,7 +64,7 @@ def test_only_biases_change(model: FloatModel) -> None:
     assert len(better) == len(plain)
     assert plain == quantise(model, given, per_channel=False)  # the argument is left as it was
     changed = set()
-    for before, after in zip(read(plain).tensors, read(better).tensors, strict=True):
+    for before, after in zip(read_file(plain).tensors, read_file(better).tensors, strict=True):
         if before.data is not None and not np.array_equal(before.data, after.data):
             assert before.dtype == np.int32
             changed.add(before.name)

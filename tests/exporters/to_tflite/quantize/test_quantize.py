@@ -4,15 +4,15 @@ import torch
 from torch import Tensor, nn
 
 from nbcompile.core.errors import ExportError, UsageError
-from nbcompile.exporters.to_tflite.file.flatbuffer import File, read
+from nbcompile.exporters.to_tflite.file.flatbuffer import File, read_file
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
-from nbcompile.exporters.to_tflite.file.quiet_tensorflow import quiet, tf
+from nbcompile.exporters.to_tflite.file.quiet_tensorflow import quiet_tensorflow, tf
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from nbcompile.exporters.to_tflite.quantize.float_layers import left_in_float, matching
 from nbcompile.exporters.to_tflite.quantize.quantize import quantise
-from nbcompile.exporters.to_tflite.quantize.ranges import measured
+from nbcompile.exporters.to_tflite.quantize.ranges import measure_ranges
 from nbcompile.exporters.to_tflite.run.agreement import sqnr
-from nbcompile.exporters.to_tflite.run.interpreters import Sample, run
+from nbcompile.exporters.to_tflite.run.interpreters import Sample, run_file
 
 
 class Net(nn.Module):
@@ -43,7 +43,9 @@ def samples() -> list[Sample]:
 
 def noise(model: FloatModel, content: bytes, samples: list[Sample], kernels: str = "xnnpack") -> float:
     """SQNR against the float file, dB."""
-    found, wanted = (np.concatenate([y[0] for y in run(c, samples, kernels=kernels)]) for c in (content, model.content))
+    found, wanted = (
+        np.concatenate([y[0] for y in run_file(c, samples, kernels=kernels)]) for c in (content, model.content)
+    )
     return sqnr(found, wanted)
 
 
@@ -62,7 +64,7 @@ def dtypes(file: File) -> set[str]:
 )
 def test_schemes(scheme: str, least: float, held: set[str], model: FloatModel, samples: list[Sample]) -> None:
     content = quantise(model, samples, scheme=scheme)
-    assert dtypes(read(content)) == held
+    assert dtypes(read_file(content)) == held
     assert noise(model, content, samples) > least
     assert left_in_float(model, content) == () or not scheme.startswith("int")
     if scheme.startswith("int"):
@@ -74,8 +76,8 @@ def test_float32_is_the_float_file(model: FloatModel) -> None:
 
 
 def test_the_range_of_every_tensor_is_ours(model: FloatModel, samples: list[Sample]) -> None:
-    ranges = measured(model, samples)
-    exact, file = read(model.content), read(quantise(model, [], ranges=ranges))
+    ranges = measure_ranges(model, samples)
+    exact, file = read_file(model.content), read_file(quantise(model, [], ranges=ranges))
     wanted = {exact.tensors[i].name: (high - low) / 255 for i, (low, high) in ranges.kept.items()}
     found = {t.name: t.quantisation.scale for t in file.tensors if t.name in wanted and t.quantisation}
     assert found.keys() == wanted.keys()
@@ -100,11 +102,11 @@ def test_as_tensorflow_does_with_its_own_calibration() -> None:
             converter.representative_dataset = lambda: ([x] for x in given)
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
             converter.inference_input_type = converter.inference_output_type = tf.int8
-        with quiet():
+        with quiet_tensorflow():
             return bytes(converter.convert())
 
-    ours = read(quantise(FloatModel(convert(False), (), ()), [(x,) for x in given]))
-    theirs = read(convert(True))
+    ours = read_file(quantise(FloatModel(convert(False), (), ()), [(x,) for x in given]))
+    theirs = read_file(convert(True))
     assert [op.name for op in ours.ops] == [op.name for op in theirs.ops]
     for a, b in zip(ours.tensors, theirs.tensors, strict=True):
         assert a.dtype == b.dtype
@@ -117,14 +119,14 @@ def test_as_tensorflow_does_with_its_own_calibration() -> None:
 @pytest.mark.parametrize("scheme", ["int8", "int16x8"])
 def test_float_in_and_out(scheme: str, model: FloatModel, samples: list[Sample]) -> None:
     content = quantise(model, samples, scheme=scheme, io="float")
-    file = read(content)
+    file = read_file(content)
     assert [file.tensors[i].dtype for i in (*file.inputs, *file.outputs)] == [np.float32, np.float32]
     assert left_in_float(model, content) == ()
     assert noise(model, content, samples) > 28
 
 
 def scales(content: bytes) -> dict[str, list[int]]:
-    file = read(content)
+    file = read_file(content)
     weights = [(op.name, file.tensors[op.inputs[1]]) for op in file.ops if op.name.endswith(("2D", "CONNECTED"))]
     return {name: len(w.quantisation.scale) for name, w in weights if w.quantisation}
 
@@ -147,7 +149,7 @@ def test_named_layers_stay_float(model: FloatModel, samples: list[Sample]) -> No
     content = quantise(model, samples, float_layers=["features", "head"])
     assert left_in_float(model, content) == ("features.1", "features.3", "head")
     assert noise(model, content, samples) > noise(model, quantise(model, samples), samples)
-    file = read(content)
+    file = read_file(content)
     assert {file.tensors[i].dtype.name for i in (*file.inputs, *file.outputs)} == {"int8"}
 
 
@@ -192,7 +194,7 @@ def test_what_tensorflow_cannot_quantise_is_said() -> None:
 def test_a_range_that_is_not_known_does_no_harm(model: FloatModel, samples: list[Sample]) -> None:
     zeros = [(np.zeros((1, 13, 11, 3), np.float32),)]
     content = quantise(model, zeros)
-    found = run(content, samples)
+    found = run_file(content, samples)
     assert np.isfinite([y[0] for y in found]).all()
     assert noise(model, content, zeros) > 28
 
@@ -215,10 +217,12 @@ class Shares(nn.Module):
 @pytest.mark.parametrize("repeated", [False, True])
 def test_a_divisor_of_zero_does_not_stop_the_program(repeated: bool) -> None:
     model = float_model(Shares(repeated).eval(), (torch.ones(1, 4),))
-    assert ("TILE" in {op.name for op in read(model.content).ops}) == repeated
+    assert ("TILE" in {op.name for op in read_file(model.content).ops}) == repeated
     content = quantise(model, [(np.full((1, 4), value, np.float32),) for value in (-1, 0.5, 1)])
     assert "add" in left_in_float(model, content)
     for kernels in ("xnnpack",) if repeated else ("xnnpack", "micro"):  # TFLite Micro has no TILE
-        black, grey = (run(content, [(np.full((1, 4), value, np.float32),)], kernels=kernels) for value in (0, 0.5))
+        black, grey = (
+            run_file(content, [(np.full((1, 4), value, np.float32),)], kernels=kernels) for value in (0, 0.5)
+        )
         assert np.abs(black[0][0]).max() == 0
         assert np.abs(grey[0][0] - 0.5).max() < 0.01

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from nbcompile.core.errors import PreconditionError, UsageError
-from nbcompile.exporters.to_tflite.file.flatbuffer import read
+from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
-from nbcompile.exporters.to_tflite.quantize.ranges import BINS, UNKNOWN, Ranges, _Histogram, _histograms, measured
+from nbcompile.exporters.to_tflite.quantize.ranges import BINS, UNKNOWN, Ranges, _Histogram, _histograms, measure_ranges
 from nbcompile.exporters.to_tflite.run.interpreters import Sample
 
 
@@ -43,13 +43,13 @@ def samples(count: int, scale: float = 1.0) -> list[Sample]:
 
 
 def of(ranges: Ranges, model: FloatModel, layer: str) -> tuple[float, float]:
-    names = {tensor.name: tensor.index for tensor in read(model.content).tensors}
+    names = {tensor.name: tensor.index for tensor in read_file(model.content).tensors}
     return ranges.kept[names[layer]]
 
 
 def test_minmax_is_what_pytorch_computes(net: Net, model: FloatModel) -> None:
     given = samples(6)
-    found = measured(model, given)
+    found = measure_ranges(model, given)
     x = torch.cat([model.inputs[0].to_torch(one[0]) for one in given])
     with torch.no_grad():
         hidden, y = net.act(net.conv(x)), net(x)
@@ -62,16 +62,16 @@ def test_minmax_is_what_pytorch_computes(net: Net, model: FloatModel) -> None:
 
 def test_zero_is_always_inside(model: FloatModel) -> None:
     above = [(np.abs(x) + 1,) for (x,) in samples(2)]
-    lowest, highest = of(measured(model, above), model, "input")
+    lowest, highest = of(measure_ranges(model, above), model, "input")
     assert lowest == 0 < highest
 
 
 def test_percentile_leaves_out_what_is_rare_and_ends_keep_all(model: FloatModel) -> None:
     given = samples(400)
     given[0][0][0, 0, 0], given[0][0][0, 1, 1] = (80.0, -80.0), (-80.0, 80.0)  # two pixels of 14,000
-    seen = measured(model, given)
+    seen = measure_ranges(model, given)
     for estimator in ("percentile", "mse"):
-        found = measured(model, given, estimator)
+        found = measure_ranges(model, given, estimator)
         if estimator == "percentile":
             assert of(found, model, "conv")[1] < 0.2 * of(seen, model, "conv")[1]
         for name in ("input", model.outputs[0].name):
@@ -103,8 +103,8 @@ def test_least_error_is_that_of_rounding_and_clipping(levels: int) -> None:
 
 def test_histograms_count_what_is_exactly_zero_apart(net: Net, model: FloatModel) -> None:
     given = samples(3)
-    (index,) = (tensor.index for tensor in read(model.content).tensors if tensor.name == "conv")
-    found = _histograms(model, given, {index: measured(model, given).seen[index]})[index]
+    (index,) = (tensor.index for tensor in read_file(model.content).tensors if tensor.name == "conv")
+    found = _histograms(model, given, {index: measure_ranges(model, given).seen[index]})[index]
     with torch.no_grad():
         hidden = net.act(net.conv(torch.cat([model.inputs[0].to_torch(x) for (x,) in given])))
     assert found.zeros == int((hidden == 0).sum()) > 0
@@ -120,7 +120,7 @@ def test_without_tails_counts_zeros_and_takes_both_ends() -> None:
 
 
 def test_a_layer_that_is_constant_is_named_and_has_a_range(model: FloatModel) -> None:
-    found = measured(model, [(np.zeros((1, 5, 7, 2), np.float32),)] * 3)
+    found = measure_ranges(model, [(np.zeros((1, 5, 7, 2), np.float32),)] * 3)
     assert of(found, model, "conv") == UNKNOWN
     (note,) = found.notes
     assert note.startswith("the output of act was")
@@ -134,21 +134,21 @@ def test_values_that_are_not_finite_are_refused_by_layer(model: FloatModel) -> N
     given[1][0][0, 0, 0, 0] = np.nan
     with pytest.raises(PreconditionError, match=r"input 'input' has 1 of 70 values that are NaN or infinite on "
                        r"calibration sample 1 \(counted from 0\): no integers can stand for them"):  # fmt: skip
-        measured(model, given)
+        measure_ranges(model, given)
     large = nn.Conv2d(2, 2, 1)
     nn.init.constant_(large.weight, 1e25)
     overflowing = float_model(nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), large, large), (torch.randn(1, 2, 5, 7),))
     with pytest.raises(
         PreconditionError, match=r"the output of layer '2' has \d+ of 70 values that are NaN or infinit"
     ):
-        measured(overflowing, samples(1))
+        measure_ranges(overflowing, samples(1))
 
 
 def test_refusals(model: FloatModel) -> None:
     with pytest.raises(UsageError, match="ranges='median' is not known; known are minmax, percentile, mse"):
-        measured(model, samples(1), "median")
+        measure_ranges(model, samples(1), "median")
     with pytest.raises(UsageError, match="are measured: give calibration samples, there are none"):
-        measured(model, [])
+        measure_ranges(model, [])
 
 
 class Scores(nn.Module):
@@ -162,8 +162,8 @@ class Scores(nn.Module):
 def test_scores_that_softmax_turns_to_nothing_do_not_count() -> None:
     x = torch.randn(1, 2, 6)
     model = float_model(Scores(), (x,))
-    found = measured(model, [(x.numpy(),)])
-    ops = read(model.content).ops
+    found = measure_ranges(model, [(x.numpy(),)])
+    ops = read_file(model.content).ops
     assert [op.name for op in ops[:3]] == ["ADD", "MUL", "RESHAPE"]
     assert found.kept[ops[1].outputs[0]] == found.kept[ops[2].outputs[0]]
     scores = [found.kept[op.inputs[0]] for op in ops if op.name == "SOFTMAX"]

@@ -3,11 +3,11 @@ import pytest
 import torch
 from torch import nn
 
-from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileTensor, read
+from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileTensor, read_file
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from nbcompile.exporters.to_tflite.quantize.weights_only import to_dynamic, to_float16
-from nbcompile.exporters.to_tflite.run.interpreters import Sample, run
+from nbcompile.exporters.to_tflite.run.interpreters import Sample, run_file
 
 
 class Net(nn.Module):
@@ -40,12 +40,14 @@ def samples() -> list[Sample]:
 
 
 def constants(content: bytes) -> dict[str, FileTensor]:
-    return {t.name: t for t in read(content).tensors if t.data is not None}
+    return {t.name: t for t in read_file(content).tensors if t.data is not None}
 
 
 def error(model: FloatModel, content: bytes, samples: list[Sample], kernels: str) -> float:
     """The largest error of an output over the largest output."""
-    found, wanted = (np.concatenate([y[0] for y in run(c, samples, kernels=kernels)]) for c in (content, model.content))
+    found, wanted = (
+        np.concatenate([y[0] for y in run_file(c, samples, kernels=kernels)]) for c in (content, model.content)
+    )
     return float(np.abs(found - wanted).max() / np.abs(wanted).max())
 
 
@@ -83,7 +85,7 @@ def test_dynamic_has_int8_weights_where_it_pays(kernels: str, model: FloatModel,
     large = {f"{layer}.weight" for layer in ("first", "twice", "twice_2", "back", "back_2", "head")}
     assert {name for name, dtype in found.items() if dtype == "int8"} == large
     assert {name for name, dtype in found.items() if dtype == "float32"} == {"depthwise.weight", "small.weight"}
-    assert versions(read(content), "FULLY_CONNECTED") == {12}
+    assert versions(read_file(content), "FULLY_CONNECTED") == {12}
 
 
 def test_dynamic_rounds_each_channel_by_itself(model: FloatModel) -> None:
@@ -107,7 +109,7 @@ def test_a_channel_of_zeros_stays_zero() -> None:
         layer.bias.zero_()
     model = float_model(layer.eval(), (torch.randn(1, 32, 4, 4),))
     sample = (np.ones((1, 4, 4, 32), np.float32),)
-    ((y,),) = run(to_dynamic(model.content), [sample])
+    ((y,),) = run_file(to_dynamic(model.content), [sample])
     assert (y[..., 3] == 0).all()
     assert np.abs(y[..., 4]).max() > 0
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nbcompile.core.errors import PreconditionError
-from nbcompile.exporters.to_tflite.file.flatbuffer import pack, read, unpack
+from nbcompile.exporters.to_tflite.file.flatbuffer import pack, read_file, unpack
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 from nbcompile.exporters.to_tflite.run.agreement import compared, sqnr
 from nbcompile.exporters.to_tflite.run.interpreters import KERNELS, Sample
@@ -50,7 +50,7 @@ def test_float_agrees_and_has_no_steps() -> None:
 
 
 def test_steps_and_top1_are_counted(content: bytes) -> None:
-    file = read(content)
+    file = read_file(content)
     step = file.step(file.outputs[0])
     assert step is not None
     shifted = [(y + 10 * step,) for (y,) in EXPECTED]
@@ -65,7 +65,7 @@ def test_steps_and_top1_are_counted(content: bytes) -> None:
 def test_the_worst_of_several_outputs_counts() -> None:
     content = network("scratch")
     x = samples((1, 5, 7, 3))[0][0]
-    shapes = [read(content).tensors[i].shape for i in read(content).outputs]
+    shapes = [read_file(content).tensors[i].shape for i in read_file(content).outputs]
     by_shape = {tuple(y.shape): y.numpy() for y in scratch(tf.constant(x))}
     exact = tuple(by_shape[shape] for shape in shapes)
     good = compared(content, [(x,)], [exact])
@@ -83,7 +83,7 @@ def test_one_value_has_no_top1() -> None:
 
 def test_a_wrong_scale_shows(content: bytes) -> None:
     model = unpack(content)
-    output = model.subgraphs[0].tensors[read(content).outputs[0]]
+    output = model.subgraphs[0].tensors[read_file(content).outputs[0]]
     output.quantization.scale = output.quantization.scale * np.float32(0.25)
     assert compared(pack(model), SAMPLES, EXPECTED).sqnr < 12
 

@@ -3,9 +3,9 @@ from collections.abc import Callable
 import pytest
 
 from nbcompile.core.errors import ExportError
-from nbcompile.exporters.to_tflite.file.flatbuffer import read
+from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
-from nbcompile.exporters.to_tflite.run.arena import measured, modelled
+from nbcompile.exporters.to_tflite.run.arena import measure_arena, modelled
 from nbcompile.exporters.to_tflite.run.interpreters import Micro
 from tests.exporters.to_tflite.networks_tflite import NETWORKS, network
 from tests.exporters.to_tflite.small_tflite import converted
@@ -15,7 +15,7 @@ from tests.exporters.to_tflite.small_tflite import converted
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_map_is_as_high_as_what_tflite_micro_measures(name: str, int8: bool) -> None:
     content = network(name, int8=int8)
-    arena = measured(content)
+    arena = measure_arena(content)
     assert arena.planned == arena.head
     assert modelled(content).head == arena.head
     assert arena.flash == len(content)
@@ -28,7 +28,7 @@ def test_the_map_is_as_high_as_what_tflite_micro_measures(name: str, int8: bool)
 @pytest.mark.parametrize("int8", [True, False])
 @pytest.mark.parametrize("operator", [tf.reduce_mean, tf.reduce_sum, tf.reduce_max, tf.reduce_min])
 def test_reductions_ask_for_scratch_memory(operator: Callable[..., tf.Tensor], int8: bool) -> None:
-    arena = measured(converted(lambda x: operator(x, 1), (1, 2, 5, 3, 6), int8=int8))
+    arena = measure_arena(converted(lambda x: operator(x, 1), (1, 2, 5, 3, 6), int8=int8))
     assert arena.planned == arena.head
     assert sum(row.buffer.name.startswith("scratch of ") for row in arena.rows) >= 2
 
@@ -44,7 +44,7 @@ def test_a_deconvolution_sums_in_scratch_memory() -> None:
 
 def test_rows_tell_when_and_where_tensors_live() -> None:
     content = network("mobile")
-    file = read(content)
+    file = read_file(content)
     names = {file.tensors[op.outputs[0]].name: f"{op.index}:{op.name}" for op in file.ops}
     arena = modelled(content, names)
     rows = {row.layer: row for row in arena.rows if not row.buffer.name.startswith("scratch of ")}
@@ -61,18 +61,18 @@ def test_rows_tell_when_and_where_tensors_live() -> None:
 
 def test_outputs_are_kept_to_the_end() -> None:
     content = converted(lambda x: (tf.nn.relu(x), tf.reduce_max(tf.nn.softmax(-x), -1)), (1, 40))
-    arena, file = modelled(content), read(content)
+    arena, file = modelled(content), read_file(content)
     relu = file.tensors[next(op.outputs[0] for op in file.ops if op.name == "RELU")].name
     assert next(row.buffer.last for row in arena.rows if row.buffer.name == relu) == len(arena.ops) - 1 > 1
-    assert measured(content).head == arena.head
+    assert measure_arena(content).head == arena.head
 
 
 def test_refuses_what_tflite_micro_refuses() -> None:
     with pytest.raises(ExportError, match="Didn't find op for builtin opcode 'GELU'"):
-        measured(converted(tf.nn.gelu, (1, 4), int8=False))
+        measure_arena(converted(tf.nn.gelu, (1, 4), int8=False))
 
 
 def test_says_so_if_tflite_micro_reports_in_other_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Micro, "allocations", lambda self: "arena: 3\n")
     with pytest.raises(ExportError, match="TFLite Micro did not report the head of its arena, but: arena: 3"):
-        measured(network("attention"))
+        measure_arena(network("attention"))

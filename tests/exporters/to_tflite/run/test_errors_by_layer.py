@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from nbcompile.exporters.to_tflite.file.flatbuffer import FileTensor, Quantisation, pack, read, unpack
+from nbcompile.exporters.to_tflite.file.flatbuffer import FileTensor, Quantisation, pack, read_file, unpack
 from nbcompile.exporters.to_tflite.file.pairs import rounded
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
@@ -19,7 +19,7 @@ SAMPLES = samples((1, 17, 13, 3))
 @pytest.fixture(scope="module")
 def model() -> FloatModel:
     content = network("mobile", int8=False)
-    file = read(content)
+    file = read_file(content)
     names = {file.tensors[op.outputs[0]].name: f"{op.index}" for op in file.ops}
     return FloatModel(content, (), (), names)
 
@@ -43,7 +43,7 @@ def test_every_layer_of_a_good_file_is_in_its_band(kernels: str, model: FloatMod
 
 
 def test_rows_tell_range_and_bytes(model: FloatModel, content: bytes) -> None:
-    file = read(content)
+    file = read_file(content)
     for row, op in zip(by_layer(model, content, SAMPLES[:1]), file.ops, strict=True):
         form = file.tensors[op.outputs[0]].quantisation
         assert form is not None
@@ -57,7 +57,7 @@ def test_rows_tell_range_and_bytes(model: FloatModel, content: bytes) -> None:
 @pytest.mark.parametrize("wrong", [0, 2, 3, 4, 6])
 def test_a_wrong_scale_of_a_result_is_named(wrong: int, factor: float, model: FloatModel, content: bytes) -> None:
     planted = unpack(content)
-    tensor = planted.subgraphs[0].tensors[read(content).ops[wrong].outputs[0]]
+    tensor = planted.subgraphs[0].tensors[read_file(content).ops[wrong].outputs[0]]
     tensor.quantization.scale = tensor.quantization.scale * np.float32(factor)
     rows = by_layer(model, pack(planted), SAMPLES)
     assert [row.layer for row in rows if not row.inside] == [str(wrong)]
@@ -72,7 +72,7 @@ def test_a_wrong_scale_of_a_result_is_named(wrong: int, factor: float, model: Fl
 @pytest.mark.parametrize("wrong", [1, 2, 6])
 def test_a_wrong_scale_of_one_channels_weights_is_named(wrong: int, model: FloatModel, content: bytes) -> None:
     planted = unpack(content)
-    tensor = planted.subgraphs[0].tensors[read(content).ops[wrong].inputs[1]]
+    tensor = planted.subgraphs[0].tensors[read_file(content).ops[wrong].inputs[1]]
     scales = tensor.quantization.scale.copy()
     scales[int(np.argmax(scales))] *= 3
     tensor.quantization.scale = scales
@@ -83,7 +83,7 @@ def test_a_wrong_scale_of_one_channels_weights_is_named(wrong: int, model: Float
 
 def test_a_wrong_bias_is_named(model: FloatModel, content: bytes) -> None:
     planted = unpack(content)
-    tensor = planted.subgraphs[0].tensors[read(content).ops[0].inputs[2]]
+    tensor = planted.subgraphs[0].tensors[read_file(content).ops[0].inputs[2]]
     bias = planted.buffers[tensor.buffer].data.view(np.int32).copy()
     bias[3] += 2000
     planted.buffers[tensor.buffer].data = bias.view(np.uint8)
@@ -121,7 +121,7 @@ def test_a_float_file_is_equal_to_itself(model: FloatModel) -> None:
 
 def test_conversions_have_no_rows_and_shift_none(model: FloatModel) -> None:
     content = converted(*NETWORKS["mobile"], io=tf.float32)
-    assert [op.name for op in read(content).ops][:: len(OPERATORS) + 1] == ["QUANTIZE", "DEQUANTIZE"]
+    assert [op.name for op in read_file(content).ops][:: len(OPERATORS) + 1] == ["QUANTIZE", "DEQUANTIZE"]
     rows = by_layer(model, content, SAMPLES)
     assert [row.op for row in rows] == OPERATORS
     assert first_outside(rows) is None

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from nbcompile.core.errors import CheckpointError, ExportError, UsageError
-from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileTensor, pack, read, schema, unpack
+from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileTensor, pack, read_file, schema, unpack
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
-from nbcompile.exporters.to_tflite.run.interpreters import run as run_file
-from nbcompile.exporters.to_tflite.targets.micro_operators import METHODS, check_ops
+from nbcompile.exporters.to_tflite.run.interpreters import run_file as run_file
+from nbcompile.exporters.to_tflite.targets.micro_operators import RESOLVER_METHODS, check_ops
 from nbcompile.exporters.to_tflite.targets.micro_sources import comment, identifier, sources
 from tests.exporters.to_tflite.lowered import Net
 from tests.exporters.to_tflite.small_tflite import converted, tiny
@@ -64,7 +64,7 @@ def program(folder: Path, content: bytes, value: str = "0") -> Path:
     texts["tiny_main.cc"] = texts["tiny_main.cc"].replace(
         "(void)index;\n  return 0;", f"(void)index;\n  return {value};"
     )
-    write(folder, texts | {"ports.cc": ports(read(content))})
+    write(folder, texts | {"ports.cc": ports(read_file(content))})
     inputs = ["tiny.cc", "tiny_main.cc", "ports.cc"]
     subprocess.run(["g++", *FLAGS, *inputs, "-o", "program"], cwd=folder, check=True)
     return folder / "program"
@@ -84,7 +84,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> Path:
 @needs_compiler
 def test_the_program_compiles_and_goes_through(compiled: Path, content: bytes) -> None:
     code, lines = run(compiled, VALUE="0.37")
-    file = read(content)
+    file = read_file(content)
     quantisation = file.tensors[file.outputs[0]].quantisation
     assert quantisation is not None
     # The stand-in writes 0, 1, 2, 3, 4 to the five outputs.
@@ -145,7 +145,7 @@ def test_the_array_holds_the_file_and_the_constants_are_exact(tmp_path: Path, co
     assert done.stdout == content
     *integers, scale, zero_point, size, item = done.stderr.decode().split()
     assert integers == ["4321", "1", "1", "4", "17", "13", str(17 * 13 * 3)]
-    file = read(content)
+    file = read_file(content)
     quantisation = file.tensors[file.inputs[0]].quantisation
     assert quantisation is not None
     assert np.float32(scale) == quantisation.scale[0]
@@ -188,18 +188,18 @@ def test_several_inputs_and_outputs(tmp_path: Path) -> None:
 def test_the_resolver_has_exactly_the_operators_of_the_file(content: bytes) -> None:
     texts = sources(content, "tiny", 5000)
     added = re.findall(r"resolver\.(\w+)\(\)", texts["tiny_ops.h"])
-    assert added == sorted({METHODS[op.name] for op in read(content).ops})
+    assert added == sorted({RESOLVER_METHODS[op.name] for op in read_file(content).ops})
     assert f"MicroMutableOpResolver<{len(added)}>" in texts["tiny_ops.h"]
 
 
 def test_the_methods_are_those_of_the_header() -> None:
     header = (STUBS / "tensorflow/lite/micro/micro_mutable_op_resolver.h").read_text()
-    assert set(METHODS.values()) == set(re.findall(r"STUB_OPERATOR\((Add\w+)\)", header))
+    assert set(RESOLVER_METHODS.values()) == set(re.findall(r"STUB_OPERATOR\((Add\w+)\)", header))
 
 
 def test_operators_that_tflite_micro_lacks_are_named() -> None:
     content = converted(lambda x: tf.nn.gelu(tf.pow(tf.nn.gelu(x), x)), (1, 5, 3), int8=False)
-    file = read(content)
+    file = read_file(content)
     gelu, power = (file.tensors[file.ops[i].outputs[0]].name for i in (0, 1))
     with pytest.raises(ExportError) as raised:
         sources(content, "tiny", 5000)
@@ -231,13 +231,13 @@ def test_operators_that_tflite_micro_lacks_are_named() -> None:
 )
 def test_operators_that_tflite_micro_has_for_less_are_named(network: nn.Module, x: Tensor, sentence: str) -> None:
     with pytest.raises(ExportError, match=re.escape(sentence)):
-        check_ops(read(float_model(network, (x,)).content))
+        check_ops(read_file(float_model(network, (x,)).content))
 
 
 def test_an_embedding_of_32_bits_runs() -> None:
     network, x = nn.Sequential(nn.Embedding(7, 4)), torch.tensor([[1, 5, 3]], dtype=torch.int32)
     content = float_model(network, (x,)).content
-    check_ops(read(content))
+    check_ops(read_file(content))
     ((y,),) = run_file(content, [(x.numpy(),)], kernels="micro")
     assert np.array_equal(y, network(x).detach().numpy())
 
@@ -272,7 +272,7 @@ def test_the_table_is_what_tflite_micro_finds(tmp_path: Path) -> None:
     path = tmp_path / "add.tflite"
     path.write_bytes(converted(lambda x, y: x + y, (1, 5, 3), (1, 5, 3), int8=False))
     done = subprocess.run([sys.executable, "-c", PROBE, path], capture_output=True, text=True, check=True)
-    assert set(done.stdout.split()) == set(METHODS)
+    assert set(done.stdout.split()) == set(RESOLVER_METHODS)
 
 
 def test_types_that_kernels_do_not_take_are_refused(content: bytes) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nbcompile.core.errors import CheckpointError
-from nbcompile.exporters.to_tflite.file.flatbuffer import pack, read, unpack
+from nbcompile.exporters.to_tflite.file.flatbuffer import pack, read_file, unpack
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 from nbcompile.exporters.to_tflite.targets import raspberrypi_benchmark
 from nbcompile.exporters.to_tflite.targets.raspberrypi import MARK, benchmark_script
@@ -52,7 +52,7 @@ def test_the_script_times_checks_and_advises(tmp_path: Path, files: dict[str, by
 
 def test_wrong_outputs_are_not_shipped(tmp_path: Path, files: dict[str, bytes]) -> None:
     changed = unpack(files[NAMES[0]])
-    file = read(files[NAMES[0]])
+    file = read_file(files[NAMES[0]])
     head = next(file.tensors[op.inputs[1]] for op in file.ops if op.name == "FULLY_CONNECTED")
     assert head.data is not None
     changed.buffers[changed.subgraphs[0].tensors[head.index].buffer].data = np.frombuffer(
@@ -98,7 +98,7 @@ def test_other_interpreters(monkeypatch: pytest.MonkeyPatch, files: dict[str, by
 def test_the_same_inputs_for_float_and_for_integers(files: dict[str, bytes]) -> None:
     with_float_io = tiny(io=tf.float32)
     content, floating = files.values()
-    file = read(content)
+    file = read_file(content)
     low, high = file.tensors[file.inputs[0]].dequantised(np.array([-128, 127]))
     lines = benchmark_script({"a": with_float_io, "b": floating}).splitlines()
     assert f"RANGES = {[(float(low), float(high))]!r}" in lines
