@@ -49,7 +49,8 @@ class Value:
 
     def __post_init__(self) -> None:
         """Check that the tensor has the size of its axes."""
-        assert tuple(self.tensor.shape) == tuple(axis.size(self.shape) for axis in self.axes), self
+        stored, sizes = tuple(self.tensor.shape), tuple(axis.size(self.shape) for axis in self.axes)
+        assert stored == sizes, f"stored as {stored}, not {sizes}"
 
     @classmethod
     def of(cls, tensor: tf.Tensor) -> "Value":
