@@ -7,7 +7,7 @@ for microcontrollers with less and less memory (``sram`` is the whole arena: hea
 - ``sqnr``: power of PyTorch's outputs over that of the difference, on the test noise, in LiteRT with XNNPACK, with its
   reference kernels, and in TFLite Micro.
 - ``lsb``: the largest difference from the int8 outputs of the Raspberry Pi's file, in steps, with the same interpreter
-  on the test noise. For this the files are written once more without equalising and bias correction, which choose by
+  on the test noise. For this the files are written once more without equalizing and bias correction, which choose by
   the data.
 - ``arena``: as TFLite Micro measures it here. The head holds activations; the tail descriptions with pointers, which
   are half as long on a microcontroller.
@@ -257,7 +257,7 @@ def timed(contents: dict[str, bytes], test: Noise, repeats: int) -> dict[str, li
         calls: dict[str, Callable[[], object]] = {}
         for target in order.sample(list(contents), len(contents)):
             file = read_file(contents[target])
-            sample = tuple(file.tensors[i].quantised(x) for i, x in zip(file.inputs, test.inputs[0], strict=True))
+            sample = tuple(file.tensors[i].quantized(x) for i, x in zip(file.inputs, test.inputs[0], strict=True))
             calls[target] = partial(load_file(contents[target], "xnnpack").run, sample)
         for target, times in alternate(calls, repeats // STARTS).items():
             seconds[target] += times

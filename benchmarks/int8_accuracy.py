@@ -2,8 +2,8 @@
 
 Three small networks for 32-pixel images are trained on ``--images`` of CIFAR-10's training images and fused: a
 MobileNetV2-like one, and two that are over-parameterised while they train, a RepVGG and a MobileOne of timm's blocks.
-Each is then written as int8 in six ways: weights with a scale per channel or per tensor; left as it is, equalised, or
-as ``nbcompile`` does by default (equalised and biases corrected where either raises the SQNR on calibration images
+Each is then written as int8 in six ways: weights with a scale per channel or per tensor; left as it is, equalized, or
+as ``nbcompile`` does by default (equalized and biases corrected where either raises the SQNR on calibration images
 that were not calibrated on). Calibration images are training images, read from their folder as the command line does.
 
 Compared is the share of held-out images that are named rightly: by PyTorch and by LiteRT on all of them, by all three
@@ -41,7 +41,7 @@ SIDE = 32
 CLASSES = 10
 CALIBRATION = 250
 LIMITS = {"inverted residuals": 0.5, "RepVGG": 1.0, "MobileOne": 1.0}
-"""Points of accuracy that int8 may cost; of the networks with branches, with equalisation."""
+"""Points of accuracy that int8 may cost; of the networks with branches, with equalization."""
 
 WEIGHTS = {"per channel": True, "per tensor": False}
 WAYS = {
@@ -92,7 +92,7 @@ class Row:
     """One network, written in one way; accuracies are shares of held-out images.
 
     Attributes:
-        done: what was done to the network before it was quantised.
+        done: what was done to the network before it was quantized.
         points: what int8 costs, in LiteRT on all images.
         few: accuracies on some of the images, by who ran them.
     """
@@ -130,7 +130,7 @@ def main() -> None:
     for name in args.networks:
         model, images, about = trained(name, folder, args)
         networks.append(about)
-        rows += list(quantised(name, model, images, folder, args))
+        rows += list(quantized(name, model, images, folder, args))
     Console(width=140).print(table(rows))
     units = {
         "accuracy, torch, litert, few": "share of held-out images, first choice",
@@ -186,7 +186,7 @@ def tell(event: Event) -> None:
         print(event, flush=True)
 
 
-def quantised(name: str, model: nn.Module, images: tuple[Tensor, Tensor], folder: Path, args: Any) -> Iterator[Row]:
+def quantized(name: str, model: nn.Module, images: tuple[Tensor, Tensor], folder: Path, args: Any) -> Iterator[Row]:
     x, labels = images
     with torch.no_grad():
         chosen = torch.cat([model(part).argmax(1) for part in torch.split(x, 250)])

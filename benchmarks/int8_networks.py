@@ -2,7 +2,7 @@
 
 The paper's four networks, torchvision's and timm's of the same kind, and a vision transformer. Random weights, every
 tensor made to matter (``nbcompile.testing.enliven_``); small inputs, since TFLite Micro's plain loops are slow here.
-Each is calibrated on noise and tested on other noise, in a process of its own. Equalising and bias correction are off:
+Each is calibrated on noise and tested on other noise, in a process of its own. Equalizing and bias correction are off:
 what is asked here is whether everything converts, and what the integers alone cost. No SQNR is asked for either; where
 it is below the limit that an export has by default, the row is red.
 

@@ -5,7 +5,7 @@ Runs in an environment of its own (see README.md): it imports nothing of nbcompi
 last, weights per channel, calibrated on the same samples, with the tools' defaults in all else:
 
 - ``litert-torch.tflite``: litert-torch, then ai-edge-quantizer;
-- ``onnxsim.tflite``: ``torch.onnx``, onnxsim, and its export through TensorFlow's converter and quantiser;
+- ``onnxsim.tflite``: ``torch.onnx``, onnxsim, and its export through TensorFlow's converter and quantizer;
 
 and the versions, ``versions.json``.
 """

@@ -49,7 +49,7 @@ def fuse(
         ``all``, a GraphModule; where the model cannot be traced, its own class, with what can be traced replaced.
 
     Raises:
-        PreconditionError: if a slope is below 1, a weight is not finite, on the meta device or quantised; it is named.
+        PreconditionError: if a slope is below 1, a weight is not finite, on the meta device or quantized; it is named.
         CaptureError: with ``all``, if nothing in the model can be traced.
         UsageError: if ``scope`` is neither.
 

@@ -8,7 +8,7 @@ from nbcompile.passes.base import Pass as Pass
 from nbcompile.passes.base import PassResult as PassResult
 from nbcompile.passes.base import Skip as Skip
 from nbcompile.passes.contract_sites import ContractSites as ContractSites
-from nbcompile.passes.equalise import Equalise as Equalise
+from nbcompile.passes.equalize import Equalize as Equalize
 from nbcompile.passes.even_padding import EvenPadding as EvenPadding
 from nbcompile.passes.expand_sites import ExpandSites as ExpandSites
 from nbcompile.passes.merge_affine import MergeAffine as MergeAffine
@@ -19,7 +19,7 @@ PASSES: dict[str, type[Pass]] = {
     cls.name: cls
     for cls in (
         *(ExpandSites, ContractSites, RemoveIdentity, MergeAffine),
-        *(Equalise, AbsorbBias, EvenPadding, SplitChannels),
+        *(Equalize, AbsorbBias, EvenPadding, SplitChannels),
     )
 }
 
@@ -30,7 +30,7 @@ FUSE = (
     "merge-affine",
 )
 DEVICE = (  # on the deploy form, for .tflite files; which of them run, nbcompile.deploy.to_device decides
-    "equalise",  # first: the channel ranges that it is given are of the graph as it is
+    "equalize",  # first: the channel ranges that it is given are of the graph as it is
     "absorb-bias",
     "even-padding",
     "split-channels",  # last: it multiplies the layers that the others would have to know

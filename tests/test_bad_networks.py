@@ -158,19 +158,19 @@ def int8() -> Tensor:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-def test_quantised_models_are_refused() -> None:
+def test_quantized_models_are_refused() -> None:
     linear = nn.Sequential(nn.ReLU(), nn.Linear(5, 4))
     dynamic = torch.ao.quantization.quantize_dynamic(linear, {nn.Linear}, torch.qint8)
-    assert refusal(dynamic) == "fuse: '1' is quantised (Linear): fuse the float model first"
-    assert refusal(dynamic[1]) == "fuse: the model itself is quantised (Linear): fuse the float model first"
+    assert refusal(dynamic) == "fuse: '1' is quantized (Linear): fuse the float model first"
+    assert refusal(dynamic[1]) == "fuse: the model itself is quantized (Linear): fuse the float model first"
     model = net()
     model[0].weight = nn.Parameter(int8(), requires_grad=False)
-    assert refusal(model) == "fuse: '0.weight' is quantised (qint8): fuse the float model first"
+    assert refusal(model) == "fuse: '0.weight' is quantized (qint8): fuse the float model first"
     model[0].weight = nn.Parameter(torch.randn(4, 3, 3, 3).to(torch.float8_e4m3fn))
-    assert refusal(model) == "fuse: '0.weight' is quantised (float8_e4m3fn): fuse the float model first"
+    assert refusal(model) == "fuse: '0.weight' is quantized (float8_e4m3fn): fuse the float model first"
     model = net()
     model.register_buffer("table", int8())
-    assert refusal(model) == "fuse: 'table' is quantised (qint8): fuse the float model first"
+    assert refusal(model) == "fuse: 'table' is quantized (qint8): fuse the float model first"
 
 
 def test_meta_tensors_are_refused() -> None:
@@ -385,7 +385,7 @@ def normed():
     [
         ("nan", "fuse: '1.running_var' holds NaN: training diverged; take an earlier checkpoint"),
         ("meta", "fuse: '0.weight' is on the meta device and has no values: load the weights first"),
-        ("eight", "fuse: '0.weight' is quantised (float8_e4m3fn): fuse the float model first"),
+        ("eight", "fuse: '0.weight' is quantized (float8_e4m3fn): fuse the float model first"),
     ],
 )
 def test_the_command_refuses(run: Callable[..., Any], name: str, said: str) -> None:

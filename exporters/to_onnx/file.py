@@ -19,7 +19,7 @@ REFUSED = (
     *("QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "MatMulNBits", "QGemm"),
     *("FusedConv", "FusedGemm", "FusedMatMul"),
 )
-"""What quantisers and ONNX Runtime's own optimiser put in their place."""
+"""What quantizers and ONNX Runtime's own optimiser put in their place."""
 
 
 def read_model(path: Path) -> ModelProto:
@@ -49,7 +49,7 @@ def read_model(path: Path) -> ModelProto:
     for node in model.graph.node:
         if node.op_type in REFUSED:
             raise CheckpointError(
-                f"{path}: node '{node.name}' is a quantised or fused layer ({node.op_type}); "
+                f"{path}: node '{node.name}' is a quantized or fused layer ({node.op_type}); "
                 f"only {', '.join(LAYERS)} can be compared"
             )
         for attribute in node.attribute:

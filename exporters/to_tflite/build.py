@@ -1,4 +1,4 @@
-"""From a graph to a quantised ``.tflite`` file in memory, and how far its outputs are from PyTorch's."""
+"""From a graph to a quantized ``.tflite`` file in memory, and how far its outputs are from PyTorch's."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from nbcompile.exporters.to_tflite.quantize.bias import corrected
 from nbcompile.exporters.to_tflite.quantize.float_layers import left_in_float
-from nbcompile.exporters.to_tflite.quantize.quantize import quantise
+from nbcompile.exporters.to_tflite.quantize.quantize import quantize
 from nbcompile.exporters.to_tflite.quantize.ranges import Ranges, measure_ranges
 from nbcompile.exporters.to_tflite.run.agreement import sqnr
 from nbcompile.exporters.to_tflite.run.interpreters import Sample, run_file
@@ -82,7 +82,7 @@ class BuiltFile:
 def build_file(
     graph: nn.Module, inputs: Inputs, data: Samples, recipe: Recipe, *, micro: bool, how: str = AS_IT_IS
 ) -> BuiltFile:
-    """Lower ``graph`` and quantise it.
+    """Lower ``graph`` and quantize it.
 
     Args:
         graph: on the CPU, in eval mode, in deploy form.
@@ -99,7 +99,7 @@ def build_file(
     model = float_form(graph, inputs, micro)
     given = filed(model, data.samples)
     ranges = measure_ranges(model, given, recipe.ranges, levels=recipe.levels) if recipe.calibrated else recipe.ranges
-    content = quantise(
+    content = quantize(
         model,
         given,
         scheme=recipe.scheme,

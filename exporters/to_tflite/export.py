@@ -1,4 +1,4 @@
-"""Write TFLite: quantised, run in the device's own interpreters before it gets its name.
+"""Write TFLite: quantized, run in the device's own interpreters before it gets its name.
 
     deploy form -> torch.export -> TensorFlow, channels last -> float file -> ranges -> integers -> checks -> files
 
@@ -44,12 +44,12 @@ WORTH = 0.1
 
 @dataclass(frozen=True)
 class Attempt:
-    """A way to quantise the network that was tried.
+    """A way to quantize the network that was tried.
 
     Attributes:
         how: what was done to the network before.
         sqnr: signal over noise of its outputs in LiteRT against PyTorch's, dB.
-        float_sqnr: the same before quantising: what the change itself costs.
+        float_sqnr: the same before quantizing: what the change itself costs.
     """
 
     how: str
@@ -67,10 +67,10 @@ class TfliteResult(ExportResult):
         recipe: how it stores its numbers.
         micro: whether it is for TFLite Micro.
         agreements: with PyTorch, one per interpreter.
-        layers: of a file with quantised activations, in order.
+        layers: of a file with quantized activations, in order.
         arena: what it needs under TFLite Micro.
         limits: that it kept.
-        tried: every way to quantise the network, in order.
+        tried: every way to quantize the network, in order.
         chosen: which of them was taken, in words.
         macs: multiply-accumulates of the network's layers, if known.
         executed_macs: those that the file performs; more where zero taps save memory.

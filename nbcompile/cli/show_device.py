@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nbcompile.results.device import Device, Interpreter, QuantisedRow, first_out_of_band, verdict
+from nbcompile.results.device import Device, Interpreter, QuantizedRow, first_out_of_band, verdict
 from nbcompile.results.numbers import DASH, count, decibels, exact, known, percent, ratio, small
 
 
@@ -58,7 +58,7 @@ def _work(device: Device) -> Iterator[str]:
         yield f"MACs: {count(device.macs_executed)} executed{over}"
 
 
-def _band(layers: Sequence[QuantisedRow]) -> Iterator[str]:
+def _band(layers: Sequence[QuantizedRow]) -> Iterator[str]:
     first = first_out_of_band(layers)
     if first is not None:
         expected = f", expected at least {decibels(first.expected)}" if known(first.expected) else ""
@@ -72,7 +72,7 @@ def _interpreters(rows: Sequence[Interpreter]) -> Table:
     return table
 
 
-def _layers(rows: Sequence[QuantisedRow]) -> Table:
+def _layers(rows: Sequence[QuantizedRow]) -> Table:
     table = new_table("layer", "least", "greatest", "scale", "SQNR", "band", "bytes", left=1)
     first = first_out_of_band(rows)
     for row in rows:

@@ -87,13 +87,13 @@ def require_values(model: nn.Module) -> None:
     """Check that every parameter and buffer has values that can be computed with.
 
     Raises:
-        PreconditionError: naming the first that has not: it is on the meta device, quantised, NaN, or the result of
+        PreconditionError: naming the first that has not: it is on the meta device, quantized, NaN, or the result of
             the old ``torch.nn.utils.weight_norm`` or ``spectral_norm``, which cannot be copied.
     """
     for name, module in model.named_modules():
         who = f"'{name}'" if name else "the model itself"
         if type(module).__module__.startswith(("torch.ao.nn", "torch.nn.quantized", "torch.nn.intrinsic")):
-            raise PreconditionError(f"fuse: {who} is quantised ({type(module).__name__}): fuse the float model first")
+            raise PreconditionError(f"fuse: {who} is quantized ({type(module).__name__}): fuse the float model first")
         for hook in cast(Iterable[Any], module._forward_pre_hooks.values()):
             old = _OLD.get(type(hook))
             if old is not None and getattr(module, hook.name).grad_fn is not None:
@@ -107,7 +107,7 @@ def require_values(model: nn.Module) -> None:
         inexact = value.is_floating_point() or value.is_complex()
         if value.is_quantized or (inexact and value.itemsize == 1):  # of float8, torch computes not even a sum
             kind = str(value.dtype).removeprefix("torch.")
-            raise PreconditionError(f"fuse: '{key}' is quantised ({kind}): fuse the float model first")
+            raise PreconditionError(f"fuse: '{key}' is quantized ({kind}): fuse the float model first")
         if inexact and bool(value.sum().isnan()) and bool(value.isnan().any()):  # the sum is cheap
             raise PreconditionError(f"fuse: '{key}' holds NaN: training diverged; take an earlier checkpoint")
 

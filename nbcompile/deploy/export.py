@@ -27,7 +27,7 @@ def export(
     """Write ``model`` to ``path`` in the format that the extension names, checked before the file gets its name.
 
     ``.onnx`` holds the deploy form: eval mode, norms folded, run in ONNX Runtime and compared with ``model``.
-    ``.tflite`` holds it quantised, run in LiteRT and TFLite Micro: see `nbcompile.deploy.to_device`.
+    ``.tflite`` holds it quantized, run in LiteRT and TFLite Micro: see `nbcompile.deploy.to_device`.
     ``.pt`` and ``.safetensors`` hold the plain state_dict. ``model`` itself is left as it is.
 
     Args:

@@ -32,13 +32,13 @@ from nbcompile.exporters import tflite
 from nbcompile.exporters.base import ExportResult
 from nbcompile.exporters.to_tflite.file.options import AS_IT_IS, Limits, Recipe, held_out, require_choice
 from nbcompile.exporters.to_tflite.targets.boards import board as board_of
-from nbcompile.passes import AbsorbBias, Equalise, EvenPadding, SplitChannels
+from nbcompile.passes import AbsorbBias, Equalize, EvenPadding, SplitChannels
 
 log = logging.getLogger("nbcompile")
 
 TARGETS = ("raspberrypi", "mcu")
 WHEN = ("auto", "always", "never")
-EQUALISED = "equalised"
+EQUALIZED = "equalized"
 
 
 def export_tflite(
@@ -77,7 +77,7 @@ def export_tflite(
         per_channel: whether convolutions have a scale per output channel.
         dense_per_channel: the same of linear layers.
         float_layers: names and globs of layers that stay float32; one by itself, or several.
-        equalize: cross-layer equalisation: ``auto`` (where it raises the SQNR), ``always`` or ``never``.
+        equalize: cross-layer equalization: ``auto`` (where it raises the SQNR), ``always`` or ``never``.
         correct_bias: of biases, the same.
         board: gives the budgets that ``sram`` and ``flash`` do not.
         sram: bytes that the arena may take, such as ``196608`` or ``"192K"``.
@@ -118,9 +118,9 @@ def export_tflite(
         log.warning("%s", note)
     graphs = {AS_IT_IS: job.fitted(graph, notes)}
     if recipe.calibrated and equalize != "never":
-        graphs |= job.equalised(graph, notes)
-    if equalize == "always" and EQUALISED in graphs:
-        graphs = {EQUALISED: graphs[EQUALISED]}
+        graphs |= job.equalized(graph, notes)
+    if equalize == "always" and EQUALIZED in graphs:
+        graphs = {EQUALIZED: graphs[EQUALIZED]}
     how, plain = next(iter(graphs.items()))
     result: ExportResult = tflite().export(
         plain, inputs, path, reference=model, samples=samples, checked=checked, recipe=recipe, micro=micro, how=how,
@@ -206,22 +206,22 @@ class _Job:
         """Bytes that the file of ``graph`` needs under TFLite Micro."""
         return int(tflite().arena_of(graph, self.inputs, self.samples, self.recipe))
 
-    def equalised(self, graph: nn.Module, notes: list[str]) -> dict[str, nn.Module]:
-        """The network with the ranges of its channels equalised, exactly, and through clips as the data allow."""
+    def equalized(self, graph: nn.Module, notes: list[str]) -> dict[str, nn.Module]:
+        """The network with the ranges of its channels equalized, exactly, and through clips as the data allow."""
         if not isinstance(graph, fx.GraphModule):
             return {}
         found: dict[str, nn.Module] = {}
         exact = _copied(graph)
-        factors = Equalise(self.inputs)(exact)
+        factors = Equalize(self.inputs)(exact)
         if factors.modified:
-            found[EQUALISED] = self.fitted(_copied(exact), notes)
+            found[EQUALIZED] = self.fitted(_copied(exact), notes)
         clipped = _copied(graph)
         seen = channel_ranges(clipped, self.samples)
-        if set(Equalise(self.inputs, seen)(clipped).rewritten) != set(factors.rewritten):
-            found["equalised, also where no clip is reached on the calibration set"] = self.fitted(clipped, notes)
+        if set(Equalize(self.inputs, seen)(clipped).rewritten) != set(factors.rewritten):
+            found["equalized, also where no clip is reached on the calibration set"] = self.fitted(clipped, notes)
         absorbed = exact
         if AbsorbBias(channel_ranges(absorbed, self.samples))(absorbed).modified:
-            found["equalised, biases absorbed"] = self.fitted(absorbed, notes)
+            found["equalized, biases absorbed"] = self.fitted(absorbed, notes)
         return found
 
 

@@ -17,7 +17,7 @@ class Interpreter:
 
     Attributes:
         name: such as ``LiteRT, XNNPACK``.
-        sqnr: signal over quantisation noise, dB.
+        sqnr: signal over quantization noise, dB.
         max_lsb: largest difference, in steps of the output's scale.
         mean_lsb: mean absolute difference, in the same unit.
         top1: share of the examples with the same largest output, a fraction in [0, 1].
@@ -31,8 +31,8 @@ class Interpreter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantisedRow:
-    """One layer of a quantised file.
+class QuantizedRow:
+    """One layer of a quantized file.
 
     Attributes:
         name: qualified name.
@@ -131,7 +131,7 @@ class Device:
     macs_logical: int | None = None
     macs_executed: int | None = None
     interpreters: tuple[Interpreter, ...] = ()
-    layers: tuple[QuantisedRow, ...] = ()
+    layers: tuple[QuantizedRow, ...] = ()
     tensors: tuple[TensorRow, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -140,7 +140,7 @@ class Device:
         """The device whose :func:`dataclasses.asdict`, or its JSON, is ``found``."""
         rows = {
             "interpreters": tuple(Interpreter(**row) for row in found["interpreters"]),
-            "layers": tuple(QuantisedRow(**row) for row in found["layers"]),
+            "layers": tuple(QuantizedRow(**row) for row in found["layers"]),
             "tensors": tuple(TensorRow(**row) for row in found["tensors"]),
             "notes": tuple(found["notes"]),
         }
@@ -157,7 +157,7 @@ class Device:
         return tuple(row for row in rows if row[1:] != (None, None))
 
 
-def first_out_of_band(layers: Sequence[QuantisedRow]) -> QuantisedRow | None:
+def first_out_of_band(layers: Sequence[QuantizedRow]) -> QuantizedRow | None:
     """The first layer whose error is larger than expected; those after it may only pass its error on."""
     return next((row for row in layers if row.in_band is False), None)
 
@@ -223,7 +223,7 @@ def device_of(result: Any) -> Device | None:
             for one in result.agreements
         ),
         layers=tuple(
-            QuantisedRow(
+            QuantizedRow(
                 name=row.layer,
                 kind=row.op,
                 low=row.low,
@@ -249,7 +249,7 @@ def device_of(result: Any) -> Device | None:
             for row in arena.rows
         ),
         notes=tuple(
-            f"{trial.how}: {trial.sqnr:.2f} dB (before quantising {trial.float_sqnr:.1f} dB)"
+            f"{trial.how}: {trial.sqnr:.2f} dB (before quantizing {trial.float_sqnr:.1f} dB)"
             f"{', taken' if trial.how == result.chosen else ''}"
             for trial in result.tried
         )

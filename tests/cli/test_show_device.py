@@ -6,7 +6,7 @@ from dataclasses import asdict
 from rich.console import Console
 
 from nbcompile.cli.show_device import show_device
-from nbcompile.results.device import Device, Interpreter, QuantisedRow
+from nbcompile.results.device import Device, Interpreter, QuantizedRow
 
 HOSTILE = "[/bold] [red]x"
 DEVICE = Device(
@@ -23,10 +23,10 @@ DEVICE = Device(
     macs_executed=1_090,
     interpreters=(Interpreter(name="LiteRT, XNNPACK", sqnr=38.47, max_lsb=3, mean_lsb=math.nan, top1=0.9922),),
     layers=(
-        QuantisedRow(name="features.0.0", low=-1.5, high=6.0, scale=0.0294, sqnr=40.1, in_band=True, weight_bytes=432),
-        QuantisedRow(name="features.17.conv.0.0", sqnr=12.0, expected=30.0, in_band=False),
-        QuantisedRow(name="head", sqnr=11.0, in_band=False),
-        QuantisedRow(name="last"),
+        QuantizedRow(name="features.0.0", low=-1.5, high=6.0, scale=0.0294, sqnr=40.1, in_band=True, weight_bytes=432),
+        QuantizedRow(name="features.17.conv.0.0", sqnr=12.0, expected=30.0, in_band=False),
+        QuantizedRow(name="head", sqnr=11.0, in_band=False),
+        QuantizedRow(name="last"),
     ),
     notes=("Input: int8, channels last.",),
 )
@@ -73,7 +73,7 @@ def test_names_are_no_markup() -> None:
         file=HOSTILE,
         peak_layer=HOSTILE,
         interpreters=(Interpreter(name=HOSTILE),),
-        layers=(QuantisedRow(name=HOSTILE, in_band=False),),
+        layers=(QuantizedRow(name=HOSTILE, in_band=False),),
         notes=(HOSTILE,),
     )
     assert "\n".join(shown(hostile, layers=True, width=200)).count(HOSTILE) == 6

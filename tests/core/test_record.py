@@ -112,7 +112,7 @@ def test_what_a_right_checksum_does_not_excuse(text: bytes, message: str) -> Non
 
 
 def test_too_large_is_neither_written_nor_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "MAX_BYTES", 100)
+    monkeypatch.setattr(record, "MAX_RECORD_BYTES", 100)
     with pytest.raises(CheckpointError, match=r"the record would have 1,0\d\d bytes; at most 100 are written"):
         record.encode_record({"x": "a" * 1000})
     value = sealed(json.dumps({"format": 1, "x": "a" * 1000}).encode())

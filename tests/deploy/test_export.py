@@ -131,10 +131,11 @@ def test_unknown_options_are_refused(tmp_path: Path) -> None:
 
 def forget(monkeypatch: pytest.MonkeyPatch, *prefixes: str) -> None:
     """Let modules be imported anew; afterwards ``sys.modules`` and their packages hold the old ones again."""
-    for name in [name for name in sys.modules if name.startswith(prefixes)]:
+    modules = dict(sys.modules)
+    for name in [name for name in modules if name.startswith(prefixes)]:
         parent, _, last = name.rpartition(".")
-        if parent in sys.modules and hasattr(sys.modules[parent], last):
-            monkeypatch.setattr(sys.modules[parent], last, getattr(sys.modules[parent], last))
+        if parent in modules and hasattr(modules[parent], last):
+            monkeypatch.setattr(modules[parent], last, getattr(modules[parent], last))
         monkeypatch.delitem(sys.modules, name)
 
 

@@ -132,7 +132,7 @@ def test_nothing_to_split() -> None:
 def test_tflite_micro_says_the_same_and_outputs_stay_within_one_lsb() -> None:
     from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
     from nbcompile.exporters.to_tflite.lower.lowering import float_model
-    from nbcompile.exporters.to_tflite.quantize.quantize import quantise
+    from nbcompile.exporters.to_tflite.quantize.quantize import quantize
     from nbcompile.exporters.to_tflite.run.arena import measure_arena
     from nbcompile.exporters.to_tflite.run.interpreters import run_file
 
@@ -148,7 +148,7 @@ def test_tflite_micro_says_the_same_and_outputs_stay_within_one_lsb() -> None:
             EvenPadding((x[:1],))(graph)
         fitted = float_model(fit(graph, (x[:1],), budget).gm, (x[:1],))
         samples = [(fitted.inputs[0].to_file(image[None]),) for image in x]
-        files.append(quantise(fitted, samples))
+        files.append(quantize(fitted, samples))
     assert [measure_arena(file).head for file in files] == [504_624, 311_040, 196_992, 171_072]
     assert [sum(op.name == "PAD" for op in read_file(file).ops) for file in files] == [4, 0, 0, 0]
     for kernels in ("reference", "micro"):

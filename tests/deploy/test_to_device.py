@@ -313,10 +313,10 @@ def test_a_file_for_no_device_has_no_rows(tmp_path: Path) -> None:
 def test_always_and_never(tmp_path: Path) -> None:
     model, images = small(activation=nn.ReLU)
     plain_file = exported(tmp_path / "plain.tflite", model, images)
-    equalised = exported(tmp_path / "equal.tflite", model, images, equalize="always")
+    equalized = exported(tmp_path / "equal.tflite", model, images, equalize="always")
     both = exported(tmp_path / "both.tflite", model, images, equalize="always", correct_bias="always")
-    assert [len(result.tried) for result in (plain_file, equalised, both)] == [1, 1, 2]
-    assert [result.chosen for result in (plain_file, equalised)] == ["as it is", "equalised"]
+    assert [len(result.tried) for result in (plain_file, equalized, both)] == [1, 1, 2]
+    assert [result.chosen for result in (plain_file, equalized)] == ["as it is", "equalized"]
     assert both.chosen == both.tried[-1].how
     assert (tmp_path / "plain.tflite").read_bytes() != (tmp_path / "equal.tflite").read_bytes()
     assert (tmp_path / "both.tflite").read_bytes() != (tmp_path / "equal.tflite").read_bytes()

@@ -9,7 +9,7 @@ from matplotlib.image import imread
 
 from nbcompile.report.data import Box, CheckRow, Graph, LayerRow, ModelRow, Page, TrainingRun
 from nbcompile.report.html import write
-from nbcompile.results.device import Device, Interpreter, QuantisedRow, TensorRow
+from nbcompile.results.device import Device, Interpreter, QuantizedRow, TensorRow
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -44,7 +44,7 @@ REPORT = Page(
             arena_total=90_000,
             arena_budget=100_000,
             interpreters=(Interpreter(name="TFLite Micro", sqnr=38.5, max_lsb=3, mean_lsb=0.3, top1=0.99),),
-            layers=(QuantisedRow(name="features.17.conv.0.0", kind="conv 1×1 16→96", low=-1.0, high=6.0, sqnr=38.5),),
+            layers=(QuantizedRow(name="features.17.conv.0.0", kind="conv 1×1 16→96", low=-1.0, high=6.0, sqnr=38.5),),
             tensors=tuple(
                 TensorRow(
                     name=f"t{i}", layer=f"features.{i}.conv", first=i, last=i + 1, offset=i % 2 * 50_000, bytes=40_000

@@ -15,7 +15,7 @@ from nbcompile.report.summary import summary
 from nbcompile.results.device import (
     Device,
     Interpreter,
-    QuantisedRow,
+    QuantizedRow,
     TensorRow,
     busiest,
     first_out_of_band,
@@ -31,12 +31,12 @@ TENSORS = (
     TensorRow(name="net/d", layer="head", first=2, last=3, offset=0, bytes=10),
 )
 LAYERS = (
-    QuantisedRow(
+    QuantizedRow(
         name="features.0", kind="conv 3×3 /2 3→16", low=-1.5, high=6.0, scale=0.0294, zero_point=-77,
         sqnr=40.13, expected=35.0, in_band=True, weight_bytes=1_432,
     ),
-    QuantisedRow(name="features.1", sqnr=12.0, expected=30.0, in_band=False),
-    QuantisedRow(name="head", sqnr=11.0, in_band=False),
+    QuantizedRow(name="features.1", sqnr=12.0, expected=30.0, in_band=False),
+    QuantizedRow(name="head", sqnr=11.0, in_band=False),
 )  # fmt: skip
 DEVICE = Device(
     file="tiny.tflite",
@@ -104,7 +104,7 @@ def test_layers_are_listed_and_the_first_out_of_its_band_is_marked() -> None:
 
 
 def test_what_is_not_known_is_a_dash_or_nothing() -> None:
-    empty = Device(file="a.tflite", layers=(QuantisedRow(name="conv", sqnr=math.nan, scale=math.nan),))
+    empty = Device(file="a.tflite", layers=(QuantizedRow(name="conv", sqnr=math.nan, scale=math.nan),))
     page = page_of(empty)
     assert page.row("devices", "conv") == ["conv", *["–"] * 9]
     assert page.tags["svg"] == 0
@@ -138,7 +138,7 @@ def test_hostile_text_is_escaped() -> None:
         scheme=HOSTILE,
         peak_layer=HOSTILE,
         interpreters=(Interpreter(name=HOSTILE),),
-        layers=(QuantisedRow(name=HOSTILE, kind=HOSTILE, in_band=False),),
+        layers=(QuantizedRow(name=HOSTILE, kind=HOSTILE, in_band=False),),
         tensors=(TensorRow(name=HOSTILE, layer="<b>", first=0, last=9, offset=0, bytes=1_000),),
         notes=(HOSTILE,),
     )
@@ -273,7 +273,7 @@ def test_json_is_plain_and_comes_back() -> None:
 
 def test_first_out_of_band() -> None:
     assert first_out_of_band(LAYERS) is LAYERS[1]
-    assert first_out_of_band((LAYERS[0], QuantisedRow(name="unknown"))) is None
+    assert first_out_of_band((LAYERS[0], QuantizedRow(name="unknown"))) is None
 
 
 @pytest.mark.parametrize(

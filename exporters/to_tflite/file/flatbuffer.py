@@ -29,7 +29,7 @@ _OPERATORS = {code: name for name, code in vars(schema.BuiltinOperator).items() 
 
 
 @dataclass(frozen=True, eq=False)
-class Quantisation:
+class Quantization:
     """The line between integers and numbers: ``x = scale * (q - zero_point)``.
 
     Attributes:
@@ -69,7 +69,7 @@ class FileTensor:
         name: in the file.
         shape: in the file.
         dtype: of its values as they are stored.
-        quantisation: None for numbers that are stored as they are.
+        quantization: None for numbers that are stored as they are.
         data: its values if it is a constant, in ``shape``; else None.
     """
 
@@ -77,7 +77,7 @@ class FileTensor:
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    quantisation: Quantisation | None
+    quantization: Quantization | None
     data: np.ndarray | None
 
     @property
@@ -85,13 +85,13 @@ class FileTensor:
         """Bytes of its values."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
-    def quantised(self, x: np.ndarray) -> np.ndarray:
+    def quantized(self, x: np.ndarray) -> np.ndarray:
         """Numbers ``x`` as this tensor stores them."""
-        return x.astype(self.dtype) if self.quantisation is None else self.quantisation.integers(x, self.dtype)
+        return x.astype(self.dtype) if self.quantization is None else self.quantization.integers(x, self.dtype)
 
-    def dequantised(self, q: np.ndarray) -> np.ndarray:
-        """The numbers that stored values ``q`` stand for: float64; where nothing is quantised, ``q`` itself."""
-        return q if self.quantisation is None else self.quantisation.numbers(q)
+    def dequantized(self, q: np.ndarray) -> np.ndarray:
+        """The numbers that stored values ``q`` stand for: float64; where nothing is quantized, ``q`` itself."""
+        return q if self.quantization is None else self.quantization.numbers(q)
 
 
 @dataclass(frozen=True)
@@ -138,11 +138,11 @@ class File:
         return (self.tensors[i] for i in op.inputs if i >= 0)
 
     def step(self, index: int) -> float | None:
-        """What one integer step of a tensor stands for, before a ``DEQUANTIZE``, too; None if it is not quantised."""
+        """What one integer step of a tensor stands for, before a ``DEQUANTIZE``, too; None if it is not quantized."""
         tensor, writer = self.tensors[index], self.writers.get(index)
         if writer is not None and writer.name == "DEQUANTIZE":
             tensor = self.tensors[writer.inputs[0]]
-        return None if tensor.quantisation is None else float(tensor.quantisation.scale.max())
+        return None if tensor.quantization is None else float(tensor.quantization.scale.max())
 
     @cached_property
     def writers(self) -> dict[int, FileOp]:
@@ -213,14 +213,14 @@ def _tensor(index: int, tensor: Any, buffers: list[Any]) -> FileTensor:
     stored = bytes(_list(buffers[tensor.buffer].data))
     known = stored or 0 in shape  # an empty constant, such as the shape of a scalar, is not stored
     data = np.frombuffer(stored, dtype).reshape(shape) if known else None
-    return FileTensor(index, name, shape, dtype, _quantisation(tensor.quantization), data)
+    return FileTensor(index, name, shape, dtype, _quantization(tensor.quantization), data)
 
 
-def _quantisation(found: Any) -> Quantisation | None:
+def _quantization(found: Any) -> Quantization | None:
     if found is None or found.scale is None or not len(found.scale):
         return None
     scale, zero = (np.asarray(v) for v in (found.scale, found.zeroPoint))
-    return Quantisation(scale, zero, found.quantizedDimension)
+    return Quantization(scale, zero, found.quantizedDimension)
 
 
 def _list(found: Any) -> Any:

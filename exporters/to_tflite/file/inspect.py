@@ -43,7 +43,7 @@ def read_layers(path: Path) -> tuple[TfliteLayer, ...]:
 def _layer(file: File, op: FileOp) -> TfliteLayer:
     result = file.tensors[op.outputs[0]]
     constants = [file.tensors[i] for i in op.inputs if i >= 0 and file.tensors[i].data is not None]
-    weights = [t for t in constants if t.dtype.kind == "f" or t.quantisation is not None]
+    weights = [t for t in constants if t.dtype.kind == "f" or t.quantization is not None]
     return TfliteLayer(result.name, f"{op.name} {result.dtype}", _macs(file, op), sum(prod(t.shape) for t in weights))
 
 

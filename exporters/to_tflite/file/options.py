@@ -18,7 +18,7 @@ class Recipe:
     """How a file stores its numbers.
 
     Attributes:
-        scheme: ``float32``, ``float16`` (weights), ``dynamic`` (int8 weights, activations quantised as they come),
+        scheme: ``float32``, ``float16`` (weights), ``dynamic`` (int8 weights, activations quantized as they come),
             ``int8`` (all), ``int16x8`` (activations of 16 bits, weights of 8).
         io: ``int8`` or ``float``: what the inputs and outputs of an integer file are.
         ranges: how ranges are taken from the calibration set: ``minmax``, ``percentile`` or ``mse``.
@@ -40,13 +40,13 @@ class Recipe:
         ):  # fmt: skip
             require_choice(option, value, known)
         if self.scheme == "int16x8" and self.float_layers:
-            raise UsageError("int16x8 cannot keep layers in float: TensorFlow's quantiser has no such choice; use int8")
+            raise UsageError("int16x8 cannot keep layers in float: TensorFlow's quantizer has no such choice; use int8")
         if self.scheme == "int16x8" and not self.per_channel:
-            raise UsageError("int16x8 has weights per channel: TensorFlow's quantiser fails otherwise; use int8")
+            raise UsageError("int16x8 has weights per channel: TensorFlow's quantizer fails otherwise; use int8")
 
     @property
     def levels(self) -> int:
-        """How many values a quantised activation has."""
+        """How many values a quantized activation has."""
         return 2**16 if self.scheme == "int16x8" else 2**8
 
     @property

@@ -1,4 +1,4 @@
-"""Operators of a float file and of the quantised one made from it: which are the same, and what scales suit them."""
+"""Operators of a float file and of the quantized one made from it: which are the same, and what scales suit them."""
 
 from dataclasses import dataclass
 
@@ -24,29 +24,29 @@ _JOINING = ("CONCATENATION", "PACK", "MAXIMUM", "MINIMUM", "SELECT_V2")
 
 @dataclass(frozen=True)
 class SameOperator:
-    """An operator of the float file, and the same one of the quantised file."""
+    """An operator of the float file, and the same one of the quantized file."""
 
     exact: FileOp
-    quantised: FileOp
+    quantized: FileOp
 
     @property
     def operands(self) -> list[tuple[int, int]]:
         """Indices of the tensors that both read, place by place."""
-        both = zip(self.exact.inputs, self.quantised.inputs, strict=False)  # quantising may add a bias
+        both = zip(self.exact.inputs, self.quantized.inputs, strict=False)  # quantizing may add a bias
         return [(i, j) for i, j in both if i >= 0 and j >= 0]
 
 
-def same_operators(exact: File, quantised: File) -> list[SameOperator]:
-    """The operators that both files have, in the order of the quantised one.
+def same_operators(exact: File, quantized: File) -> list[SameOperator]:
+    """The operators that both files have, in the order of the quantized one.
 
     They follow each other in the same order, with conversions between them; where that is not so, they are found by
     the names of their results.
     """
-    left, right = ([op for op in file.ops if op.name not in _CONVERSIONS] for file in (exact, quantised))
+    left, right = ([op for op in file.ops if op.name not in _CONVERSIONS] for file in (exact, quantized))
     if [op.name for op in left] == [op.name for op in right]:
         return [SameOperator(a, b) for a, b in zip(left, right, strict=True)]
     by_name = {exact.tensors[op.outputs[0]].name: op for op in left}
-    named = [(by_name.get(quantised.tensors[op.outputs[0]].name), op) for op in right]
+    named = [(by_name.get(quantized.tensors[op.outputs[0]].name), op) for op in right]
     return [SameOperator(a, b) for a, b in named if a is not None and a.name == b.name]
 
 
@@ -68,12 +68,12 @@ def needed_step(low: float, high: float, tensor: FileTensor) -> float:
 
 
 def rounded(constant: FileTensor, stored: FileTensor) -> np.ndarray | None:
-    """The numbers of a float constant, rounded as well as the integers of ``stored``, its quantised form, allow.
+    """The numbers of a float constant, rounded as well as the integers of ``stored``, its quantized form, allow.
 
     With a scale per channel where ``stored`` has one; on both sides of zero alike where its zero point is 0. Biases,
     32 bits wide, are not rounded.
     """
-    values, form = constant.data, stored.quantisation
+    values, form = constant.data, stored.quantization
     if values is None or form is None or stored.dtype.itemsize > 2:
         return values
     axes = tuple(i for i in range(values.ndim) if len(form.scale) == 1 or i != form.axis)

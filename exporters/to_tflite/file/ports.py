@@ -35,7 +35,7 @@ class Port:
 
 @dataclass(frozen=True)
 class FloatModel:
-    """A float32 ``.tflite`` file in memory, before it is quantised.
+    """A float32 ``.tflite`` file in memory, before it is quantized.
 
     Attributes:
         content: the flatbuffer.

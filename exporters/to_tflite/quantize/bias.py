@@ -1,4 +1,4 @@
-"""Bias correction: biases that take back the mean error that quantising gives each channel.
+"""Bias correction: biases that take back the mean error that quantizing gives each channel.
 
 Rounded weights shift the mean of a layer's output. The layer's own bias can take that back at no cost: it is added in
 32 bits anyway.
@@ -29,7 +29,7 @@ _PLACES = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2, "TRANSPOS
 
 
 def corrected(model: FloatModel, content: bytes, samples: Sequence[Sample]) -> bytes:
-    """A quantised file with corrected biases; every other byte of it stays.
+    """A quantized file with corrected biases; every other byte of it stays.
 
     Operator by operator in the order of execution, so that each bias takes back what is left after those before it
     were corrected. Layers without a bias, and biases that several layers share, are left alone.
@@ -46,7 +46,7 @@ def corrected(model: FloatModel, content: bytes, samples: Sequence[Sample]) -> b
     edited, parts, exact = bytearray(content), OperatorByOperator(content), read_file(model.content)
     file = parts.file
     biases = _biases(file, edited)
-    layers = {pair.quantised.index: pair.exact.outputs[0] for pair in same_operators(exact, file)}
+    layers = {pair.quantized.index: pair.exact.outputs[0] for pair in same_operators(exact, file)}
     wanted = _means(model, chosen, {index for op, index in layers.items() if op in biases})
     values = [dict(zip(file.inputs, fitted(file, sample), strict=True)) for sample in chosen]
     last_reader = {index: op.index for op in file.ops for index in op.inputs}
@@ -54,7 +54,7 @@ def corrected(model: FloatModel, content: bytes, samples: Sequence[Sample]) -> b
         outputs = _run(parts.start(op, _KERNELS), values)
         if op.index in biases and op.index in layers:
             bias, output = biases[op.index], file.tensors[op.outputs[0]]
-            errors = wanted[layers[op.index]] - _channel_means([output.dequantised(y[0]) for y in outputs])
+            errors = wanted[layers[op.index]] - _channel_means([output.dequantized(y[0]) for y in outputs])
             bias.integers[:] += np.round(_sure(errors) / bias.step).astype(bias.integers.dtype)
             outputs = _run(parts.start(op, _KERNELS, {bias.index: bias.integers}), values)
         for one, results in zip(values, outputs, strict=True):
@@ -90,9 +90,9 @@ def _biases(file: File, edited: bytearray) -> dict[int, _Bias]:
     for op in file.ops:
         index = dict(enumerate(op.inputs)).get(_PLACES.get(op.name, -1), -1)
         tensor = file.tensors[index]
-        if index >= 0 and tensor.quantisation and tensor.data is not None and reads[buffers[index]] == 1:
+        if index >= 0 and tensor.quantization and tensor.data is not None and reads[buffers[index]] == 1:
             integers = network.Buffers(buffers[index]).DataAsNumpy().view(tensor.dtype)
-            found[op.index] = _Bias(index, integers, tensor.quantisation.scale)
+            found[op.index] = _Bias(index, integers, tensor.quantization.scale)
     return found
 
 

@@ -1,4 +1,4 @@
-"""The layers of a quantised file that stay in float32: those that a user names, and those that are left."""
+"""The layers of a quantized file that stay in float32: those that a user names, and those that are left."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -39,17 +39,17 @@ def matching(model: FloatModel, patterns: Sequence[str]) -> frozenset[str]:
 
 
 def left_in_float(model: FloatModel, content: bytes) -> tuple[str, ...]:
-    """The layers of a quantised file that still compute in float32, in the order of execution.
+    """The layers of a quantized file that still compute in float32, in the order of execution.
 
     Args:
         model: the float file that it was made from.
-        content: the quantised file.
+        content: the quantized file.
     """
     exact, file = read_file(model.content), read_file(content)
     found = [
         layer_of_tensor(model, exact.tensors[pair.exact.outputs[0]].name)
         for pair in same_operators(exact, file)
-        if file.tensors[pair.quantised.outputs[0]].dtype == np.float32
+        if file.tensors[pair.quantized.outputs[0]].dtype == np.float32
     ]
     return tuple(dict.fromkeys(found))
 

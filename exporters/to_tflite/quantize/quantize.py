@@ -1,4 +1,4 @@
-"""From a float ``.tflite`` file in memory to one with integers, with TensorFlow's own quantisers.
+"""From a float ``.tflite`` file in memory to one with integers, with TensorFlow's own quantizers.
 
 =============  =============  ============  ========================================================================
 scheme         weights        activations   made by
@@ -6,11 +6,11 @@ scheme         weights        activations   made by
 ``float32``    float32        float32       nothing is changed
 ``float16``    float16        float32       `tflite_weights`: half the size
 ``dynamic``    int8           float32       `tflite_weights`: a quarter of the size, integers inside a layer
-``int8``       int8           int8          TensorFlow's MLIR quantiser
-``int16x8``    int8           int16         TensorFlow's older quantiser: the MLIR one makes files that do not load
+``int8``       int8           int8          TensorFlow's MLIR quantizer
+``int16x8``    int8           int16         TensorFlow's older quantizer: the MLIR one makes files that do not load
 =============  =============  ============  ========================================================================
 
-The ranges of activations are ours (`tflite_ranges`), and written into the float file, where both quantisers look for
+The ranges of activations are ours (`tflite_ranges`), and written into the float file, where both quantizers look for
 them. TensorFlow's own calibration is not used: it knows minimum and maximum only, and takes the range of a sum for
 that of its first term, whose memory the sum reuses.
 """
@@ -35,7 +35,7 @@ _NAMELESS = "TRANSPOSE_CONV"
 """TensorFlow renames these before it looks for the names of layers that stay float: all of them do, or none."""
 
 
-def quantise(
+def quantize(
     model: FloatModel,
     samples: Sequence[Sample],
     *,
@@ -64,15 +64,15 @@ def quantise(
     Raises:
         UsageError: if an option is unknown, a name matches no layer, or there are no samples.
         PreconditionError: if a value is NaN or infinite on a sample; the layer is named.
-        ExportError: if TensorFlow cannot quantise the file; with what it said.
+        ExportError: if TensorFlow cannot quantize the file; with what it said.
     """
     recipe = Recipe(scheme, io)
     if scheme == "int16x8" and float_layers:
         raise UsageError(
-            "int16x8 cannot keep single layers in float: TensorFlow's quantiser has no such choice; use int8"
+            "int16x8 cannot keep single layers in float: TensorFlow's quantizer has no such choice; use int8"
         )
     if scheme == "int16x8" and not per_channel:
-        raise UsageError("int16x8 has weights per channel: TensorFlow's quantiser fails otherwise; use int8")
+        raise UsageError("int16x8 has weights per channel: TensorFlow's quantizer fails otherwise; use int8")
     kept_float = matching(model, float_layers)
     if scheme == "float32":
         return model.content
@@ -143,20 +143,20 @@ def _to_int16(content: bytes, io: str, per_channel: bool, dense_per_channel: boo
     ends, activations, biases = (np.dtype(d).num for d in ("int16" if io == "int8" else "float32", "int16", "int64"))
     allow_float = False
     # Its public methods calibrate first; without that, it takes the ranges that the file has.
-    quantiser = Calibrator(content)._calibrator
+    quantizer = Calibrator(content)._calibrator
     return _said(
         "int16x8",
-        lambda: quantiser.QuantizeModel(
+        lambda: quantizer.QuantizeModel(
             ends, ends, allow_float, activations, biases, not per_channel, not dense_per_channel
         ),
     )
 
 
-def _said(scheme: str, quantiser: Callable[[], bytes]) -> bytes:
-    """What a quantiser of TensorFlow gives; its complaints are raised."""
+def _said(scheme: str, quantizer: Callable[[], bytes]) -> bytes:
+    """What a quantizer of TensorFlow gives; its complaints are raised."""
     with quiet_tensorflow(), stderr_kept() as written:
         try:
-            return bytes(quantiser())
-        except Exception as error:  # the quantisers raise several kinds
+            return bytes(quantizer())
+        except Exception as error:  # the quantizers raise several kinds
             reason = (str(error).strip() or written().strip() or type(error).__name__).splitlines()[0]
-            raise ExportError(f"TensorFlow cannot quantise the network to {scheme}: {reason}") from error
+            raise ExportError(f"TensorFlow cannot quantize the network to {scheme}: {reason}") from error

@@ -77,7 +77,7 @@ def to_dynamic(
 ) -> bytes:
     """The file with the weights of convolutions and linear layers in int8, symmetric.
 
-    Kernels quantise the activations as they come, and give float32 again.
+    Kernels quantize the activations as they come, and give float32 again.
 
     Args:
         content: the float file.

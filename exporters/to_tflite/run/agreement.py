@@ -19,7 +19,7 @@ class Agreement:
         kernels: the interpreter, one of `tflite_runtime.KERNELS`.
         samples: how many were compared.
         sqnr: power of PyTorch's outputs over that of the difference, dB; infinite where they are equal.
-        max_lsb: largest difference, in steps of the output's scale; None where no output is quantised.
+        max_lsb: largest difference, in steps of the output's scale; None where no output is quantized.
         mean_lsb: mean absolute difference, in the same unit.
         top1: share, in [0, 1], of the places where the largest value along the last axis is at the same index; None
             where no output has two values there.

@@ -1,7 +1,7 @@
 """The memory that TFLite Micro needs for a file: measured by running it, and tensor by tensor from our model of it.
 
 TFLite Micro's arena has two ends. The *head* holds activations and kernels' scratch memory, laid out by its planner.
-The *tail* holds what is kept for good: operators, quantisation constants, descriptions of tensors. Weights stay in
+The *tail* holds what is kept for good: operators, quantization constants, descriptions of tensors. Weights stay in
 flash.
 
 The scratch memory is that of TFLite Micro's reference kernels. Kernels made for a processor (CMSIS-NN, ESP-NN) ask for

@@ -1,6 +1,6 @@
-"""Where in a quantised file the error arises: layer by layer, against the float file that it was made from.
+"""Where in a quantized file the error arises: layer by layer, against the float file that it was made from.
 
-A layer is judged by the error that it adds itself: its result in the quantised file, against what the float layer
+A layer is judged by the error that it adds itself: its result in the quantized file, against what the float layer
 gives for the inputs that it has there, with weights rounded as well as their integers allow. What the inputs bring
 along is set aside exactly, and what is left should be the rounding of the result: spread evenly over one step, which
 is 0.29 steps root mean square. The step is the one that the layer's own range on the samples needs, so that a range
@@ -31,16 +31,16 @@ estimator) and kernels that round twice.
 
 @dataclass(frozen=True)
 class LayerError:
-    """The result of one operator in a quantised file, against the float file's.
+    """The result of one operator in a quantized file, against the float file's.
 
     Attributes:
         layer: whose result it is; the tensor's name where no layer is known.
         op: the operator's name.
-        low: smallest number that the result can hold; on the samples, where it is not quantised.
+        low: smallest number that the result can hold; on the samples, where it is not quantized.
         high: largest such number.
         sqnr: dB, with all that the inputs bring along.
         weight_bytes: of its constants in the file.
-        step: what one integer step stands for; None, as all that follows, where the result is not quantised.
+        step: what one integer step stands for; None, as all that follows, where the result is not quantized.
         zero_point: the integer that stands for 0.0.
         expected: dB, what ``sqnr`` would be if the operator itself added as much as ``BAND`` allows; None, as ``own``,
             where the result has more than 8 bits.
@@ -67,13 +67,13 @@ class LayerError:
 def by_layer(
     model: FloatModel, content: bytes, samples: Sequence[Sample], *, kernels: str = "builtin"
 ) -> tuple[LayerError, ...]:
-    """The error of every layer of a quantised file, in the order of execution.
+    """The error of every layer of a quantized file, in the order of execution.
 
     Args:
         model: the float file, with the names of its layers.
-        content: the quantised file that was made from it.
+        content: the quantized file that was made from it.
         samples: inputs in the file's layout: numbers.
-        kernels: that run the quantised file, one of `tflite_runtime.KERNELS`.
+        kernels: that run the quantized file, one of `tflite_runtime.KERNELS`.
 
     Returns:
         A row per result of an operator that both files have; operators that only convert have none.
@@ -82,8 +82,8 @@ def by_layer(
         ExportError: if an interpreter refuses a file; with what it said.
         PreconditionError: if a sample does not fit the inputs.
     """
-    parts, quantised = OperatorByOperator(model.content), OperatorByOperator(content).file
-    watches = [_Watch(parts, quantised, pair) for pair in same_operators(parts.file, quantised)]
+    parts, quantized = OperatorByOperator(model.content), OperatorByOperator(content).file
+    watches = [_Watch(parts, quantized, pair) for pair in same_operators(parts.file, quantized)]
     exact = tensors(model.content, samples, kernels="builtin")
     found = tensors(content, samples, kernels=kernels)
     for floats, integers in zip(exact, found, strict=True):
@@ -108,11 +108,11 @@ class _Watch:
         self._signal = self._noise = self._inherited = self._own = 0.0
 
     def add(self, floats: Mapping[int, np.ndarray], integers: Mapping[int, np.ndarray]) -> None:
-        """One sample: all tensors of the float file, and of the quantised one as it stores them."""
+        """One sample: all tensors of the float file, and of the quantized one as it stores them."""
         exact = _joined(floats[i] for i in self._pair.exact.outputs)
-        found = _joined(self._file.tensors[i].dequantised(integers[i]) for i in self._pair.quantised.outputs)
+        found = _joined(self._file.tensors[i].dequantized(integers[i]) for i in self._pair.quantized.outputs)
         given = {
-            i: self._file.tensors[j].dequantised(integers[j]).astype(self._exact.tensors[i].dtype)
+            i: self._file.tensors[j].dequantized(integers[j]).astype(self._exact.tensors[i].dtype)
             for i, j in self._pair.operands
             if self._exact.tensors[i].data is None
         }
@@ -127,18 +127,18 @@ class _Watch:
     def row(self, model: FloatModel) -> LayerError:
         """What was added up."""
         name = self._exact.tensors[self._pair.exact.outputs[0]].name
-        tensor = self._file.tensors[self._pair.quantised.outputs[0]]
+        tensor = self._file.tensors[self._pair.quantized.outputs[0]]
         found = LayerError(
             layer=model.layers.get(name, name),
-            op=self._pair.quantised.name,
+            op=self._pair.quantized.name,
             low=self._low,
             high=self._high,
             sqnr=ratio_in_decibels(self._signal, self._noise),
-            weight_bytes=sum(t.nbytes for t in self._file.operands(self._pair.quantised) if t.data is not None),
+            weight_bytes=sum(t.nbytes for t in self._file.operands(self._pair.quantized) if t.data is not None),
         )
-        if tensor.quantisation is None:
+        if tensor.quantization is None:
             return found
-        scale, zero_point = float(tensor.quantisation.scale[0]), int(tensor.quantisation.zero_point[0])
+        scale, zero_point = float(tensor.quantization.scale[0]), int(tensor.quantization.zero_point[0])
         limits = np.iinfo(tensor.dtype)
         found = replace(
             found,
@@ -149,7 +149,7 @@ class _Watch:
         )
         if limits.bits > 8:
             return found
-        needed = 0.0 if prescribed(self._file, self._pair.quantised) else needed_step(self._low, self._high, tensor)
+        needed = 0.0 if prescribed(self._file, self._pair.quantized) else needed_step(self._low, self._high, tensor)
         allowed = BAND * (needed or scale)
         return replace(
             found,

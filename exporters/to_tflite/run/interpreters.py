@@ -42,7 +42,7 @@ def run_file(content: bytes, samples: Sequence[Sample], *, kernels: str = "xnnpa
 
     Args:
         content: the file.
-        samples: inputs in the file's shapes: numbers, which are quantised as the file asks, or values of the file's
+        samples: inputs in the file's shapes: numbers, which are quantized as the file asks, or values of the file's
             own integer type.
         kernels: one of ``KERNELS``.
         raw: give values as the file stores them, not the numbers that they stand for.
@@ -91,12 +91,12 @@ def fitted(file: File, sample: Sample) -> Sample:
             f"the file takes inputs of shape {', '.join(str(t.shape) for t in wanted)}; "
             f"the sample has {', '.join(str(x.shape) for x in sample) or 'none'}"
         )
-    return tuple(x if x.dtype == t.dtype else t.quantised(x) for x, t in zip(sample, wanted, strict=True))
+    return tuple(x if x.dtype == t.dtype else t.quantized(x) for x, t in zip(sample, wanted, strict=True))
 
 
 def numbers(file: File, values: Sample) -> Sample:
     """The numbers that outputs of ``file`` stand for."""
-    return tuple(file.tensors[i].dequantised(y) for i, y in zip(file.outputs, values, strict=True))
+    return tuple(file.tensors[i].dequantized(y) for i, y in zip(file.outputs, values, strict=True))
 
 
 class LoadedFile(ABC):
@@ -233,4 +233,4 @@ def _layer_in(reason: str, content: bytes) -> str:
     if not number or int(number[1]) >= len(file.ops):  # one of a delegate's
         return ""
     layer = file.tensors[file.ops[int(number[1])].outputs[0]]
-    return f" (layer '{layer.name}'" + ("; float_layers=… keeps it in float32)" if layer.quantisation else ")")
+    return f" (layer '{layer.name}'" + ("; float_layers=… keeps it in float32)" if layer.quantization else ")")

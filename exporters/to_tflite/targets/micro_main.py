@@ -24,7 +24,7 @@ _MAIN = Template("""\
 namespace {
 
 alignas(16) uint8_t arena[${macro}_ARENA_BYTES];
-$quantised$values
+$quantized$values
 int Fail(const char* what) {
   MicroPrintf("$name: %s", what);
   return 1;
@@ -58,10 +58,10 @@ $outputs
 }
 """)
 
-_QUANTISED = """
+_QUANTIZED = """
 // A number as the model stores it: rounded, and clipped to the type. NaN becomes the smallest.
 template <typename T>
-T Quantised(float x, float scale, int zero_point) {
+T Quantized(float x, float scale, int zero_point) {
   const float low = std::numeric_limits<T>::min();
   const float high = std::numeric_limits<T>::max();
   const float q = roundf(x / scale) + static_cast<float>(zero_point);
@@ -116,7 +116,7 @@ def main_source(file: File, stem: str, name: str) -> str:
     outputs = [file.tensors[index] for index in file.outputs]
     return _MAIN.substitute(
         names,
-        quantised=_QUANTISED if any(tensor.quantisation for tensor in inputs) else "",
+        quantized=_QUANTIZED if any(tensor.quantization for tensor in inputs) else "",
         values="".join(_value(names, i, tensor) for i, tensor in enumerate(inputs)),
         inputs="".join(_input(names, i, tensor) for i, tensor in enumerate(inputs)),
         outputs="".join(_output(names, i, tensor) for i, tensor in enumerate(outputs)),
@@ -124,20 +124,20 @@ def main_source(file: File, stem: str, name: str) -> str:
 
 
 def _value(names: dict[str, str], i: int, tensor: FileTensor) -> str:
-    if tensor.quantisation is not None:
+    if tensor.quantization is not None:
         return _VALUE.substitute(i=i, type="float", how=f" as {tensor.dtype.name}")
     return _VALUE.substitute(i=i, type=f"{names['name']}_input_{i}_t", how="")
 
 
 def _input(names: dict[str, str], i: int, tensor: FileTensor) -> str:
     prefix, value = f"{names['macro']}_INPUT_{i}", f"Input{i}Value(i)"
-    if tensor.quantisation is not None:
-        value = f"Quantised<{names['name']}_input_{i}_t>({value}, {prefix}_SCALE, {prefix}_ZERO_POINT)"
+    if tensor.quantization is not None:
+        value = f"Quantized<{names['name']}_input_{i}_t>({value}, {prefix}_SCALE, {prefix}_ZERO_POINT)"
     return _INPUT.substitute(names, i=i, prefix=prefix, value=value)
 
 
 def _output(names: dict[str, str], i: int, tensor: FileTensor) -> str:
     prefix, value = f"{names['macro']}_OUTPUT_{i}", f"output_{i}[largest_{i}]"
-    if tensor.quantisation is not None:
+    if tensor.quantization is not None:
         value = f"{prefix}_SCALE * static_cast<float>({value} - {prefix}_ZERO_POINT)"
     return _OUTPUT.substitute(names, i=i, prefix=prefix, value=value)

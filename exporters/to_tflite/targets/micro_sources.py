@@ -71,7 +71,7 @@ typedef $type ${name}_${port}_t;
 #define ${prefix}_BYTES $bytes
 """)
 
-_QUANTISED = Template("""\
+_QUANTIZED = Template("""\
 #define ${prefix}_SCALE $scale
 #define ${prefix}_ZERO_POINT ($zero_point)
 """)
@@ -149,11 +149,11 @@ def _port(name: str, port: str, tensor: FileTensor) -> str:
         elements=tensor.nbytes // tensor.dtype.itemsize,
         bytes=tensor.nbytes,
     )
-    if tensor.quantisation is None:
+    if tensor.quantization is None:
         return text
     # The shortest digits that give back the same float32.
-    scale, zero_point = f"{tensor.quantisation.scale[0]!s}f", int(tensor.quantisation.zero_point[0])
-    return text + _QUANTISED.substitute(prefix=prefix, scale=scale, zero_point=zero_point)
+    scale, zero_point = f"{tensor.quantization.scale[0]!s}f", int(tensor.quantization.zero_point[0])
+    return text + _QUANTIZED.substitute(prefix=prefix, scale=scale, zero_point=zero_point)
 
 
 def _rows(content: bytes) -> str:

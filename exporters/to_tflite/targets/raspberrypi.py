@@ -61,25 +61,25 @@ def benchmark_script(files: Mapping[str, bytes]) -> str:
 
 
 def _ranges(files: list[File]) -> list[tuple[float, float]]:
-    """Of each input, what the first file that is quantised there can tell apart."""
+    """Of each input, what the first file that is quantized there can tell apart."""
     found = []
     for i in range(len(files[0].inputs)):
-        quantised = (q for file in files if (q := _input_quantisation(file, i)) is not None)
-        found.append(next(quantised, _FLOAT_RANGE))
+        quantized = (q for file in files if (q := _input_quantization(file, i)) is not None)
+        found.append(next(quantized, _FLOAT_RANGE))
     return found
 
 
-def _input_quantisation(file: File, i: int) -> tuple[float, float] | None:
+def _input_quantization(file: File, i: int) -> tuple[float, float] | None:
     index = file.inputs[i]
-    # A file with float inputs quantises them first.
+    # A file with float inputs quantizes them first.
     first = (op.outputs[0] for op in file.ops if op.name == "QUANTIZE" and op.inputs[0] == index)
     tensor = file.tensors[next(first, index)]
-    if tensor.quantisation is None:
+    if tensor.quantization is None:
         return None
     limits = np.iinfo(tensor.dtype)
-    low, high = tensor.dequantised(np.array([limits.min, limits.max]))
+    low, high = tensor.dequantized(np.array([limits.min, limits.max]))
     return float(low), float(high)
 
 
 def _least_db(file: File) -> float:
-    return LEAST_DB["int8" if any(tensor.quantisation for tensor in file.tensors) else "float32"]
+    return LEAST_DB["int8" if any(tensor.quantization for tensor in file.tensors) else "float32"]

@@ -37,7 +37,7 @@ DENIED = frozenset(
         *("choose_qparams_optimized", "fused_moving_avg_obs_fake_quant"),
     }
 )
-# Kernels of one vendor or of quantised tensors, most without checks of their own; polynomials loop over their degree.
+# Kernels of one vendor or of quantized tensors, most without checks of their own; polynomials loop over their degree.
 DENIED_PARTS = ("fbgemm_", "miopen_", "mkldnn", "quantize", "quantized_", "fake_quantize", "polynomial")
 
 # Modules that hold what they are given, are shaped by their first input, or move themselves to devices.

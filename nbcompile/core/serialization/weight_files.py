@@ -200,7 +200,7 @@ def _listed(value: Any) -> bool:
 
 
 def _unusable(value: Tensor) -> bool:
-    """Sparse, quantised or without data; or large by strides of 0 alone, which could fill the memory when copied."""
+    """Sparse, quantized or without data; or large by strides of 0 alone, which could fill the memory when copied."""
     if value.layout is not torch.strided or value.is_meta or value.is_quantized:
         return True
     return value.numel() > _LARGE and value.numel() * value.element_size() > value.untyped_storage().nbytes()

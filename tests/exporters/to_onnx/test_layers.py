@@ -215,10 +215,10 @@ def test_weights_may_be_in_another_file(path: Path) -> None:
         read_layers(path)
 
 
-def test_quantised_layers_are_refused(path: Path) -> None:
+def test_quantized_layers_are_refused(path: Path) -> None:
     node = helper.make_node("ConvInteger", ["x", "w"], ["y"], "node_q")
     with pytest.raises(
-        CheckpointError, match=r"node 'node_q' is a quantised or fused layer \(ConvInteger\); only Conv, "
+        CheckpointError, match=r"node 'node_q' is a quantized or fused layer \(ConvInteger\); only Conv, "
     ):
         read_layers(write(path, [node], {"w": (4, 3, 3, 3)}, [1, 3, 8, 8]))
 

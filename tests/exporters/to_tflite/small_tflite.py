@@ -11,7 +11,7 @@ from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 def converted(
     function: Callable[..., Any], *shapes: tuple[int, ...], int8: bool = True, io: tf.DType = tf.int8
 ) -> bytes:
-    """``function`` of float32 tensors of ``shapes``, quantised to int8 on noise unless ``int8`` is False."""
+    """``function`` of float32 tensors of ``shapes``, quantized to int8 on noise unless ``int8`` is False."""
     module = tf.Module()
     module.call = tf.function(function, input_signature=[tf.TensorSpec(shape, tf.float32) for shape in shapes])
     converter = tf.lite.TFLiteConverter.from_concrete_functions([module.call.get_concrete_function()], module)

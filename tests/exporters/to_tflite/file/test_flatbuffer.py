@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from nbcompile.core.errors import CheckpointError
-from nbcompile.exporters.to_tflite.file.flatbuffer import Quantisation, pack, read_file, schema, unpack
+from nbcompile.exporters.to_tflite.file.flatbuffer import Quantization, pack, read_file, schema, unpack
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 from nbcompile.exporters.to_tflite.run.interpreters import run_file
 from tests.exporters.to_tflite.networks_tflite import network
@@ -25,31 +25,31 @@ def test_reads_operators_tensors_and_scales(content: bytes) -> None:
     assert weight.data is not None
     assert weight.data.shape == weight.shape == (8, 3, 3, 3)
     assert weight.nbytes == 8 * 3 * 3 * 3
-    assert weight.quantisation is not None
-    assert (len(weight.quantisation.scale), weight.quantisation.axis) == (8, 0)
+    assert weight.quantization is not None
+    assert (len(weight.quantization.scale), weight.quantization.axis) == (8, 0)
     assert bias.dtype == np.int32
     assert bias.nbytes == 8 * 4
     assert file.writers[file.outputs[0]] is file.ops[-1]
     assert file.inputs[0] not in file.writers
 
 
-def test_step_of_an_output_is_seen_through_its_dequantisation() -> None:
+def test_step_of_an_output_is_seen_through_its_dequantization() -> None:
     whole, ends, plain = read_file(tiny()), read_file(tiny(io=tf.float32)), read_file(tiny(int8=False))
     assert ends.ops[-1].name == "DEQUANTIZE"
     assert whole.step(whole.outputs[0]) == ends.step(ends.outputs[0]) == 1 / 256
     assert plain.step(plain.outputs[0]) is None
 
 
-def test_quantised_and_back() -> None:
-    form = Quantisation(np.array([0.5], np.float32), np.array([10]), 0)
+def test_quantized_and_back() -> None:
+    form = Quantization(np.array([0.5], np.float32), np.array([10]), 0)
     x = np.array([0.0, 0.25, -0.25, 0.74, 1e6, -1e6])
     integers = form.integers(x, np.dtype("int8"))
     assert integers.tolist() == [10, 11, 9, 11, 127, -128]  # halves are rounded away from zero
     np.testing.assert_array_equal(form.numbers(integers), [0.0, 0.5, -0.5, 0.5, 58.5, -69.0])
 
 
-def test_quantised_per_channel() -> None:
-    form = Quantisation(np.array([0.5, 2.0, 1.0], np.float32), np.array([0, 1, 2]), 1)
+def test_quantized_per_channel() -> None:
+    form = Quantization(np.array([0.5, 2.0, 1.0], np.float32), np.array([0, 1, 2]), 1)
     q = form.integers(np.ones((2, 3, 4)), np.dtype("int8"))
     assert q[0, :, 0].tolist() == [2, 2, 3]
     np.testing.assert_array_equal(form.numbers(q)[1, :, 3], [1.0, 2.0, 1.0])

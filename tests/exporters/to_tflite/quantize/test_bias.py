@@ -7,7 +7,7 @@ from nbcompile.exporters.to_tflite.file.flatbuffer import pack, read_file, unpac
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from nbcompile.exporters.to_tflite.quantize.bias import corrected
-from nbcompile.exporters.to_tflite.quantize.quantize import quantise
+from nbcompile.exporters.to_tflite.quantize.quantize import quantize
 from nbcompile.exporters.to_tflite.run.agreement import sqnr
 from nbcompile.exporters.to_tflite.run.interpreters import Sample, run_file
 
@@ -49,7 +49,7 @@ def outputs(content: bytes, given: list[Sample]) -> np.ndarray:
 @pytest.mark.parametrize(("scheme", "io"), [("int8", "int8"), ("int8", "float"), ("int16x8", "int8")])
 def test_takes_back_the_mean_error(scheme: str, io: str, model: FloatModel) -> None:
     given, fresh = samples(40), samples(20, seed=1)
-    plain = quantise(model, given, scheme=scheme, io=io, per_channel=scheme == "int16x8")
+    plain = quantize(model, given, scheme=scheme, io=io, per_channel=scheme == "int16x8")
     better = corrected(model, plain, given)
     wanted = outputs(model.content, fresh)
     before, after = outputs(plain, fresh) - wanted, outputs(better, fresh) - wanted
@@ -59,10 +59,10 @@ def test_takes_back_the_mean_error(scheme: str, io: str, model: FloatModel) -> N
 
 def test_only_biases_change(model: FloatModel) -> None:
     given = samples(8)
-    plain = quantise(model, given, per_channel=False)
+    plain = quantize(model, given, per_channel=False)
     better = corrected(model, plain, given)
     assert len(better) == len(plain)
-    assert plain == quantise(model, given, per_channel=False)  # the argument is left as it was
+    assert plain == quantize(model, given, per_channel=False)  # the argument is left as it was
     changed = set()
     for before, after in zip(read_file(plain).tensors, read_file(better).tensors, strict=True):
         if before.data is not None and not np.array_equal(before.data, after.data):
@@ -74,7 +74,7 @@ def test_only_biases_change(model: FloatModel) -> None:
 def test_float_layers_and_float_files_are_left_alone(model: FloatModel) -> None:
     given = samples(4)
     assert corrected(model, model.content, given) == model.content
-    content = quantise(model, given, float_layers=["*"])
+    content = quantize(model, given, float_layers=["*"])
     assert corrected(model, content, given) == content
 
 
@@ -82,7 +82,7 @@ def test_biases_that_two_layers_share_are_left_alone() -> None:
     layer = nn.Linear(3, 3)
     model = float_model(nn.Sequential(layer, nn.ReLU(), layer, nn.Linear(3, 2, bias=False)).eval(), (torch.rand(1, 3),))
     given = [(np.random.default_rng(i).random((1, 3)).astype(np.float32),) for i in range(4)]
-    network = unpack(quantise(model, given, per_channel=False))
+    network = unpack(quantize(model, given, per_channel=False))
     graph = network.subgraphs[0]
     first, second = (graph.tensors[op.inputs[2]] for op in graph.operators[:2])
     second.buffer = first.buffer
@@ -92,6 +92,6 @@ def test_biases_that_two_layers_share_are_left_alone() -> None:
 
 def test_errors_that_may_be_chance_are_left_alone(model: FloatModel, monkeypatch: pytest.MonkeyPatch) -> None:
     given = samples(6)
-    content = quantise(model, given)
+    content = quantize(model, given)
     monkeypatch.setattr("nbcompile.exporters.to_tflite.quantize.bias.SURE", float("inf"))
     assert corrected(model, content, given) == content

@@ -9,7 +9,7 @@ from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import quiet_tensorflow, tf
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from nbcompile.exporters.to_tflite.quantize.float_layers import left_in_float, matching
-from nbcompile.exporters.to_tflite.quantize.quantize import quantise
+from nbcompile.exporters.to_tflite.quantize.quantize import quantize
 from nbcompile.exporters.to_tflite.quantize.ranges import measure_ranges
 from nbcompile.exporters.to_tflite.run.agreement import sqnr
 from nbcompile.exporters.to_tflite.run.interpreters import Sample, run_file
@@ -63,7 +63,7 @@ def dtypes(file: File) -> set[str]:
     ],
 )
 def test_schemes(scheme: str, least: float, held: set[str], model: FloatModel, samples: list[Sample]) -> None:
-    content = quantise(model, samples, scheme=scheme)
+    content = quantize(model, samples, scheme=scheme)
     assert dtypes(read_file(content)) == held
     assert noise(model, content, samples) > least
     assert left_in_float(model, content) == () or not scheme.startswith("int")
@@ -72,14 +72,14 @@ def test_schemes(scheme: str, least: float, held: set[str], model: FloatModel, s
 
 
 def test_float32_is_the_float_file(model: FloatModel) -> None:
-    assert quantise(model, [], scheme="float32") is model.content
+    assert quantize(model, [], scheme="float32") is model.content
 
 
 def test_the_range_of_every_tensor_is_ours(model: FloatModel, samples: list[Sample]) -> None:
     ranges = measure_ranges(model, samples)
-    exact, file = read_file(model.content), read_file(quantise(model, [], ranges=ranges))
+    exact, file = read_file(model.content), read_file(quantize(model, [], ranges=ranges))
     wanted = {exact.tensors[i].name: (high - low) / 255 for i, (low, high) in ranges.kept.items()}
-    found = {t.name: t.quantisation.scale for t in file.tensors if t.name in wanted and t.quantisation}
+    found = {t.name: t.quantization.scale for t in file.tensors if t.name in wanted and t.quantization}
     assert found.keys() == wanted.keys()
     # TensorFlow gives tensors that share memory layout, such as a pad and its input, one scale: none are in Net.
     assert {name: float(scale[0]) for name, scale in found.items()} == pytest.approx(wanted, rel=1e-5)
@@ -105,20 +105,20 @@ def test_as_tensorflow_does_with_its_own_calibration() -> None:
         with quiet_tensorflow():
             return bytes(converter.convert())
 
-    ours = read_file(quantise(FloatModel(convert(False), (), ()), [(x,) for x in given]))
+    ours = read_file(quantize(FloatModel(convert(False), (), ()), [(x,) for x in given]))
     theirs = read_file(convert(True))
     assert [op.name for op in ours.ops] == [op.name for op in theirs.ops]
     for a, b in zip(ours.tensors, theirs.tensors, strict=True):
         assert a.dtype == b.dtype
-        assert (a.quantisation is None) == (b.quantisation is None)
-        if a.quantisation and b.quantisation:
-            np.testing.assert_allclose(a.quantisation.scale, b.quantisation.scale, rtol=1e-6)
-            np.testing.assert_array_equal(a.quantisation.zero_point, b.quantisation.zero_point)
+        assert (a.quantization is None) == (b.quantization is None)
+        if a.quantization and b.quantization:
+            np.testing.assert_allclose(a.quantization.scale, b.quantization.scale, rtol=1e-6)
+            np.testing.assert_array_equal(a.quantization.zero_point, b.quantization.zero_point)
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int16x8"])
 def test_float_in_and_out(scheme: str, model: FloatModel, samples: list[Sample]) -> None:
-    content = quantise(model, samples, scheme=scheme, io="float")
+    content = quantize(model, samples, scheme=scheme, io="float")
     file = read_file(content)
     assert [file.tensors[i].dtype for i in (*file.inputs, *file.outputs)] == [np.float32, np.float32]
     assert left_in_float(model, content) == ()
@@ -128,7 +128,7 @@ def test_float_in_and_out(scheme: str, model: FloatModel, samples: list[Sample])
 def scales(content: bytes) -> dict[str, list[int]]:
     file = read_file(content)
     weights = [(op.name, file.tensors[op.inputs[1]]) for op in file.ops if op.name.endswith(("2D", "CONNECTED"))]
-    return {name: len(w.quantisation.scale) for name, w in weights if w.quantisation}
+    return {name: len(w.quantization.scale) for name, w in weights if w.quantization}
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int16x8", "dynamic"])
@@ -136,19 +136,19 @@ def test_scales_per_channel_per_layer_or_per_channel_but_for_linear_layers(
     scheme: str, model: FloatModel, samples: list[Sample]
 ) -> None:
     depthwise = 1 if scheme == "dynamic" else 16  # too small to be worth it: see `tflite_weights.LEAST`
-    every = scales(quantise(model, samples, scheme=scheme))
+    every = scales(quantize(model, samples, scheme=scheme))
     assert (every["CONV_2D"], every["FULLY_CONNECTED"]) == (80, 24)
     assert every.get("DEPTHWISE_CONV_2D", 1) == depthwise
     if scheme != "int16x8":
-        assert set(scales(quantise(model, samples, scheme=scheme, per_channel=False)).values()) == {1}
-    some = scales(quantise(model, samples, scheme=scheme, dense_per_channel=False))
+        assert set(scales(quantize(model, samples, scheme=scheme, per_channel=False)).values()) == {1}
+    some = scales(quantize(model, samples, scheme=scheme, dense_per_channel=False))
     assert (some["CONV_2D"], some["FULLY_CONNECTED"]) == (80, 1)
 
 
 def test_named_layers_stay_float(model: FloatModel, samples: list[Sample]) -> None:
-    content = quantise(model, samples, float_layers=["features", "head"])
+    content = quantize(model, samples, float_layers=["features", "head"])
     assert left_in_float(model, content) == ("features.1", "features.3", "head")
-    assert noise(model, content, samples) > noise(model, quantise(model, samples), samples)
+    assert noise(model, content, samples) > noise(model, quantize(model, samples), samples)
     file = read_file(content)
     assert {file.tensors[i].dtype.name for i in (*file.inputs, *file.outputs)} == {"int8"}
 
@@ -161,17 +161,17 @@ def test_names_match_layers_their_activations_and_modules(model: FloatModel) -> 
 
 def test_refusals(model: FloatModel, samples: list[Sample]) -> None:
     with pytest.raises(UsageError, match=r"float_layers: 'h\?' matches no layer of the network; it has features.0, fe"):
-        quantise(model, samples, float_layers=["head", "h?"])
+        quantize(model, samples, float_layers=["head", "h?"])
     with pytest.raises(UsageError, match=r"int16x8 cannot keep single layers in float: TensorFlow's .*; use int8"):
-        quantise(model, samples, scheme="int16x8", float_layers=["head"])
+        quantize(model, samples, scheme="int16x8", float_layers=["head"])
     with pytest.raises(
-        UsageError, match="int16x8 has weights per channel: TensorFlow's quantiser fails otherwise; use"
+        UsageError, match="int16x8 has weights per channel: TensorFlow's quantizer fails otherwise; use"
     ):
-        quantise(model, samples, scheme="int16x8", per_channel=False)
+        quantize(model, samples, scheme="int16x8", per_channel=False)
     with pytest.raises(UsageError, match="quantize='int4' is not known; known are int8, int16x8, dynamic, float16, fl"):
-        quantise(model, samples, scheme="int4")
+        quantize(model, samples, scheme="int4")
     with pytest.raises(UsageError, match="io='uint8' is not known; known are int8, float"):
-        quantise(model, samples, io="uint8")
+        quantize(model, samples, io="uint8")
 
 
 def test_a_long_list_of_layers_is_cut(samples: list[Sample]) -> None:
@@ -181,19 +181,19 @@ def test_a_long_list_of_layers_is_cut(samples: list[Sample]) -> None:
         matching(model, ["x"])
 
 
-def test_what_tensorflow_cannot_quantise_is_said() -> None:
+def test_what_tensorflow_cannot_quantize_is_said() -> None:
     model = float_model(nn.Sequential(nn.Conv2d(2, 3, 1), nn.Hardswish()).eval(), (torch.randn(1, 2, 3, 3),))
     sample = (np.ones((1, 3, 3, 2), np.float32),)
     with pytest.raises(
         ExportError,
-        match=r"TensorFlow cannot quantise the network to int16x8: .* not yet supported for op: 'HARD_SWISH",
+        match=r"TensorFlow cannot quantize the network to int16x8: .* not yet supported for op: 'HARD_SWISH",
     ):
-        quantise(model, [sample], scheme="int16x8")
+        quantize(model, [sample], scheme="int16x8")
 
 
 def test_a_range_that_is_not_known_does_no_harm(model: FloatModel, samples: list[Sample]) -> None:
     zeros = [(np.zeros((1, 13, 11, 3), np.float32),)]
-    content = quantise(model, zeros)
+    content = quantize(model, zeros)
     found = run_file(content, samples)
     assert np.isfinite([y[0] for y in found]).all()
     assert noise(model, content, zeros) > 28
@@ -218,7 +218,7 @@ class Shares(nn.Module):
 def test_a_divisor_of_zero_does_not_stop_the_program(repeated: bool) -> None:
     model = float_model(Shares(repeated).eval(), (torch.ones(1, 4),))
     assert ("TILE" in {op.name for op in read_file(model.content).ops}) == repeated
-    content = quantise(model, [(np.full((1, 4), value, np.float32),) for value in (-1, 0.5, 1)])
+    content = quantize(model, [(np.full((1, 4), value, np.float32),) for value in (-1, 0.5, 1)])
     assert "add" in left_in_float(model, content)
     for kernels in ("xnnpack",) if repeated else ("xnnpack", "micro"):  # TFLite Micro has no TILE
         black, grey = (

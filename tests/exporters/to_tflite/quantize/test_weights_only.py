@@ -92,14 +92,14 @@ def test_dynamic_rounds_each_channel_by_itself(model: FloatModel) -> None:
     exact, found = constants(model.content), constants(to_dynamic(model.content))
     for name, channels in (("first.weight", 40), ("head.weight", 600)):
         tensor = found[name]
-        assert tensor.quantisation is not None
-        assert tensor.quantisation.scale.shape == (channels,)
-        error = np.abs(tensor.dequantised(tensor.data) - exact[name].data).reshape(channels, -1).max(1)
-        assert (error <= 0.501 * tensor.quantisation.scale).all()
+        assert tensor.quantization is not None
+        assert tensor.quantization.scale.shape == (channels,)
+        error = np.abs(tensor.dequantized(tensor.data) - exact[name].data).reshape(channels, -1).max(1)
+        assert (error <= 0.501 * tensor.quantization.scale).all()
     whole = constants(to_dynamic(model.content, per_channel=False))
-    assert all(t.quantisation.scale.size == 1 for t in whole.values() if t.quantisation)
+    assert all(t.quantization.scale.size == 1 for t in whole.values() if t.quantization)
     dense = constants(to_dynamic(model.content, dense_per_channel=False))
-    assert [dense[name].quantisation.scale.size for name in ("first.weight", "head.weight")] == [40, 1]
+    assert [dense[name].quantization.scale.size for name in ("first.weight", "head.weight")] == [40, 1]
 
 
 def test_a_channel_of_zeros_stays_zero() -> None:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from nbcompile.exporters.to_tflite.file.flatbuffer import FileTensor, Quantisation, pack, read_file, unpack
+from nbcompile.exporters.to_tflite.file.flatbuffer import FileTensor, Quantization, pack, read_file, unpack
 from nbcompile.exporters.to_tflite.file.pairs import rounded
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
@@ -45,7 +45,7 @@ def test_every_layer_of_a_good_file_is_in_its_band(kernels: str, model: FloatMod
 def test_rows_tell_range_and_bytes(model: FloatModel, content: bytes) -> None:
     file = read_file(content)
     for row, op in zip(by_layer(model, content, SAMPLES[:1]), file.ops, strict=True):
-        form = file.tensors[op.outputs[0]].quantisation
+        form = file.tensors[op.outputs[0]].quantization
         assert form is not None
         assert (row.step, row.zero_point) == (form.scale[0], form.zero_point[0])
         assert row.low == pytest.approx((-128 - form.zero_point[0]) * form.scale[0])
@@ -132,7 +132,7 @@ def test_weights_are_rounded_as_their_integers_allow() -> None:
     constant = FileTensor(0, "w", (2, 2), np.dtype("float32"), None, values)
 
     def like(scales: int, zero: int, dtype: str = "int8") -> FileTensor:
-        form = Quantisation(np.ones(scales, np.float32), np.full(scales, zero), 0)
+        form = Quantization(np.ones(scales, np.float32), np.full(scales, zero), 0)
         return FileTensor(0, "w", (2, 2), np.dtype(dtype), form, values)
 
     np.testing.assert_allclose(rounded(constant, like(2, 0)), [[127, 1], [1.27, 0.01]], rtol=1e-6)

@@ -35,10 +35,10 @@ def test_int8_file_takes_and_gives_numbers_or_integers(kernels: str, content: by
         read_file(content).tensors[read_file(content).outputs[0]],
     )
     ((numbers,),) = run_file(content, [SAMPLE], kernels=kernels)
-    ((integers,),) = run_file(content, [(x.quantised(SAMPLE[0]),)], kernels=kernels, raw=True)
+    ((integers,),) = run_file(content, [(x.quantized(SAMPLE[0]),)], kernels=kernels, raw=True)
     assert integers.dtype == np.int8
-    np.testing.assert_array_equal(numbers, output.dequantised(integers))
-    np.testing.assert_allclose(numbers, mobile(tf.constant(SAMPLE[0])), atol=4 * output.quantisation.scale[0])
+    np.testing.assert_array_equal(numbers, output.dequantized(integers))
+    np.testing.assert_allclose(numbers, mobile(tf.constant(SAMPLE[0])), atol=4 * output.quantization.scale[0])
 
 
 def test_reference_kernels_and_tflite_micro_agree_to_the_bit(content: bytes) -> None:

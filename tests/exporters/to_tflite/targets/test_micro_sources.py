@@ -85,17 +85,17 @@ def compiled(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> Path:
 def test_the_program_compiles_and_goes_through(compiled: Path, content: bytes) -> None:
     code, lines = run(compiled, VALUE="0.37")
     file = read_file(content)
-    quantisation = file.tensors[file.outputs[0]].quantisation
-    assert quantisation is not None
+    quantization = file.tensors[file.outputs[0]].quantization
+    assert quantization is not None
     # The stand-in writes 0, 1, 2, 3, 4 to the five outputs.
-    largest = float(quantisation.scale[0]) * (4 - int(quantisation.zero_point[0]))
+    largest = float(quantization.scale[0]) * (4 - int(quantization.zero_point[0]))
     count = len({op.name for op in file.ops})
     assert (code, lines) == (
         0,
         [
             f"stub: model 0, arena 0, {count} of {count} operators",  # aligned to 16 bytes; room for no more
             "tiny: arena: 2500 of 5000 bytes used",
-            f"stub: input 0 starts with {file.tensors[file.inputs[0]].quantised(np.array([0.37]))[0]}",
+            f"stub: input 0 starts with {file.tensors[file.inputs[0]].quantized(np.array([0.37]))[0]}",
             f"tiny: output 0: the largest is element 4, {largest:f}",
         ],
     )
@@ -146,10 +146,10 @@ def test_the_array_holds_the_file_and_the_constants_are_exact(tmp_path: Path, co
     *integers, scale, zero_point, size, item = done.stderr.decode().split()
     assert integers == ["4321", "1", "1", "4", "17", "13", str(17 * 13 * 3)]
     file = read_file(content)
-    quantisation = file.tensors[file.inputs[0]].quantisation
-    assert quantisation is not None
-    assert np.float32(scale) == quantisation.scale[0]
-    assert (int(zero_point), int(size), int(item)) == (quantisation.zero_point[0], 5, 1)
+    quantization = file.tensors[file.inputs[0]].quantization
+    assert quantization is not None
+    assert np.float32(scale) == quantization.scale[0]
+    assert (int(zero_point), int(size), int(item)) == (quantization.zero_point[0], 5, 1)
 
 
 @needs_compiler
@@ -249,7 +249,7 @@ import os, sys
 from pathlib import Path
 from nbcompile.core.errors import ExportError
 from nbcompile.exporters.to_tflite.file.flatbuffer import pack, schema, unpack
-from nbcompile.exporters.to_tflite.run.interpreters import start
+from nbcompile.exporters.to_tflite.run.interpreters import load_file
 
 model = unpack(Path(sys.argv[1]).read_bytes())
 for name, code in vars(schema.BuiltinOperator).items():
@@ -258,7 +258,7 @@ for name, code in vars(schema.BuiltinOperator).items():
     model.operatorCodes[0].builtinCode, model.operatorCodes[0].deprecatedBuiltinCode = code, min(code, 127)
     if not os.fork():
         try:
-            start(pack(model), "micro")
+            load_file(pack(model), "micro")
         except ExportError as error:
             if "find op for builtin opcode" in str(error):
                 os._exit(0)

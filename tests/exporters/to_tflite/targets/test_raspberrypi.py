@@ -99,7 +99,7 @@ def test_the_same_inputs_for_float_and_for_integers(files: dict[str, bytes]) -> 
     with_float_io = tiny(io=tf.float32)
     content, floating = files.values()
     file = read_file(content)
-    low, high = file.tensors[file.inputs[0]].dequantised(np.array([-128, 127]))
+    low, high = file.tensors[file.inputs[0]].dequantized(np.array([-128, 127]))
     lines = benchmark_script({"a": with_float_io, "b": floating}).splitlines()
     assert f"RANGES = {[(float(low), float(high))]!r}" in lines
     assert "RANGES = [(-2.0, 2.0)]" in benchmark_script({"b": floating}).splitlines()

@@ -1,4 +1,4 @@
-"""Equalise the ranges of channels across layers, so that one scale per tensor fits them all in int8.
+"""Equalize the ranges of channels across layers, so that one scale per tensor fits them all in int8.
 
     conv2(relu(conv1(x)))     =>     conv2'(relu(conv1'(x))),    conv1' = conv1 / s,  conv2' = conv2 * s  (per channel)
 
@@ -40,21 +40,21 @@ SWEEPS = 1000
 
 
 @dataclass(frozen=True)
-class Equalise(Pass):
-    """Equalises ranges of channels across layers.
+class Equalize(Pass):
+    """Equalizes ranges of channels across layers.
 
     Attributes:
         inputs: of the model; only for shapes.
         ranges: of the graph as it is, for activations that clip; None leaves these alone.
     """
 
-    name: ClassVar[str] = "equalise"
+    name: ClassVar[str] = "equalize"
 
     inputs: Inputs
     ranges: ChannelRanges | None = None
 
     def call(self, gm: fx.GraphModule) -> PassResult:
-        """Equalise what can be."""
+        """Equalize what can be."""
         free, skipped = [], []
         for junction in junctions(gm, Shapes(gm, self.inputs)):
             reason = junction.refused or self._why_cut(junction)

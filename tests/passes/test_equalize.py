@@ -14,7 +14,7 @@ from nbcompile.core.numerics import relative_error
 from nbcompile.core.tracing.capture import capture
 from nbcompile.deploy.deploy_form import deploy
 from nbcompile.passes.base import PassResult
-from nbcompile.passes.equalise import BALANCED, Equalise
+from nbcompile.passes.equalize import BALANCED, Equalize
 from nbcompile.testing import check_pass, enliven_
 
 X = torch.randn(2, 4, 9, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -34,7 +34,7 @@ def chain(*between: nn.Module, second: nn.Module | None = None, **first: Any) ->
 
 
 def run(model: nn.Module, x: Tensor = X) -> PassResult:
-    return check_pass(Equalise((x,)), model, x)
+    return check_pass(Equalize((x,)), model, x)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_through_a_clip_only_as_far_as_it_is_not_reached(act: nn.Hardtanh) -> No
     gm, x = clipping(act)
     ranges = channel_ranges(gm, [(x,)])
     before = gm(x)
-    result = Equalise((x,), ranges)(gm)
+    result = Equalize((x,), ranges)(gm)
     assert result.rewritten == ("0", "2")
     assert relative_error(gm(x), before) <= 1e-12
     low, high = act.min_val, act.max_val
@@ -273,12 +273,12 @@ def test_through_a_clip_only_as_far_as_it_is_not_reached(act: nn.Hardtanh) -> No
     assert bool((seen.high[~reached] <= high * (1 + 1e-12)).all())
     assert bool(reached.any())
     assert not bool(reached.all())
-    assert not Equalise((x,), channel_ranges(gm, [(x,)]))(gm).modified
+    assert not Equalize((x,), channel_ranges(gm, [(x,)]))(gm).modified
 
 
 def test_ranges_of_another_graph() -> None:
     gm, x = clipping(nn.ReLU6())
-    result = Equalise((x,), {})(gm)
+    result = Equalize((x,), {})(gm)
     assert [skip.reason for skip in result.skipped][:1] == [
         "'_1' clips at 6, and the ranges of its channels are not known"
     ]
@@ -319,5 +319,5 @@ def test_networks(name: str) -> None:
     ranges = channel_ranges(graph, [(x,)])
     with torch.no_grad():
         before = copy.deepcopy(graph)(x)
-        Equalise((x,), ranges)(graph)
+        Equalize((x,), ranges)(graph)
         assert relative_error(graph(x), before) <= 1e-12
