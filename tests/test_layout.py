@@ -1,31 +1,24 @@
 """The rooms of the house: who may import whom, and one name for one thing."""
 
-import ast
 import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from os.path import commonpath
 from pathlib import Path
+from statistics import median
 
 import pytest
 
+import nbcompile
 from nbcompile.passes import PASSES
+from tests.house import MODULES, ROOT, SOURCES, floors, imported, imports, public_names, rooms
 
-ROOT = Path(__file__).parents[1]
 ROOMS = {"passes": ROOT / "passes", "exporters": ROOT / "exporters", "core": ROOT / "nbcompile" / "core"}
-SOURCES = sorted(p for folder in ("nbcompile", "passes", "exporters") for p in (ROOT / folder).rglob("*.py"))
-
-
-def imported(file: Path) -> Iterator[tuple[int, str]]:
-    """Line and dotted name of everything that ``file`` imports, wherever it stands in it."""
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = "." * node.level + (node.module or "")
-            whole = base == "nbcompile"  # `from nbcompile import zoo` names a module
-            yield from ((node.lineno, f"{base}.{alias.name}" if whole else base) for alias in node.names)
+PACKAGES = [name for name, file in MODULES.items() if file.name == "__init__.py"]
+STANDS_ALONE = ROOT / "exporters" / "to_tflite" / "targets" / "raspberrypi_benchmark.py"
+"""A script that is copied to the device: it imports nothing of ours, and its names are its own."""
 
 
 def breaches(file: Path, allowed: tuple[str, ...]) -> list[str]:
@@ -97,3 +90,57 @@ def test_every_folder_with_modules_is_packaged() -> None:
     assert len(listed) == len(settings["packages"])
     assert listed == {file.parent.relative_to(ROOT) for file in SOURCES}
     assert all((ROOT / folder / "__init__.py").is_file() for folder in listed)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_rooms_stand_on_each_other_without_a_circle(package: str) -> None:
+    """In each folder: at most seven floors, and nothing that imports what imports it."""
+    inside = rooms(package, imports())
+    inside = {name: others for name, others in inside.items() if not name.endswith("__main__")}
+    assert floors(inside or {package: set()}) <= 7, inside
+
+
+def test_a_circle_and_a_floor_are_seen() -> None:
+    graph = {"a.b.x": {"a.c"}, "a.c": {"a.d.y"}, "a.d.y": set(), "a.d.z": {"a.b.x"}}
+    assert rooms("a", graph) == {"a.b": {"a.c"}, "a.c": {"a.d"}, "a.d": {"a.b"}}
+    with pytest.raises(ValueError, match=r"^a\.b > a\.c > a\.d > a\.b$"):
+        floors(rooms("a", graph))
+    assert floors({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == 3
+
+
+def test_rooms_are_not_crowded() -> None:
+    """No folder above 20 files, no file above 300 lines, half of them at most 130."""
+    crowds = Counter(file.parent for file in SOURCES)
+    lines = {file: len(file.read_text().splitlines()) for file in SOURCES}
+    assert {folder: count for folder, count in crowds.items() if count > 20} == {}
+    assert {file: count for file, count in lines.items() if count > 300} == {}
+    assert median(lines.values()) <= 130
+
+
+def test_no_public_name_is_defined_twice() -> None:
+    homes = defaultdict(list)
+    for file in SOURCES:
+        if file != STANDS_ALONE:
+            for name in set(public_names(file)):
+                homes[name].append(str(file.relative_to(ROOT)))
+    assert {name: files for name, files in homes.items() if len(files) > 1} == {}
+
+
+def test_a_public_name_is_seen(tmp_path: Path) -> None:
+    file = tmp_path / "x.py"
+    file.write_text("A = _B = 1\nC: int = 2\nlog = 3\ndef f(): g = 1\nclass D:\n    e = 1\n")
+    assert list(public_names(file)) == ["A", "C", "f", "D"]
+
+
+def test_no_helper_is_two_floors_above_its_users() -> None:
+    """What only rooms further in use stands there, or one door away; the door's verbs have users outside."""
+    users = defaultdict(set)
+    for name, others in imports().items():
+        for other in others:
+            users[other].add(MODULES[name].parent)
+    far = {}
+    for name, folders in users.items():
+        home, common = MODULES[name].parent, Path(commonpath(folders))
+        if name not in nbcompile._HOME.values() and home in common.parents and home != common.parent:
+            far[name] = str(common.relative_to(ROOT))
+    assert far == {}
