@@ -19,7 +19,8 @@ from torch.profiler import ProfilerActivity, profile
 from training_step import BATCH, SEED, SIZE, trainer
 
 import nbcompile
-from nbcompile.core.blocks import BLOCKS, sites
+from nbcompile.core.blocks import sites
+from nbcompile.core.site_spec import BLOCKS
 from nbcompile.testing import scramble_
 
 FORMS = ("expanded", "collapsed", "expanded, preserve", "collapsed, preserve")

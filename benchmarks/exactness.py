@@ -23,8 +23,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import nbcompile
-from nbcompile.core.blocks import BLOCKS
 from nbcompile.core.numerics import relative_error
+from nbcompile.core.site_spec import BLOCKS
 from nbcompile.core.wrappers import copied
 from nbcompile.testing import scramble_
 

@@ -14,7 +14,7 @@ from typing import ClassVar, cast
 from torch import fx
 
 from nbcompile.core.activations import KNOWN, Activation
-from nbcompile.core.blocks import BLOCKS, Expanded, SiteSpec, sites
+from nbcompile.core.blocks import Expanded, sites
 from nbcompile.core.errors import PostconditionError, PreconditionError, UsageError
 from nbcompile.core.graph.nodes import (
     Norm,
@@ -30,6 +30,7 @@ from nbcompile.core.graph.nodes import (
     tied_to,
 )
 from nbcompile.core.layers import LayerSpec, why_no_layer
+from nbcompile.core.site_spec import BLOCKS, SiteSpec
 from nbcompile.core.tracing.pieces import Piece
 from nbcompile.passes.base import Pass, PassResult
 from nbcompile.passes.sites.absorbers import absorbers
@@ -46,7 +47,7 @@ class ExpandSites(Pass):
         block: one of ``inverted-residual``, ``bottleneck``, ``basic``.
         ratio: hidden width over the layer's input channels, >= 1.
         preserve: keep the original layer as a parallel branch; the function is unchanged at first.
-        pad_first: see :class:`nbcompile.core.blocks.SiteSpec`.
+        pad_first: see :class:`nbcompile.core.site_spec.SiteSpec`.
         parts: the pieces of the model, where the graph shows only one run of it.
         spared: names of layers that are no candidates, for a reason that the graph does not show.
     """

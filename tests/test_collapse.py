@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 import nbcompile
 from nbcompile import PLT, collapse_, zoo
-from nbcompile.core.blocks import BLOCKS, Expanded, sites
+from nbcompile.core.blocks import Expanded, sites
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.numerics import relative_error
+from nbcompile.core.site_spec import BLOCKS
 from nbcompile.testing import scramble_
 
 EVERYWHERE = ["*conv", "classifier"]

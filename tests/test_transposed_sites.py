@@ -10,10 +10,11 @@ from torch import Tensor, fx, nn
 
 import nbcompile
 from nbcompile import PLT, collapse_
-from nbcompile.core.blocks import BLOCKS, sites
+from nbcompile.core.blocks import sites
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.layers import LayerSpec
 from nbcompile.core.numerics import relative_error
+from nbcompile.core.site_spec import BLOCKS
 from nbcompile.core.tracing.capture import capture
 from nbcompile.passes.contract_sites import ContractSites
 from nbcompile.passes.expand_sites import ExpandSites

@@ -13,11 +13,12 @@ from torch.nn import functional as F
 
 from nbcompile.core.activations import Activation
 from nbcompile.core.algebra import AffineMap
-from nbcompile.core.blocks import BLOCKS, Expanded, SiteSpec, Stage, sites
+from nbcompile.core.blocks import Expanded, Stage, sites
 from nbcompile.core.errors import CheckpointError
 from nbcompile.core.layers import LayerSpec, lift
 from nbcompile.core.numerics import relative_error
 from nbcompile.core.record import encode_record
+from nbcompile.core.site_spec import BLOCKS, SiteSpec
 from nbcompile.testing import scramble_
 
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}

@@ -9,9 +9,10 @@ from torch.nn.utils import parametrizations
 
 from nbcompile import zoo
 from nbcompile.core.activations import Activation
-from nbcompile.core.blocks import SiteSpec, sites
+from nbcompile.core.blocks import sites
 from nbcompile.core.errors import PreconditionError, UsageError
 from nbcompile.core.graph.nodes import aliases, render_graph
+from nbcompile.core.site_spec import SiteSpec
 from nbcompile.core.tracing.capture import capture
 from nbcompile.passes import ContractSites, ExpandSites
 from nbcompile.testing import check_pass, scramble_

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from nbcompile.core.activations import Activation
-from nbcompile.core.blocks import Expanded, SiteSpec
+from nbcompile.core.blocks import Expanded
 from nbcompile.core.errors import UsageError
 from nbcompile.core.layers import LayerSpec
+from nbcompile.core.site_spec import SiteSpec
 from nbcompile.core.tracing.capture import capture
 from nbcompile.report import collect, environment
 from nbcompile.report.data import (
