@@ -1,0 +1,89 @@
+"""Every package that a module imports is declared, by the extra that whoever runs that module has installed."""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+FOLDERS = ("nbcompile", "passes", "exporters")
+SOURCES = sorted(str(p.relative_to(ROOT)) for folder in FOLDERS for p in (ROOT / folder).rglob("*.py"))
+TESTS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests").rglob("*.py"))
+INSTALLS = {
+    "": [""],
+    "exporters/to_onnx": ["onnx"],
+    "exporters/to_tflite": ["tflite"],
+    "nbcompile/deploy/calibration_images.py": ["tflite"],
+    "nbcompile/image_files.py": ["tflite", "train"],
+    "nbcompile/report": ["train"],
+    "nbcompile/training": ["train"],
+    "nbcompile/training/outputs/deployed.py": ["train onnx"],
+    "tests": ["dev"],
+}
+"""By file or folder, the most specific of which counts: the installs, each with these extras, in which it must run."""
+
+TORCHS = {"triton"}
+"""Looked for beside torch, which brings it where it can use it."""
+
+DISTRIBUTIONS = packages_distributions()
+
+
+def requirements(extras: str) -> set[str]:
+    """Names of the packages of an install with ``extras``, as pyproject has them."""
+    found = [*PROJECT["dependencies"]]
+    for extra in extras.split():
+        found += PROJECT["optional-dependencies"][extra]
+    own = {name for r in found if r.startswith("nbcompile[") for name in re.findall(r"\w+", r)[1:]}
+    names = {re.match(r"[\w.-]+", r)[0] for r in found}  # type: ignore[index]
+    return names - {"nbcompile"} | (requirements(" ".join(own)) if own else set())
+
+
+def imported(file: str) -> Iterator[str]:
+    """The packages of others that ``file`` imports, wherever it does."""
+    for node in ast.walk(ast.parse((ROOT / file).read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+        for package in {name.partition(".")[0] for name in names}:
+            if package not in {*sys.stdlib_module_names, "nbcompile", "tests"}:
+                yield package
+
+
+def providers(package: str) -> set[str]:
+    """What is to be installed for ``import package``."""
+    return {name.lower().replace("_", "-") for name in DISTRIBUTIONS.get(package, [package])}
+
+
+def undeclared(file: str) -> list[str]:
+    place = max((place for place in INSTALLS if file.startswith(place)), key=len)
+    return [
+        f"{package} in nbcompile[{extras}]"
+        for extras in INSTALLS[place]
+        for package in imported(file)
+        if package not in TORCHS and not providers(package) & requirements(extras)
+    ]
+
+
+@pytest.mark.parametrize("file", [*SOURCES, *TESTS])
+def test_what_is_imported_is_declared(file: str) -> None:
+    assert undeclared(file) == []
+
+
+def test_what_is_declared_is_imported() -> None:
+    used = {name for file in SOURCES for package in imported(file) for name in providers(package)}
+    assert requirements("all") - used == set()
+
+
+def test_the_check_sees_a_package_of_another_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert undeclared("exporters/to_onnx/file.py") == []
+    monkeypatch.setitem(INSTALLS, "exporters/to_onnx", ["tflite"])
+    assert "onnx in nbcompile[tflite]" in undeclared("exporters/to_onnx/file.py")
+
+
+def test_every_place_exists() -> None:
+    assert [place for place in INSTALLS if not (ROOT / place).exists()] == []
