@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One thread a process: the suite runs one process a core.
 ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: setup demo test test-slow lint types clean
+.PHONY: setup demo docs test test-slow lint types clean
 
 setup: $(VENV)/.done
 
@@ -24,6 +24,10 @@ test: setup lint types
 test-slow: setup
 	$(ENV) $(BIN)/python -m pytest -m slow
 
+# A warning fails. The variable silences an advertisement that mkdocs-material prints.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,4 +39,4 @@ types: setup
 	cd build/merged && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml -p nbcompile
 
 clean:
-	rm -rf $(VENV) build demo
+	rm -rf $(VENV) build demo site
