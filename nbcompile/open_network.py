@@ -6,9 +6,11 @@ from pathlib import Path
 from torch import nn
 
 from nbcompile.checkpoint import TORCH_FILES, load
-from nbcompile.core.errors import UsageError
+from nbcompile.core.errors import CheckpointError, UsageError
 from nbcompile.core.example import Origin, origin_of, remember
+from nbcompile.exporters import FORMATS
 from nbcompile.models import build, parse_input
+from nbcompile.spec_strings import GRAMMAR
 
 
 def open_network(source: str, *, model: str | None, key: str | None, input_shape: str | None) -> nn.Module:
@@ -22,6 +24,7 @@ def open_network(source: str, *, model: str | None, key: str | None, input_shape
         if model is not None or key is not None:
             raise UsageError(f"--model and --key go with a file; '{source}' is a MODEL")
         return build(source, input_shape).model
+    _check_file(Path(source))
     network = load(source, model=build(model, input_shape).model if model else None, key=key)
     if input_shape is not None:
         known = origin_of(network)
@@ -32,4 +35,23 @@ def open_network(source: str, *, model: str | None, key: str | None, input_shape
 
 def is_file(source: str) -> bool:
     """Whether ``source`` is meant as a file and not as a MODEL; a missing one is: the complaint is about the file."""
-    return Path(source).suffix.lower() in (*TORCH_FILES, ".safetensors", ".onnx") or Path(source).is_file()
+    path = Path(source)
+    named = ":" not in source and (path.suffix != "" or len(path.parts) > 1)  # each MODEL has a colon
+    return named or path.suffix.lower() in (*TORCH_FILES, *FORMATS) or path.is_file()
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what no network is read from, before its content is looked at.
+
+    Raises:
+        UsageError: if it is a deploy file.
+        CheckpointError: if it is missing, and its name may be meant as a MODEL.
+    """
+    suffix = path.suffix.lower()
+    if not path.exists() and suffix not in (*TORCH_FILES, *FORMATS):
+        raise CheckpointError(f"{path} cannot be read: there is no such file; if a MODEL is meant, write {GRAMMAR}")
+    if path.is_file() and suffix in FORMATS and FORMATS[suffix].graph:
+        raise UsageError(
+            f"{path} is a deploy file, of which no network can be made: give the trained file or the MODEL that it was "
+            "written from (nbcompile inspect shows its layers)"
+        )
