@@ -1,6 +1,7 @@
-"""First floor: one file format per file; exporters never optimise.
+"""First floor: one file format a folder; exporters never optimise.
 
-``FORMATS`` is the one table: suffix to exporter. An exporter, and what it needs, is imported when it is first used.
+``FORMATS`` is the one table: a row has everything that the rest of the house asks of a format. What a row names, and
+the packages that this needs, are imported when they are first used.
 """
 
 from collections.abc import Sequence
@@ -8,16 +9,14 @@ from dataclasses import dataclass
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 from nbcompile.core.errors import UsageError, missing_extra
+from nbcompile.core.progress import step
 
 if TYPE_CHECKING:
     from nbcompile.core.example import Inputs
-    from nbcompile.exporters.base import Exporter
-    from nbcompile.exporters.to_onnx.layers import OnnxLayer
-    from nbcompile.exporters.to_tflite.file.inspect import TfliteLayer
+    from nbcompile.exporters.base import Exporter, FileLayer
 
 if __name__ != "nbcompile.exporters":
     raise ImportError("import nbcompile.exporters: the bare name 'exporters' would load a second copy")
@@ -25,19 +24,34 @@ if __name__ != "nbcompile.exporters":
 
 @dataclass(frozen=True)
 class Format:
-    """One row of the table.
+    """One row of the table; functions are named ``module:function``.
 
     Attributes:
         suffix: of the files, with the dot.
-        module: that has the function ``export``, an `nbcompile.exporters.base.Exporter`.
-        extra: of nbcompile, that brings what the module imports; None: the core install does.
+        writer: an `nbcompile.exporters.base.Exporter`.
+        extra: of nbcompile, that brings what the functions import; None: the core install does.
         graph: whether the file holds a graph, which is lowered to deploy form first; else it holds weights only.
+        layers: a path to a tuple of `nbcompile.exporters.base.FileLayer`; None: `inspect` and `verify` cannot read it.
+        input_sizes: a path to the shapes of the inputs, at batch size 1 where the batch is symbolic.
+        runner: a path, and pairs of inputs and expected outputs, to the largest relative error, no unit; None: nothing
+            but the export compares it with PyTorch.
+        pipeline: for files of a device: what the front runs in place of the exporter, which it calls in the end. Its
+            options are those of the format.
     """
 
     suffix: str
-    module: str
-    extra: str | None
-    graph: bool
+    writer: str
+    extra: str | None = None
+    graph: bool = False
+    layers: str | None = None
+    input_sizes: str | None = None
+    runner: str | None = None
+    pipeline: str | None = None
+
+    @property
+    def comparable(self) -> bool:
+        """Whether `verify` can compare a file with a network: its layers, and its outputs."""
+        return None not in (self.layers, self.input_sizes, self.runner)
 
     def exporter(self) -> "Exporter":
         """Import the exporter.
@@ -45,19 +59,80 @@ class Format:
         Raises:
             UsageError: if a package that it needs is not installed.
         """
-        module = _load(self.module, self.extra, f"writing {self.suffix} files")
-        return cast("Exporter", module.export)
+        return cast("Exporter", self._function("writer", "writing"))
+
+    def read_layers(self, path: str | PathLike[str]) -> "tuple[FileLayer, ...]":
+        """The layers of a file.
+
+        Raises:
+            UsageError: if a package is not installed.
+            CheckpointError: if the file cannot be read.
+        """
+        return cast("tuple[FileLayer, ...]", self._function("layers", "reading")(Path(path)))
+
+    def read_input_sizes(self, path: str | PathLike[str]) -> tuple[tuple[int, ...], ...]:
+        """The shapes of a file's inputs, at batch size 1 where its batch is symbolic.
+
+        Raises:
+            UsageError: if a package is not installed.
+            CheckpointError: if the file cannot be read.
+        """
+        return cast("tuple[tuple[int, ...], ...]", self._function("input_sizes", "reading")(Path(path)))
+
+    def error(self, path: str | PathLike[str], cases: "Sequence[tuple[Inputs, Any]]") -> float:
+        """Run a file in the format's own runtime: the largest relative error of its outputs, no unit.
+
+        Args:
+            path: the file.
+            cases: inputs, and the outputs that are expected for them.
+
+        Raises:
+            UsageError: if a package is not installed.
+            ExportError: if the runtime cannot load or run it.
+        """
+        return cast(float, self._function("runner", "running")(Path(path), cases))
+
+    def _function(self, column: str, doing: str) -> Any:
+        where: str | None = getattr(self, column)
+        if where is None:
+            raise UsageError(f"{doing} {self.suffix} files cannot be done: their row of FORMATS names no {column}")
+        try:
+            with step(f"loading what {doing} {self.suffix} files needs"):
+                return imported(where)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if self.extra is None or package == "nbcompile":
+                raise
+            raise missing_extra(self.extra, f"{doing} {self.suffix} files", package) from error
 
 
-FORMATS: dict[str, Format] = {
-    row.suffix: row
-    for row in (
-        Format(".onnx", "nbcompile.exporters.to_onnx.export", extra="onnx", graph=True),
-        Format(".tflite", "nbcompile.exporters.to_tflite.export", extra="tflite", graph=True),
-        Format(".pt", "nbcompile.exporters.to_state_dict", extra=None, graph=False),
-        Format(".safetensors", "nbcompile.exporters.to_state_dict", extra=None, graph=False),
-    )
-}
+def imported(where: str) -> Any:
+    """What ``module:name`` names."""
+    module, _, name = where.partition(":")
+    return getattr(import_module(module), name)
+
+
+ONNX = Format(
+    ".onnx",
+    extra="onnx",
+    graph=True,
+    writer="nbcompile.exporters.to_onnx.export:write_onnx",
+    layers="nbcompile.exporters.to_onnx.layers:onnx_layers",
+    input_sizes="nbcompile.exporters.to_onnx.file:onnx_input_sizes",
+    runner="nbcompile.exporters.to_onnx.check:onnx_error",
+)
+TFLITE = Format(
+    ".tflite",
+    extra="tflite",
+    graph=True,
+    writer="nbcompile.exporters.to_tflite.export:write_tflite",
+    layers="nbcompile.exporters.to_tflite.file.inspect:tflite_layers",
+    pipeline="nbcompile.deploy.to_device:export_tflite",
+)
+STATE_DICT = Format(".pt", writer="nbcompile.exporters.to_state_dict:write_state_dict")
+SAFETENSORS = Format(".safetensors", writer="nbcompile.exporters.to_state_dict:write_safetensors")
+
+FORMATS: dict[str, Format] = {row.suffix: row for row in (ONNX, TFLITE, STATE_DICT, SAFETENSORS)}
 
 
 def format_of(path: str | PathLike[str]) -> Format:
@@ -66,68 +141,14 @@ def format_of(path: str | PathLike[str]) -> Format:
     Raises:
         UsageError: if there is none.
     """
-    suffix = Path(path).suffix.lower()
-    if suffix not in FORMATS:
-        found = f"the extension '{suffix}' is unknown" if suffix else "it has no extension"
-        raise UsageError(f"cannot write {path}: {found}; known are {', '.join(FORMATS)}")
-    return FORMATS[suffix]
+    form = known_format(path)
+    if form is None:
+        suffix = Path(path).suffix.lower()
+        unknown = f"the extension '{suffix}' is unknown" if suffix else "it has no extension"
+        raise UsageError(f"cannot write {path}: {unknown}; known are {', '.join(FORMATS)}")
+    return form
 
 
-def tflite() -> ModuleType:
-    """The module `nbcompile.exporters.to_tflite.export`, imported when it is first used.
-
-    Raises:
-        UsageError: if a package that it needs is not installed.
-    """
-    row = FORMATS[".tflite"]
-    return _load(row.module, row.extra, "writing .tflite files")
-
-
-def read_layers(path: str | PathLike[str]) -> "tuple[OnnxLayer, ...] | tuple[TfliteLayer, ...]":
-    """The layers of an ONNX or TFLite file, each with ``name``, ``kind``, ``macs`` and ``params``.
-
-    Raises:
-        UsageError: if a package is not installed.
-        CheckpointError: if the file cannot be read.
-    """
-    if Path(path).suffix.lower() == ".tflite":
-        inspecting = _load("nbcompile.exporters.to_tflite.file.inspect", "tflite", "reading .tflite files")
-        return cast("tuple[TfliteLayer, ...]", inspecting.read_layers(Path(path)))
-    module = _load("nbcompile.exporters.to_onnx.layers", "onnx", "reading .onnx files")
-    return cast("tuple[OnnxLayer, ...]", module.read_layers(path))
-
-
-def _load(module: str, extra: str | None, what: str) -> ModuleType:
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if extra is None or package == "nbcompile":
-            raise
-        raise missing_extra(extra, what, package) from error
-
-
-def file_error(path: str | PathLike[str], cases: "Sequence[tuple[Inputs, Any]]") -> float:
-    """Run an ONNX file in ONNX Runtime: the largest relative error of its outputs, no unit.
-
-    Args:
-        path: the file.
-        cases: inputs, and the outputs that are expected for them.
-
-    Raises:
-        UsageError: if onnxruntime is not installed.
-        ExportError: if ONNX Runtime cannot load or run it.
-    """
-    module = _load("nbcompile.exporters.to_onnx.check", "onnx", "running .onnx files")
-    return cast(float, module.measure(Path(path), [module.Case(inputs, output) for inputs, output in cases]))
-
-
-def input_sizes(path: str | PathLike[str]) -> tuple[tuple[int, ...], ...]:
-    """The input shapes of an ONNX file, at batch size 1 where its batch is symbolic.
-
-    Raises:
-        UsageError: if onnx is not installed.
-        CheckpointError: if the file cannot be read.
-    """
-    module = _load("nbcompile.exporters.to_onnx.file", "onnx", "reading .onnx files")
-    return cast("tuple[tuple[int, ...], ...]", module.input_sizes(Path(path)))
+def known_format(path: str | PathLike[str]) -> Format | None:
+    """The row of the table that the suffix of ``path`` names; None if there is none."""
+    return FORMATS.get(Path(path).suffix.lower())

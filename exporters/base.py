@@ -39,8 +39,25 @@ class ExportResult:
         return asdict(self) | {"path": str(self.path), "notes": list(self.notes)}
 
 
+@dataclass(frozen=True)
+class FileLayer:
+    """One layer of a file, in the order of its graph.
+
+    Attributes:
+        name: what `verify` matches with the network's: the layer's qualified name.
+        kind: the format's own word for what it computes, such as ``Conv`` or ``CONV_2D int8``.
+        macs: multiply-accumulates per sample.
+        params: elements of its weights and biases.
+    """
+
+    name: str
+    kind: str
+    macs: int
+    params: int
+
+
 class Exporter(Protocol):
-    """Writes one file format: the function ``export`` of an exporter's module.
+    """Writes one file format: what ``writer`` names in a row of `nbcompile.exporters.FORMATS`.
 
     It writes to a temporary file, checks that by reading it back, and only then gives it its name
     (`nbcompile.core.files.atomic`). It never optimises: it writes the graph that it is given.

@@ -16,26 +16,39 @@ from torch import Tensor, nn
 from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs
 from nbcompile.core.files import atomic
+from nbcompile.core.progress import step
 from nbcompile.exporters.base import ExportResult
 
 
-def export(graph: nn.Module, inputs: Inputs, path: Path, *, reference: nn.Module | None = None) -> ExportResult:
-    """Write the state_dict of ``graph``, read it back and compare every bit; see `base.Exporter`.
+def write_state_dict(
+    graph: nn.Module, inputs: Inputs, path: Path, *, reference: nn.Module | None = None
+) -> ExportResult:
+    """Write the state_dict of ``graph`` in torch's own format, read it back and compare every bit; see `base.Exporter`.
 
     Args:
         graph: the model whose weights are written.
         inputs: not used: weights have no inputs.
-        path: ends in ``.pt`` or ``.safetensors``.
+        path: the output file.
         reference: not used: the weights are compared with those of ``graph``.
 
     Raises:
         ExportError: if the state_dict holds something other than tensors, or what is read back is not equal.
         UsageError: if the file cannot be written.
     """
+    return _written(graph, path, safe=False)
+
+
+def write_safetensors(
+    graph: nn.Module, inputs: Inputs, path: Path, *, reference: nn.Module | None = None
+) -> ExportResult:
+    """As :func:`write_state_dict`, in the format of safetensors."""
+    return _written(graph, path, safe=True)
+
+
+def _written(graph: nn.Module, path: Path, *, safe: bool) -> ExportResult:
     started = time.perf_counter()
-    safe = path.suffix.lower() == ".safetensors"
     weights = _weights(graph)
-    with atomic(path) as temporary:
+    with step("writing and reading back the weights"), atomic(path) as temporary:
         if safe:
             # This format refuses shared and strided tensors: every key gets bytes of its own.
             own = {key: x.clone(memory_format=torch.contiguous_format) for key, x in weights.items()}

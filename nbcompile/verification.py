@@ -15,7 +15,7 @@ from nbcompile.core.example import ExampleInput, Inputs, as_inputs, inputs_for, 
 from nbcompile.core.numerics import ROUNDINGS, flatten, is_finite, own_rounding, relative_error, tolerance
 from nbcompile.core.wrappers import copied, unwrap
 from nbcompile.deploy.deploy_form import deploy
-from nbcompile.exporters import file_error, read_layers
+from nbcompile.exporters import FORMATS, format_of, known_format
 from nbcompile.layer_costs import ModuleCost, deploy_rows, file_rows, original_of, rows, shapes
 
 SEEDS = range(4)
@@ -90,11 +90,11 @@ def verify(
 
     A giant as ``reference`` stands for its original's architecture (as ``expand`` recorded it) and for its own
     outputs. Two modules are compared as they stand: keys, shapes, MACs and params of every layer. Against a deploy
-    file (``.onnx``) both are compared in deploy form, the layers matched by their names.
+    file (such as ``.onnx``) both are compared in deploy form, the layers matched by their names.
 
     Args:
         reference: a giant or any network.
-        candidate: a module, or the path of an ``.onnx`` file.
+        candidate: a module, or the path of a deploy file whose format can be compared: ``.onnx``.
         example_input: what they are called with; may be left out where ``reference`` remembers.
         inputs: more inputs to compare outputs on, beside seeded random ones.
         numbers: whether to compare outputs; False where the weights of ``reference`` mean nothing.
@@ -119,11 +119,12 @@ def verify(
             return Verification(tuple(checks), ())
         pairs = _pairs(rows(wanted, example), rows(candidate, example))
     else:
-        candidate = Path(candidate)
-        if candidate.suffix.lower() != ".onnx":
-            raise UsageError(f"verify: {candidate} is no .onnx file; load it first (nbcompile.load)")
+        candidate, form = Path(candidate), known_format(candidate)
+        if form is None or not form.comparable:
+            suffixes = " or ".join(row.suffix for row in FORMATS.values() if row.comparable)
+            raise UsageError(f"verify: {candidate} is no {suffixes} file; load it first (nbcompile.load)")
         lowered = deploy_rows(deploy(wanted, example), example)
-        held = ((layer.name, ModuleCost(layer.macs, layer.params)) for layer in read_layers(candidate))
+        held = ((layer.name, ModuleCost(layer.macs, layer.params)) for layer in form.read_layers(candidate))
         pairs = _pairs(lowered, file_rows(held, lowered))
         checks = []
     checks += _costs(pairs)
@@ -216,7 +217,7 @@ def _numbers(reference: nn.Module, candidate: nn.Module | Path, example: Inputs,
         if bad := sum(not is_finite(output) for _, output in cases):  # NaN equals NaN: it would prove nothing
             return Check("numbers", False, f"the reference itself gives NaN or Inf on {bad} of {len(cases)} inputs")
         if isinstance(candidate, Path):
-            error = file_error(candidate, cases)
+            error = format_of(candidate).error(candidate, cases)
         else:
             evaluated = copied(candidate).eval()
             error = max(relative_error(evaluated(*inputs), output) for inputs, output in cases)

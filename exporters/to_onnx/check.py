@@ -1,5 +1,6 @@
 """Run an ONNX file in ONNX Runtime and compare it with PyTorch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,21 +42,21 @@ def cases(reference: nn.Module, inputs: Inputs, dynamic_batch: bool) -> list[Cas
     return [_case(reference, resized(inputs, batch, seed)) for seed, batch in enumerate(batches)]
 
 
-def allowed(found: list[Case], reference: nn.Module, error: float) -> float:
+def allowed(checked: list[Case], reference: nn.Module, error: float) -> float:
     """The largest relative error that counts as equal: by the dtypes of the outputs, or by the network's own rounding.
 
     Args:
-        found: from :func:`cases`.
-        reference: what gave the outputs of ``found``.
+        checked: from :func:`cases`.
+        reference: what gave the outputs of ``checked``.
         error: what was measured; only where it is above the dtype's tolerance is the network's rounding measured, too.
     """
-    limit = max((tolerance(output.dtype) for case in found for output in case.outputs), default=0.0)
+    limit = max((tolerance(output.dtype) for case in checked for output in case.outputs), default=0.0)
     if not error > limit:
         return limit
-    return max(limit, ROUNDINGS * own_rounding(reference, [(case.inputs, case.output) for case in found]))
+    return max(limit, ROUNDINGS * own_rounding(reference, [(case.inputs, case.output) for case in checked]))
 
 
-def measure(path: Path, found: list[Case]) -> float:
+def measure(path: Path, checked: list[Case]) -> float:
     """The largest relative error of the file's outputs over all cases, no unit.
 
     Raises:
@@ -66,12 +67,25 @@ def measure(path: Path, found: list[Case]) -> float:
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         names = [value.name for value in session.get_inputs()]
-        runs = [session.run(None, {n: x.numpy() for n, x in zip(names, case.inputs, strict=True)}) for case in found]
+        runs = [session.run(None, {n: x.numpy() for n, x in zip(names, case.inputs, strict=True)}) for case in checked]
     except Exception as error:  # ONNX Runtime raises many kinds, RuntimeError their only common base
         raise ExportError(f"ONNX Runtime cannot run the exported graph: {str(error).splitlines()[0]}") from error
     return max(
-        relative_error([torch.as_tensor(y) for y in run], case.outputs) for run, case in zip(runs, found, strict=True)
+        relative_error([torch.as_tensor(y) for y in run], case.outputs) for run, case in zip(runs, checked, strict=True)
     )
+
+
+def onnx_error(path: Path, expected: Sequence[tuple[Inputs, Any]]) -> float:
+    """The largest relative error of a file's outputs, no unit.
+
+    Args:
+        path: the file.
+        expected: inputs, and the outputs that are expected for them.
+
+    Raises:
+        ExportError: if ONNX Runtime cannot load or run the file.
+    """
+    return measure(path, [Case(inputs, output) for inputs, output in expected])
 
 
 def has_batch(x: Tensor, inputs: Inputs) -> bool:

@@ -31,7 +31,7 @@ from nbcompile.exporters.to_onnx.layers import layer_names
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
 
 
-def export(
+def write_onnx(
     graph: nn.Module,
     inputs: Inputs,
     path: Path,

@@ -75,7 +75,7 @@ def sizes_per_batch(model: ModelProto, path: str | PathLike[str]) -> tuple[int, 
     return batch, recorded | _sizes(_infer(model, path)) | weights
 
 
-def input_sizes(path: Path) -> tuple[tuple[int, ...], ...]:
+def onnx_input_sizes(path: Path) -> tuple[tuple[int, ...], ...]:
     """Shapes of the inputs, at batch size 1 where the batch is symbolic.
 
     Raises:

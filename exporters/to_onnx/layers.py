@@ -14,33 +14,28 @@ from typing import Any
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from nbcompile.core.errors import CheckpointError
+from nbcompile.exporters.base import FileLayer
 from nbcompile.exporters.to_onnx.file import LAYERS, InputSizes, read_model, sizes_per_batch
 
 _VIEWS = ("Identity", "Transpose", "Cast", "DequantizeLinear")  # what may stand between a weight and its layer
 
 
 @dataclass(frozen=True)
-class OnnxLayer:
+class OnnxLayer(FileLayer):
     """One convolution, linear layer or matrix product; several nodes that read the same weight are one layer.
 
+    Its name is the weight's without ``.weight``; where there is no weight, the node's. Its kind is one of ``LAYERS``.
+
     Attributes:
-        name: of the weight's initializer without ``.weight``; where there is no weight, the node's name.
-        kind: one of ``LAYERS``.
         weight: shape as PyTorch has it, ``(C_out, C_in // groups, *kernel)`` or ``(out, in)``; ``()`` without a weight.
-        macs: multiply-accumulates per sample, over all its nodes.
-        params: elements of weight and bias.
         calls: how many nodes read it.
     """
 
-    name: str
-    kind: str
-    weight: tuple[int, ...]
-    macs: int
-    params: int
+    weight: tuple[int, ...] = ()
     calls: int = 1
 
 
-def read_layers(path: str | PathLike[str]) -> tuple[OnnxLayer, ...]:
+def onnx_layers(path: str | PathLike[str]) -> tuple[OnnxLayer, ...]:
     """The layers of an ONNX file in the order of its graph; totals are the sums over them.
 
     MACs are per sample, at the file's own input shape: a symbolic first dimension counts as 1. Padding counts, as
@@ -52,24 +47,24 @@ def read_layers(path: str | PathLike[str]) -> tuple[OnnxLayer, ...]:
     model = read_model(Path(path))
     batch, sizes = sizes_per_batch(model, path)
     layers: dict[str, OnnxLayer] = {}
-    for found in _nodes(model):
-        macs = _macs(found, sizes, path) // batch
-        key = found.weight_name or f"node {found.name}"
+    for product in _products(model):
+        macs = _macs(product, sizes, path) // batch
+        key = product.weight_name or f"node {product.name}"
         if key in layers:
             layers[key] = replace(layers[key], macs=layers[key].macs + macs, calls=layers[key].calls + 1)
         else:
-            params = math.prod(found.weight) + found.bias if found.weight else 0
-            layers[key] = OnnxLayer(found.name, found.node.op_type, found.torch_weight, macs, params)
+            params = math.prod(product.weight) + product.bias if product.weight else 0
+            layers[key] = OnnxLayer(product.name, product.node.op_type, macs, params, product.torch_weight)
     return tuple(layers.values())
 
 
 def layer_names(model: ModelProto) -> list[str]:
     """Names of the layers that have weights, in the order of the graph, each once."""
-    return list(dict.fromkeys(found.name for found in _nodes(model) if found.weight))
+    return list(dict.fromkeys(product.name for product in _products(model) if product.weight))
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Product:
     """A node that multiplies; ``weight`` as the node reads it, ``bias`` in elements."""
 
     node: NodeProto
@@ -85,7 +80,7 @@ class _Found:
         return self.weight
 
 
-def _nodes(model: ModelProto) -> Iterator[_Found]:
+def _products(model: ModelProto) -> Iterator[_Product]:
     """Nodes of ``LAYERS`` with their weights and biases, in the order of the graph."""
     graph = model.graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
@@ -115,7 +110,7 @@ def _nodes(model: ModelProto) -> Iterator[_Found]:
             bias_name = _bias(node, readers)
             bias = constant(bias_name) if bias_name else None
             name, shape = source or ("", ())
-            yield _Found(
+            yield _Product(
                 node=node,
                 name=name.removesuffix(".weight") if name else node.name or node.output[0],
                 weight_name=name,
@@ -134,37 +129,37 @@ def _bias(node: NodeProto, readers: dict[str, list[NodeProto]]) -> str | None:
     return next((name for name in after[0].input if name != node.output[0]), None)
 
 
-def _macs(found: _Found, sizes: InputSizes, path: str | PathLike[str]) -> int:
+def _macs(product: _Product, sizes: InputSizes, path: str | PathLike[str]) -> int:
     """Multiply-accumulates of one node over the whole batch.
 
     Every position that a kernel is laid on (output positions; input positions, if transposed) meets every weight.
     """
-    node = found.node
+    node = product.node
 
     def size(name: str) -> tuple[int, ...]:
         if name not in sizes:
             raise CheckpointError(
-                f"{path}: the size of '{name}' at layer '{found.name}' cannot be inferred; "
+                f"{path}: the size of '{name}' at layer '{product.name}' cannot be inferred; "
                 f"export the model with fixed sizes (all but the batch)"
             )
         return sizes[name]
 
     if node.op_type in ("Conv", "ConvTranspose"):
         over = size(node.input[0] if node.op_type == "ConvTranspose" else node.output[0])
-        return over[0] * math.prod(over[2:]) * math.prod(found.weight or size(node.input[1]))
+        return over[0] * math.prod(over[2:]) * math.prod(product.weight or size(node.input[1]))
     if node.op_type == "Einsum":
-        return math.prod(_letters(found, [size(name) for name in node.input], path).values())
+        return math.prod(_letters(product, [size(name) for name in node.input], path).values())
     left = size(node.input[0])
     inner = left[0] if node.op_type == "Gemm" and _attribute(node, "transA", 0) else left[-1]
     return math.prod(size(node.output[0])) * inner
 
 
-def _letters(found: _Found, sizes: list[tuple[int, ...]], path: str | PathLike[str]) -> dict[str, int]:
+def _letters(product: _Product, sizes: list[tuple[int, ...]], path: str | PathLike[str]) -> dict[str, int]:
     """Size of every index of an Einsum of two operands; together they count its multiply-accumulates."""
-    equation = _attribute(found.node, "equation", b"").decode().replace(" ", "")
+    equation = _attribute(product.node, "equation", b"").decode().replace(" ", "")
     operands = equation.partition("->")[0].split(",")
     if len(operands) != 2 or "." in equation:
-        raise CheckpointError(f"{path}: the MACs of node '{found.name}' (Einsum '{equation}') cannot be counted")
+        raise CheckpointError(f"{path}: the MACs of node '{product.name}' (Einsum '{equation}') cannot be counted")
     return {
         letter: n for names, size in zip(operands, sizes, strict=True) for letter, n in zip(names, size, strict=True)
     }

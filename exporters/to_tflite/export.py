@@ -101,7 +101,7 @@ class TfliteResult(ExportResult):
         }
 
 
-def export(
+def write_tflite(
     graph: nn.Module,
     inputs: Inputs,
     path: Path,
@@ -213,13 +213,13 @@ def arena_of(graph: nn.Module, inputs: Inputs, samples: Sequence[Inputs], recipe
     """Bytes that the file of ``graph`` needs under TFLite Micro.
 
     Args:
-        graph: as of :func:`export`.
-        inputs: as of :func:`export`.
+        graph: as of :func:`write_tflite`.
+        inputs: as of :func:`write_tflite`.
         samples: the calibration set; the first will do, for sizes do not depend on it.
-        recipe: as of :func:`export`.
+        recipe: as of :func:`write_tflite`.
 
     Raises:
-        ExportError: as :func:`export`.
+        ExportError: as :func:`write_tflite`.
     """
     content = build_file(graph, inputs, Samples.of(graph, inputs, samples[:1], samples[:1]), recipe, micro=True).content
     arena = measure_arena(content)

@@ -15,9 +15,9 @@ from nbcompile.core.errors import CaptureError, CheckpointError, PreconditionErr
 from nbcompile.core.example import origin_of, random_inputs
 from nbcompile.core.files import check_target
 from nbcompile.core.serialization.weight_files import EXTRA, choose, find, read_weights
-from nbcompile.deploy.export import DEVICES, check_options, export
+from nbcompile.deploy.export import check_options, export
 from nbcompile.expansion import candidates, expand
-from nbcompile.exporters import format_of, input_sizes, read_layers
+from nbcompile.exporters import FORMATS, format_of, known_format
 from nbcompile.exporters.base import ExportResult
 from nbcompile.fusion import fused
 from nbcompile.layer_costs import holding, original_of
@@ -81,12 +81,13 @@ def run_fuse(
 ) -> dict[str, Any]:
     """``nbcompile fuse``: a trained file, or a MODEL, becomes deploy files, each checked before it gets its name.
 
-    ``device`` holds options of `nbcompile.deploy.to_device.export_tflite`, for the ``.tflite`` files.
+    ``device`` holds options of the pipeline that makes files for a device, `nbcompile.deploy.to_device.export_tflite`.
     """
     forms = {path: format_of(path) for path in outputs}
-    options = {path: device if form.suffix == DEVICES else {} for path, form in forms.items()}
+    options = {path: device if form.pipeline else {} for path, form in forms.items()}
     if device and not any(options.values()):
-        raise UsageError(f"--{next(iter(device)).replace('_', '-')} goes with a {DEVICES} output, and there is none")
+        devices = " or ".join(form.suffix for form in FORMATS.values() if form.pipeline)
+        raise UsageError(f"--{next(iter(device)).replace('_', '-')} goes with a {devices} output, and there is none")
     for path, form in forms.items():
         check_options(form, options[path])
     for path in (*outputs, *([report] if report else [])):
@@ -120,16 +121,19 @@ def run_verify(
 ) -> Verification:
     """``nbcompile verify``: structure and cost against a MODEL, and numbers too against a file."""
     path = Path(candidate)
-    if DEVICES in (path.suffix.lower(), Path(against).suffix.lower()):
-        raise UsageError(
-            f"verify compares .onnx, .pt and .safetensors files: a {DEVICES} file is compared when it is written, and "
-            "nbcompile inspect shows its layers; verify the .onnx or .pt of the same network"
-        )
+    forms = known_format(path), known_format(against)
+    for form in forms:
+        if form is not None and form.graph and not form.comparable:
+            *most, last = (row.suffix for row in FORMATS.values() if row.comparable or not row.graph)
+            raise UsageError(
+                f"verify compares {', '.join(most)} and {last} files: a {form.suffix} file is compared when it is "
+                "written, and nbcompile inspect shows its layers; verify the .onnx or .pt of the same network"
+            )
     from_file = is_file(against)
-    if path.suffix.lower() == ".onnx":
+    if (form := forms[0]) is not None and form.graph:
         if not path.is_file():
             raise CheckpointError(f"{path} cannot be read: there is no such file")
-        shape = input_shape or ",".join("x".join(map(str, size)) for size in input_sizes(path))
+        shape = input_shape or ",".join("x".join(map(str, size)) for size in form.read_input_sizes(path))
         reference = open_network(against, model=model, key=key, input_shape=None if "," in shape else shape)
         if input_shape is not None or _runs(reference):
             return verify(reference, path, numbers=from_file)
@@ -143,8 +147,9 @@ def run_verify(
 def run_inspect(source: str, *, model: str | None, key: str | None, input_shape: str | None) -> dict[str, Any]:
     """``nbcompile inspect``: layers, sites, slopes, candidates, MACs and params."""
     path = Path(source)
-    if path.suffix.lower() in (".onnx", DEVICES):
-        layers = [asdict(layer) for layer in read_layers(path)]
+    form = known_format(path)
+    if form is not None and form.layers is not None:
+        layers = [asdict(layer) for layer in form.read_layers(path)]
         totals = {name: sum(layer[name] for layer in layers) for name in ("macs", "params")}
         return {"source": source, "cost": totals | {"flops": 2 * totals["macs"]}, "layers": layers}
     network = open_network(source, model=model, key=key, input_shape=input_shape)
@@ -174,7 +179,7 @@ def _verify_at_own_size(path: Path, shape: str, against: str, model: str | None,
     """The layers of an original that does not run on the file's input, at its own size: the first to differ has a name.
 
     Args:
-        path: the ``.onnx`` file.
+        path: a file that holds a graph.
         shape: of its input.
         against: the original.
         model: as for :func:`open_network`.

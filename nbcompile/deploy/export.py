@@ -14,11 +14,9 @@ from nbcompile.core.errors import PreconditionError, UsageError
 from nbcompile.core.example import ExampleInput, inputs_for
 from nbcompile.core.files import check_target
 from nbcompile.core.wrappers import copied, unwrap
-from nbcompile.exporters import Format, format_of
+from nbcompile.deploy.deploy_form import deploy
+from nbcompile.exporters import Format, format_of, imported
 from nbcompile.exporters.base import ExportResult
-
-DEVICES = ".tflite"
-"""The format whose graph is made for a target, by `nbcompile.deploy.to_device`."""
 
 
 def export(
@@ -55,23 +53,19 @@ def export(
     if not form.graph:
         return form.exporter()(model, (), path, **options)
     inputs = inputs_for(model, example_input, who="export")
-    if form.suffix == DEVICES:
-        from nbcompile.deploy.to_device import export_tflite
-
-        return export_tflite(model, inputs, path, **options)
-    from nbcompile.deploy.deploy_form import deploy
-
+    if form.pipeline is not None:
+        made: ExportResult = imported(form.pipeline)(model, inputs, path, **options)
+        return made
     return form.exporter()(deploy(model, inputs), inputs, path, reference=model, **options)
 
 
 def check_options(form: Format, options: Collection[str]) -> None:
     """Raise UsageError if one of ``options`` is not an option of files of this format."""
-    write: Callable[..., Any] = form.exporter()
-    hidden = {"reference"}
-    if form.suffix == DEVICES:
-        from nbcompile.deploy.to_device import export_tflite as write
+    write: Callable[..., Any] = form.exporter()  # whatever the options are: it says which package is missing
+    if form.pipeline is not None:
+        write = imported(form.pipeline)
     parameters = inspect.signature(write).parameters.values()
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in hidden]
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "reference"]
     for option in options:
         if option not in known:
             raise UsageError(
@@ -80,10 +74,10 @@ def check_options(form: Format, options: Collection[str]) -> None:
 
 
 def _refuse_giant(model: nn.Module) -> None:
-    found = sites(model)
-    if found:
+    blocks = sites(model)
+    if blocks:
         raise PreconditionError(
-            f"{type(model).__name__} still has {len(found)} expansion blocks (the first is '{next(iter(found))}'): "
+            f"{type(model).__name__} still has {len(blocks)} expansion blocks (the first is '{next(iter(blocks))}'): "
             f"export what nbcompile.fuse(model) returns; nbcompile.save keeps a giant"
         )
 

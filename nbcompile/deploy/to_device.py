@@ -28,7 +28,7 @@ from nbcompile.deploy.calibration import calibration as calibration_of
 from nbcompile.deploy.calibration_images import KEYS
 from nbcompile.deploy.deploy_form import deploy
 from nbcompile.deploy.fit_memory import fit
-from nbcompile.exporters import tflite
+from nbcompile.exporters import TFLITE
 from nbcompile.exporters.base import ExportResult
 from nbcompile.exporters.to_tflite.file.options import AS_IT_IS, Limits, Recipe, held_out, require_choice
 from nbcompile.exporters.to_tflite.targets.boards import board as board_of
@@ -122,7 +122,7 @@ def export_tflite(
     if equalize == "always" and EQUALIZED in graphs:
         graphs = {EQUALIZED: graphs[EQUALIZED]}
     how, plain = next(iter(graphs.items()))
-    result: ExportResult = tflite().export(
+    result = TFLITE.exporter()(
         plain, inputs, path, reference=model, samples=samples, checked=checked, recipe=recipe, micro=micro, how=how,
         variants=graphs, correct_bias=correct_bias if recipe.calibrated else "never", limits=limits, notes=notes,
         prepared=f"Inputs are images prepared so: {dict(given)}" if given else "",
@@ -204,7 +204,10 @@ class _Job:
 
     def _arena(self, graph: fx.GraphModule) -> int:
         """Bytes that the file of ``graph`` needs under TFLite Micro."""
-        return int(tflite().arena_of(graph, self.inputs, self.samples, self.recipe))
+        TFLITE.exporter()  # says which package is missing
+        from nbcompile.exporters.to_tflite.export import arena_of
+
+        return arena_of(graph, self.inputs, self.samples, self.recipe)
 
     def equalized(self, graph: nn.Module, notes: list[str]) -> dict[str, nn.Module]:
         """The network with the ranges of its channels equalized, exactly, and through clips as the data allow."""

@@ -40,7 +40,7 @@ def test_onnx_holds_the_deploy_form(tmp_path: Path) -> None:
     result = nbcompile.export(model, tmp_path / "tiny.onnx", X)
     assert result.error <= 1e-5
     assert "BatchNormalization" not in {node.op_type for node in onnx.load(result.path).graph.node}
-    assert [layer.name for layer in exporters.read_layers(result.path)] == ["conv", "head"]
+    assert [layer.name for layer in exporters.ONNX.read_layers(result.path)] == ["conv", "head"]
     assert model.training
     assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
 
@@ -156,5 +156,5 @@ def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UsageError, match=f"writing .onnx files {install}"):
         nbcompile.export(network(), tmp_path / "tiny.onnx", X)
     with pytest.raises(UsageError, match=f"reading .onnx files {install}"):
-        exporters.read_layers(tmp_path / "tiny.onnx")
+        exporters.ONNX.read_layers(tmp_path / "tiny.onnx")
     assert nbcompile.export(network(), tmp_path / "tiny.pt").format == "state_dict"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nbcompile.core.errors import ExportError
-from nbcompile.exporters.to_state_dict import export
+from nbcompile.exporters.to_state_dict import write_safetensors, write_state_dict
 
 
 class Tied(nn.Module):
@@ -33,10 +33,13 @@ def read(path: Path) -> dict[str, Tensor]:
     return safetensors.torch.load_file(path)
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+WRITERS = {".pt": write_state_dict, ".safetensors": write_safetensors}
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
 def test_the_original_class_takes_the_file_strictly(tmp_path: Path, suffix: str) -> None:
     model, path = Tied(), tmp_path / f"tiny{suffix}"
-    result = export(model, (), path)
+    result = WRITERS[suffix](model, (), path)
     assert os.listdir(tmp_path) == [path.name]
     assert (result.path, result.bytes, result.error) == (path, path.stat().st_size, 0.0)
     weights = read(path)
@@ -50,15 +53,15 @@ def test_the_original_class_takes_the_file_strictly(tmp_path: Path, suffix: str)
 
 def test_formats_and_versions_are_named(tmp_path: Path) -> None:
     model = nn.Linear(2, 2)
-    plain = export(model, (), tmp_path / "a.pt")
-    safe = export(model, (), tmp_path / "a.safetensors")
+    plain = write_state_dict(model, (), tmp_path / "a.pt")
+    safe = write_safetensors(model, (), tmp_path / "a.safetensors")
     assert (plain.format, set(plain.versions)) == ("state_dict", {"torch"})
     assert (safe.format, set(safe.versions)) == ("safetensors", {"torch", "safetensors"})
 
 
 def test_the_model_keeps_its_shared_tensors(tmp_path: Path) -> None:
     model = Tied()
-    export(model, (), tmp_path / "tiny.safetensors")
+    write_safetensors(model, (), tmp_path / "tiny.safetensors")
     assert model.head.weight is model.embed.weight
 
 
@@ -70,12 +73,12 @@ class Noted(nn.Linear):
         pass
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("suffix", WRITERS)
 def test_an_entry_that_is_no_tensor_is_refused(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"tiny{suffix}"
     path.write_bytes(b"old")
     with pytest.raises(ExportError, match=r"entry '0._extra_state' is of type dict, not a tensor"):
-        export(nn.Sequential(Noted(2, 2)), (), path)
+        WRITERS[suffix](nn.Sequential(Noted(2, 2)), (), path)
     assert path.read_bytes() == b"old"
 
 
@@ -98,6 +101,6 @@ def test_a_file_that_reads_back_wrong_is_refused(tmp_path: Path, monkeypatch: py
     ]:
         monkeypatch.setattr(torch, "save", planted)
         with pytest.raises(ExportError, match=reason):
-            export(model, (), path)
+            write_state_dict(model, (), path)
         assert path.read_bytes() == b"old"
         assert os.listdir(tmp_path) == ["tiny.pt"]

@@ -1,32 +1,15 @@
 """What a ``.tflite`` file computes, operator by operator."""
 
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 from nbcompile.core.errors import CheckpointError
+from nbcompile.exporters.base import FileLayer
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileOp, read_file
 
 
-@dataclass(frozen=True)
-class TfliteLayer:
-    """One operator.
-
-    Attributes:
-        name: of its result, which is the layer's.
-        kind: the operator, with what its numbers are stored in: ``CONV_2D int8``.
-        macs: multiply-accumulates that it performs on one sample.
-        params: numbers in its constants.
-    """
-
-    name: str
-    kind: str
-    macs: int
-    params: int
-
-
-def read_layers(path: Path) -> tuple[TfliteLayer, ...]:
-    """The operators of a file, in the order of execution.
+def tflite_layers(path: Path) -> tuple[FileLayer, ...]:
+    """The operators of a file, in the order of execution; a kind says what the result is stored in: ``CONV_2D int8``.
 
     Raises:
         CheckpointError: if the file cannot be read.
@@ -40,11 +23,11 @@ def read_layers(path: Path) -> tuple[TfliteLayer, ...]:
     return tuple(_layer(file, op) for op in file.ops)
 
 
-def _layer(file: File, op: FileOp) -> TfliteLayer:
+def _layer(file: File, op: FileOp) -> FileLayer:
     result = file.tensors[op.outputs[0]]
     constants = [file.tensors[i] for i in op.inputs if i >= 0 and file.tensors[i].data is not None]
     weights = [t for t in constants if t.dtype.kind == "f" or t.quantization is not None]
-    return TfliteLayer(result.name, f"{op.name} {result.dtype}", _macs(file, op), sum(prod(t.shape) for t in weights))
+    return FileLayer(result.name, f"{op.name} {result.dtype}", _macs(file, op), sum(prod(t.shape) for t in weights))
 
 
 def _macs(file: File, op: FileOp) -> int:

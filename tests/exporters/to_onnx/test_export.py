@@ -18,7 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from nbcompile.core.errors import ExportError, UsageError
 from nbcompile.core.numerics import flatten, relative_error
-from nbcompile.exporters.to_onnx.export import export
+from nbcompile.exporters.to_onnx.export import write_onnx
 
 
 class Tiny(nn.Module):
@@ -74,7 +74,7 @@ def tiny() -> nn.Module:
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 17)])
 def test_onnx_runtime_gives_the_same_outputs(tiny: nn.Module, path: Path, height: int, width: int) -> None:
-    result = export(fx.symbolic_trace(tiny), (torch.randn(1, 3, height, width),), path)
+    result = write_onnx(fx.symbolic_trace(tiny), (torch.randn(1, 3, height, width),), path)
     assert result.path == path
     assert (result.format, result.bytes, result.notes) == ("onnx", path.stat().st_size, ())
     assert result.error <= result.tolerance == 1e-5
@@ -87,7 +87,7 @@ def test_onnx_runtime_gives_the_same_outputs(tiny: nn.Module, path: Path, height
 
 
 def test_the_file_says_what_it_is(tiny: nn.Module, path: Path) -> None:
-    result = export(tiny, (torch.randn(1, 3, 16, 16),), path)
+    result = write_onnx(tiny, (torch.randn(1, 3, 16, 16),), path)
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
     assert [value.name for value in (*model.graph.input, *model.graph.output)] == ["input", "output"]
@@ -106,9 +106,9 @@ def test_the_file_says_what_it_is(tiny: nn.Module, path: Path) -> None:
 
 
 def test_the_same_model_gives_the_same_bytes(tiny: nn.Module, path: Path) -> None:
-    export(tiny, (torch.randn(1, 3, 16, 16),), path)
+    write_onnx(tiny, (torch.randn(1, 3, 16, 16),), path)
     first = path.read_bytes()
-    export(tiny, (torch.randn(2, 3, 16, 16),), path)
+    write_onnx(tiny, (torch.randn(2, 3, 16, 16),), path)
     assert path.read_bytes() == first
 
 
@@ -118,14 +118,14 @@ def test_zero_biases_and_equal_weights_stay_with_their_layers(path: Path) -> Non
     for name, tensor in model.named_parameters():
         if name.endswith("bias"):
             nn.init.zeros_(tensor)
-    export(model, (torch.randn(1, 3, 8, 8),), path)
+    write_onnx(model, (torch.randn(1, 3, 8, 8),), path)
     inputs = [list(node.input[1:]) for node in onnx.load(path).graph.node if node.op_type == "Conv"]
     assert inputs == [["0.weight", "0.bias"], ["2.weight", "2.bias"]]
 
 
 def test_transposed_weights_keep_their_names(path: Path) -> None:
     model = nn.Sequential(OrderedDict(up=nn.Linear(6, 12), act=nn.GELU(), down=nn.Linear(12, 6, bias=False))).eval()
-    export(model, (torch.randn(1, 5, 6),), path)
+    write_onnx(model, (torch.randn(1, 5, 6),), path)
     assert {tensor.name for tensor in onnx.load(path).graph.initializer} >= {"up.weight", "up.bias", "down.weight"}
 
 
@@ -140,7 +140,7 @@ def test_transposed_weights_keep_their_names(path: Path) -> None:
 )
 def test_several_inputs_and_outputs(path: Path, pack: Callable[[Tensor, Tensor], Any], names: list[str]) -> None:
     model = Two(pack).eval()
-    result = export(model, (torch.randn(2, 3, 9, 7), torch.randn(2, 6)), path)
+    result = write_onnx(model, (torch.randn(2, 3, 9, 7), torch.randn(2, 6)), path)
     assert result.error <= 1e-5
     assert [value.name for value in onnx.load(path).graph.input] == ["input_0", "input_1"]
     inputs = torch.randn(3, 3, 9, 7), torch.randn(3, 6)
@@ -163,7 +163,7 @@ class Embed(nn.Module):
 def test_integer_inputs_and_inputs_without_a_batch(path: Path) -> None:
     model = Embed().eval()
     tokens, scale = torch.tensor([[3, 9], [1, 4]]), torch.tensor(2.0)
-    export(model, (tokens, scale), path)
+    write_onnx(model, (tokens, scale), path)
     many = torch.randint(0, 10, (5, 2))
     with torch.no_grad():
         assert relative_error(run_file(path, many, scale)["output"], model(many, scale)) <= 1e-5
@@ -184,7 +184,7 @@ class ReadsInPlace(nn.Module):
 
 
 def test_in_place_activations_keep_their_meaning(path: Path) -> None:
-    assert export(ReadsInPlace().eval(), (torch.randn(1, 3, 6, 5),), path).error <= 1e-5
+    assert write_onnx(ReadsInPlace().eval(), (torch.randn(1, 3, 6, 5),), path).error <= 1e-5
 
 
 class RefusesBatches(nn.Module):
@@ -200,20 +200,20 @@ class Specialises(nn.Module):
 def test_a_batch_that_cannot_be_dynamic_is_refused(path: Path) -> None:
     x = torch.randn(2, 3, 4)
     with pytest.raises(ExportError, match=r"batch size of Specialises cannot be dynamic.*dynamic_batch=False$"):
-        export(Specialises().eval(), (x,), path)
+        write_onnx(Specialises().eval(), (x,), path)
     with pytest.raises(ExportError, match=r"does not run on inputs of shape \(1, 3, 4\).*dynamic_batch=False$"):
-        export(RefusesBatches().eval(), (x,), path)
+        write_onnx(RefusesBatches().eval(), (x,), path)
     assert os.listdir(path.parent) == []
 
 
 @pytest.mark.parametrize("kind", [Specialises, RefusesBatches])
 def test_a_fixed_batch_can_be_asked_for(path: Path, kind: type[nn.Module]) -> None:
-    export(kind().eval(), (torch.randn(2, 3, 4),), path, dynamic_batch=False)
+    write_onnx(kind().eval(), (torch.randn(2, 3, 4),), path, dynamic_batch=False)
     assert onnx.load(path).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
 
 
 def test_the_opset_can_be_chosen(tiny: nn.Module, path: Path) -> None:
-    assert export(tiny, (torch.randn(1, 3, 16, 16),), path, opset=18).versions["opset"] == 18
+    assert write_onnx(tiny, (torch.randn(1, 3, 16, 16),), path, opset=18).versions["opset"] == 18
     assert onnx.load(path).opset_import[0].version == 18
 
 
@@ -232,14 +232,14 @@ class Differs(nn.Module):
 def test_a_mismatch_is_refused_and_leaves_the_old_file(path: Path) -> None:
     path.write_bytes(b"old")
     with pytest.raises(ExportError, match=r"relative error of 0\.001 on random inputs, and 1e-05 is allowed; no file"):
-        export(Differs().eval(), (torch.randn(1, 3, 8, 8),), path)
+        write_onnx(Differs().eval(), (torch.randn(1, 3, 8, 8),), path)
     assert path.read_bytes() == b"old"
     assert os.listdir(path.parent) == ["tiny.onnx"]
 
 
 def test_another_reference_is_a_mismatch(tiny: nn.Module, path: Path) -> None:
     with pytest.raises(ExportError, match="no file was kept"):
-        export(tiny, (torch.randn(1, 3, 8, 8),), path, reference=Tiny().eval())
+        write_onnx(tiny, (torch.randn(1, 3, 8, 8),), path, reference=Tiny().eval())
     assert os.listdir(path.parent) == []
 
 
@@ -250,12 +250,12 @@ class Divides(nn.Module):
 
 def test_nan_outputs_are_said(path: Path) -> None:
     with pytest.raises(ExportError, match=r"output 0 of the model has 12 NaN of 12 values on random inputs of shape"):
-        export(Divides(), (torch.randn(1, 3, 4),), path)
+        write_onnx(Divides(), (torch.randn(1, 3, 4),), path)
 
 
 def test_no_sample_is_refused(tiny: nn.Module, path: Path) -> None:
     with pytest.raises(UsageError, match="the example input holds no sample"):
-        export(tiny, (torch.randn(0, 3, 8, 8),), path)
+        write_onnx(tiny, (torch.randn(0, 3, 8, 8),), path)
 
 
 class Branches(nn.Module):
@@ -265,7 +265,7 @@ class Branches(nn.Module):
 
 def test_a_graph_that_cannot_be_captured_is_refused(path: Path) -> None:
     with pytest.raises(ExportError, match=r"torch.export cannot capture Branches: .*data-dependent"):
-        export(Branches(), (torch.randn(1, 3),), path)
+        write_onnx(Branches(), (torch.randn(1, 3),), path)
 
 
 class NoOperator(nn.Module):
@@ -276,12 +276,12 @@ class NoOperator(nn.Module):
 
 def test_an_operator_that_onnx_lacks_is_named(path: Path) -> None:
     with pytest.raises(ExportError, match=r"NoOperator cannot be expressed in ONNX: .*bessel_j0"):
-        export(NoOperator(), (torch.randn(1, 3),), path)
+        write_onnx(NoOperator(), (torch.randn(1, 3),), path)
 
 
 def test_float64_is_refused_by_the_runtime(path: Path) -> None:
     with pytest.raises(ExportError, match=r"ONNX Runtime cannot run the exported graph: .*Conv"):
-        export(nn.Conv2d(3, 4, 3).double().eval(), (torch.randn(1, 3, 8, 8).double(),), path)
+        write_onnx(nn.Conv2d(3, 4, 3).double().eval(), (torch.randn(1, 3, 8, 8).double(),), path)
     assert os.listdir(path.parent) == []
 
 
@@ -307,7 +307,7 @@ def test_without_onnxsim_the_file_is_written_and_it_is_said(
         (unsure, "onnxsim's own check failed, so the file is not simplified"),
     ]:
         monkeypatch.setattr(onnxsim, "simplify", planted)
-        result = export(tiny, (torch.randn(1, 3, 16, 16),), path)
+        result = write_onnx(tiny, (torch.randn(1, 3, 16, 16),), path)
         assert result.notes == (note,)
         assert result.error <= 1e-5
         assert __file__.encode() not in path.read_bytes()
@@ -323,7 +323,7 @@ class GivesNone(nn.Module):
 def test_the_tools_do_not_chatter(
     path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    export(GivesNone(), (torch.randn(1, 3),), path)
+    write_onnx(GivesNone(), (torch.randn(1, 3),), path)
     assert capfd.readouterr() == ("", "")
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
@@ -338,7 +338,7 @@ def test_mobilenet_v2_has_the_operators_of_its_own_export(path: Path, tmp_path: 
             for tensor in module.state_dict().values():
                 if tensor.is_floating_point():
                     nn.init.uniform_(tensor, 0.5, 1.5)
-    result = export(_folded(model), (torch.randn(1, 3, 65, 63),), path, reference=model)
+    result = write_onnx(_folded(model), (torch.randn(1, 3, 65, 63),), path, reference=model)
     assert result.error <= 1e-5
     own = tmp_path / "own.onnx"
     torch.onnx.export(model, (torch.randn(1, 3, 65, 63),), own, dynamo=True, verbose=False)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from nbcompile.core.cost import cost
 from nbcompile.core.errors import CheckpointError
-from nbcompile.exporters.to_onnx.export import export
-from nbcompile.exporters.to_onnx.layers import OnnxLayer, read_layers
+from nbcompile.exporters.to_onnx.export import write_onnx
+from nbcompile.exporters.to_onnx.layers import OnnxLayer, onnx_layers
 
 
 class Mixed(nn.Module):
@@ -52,8 +52,8 @@ def path(tmp_path: Path) -> Path:
 
 def test_layers_cost_what_pytorch_counts(path: Path) -> None:
     model, x = Mixed().eval(), torch.randn(2, 4, 11, 13)
-    export(model, (x,), path)
-    layers = {layer.name: layer for layer in read_layers(path)}
+    write_onnx(model, (x,), path)
+    layers = {layer.name: layer for layer in onnx_layers(path)}
     counted = {layer.name: layer for layer in cost(model, x).layers}
     matmul = layers.pop(next(name for name, layer in layers.items() if not layer.weight))
     assert matmul.macs == counted.pop("").macs
@@ -72,20 +72,20 @@ def test_layers_cost_what_pytorch_counts(path: Path) -> None:
 
 def test_a_fixed_batch_is_counted_per_sample(path: Path) -> None:
     model, x = Mixed().eval(), torch.randn(4, 4, 11, 13)
-    export(model, (x,), path, dynamic_batch=False)
-    assert sum(layer.macs for layer in read_layers(path)) == cost(model, x).macs
+    write_onnx(model, (x,), path, dynamic_batch=False)
+    assert sum(layer.macs for layer in onnx_layers(path)) == cost(model, x).macs
 
 
 def test_what_the_file_says_about_itself_is_not_believed(path: Path) -> None:
     model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), torch.randn(1, 3, 8, 8)
-    export(model, (x,), path)
-    before, proto = read_layers(path), onnx.load(path)
+    write_onnx(model, (x,), path)
+    before, proto = onnx_layers(path), onnx.load(path)
     helper.set_model_props(proto, {"layers": '["something", "else"]', "macs": "1"})
     for value in (*proto.graph.value_info, *proto.graph.output):
         for dim in value.type.tensor_type.shape.dim:
             dim.dim_value = 1
     onnx.save(proto, path)
-    assert read_layers(path) == before == (OnnxLayer("0", "Conv", (4, 3, 3, 3), 108 * 36, 112),)
+    assert onnx_layers(path) == before == (OnnxLayer("0", "Conv", 108 * 36, 112, (4, 3, 3, 3)),)
 
 
 def test_weights_of_other_tools(path: Path) -> None:
@@ -99,10 +99,10 @@ def test_weights_of_other_tools(path: Path) -> None:
         helper.make_node("Add", ["f", "f"], ["y"]),
     ]
     write(path, nodes, {"w": (5, 3), "b": (5,), "e.weight": (2, 2)}, ["N", 3])
-    assert read_layers(path) == (
-        OnnxLayer("w", "MatMul", (3, 5)[::-1], 15, 20),
-        OnnxLayer("k", "Gemm", (2, 5), 10, 10),
-        OnnxLayer("e", "MatMul", (2, 2), 4, 4),
+    assert onnx_layers(path) == (
+        OnnxLayer("w", "MatMul", 15, 20, (3, 5)[::-1]),
+        OnnxLayer("k", "Gemm", 10, 10, (2, 5)),
+        OnnxLayer("e", "MatMul", 4, 4, (2, 2)),
     )
 
 
@@ -111,12 +111,12 @@ def test_einsum(path: Path) -> None:
         return [helper.make_node("Einsum", inputs, ["y"], "node_e", equation=equation)]
 
     write(path, einsum("b i j, k j -> b i k", "x", "w"), {"w": (5, 4)}, ["N", 3, 4])
-    assert read_layers(path) == (OnnxLayer("w", "Einsum", (5, 4), 3 * 4 * 5, 20),)
+    assert onnx_layers(path) == (OnnxLayer("w", "Einsum", 3 * 4 * 5, 20, (5, 4)),)
     write(path, einsum("bij,bkj->bik", "x", "x"), {}, [2, 3, 4])
-    assert read_layers(path) == (OnnxLayer("node_e", "Einsum", (), 3 * 4 * 3, 0),)
+    assert onnx_layers(path) == (OnnxLayer("node_e", "Einsum", 3 * 4 * 3, 0),)
     for nodes in (einsum("...j->...", "x"), einsum("...j,jk->...k", "x", "w")):
         with pytest.raises(CheckpointError, match=r"the MACs of node '.+' \(Einsum '\.\.\.j.*'\) cannot be counted"):
-            read_layers(write(path, nodes, {"w": (4, 4)}, [2, 3, 4]))
+            onnx_layers(write(path, nodes, {"w": (4, 4)}, [2, 3, 4]))
 
 
 def test_layers_inside_functions_are_found(path: Path) -> None:
@@ -129,7 +129,7 @@ def test_layers_inside_functions_are_found(path: Path) -> None:
     model.functions.append(function)
     model.opset_import.append(helper.make_opsetid("own", 1))
     onnx.save(model, path)
-    assert read_layers(path) == (OnnxLayer("a", "MatMul", (4, 3), 12, 12),)
+    assert onnx_layers(path) == (OnnxLayer("a", "MatMul", 12, 12, (4, 3)),)
 
 
 def _conv(path: Path, shape: list[int | str], **attributes: Any) -> Path:
@@ -148,7 +148,7 @@ def test_files_that_are_not_onnx_are_refused(tmp_path: Path) -> None:
         path = tmp_path / f"{name}.onnx"
         path.write_bytes(data)
         with pytest.raises(CheckpointError, match=f"^cannot read {path}: {reason}$"):
-            read_layers(path)
+            onnx_layers(path)
 
 
 def test_every_truncation_is_refused(path: Path) -> None:
@@ -156,14 +156,14 @@ def test_every_truncation_is_refused(path: Path) -> None:
     for length in range(0, len(data), 5):
         path.write_bytes(data[:length])
         with pytest.raises(CheckpointError):
-            read_layers(path)
+            onnx_layers(path)
 
 
 def test_files_that_cannot_be_opened_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"^cannot read .*none.onnx: No such file or directory$"):
-        read_layers(tmp_path / "none.onnx")
+        onnx_layers(tmp_path / "none.onnx")
     with pytest.raises(CheckpointError, match="Is a directory"):
-        read_layers(tmp_path)
+        onnx_layers(tmp_path)
 
 
 def test_sizes_behind_a_range_are_those_that_the_file_records(path: Path) -> None:
@@ -179,22 +179,22 @@ def test_sizes_behind_a_range_are_those_that_the_file_records(path: Path) -> Non
     ]
     write(path, nodes, {"head.weight": (3, 5)}, ["batch", 3])
     with pytest.raises(CheckpointError, match=r"the size of '(taken|y)' at layer 'head' cannot be inferred"):
-        read_layers(path)
+        onnx_layers(path)
     model = onnx.load(path)
     model.graph.value_info.append(helper.make_tensor_value_info("taken", TensorProto.FLOAT, ["batch", 3]))
     model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 5]))
     onnx.save(model, path)
-    assert read_layers(path) == (OnnxLayer("head", "MatMul", (5, 3), 15, 15),)
+    assert onnx_layers(path) == (OnnxLayer("head", "MatMul", 15, 15, (5, 3)),)
 
 
 def test_sizes_that_cannot_be_inferred_are_refused(path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"the size of 'y' at layer 'stem' cannot be inferred; export the model"):
-        read_layers(_conv(path, ["N", 3, "H", "W"]))
+        onnx_layers(_conv(path, ["N", 3, "H", "W"]))
 
 
 def test_shapes_that_do_not_fit_are_refused(path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"its shapes do not fit together \(.*Conv"):
-        read_layers(_conv(path, [1, 3, 8, 8], kernel_shape=[3, 3, 3]))
+        onnx_layers(_conv(path, [1, 3, 8, 8], kernel_shape=[3, 3, 3]))
 
 
 def test_graphs_that_are_not_valid_are_refused(path: Path) -> None:
@@ -202,17 +202,17 @@ def test_graphs_that_are_not_valid_are_refused(path: Path) -> None:
     layer = helper.make_node("MatMul", ["x", "a"], ["y"])
     for nodes in ([*unsorted, layer], [helper.make_node("Gemm", ["x"], ["y"])]):
         with pytest.raises(CheckpointError, match=r"^cannot read .*tiny.onnx: it is no valid ONNX graph \(.+\)$"):
-            read_layers(write(path, nodes, {}, [1, 3]))
+            onnx_layers(write(path, nodes, {}, [1, 3]))
 
 
 def test_weights_may_be_in_another_file(path: Path) -> None:
     _conv(path, [1, 3, 8, 8])
-    before = read_layers(path)
+    before = onnx_layers(path)
     onnx.save(onnx.load(path), path, save_as_external_data=True, location="weights", size_threshold=0)
-    assert read_layers(path) == before
+    assert onnx_layers(path) == before
     (path.parent / "weights").unlink()
     with pytest.raises(CheckpointError, match=r"it is no valid ONNX graph \(.*weights"):
-        read_layers(path)
+        onnx_layers(path)
 
 
 def test_quantized_layers_are_refused(path: Path) -> None:
@@ -220,7 +220,7 @@ def test_quantized_layers_are_refused(path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"node 'node_q' is a quantized or fused layer \(ConvInteger\); only Conv, "
     ):
-        read_layers(write(path, [node], {"w": (4, 3, 3, 3)}, [1, 3, 8, 8]))
+        onnx_layers(write(path, [node], {"w": (4, 3, 3, 3)}, [1, 3, 8, 8]))
 
 
 def test_layers_in_branches_are_refused(path: Path) -> None:
@@ -229,4 +229,4 @@ def test_layers_in_branches_are_refused(path: Path) -> None:
     flag = helper.make_node("Constant", [], ["flag"], value=numpy_helper.from_array(np.array(True)))
     node = helper.make_node("If", ["flag"], ["y"], "node_if", then_branch=inner, else_branch=inner)
     with pytest.raises(CheckpointError, match=r"node 'node_if' \(If\) has layers inside a branch or loop"):
-        read_layers(write(path, [flag, node], {"w": (3, 3)}, [1, 3]))
+        onnx_layers(write(path, [flag, node], {"w": (3, 3)}, [1, 3]))

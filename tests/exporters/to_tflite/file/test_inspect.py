@@ -6,7 +6,7 @@ from torch import nn
 
 import nbcompile
 from nbcompile.core.errors import CheckpointError
-from nbcompile.exporters import read_layers
+from nbcompile.exporters import TFLITE
 from tests.exporters.to_tflite.small_networks import small
 
 
@@ -15,7 +15,7 @@ def test_layers_cost_what_pytorch_counts(tmp_path: Path) -> None:
     nbcompile.export(
         model, tmp_path / "x.tflite", images[:1], calibration=images, equalize="never", correct_bias="never"
     )
-    found = read_layers(tmp_path / "x.tflite")
+    found = TFLITE.read_layers(tmp_path / "x.tflite")
     expected = nbcompile.cost(model, images[:1])
     assert [layer.name for layer in found if layer.macs] == ["0", "3", "5", "8", "11"]
     assert sum(layer.macs for layer in found) == expected.macs
@@ -36,7 +36,7 @@ class Mixed(nn.Module):
 def test_transposed_convolutions_and_products(tmp_path: Path) -> None:
     x = torch.randn(1, 3, 3, 2)
     nbcompile.export(Mixed().eval(), tmp_path / "x.tflite", x, quantize="float32")
-    found = {layer.kind.split()[0]: layer for layer in read_layers(tmp_path / "x.tflite") if layer.macs}
+    found = {layer.kind.split()[0]: layer for layer in TFLITE.read_layers(tmp_path / "x.tflite") if layer.macs}
     n = 7 * 5
     assert found["TRANSPOSE_CONV"].macs == 3 * 2 * 3 * 4 * 9
     assert found["FULLY_CONNECTED"].macs == n * 4 * 6
@@ -46,6 +46,6 @@ def test_transposed_convolutions_and_products(tmp_path: Path) -> None:
 def test_what_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "x.tflite").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match=r"x\.tflite cannot be read: "):
-        read_layers(tmp_path / "x.tflite")
+        TFLITE.read_layers(tmp_path / "x.tflite")
     with pytest.raises(CheckpointError, match=r"none\.tflite cannot be read: No such file"):
-        read_layers(tmp_path / "none.tflite")
+        TFLITE.read_layers(tmp_path / "none.tflite")
