@@ -8,7 +8,7 @@ convolutions, linear layers and matrix products (attention's q·kᵀ and attn·v
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -18,9 +18,6 @@ from nbcompile.core.errors import PreconditionError, UsageError
 from nbcompile.core.example import ExampleInput, inputs_for
 from nbcompile.core.macs import NORMS, CountedRun, watch_run
 from nbcompile.core.wrappers import unwrap
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -94,32 +91,6 @@ class Cost:
         """Totals and layers in plain JSON types."""
         totals = ("macs", "flops", "params", "norm_params", "bias_params", "norm_elements", "unread_params")
         return {key: getattr(self, key) for key in totals} | {"layers": [asdict(layer) for layer in self.layers]}
-
-    def render(self, title: str | None = None) -> "Table":
-        """A rich table: one row per layer, the totals in the footer."""
-        from rich import box
-        from rich.table import Table
-
-        table = Table(
-            title=title,
-            box=box.SIMPLE,
-            padding=(0, 1, 0, 0),
-            caption=f"FLOPs (2 × MACs): {self.flops:,}",
-            show_footer=True,
-        )
-        table.add_column("layer", "total", overflow="fold")
-        table.add_column("kind", overflow="fold")
-        table.add_column("calls", justify="right")
-        numbers = {"macs": "MACs", "params": "params", "norm_params": "norm params"}
-        numbers |= {"bias_params": "biases", "norm_elements": "norm elements"}
-        for key, head in numbers.items():
-            table.add_column(head, f"{getattr(self, key):,}", justify="right", overflow="fold")
-        for layer in self.layers:
-            cells = (f"{getattr(layer, key):,}" for key in ("calls", *numbers))
-            table.add_row(layer.name or "(the model itself)", layer.kind, *cells)
-        if self.unread_params:
-            table.caption = f"{table.caption}; parameters never read in eval mode: {self.unread_params:,}"
-        return table
 
 
 def cost(model: nn.Module, example_input: ExampleInput | None = None) -> Cost:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from torch import Tensor
 
 
@@ -26,11 +25,6 @@ class Port:
         """``x`` in torch layout, as the file takes it: float32, contiguous (integers stay integers)."""
         x = x.detach().movedim(1, -1) if self.channels_last else x.detach()
         return (x.float() if x.is_floating_point() else x).contiguous().numpy()
-
-    def to_torch(self, y: np.ndarray) -> Tensor:
-        """``y`` of the file, in torch layout."""
-        x = torch.from_numpy(np.asarray(y, order="C"))
-        return x.movedim(-1, 1) if self.channels_last else x
 
 
 @dataclass(frozen=True)

@@ -92,11 +92,6 @@ def by_layer(
     return tuple(watch.row(model) for watch in watches)
 
 
-def first_outside(rows: Sequence[LayerError]) -> LayerError | None:
-    """The first layer whose own error leaves the expected band; None where all are inside."""
-    return next((row for row in rows if not row.inside), None)
-
-
 class _Watch:
     """Adds up the errors of one operator over the samples."""
 

@@ -4,12 +4,14 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from nbcompile.core.numerics import flatten, relative_error
 from nbcompile.deploy.deploy_form import deploy
 from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
-from nbcompile.exporters.to_tflite.file.ports import FloatModel
+from nbcompile.exporters.to_tflite.file.ports import FloatModel, Port
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from nbcompile.exporters.to_tflite.run.interpreters import run_file
 
@@ -26,11 +28,17 @@ class Net(nn.Module):
         return self.function(self.layers, *inputs)
 
 
+def to_torch(port: Port, y: np.ndarray) -> Tensor:
+    """``y`` of the file, in torch layout: what ``port.to_file`` undoes."""
+    x = torch.from_numpy(np.asarray(y, order="C"))
+    return x.movedim(-1, 1) if port.channels_last else x
+
+
 def outputs(model: FloatModel, *inputs: Tensor) -> list[Tensor]:
     """What the file gives for one sample, in torch layout."""
     sample = tuple(port.to_file(x) for port, x in zip(model.inputs, inputs, strict=True))
     (found,) = run_file(model.content, [sample])
-    return [port.to_torch(y) for port, y in zip(model.outputs, found, strict=True)]
+    return [to_torch(port, y) for port, y in zip(model.outputs, found, strict=True)]
 
 
 def lowered(network: nn.Module, *inputs: Tensor) -> tuple[FloatModel, float]:

@@ -9,6 +9,7 @@ from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from nbcompile.exporters.to_tflite.quantize.ranges import BINS, UNKNOWN, Ranges, _Histogram, _histograms, measure_ranges
 from nbcompile.exporters.to_tflite.run.interpreters import Sample
+from tests.exporters.to_tflite.lowered import to_torch
 
 
 class Net(nn.Module):
@@ -50,7 +51,7 @@ def of(ranges: Ranges, model: FloatModel, layer: str) -> tuple[float, float]:
 def test_minmax_is_what_pytorch_computes(net: Net, model: FloatModel) -> None:
     given = samples(6)
     found = measure_ranges(model, given)
-    x = torch.cat([model.inputs[0].to_torch(one[0]) for one in given])
+    x = torch.cat([to_torch(model.inputs[0], one[0]) for one in given])
     with torch.no_grad():
         hidden, y = net.act(net.conv(x)), net(x)
     assert of(found, model, "input") == pytest.approx((float(x.min()), float(x.max())))
@@ -106,7 +107,7 @@ def test_histograms_count_what_is_exactly_zero_apart(net: Net, model: FloatModel
     (index,) = (tensor.index for tensor in read_file(model.content).tensors if tensor.name == "conv")
     found = _histograms(model, given, {index: measure_ranges(model, given).seen[index]})[index]
     with torch.no_grad():
-        hidden = net.act(net.conv(torch.cat([model.inputs[0].to_torch(x) for (x,) in given])))
+        hidden = net.act(net.conv(torch.cat([to_torch(model.inputs[0], x) for (x,) in given])))
     assert found.zeros == int((hidden == 0).sum()) > 0
     assert found.counts.sum() == int((hidden != 0).sum())
 

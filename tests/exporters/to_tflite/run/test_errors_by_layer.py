@@ -5,7 +5,7 @@ from nbcompile.exporters.to_tflite.file.flatbuffer import FileTensor, Quantizati
 from nbcompile.exporters.to_tflite.file.pairs import rounded
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
-from nbcompile.exporters.to_tflite.run.errors_by_layer import BAND, by_layer, first_outside
+from nbcompile.exporters.to_tflite.run.errors_by_layer import BAND, by_layer
 from nbcompile.exporters.to_tflite.run.interpreters import KERNELS
 from tests.exporters.to_tflite.networks_tflite import NETWORKS, network, samples
 from tests.exporters.to_tflite.small_tflite import converted
@@ -34,7 +34,7 @@ def test_every_layer_of_a_good_file_is_in_its_band(kernels: str, model: FloatMod
     rows = by_layer(model, content, SAMPLES, kernels=kernels)
     assert [row.op for row in rows] == OPERATORS
     assert [row.layer for row in rows] == [str(i) for i in range(7)]
-    assert first_outside(rows) is None
+    assert all(row.inside for row in rows)
     for row in rows:
         assert row.own is not None
         assert row.expected is not None
@@ -61,8 +61,7 @@ def test_a_wrong_scale_of_a_result_is_named(wrong: int, factor: float, model: Fl
     tensor.quantization.scale = tensor.quantization.scale * np.float32(factor)
     rows = by_layer(model, pack(planted), SAMPLES)
     assert [row.layer for row in rows if not row.inside] == [str(wrong)]
-    first = first_outside(rows)
-    assert first is not None
+    first = rows[wrong]
     assert first.own is not None
     assert first.own > BAND
     assert first.expected is not None
@@ -76,8 +75,7 @@ def test_a_wrong_scale_of_one_channels_weights_is_named(wrong: int, model: Float
     scales = tensor.quantization.scale.copy()
     scales[int(np.argmax(scales))] *= 3
     tensor.quantization.scale = scales
-    first = first_outside(by_layer(model, pack(planted), SAMPLES))
-    assert first is not None
+    first = next(row for row in by_layer(model, pack(planted), SAMPLES) if not row.inside)
     assert first.layer == str(wrong)
 
 
@@ -87,8 +85,7 @@ def test_a_wrong_bias_is_named(model: FloatModel, content: bytes) -> None:
     bias = planted.buffers[tensor.buffer].data.view(np.int32).copy()
     bias[3] += 2000
     planted.buffers[tensor.buffer].data = bias.view(np.uint8)
-    first = first_outside(by_layer(model, pack(planted), SAMPLES))
-    assert first is not None
+    first = next(row for row in by_layer(model, pack(planted), SAMPLES) if not row.inside)
     assert first.layer == "0"
 
 
@@ -98,7 +95,7 @@ def test_scales_that_are_shared_or_prescribed_are_no_fault(name: str) -> None:
     model = FloatModel(network(name, int8=False), (), ())
     rows = by_layer(model, network(name), samples(shape))
     assert len(rows) > 5
-    assert first_outside(rows) is None
+    assert all(row.inside for row in rows)
 
 
 def test_a_branch_whose_scale_is_set_by_the_other_is_no_fault() -> None:
@@ -109,7 +106,7 @@ def test_a_branch_whose_scale_is_set_by_the_other_is_no_fault() -> None:
         FloatModel(converted(call, (1, 20), int8=False), (), ()), converted(call, (1, 20)), samples((1, 20))
     )
     assert [row.op for row in rows][-1] == "CONCATENATION"
-    assert first_outside(rows) is None
+    assert all(row.inside for row in rows)
 
 
 def test_a_float_file_is_equal_to_itself(model: FloatModel) -> None:
@@ -124,7 +121,7 @@ def test_conversions_have_no_rows_and_shift_none(model: FloatModel) -> None:
     assert [op.name for op in read_file(content).ops][:: len(OPERATORS) + 1] == ["QUANTIZE", "DEQUANTIZE"]
     rows = by_layer(model, content, SAMPLES)
     assert [row.op for row in rows] == OPERATORS
-    assert first_outside(rows) is None
+    assert all(row.inside for row in rows)
 
 
 def test_weights_are_rounded_as_their_integers_allow() -> None:
