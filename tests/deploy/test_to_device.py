@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import nbcompile
 from nbcompile.core.errors import ExportError, UsageError
-from nbcompile.deploy.to_device import size_in_bytes
+from nbcompile.deploy.options import size_in_bytes
 from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
 from nbcompile.exporters.to_tflite.file.options import Limits, held_out
 from nbcompile.exporters.to_tflite.lower.lowering import float_model

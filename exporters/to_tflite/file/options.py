@@ -1,10 +1,13 @@
-"""How a ``.tflite`` file is to be: what users choose; imports no TensorFlow."""
+"""How a ``.tflite`` file is to be: what users choose; imports neither TensorFlow nor torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from nbcompile.core.errors import UsageError
-from nbcompile.core.example import Inputs
+
+if TYPE_CHECKING:
+    from nbcompile.core.example import Inputs
 
 SCHEMES = ("int8", "int16x8", "dynamic", "float16", "float32")
 RANGES = ("minmax", "percentile", "mse")
@@ -114,7 +117,7 @@ ENOUGH_TO_HOLD_OUT = 4 * CHECKED
 """From so many samples on, those of the check do not calibrate: a file is judged by what it has not seen."""
 
 
-def held_out(samples: Sequence[Inputs]) -> tuple[list[Inputs], list[Inputs]]:
+def held_out(samples: "Sequence[Inputs]") -> "tuple[list[Inputs], list[Inputs]]":
     """The samples that calibrate, and those that the file is checked on, evenly chosen."""
     every = -(-len(samples) // CHECKED) or 1
     checked = list(samples[::every])

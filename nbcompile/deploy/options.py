@@ -1,0 +1,167 @@
+"""The options of ``.tflite`` files: of ``nbcompile.export(…, "tiny.tflite")`` and of ``nbcompile fuse``.
+
+A new one is a field here; those that say how numbers are stored go on to the exporter in its ``Recipe``.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nbcompile.core.errors import UsageError
+from nbcompile.core.options import CHECKS, documented, option, options_of
+from nbcompile.exporters.to_tflite.file.options import IO, RANGES, SCHEMES, Limits, Recipe, require_choice
+from nbcompile.exporters.to_tflite.targets.boards import BOARDS
+from nbcompile.exporters.to_tflite.targets.boards import board as board_of
+
+TARGETS = ("raspberrypi", "mcu")
+WHEN = ("auto", "always", "never")
+DEVICE, QUANTIZATION = "Device (.tflite)", "Quantization (.tflite)"
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",") if text else []
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"--preprocessing is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UsageError(
+            '--preprocessing must be a JSON object, such as {"scale": 0.00392, "mean": [0.5], "std": [0.5]}'
+        )
+    return value
+
+
+@documented
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    """What a ``.tflite`` file is to be.
+
+    Raises:
+        UsageError: if a value is not known, or two do not fit.
+    """
+
+    calibration: Any = option(
+        None,
+        "Images as the network will see them: a folder, or an .npz of N x C x H x W",
+        panel=QUANTIZATION,
+        metavar="DIR|FILE",
+        read=Path,
+        python="A folder of images, an ``.npz``, a tensor ``(N, C, H, W)`` or an iterable of batches",
+    )
+    target: str = option(
+        "raspberrypi",
+        "What runs the file: LiteRT, or TFLite Micro on a microcontroller (with C++ sources beside it)",
+        panel=DEVICE,
+        metavar="TARGET",
+        choices=TARGETS,
+    )
+    quantize: str = option("int8", "How numbers are stored", panel=QUANTIZATION, metavar="SCHEME", choices=SCHEMES)
+    io: str = option("int8", "Inputs and outputs of an integer file", metavar="TYPE", choices=IO)
+    ranges: str = option("minmax", "How ranges are taken from the calibration set", metavar="METHOD", choices=RANGES)
+    per_channel: bool = option(
+        True,
+        "One scale per weight tensor, not per output channel: for old runtimes",
+        flag="--per-tensor",
+        python="Whether convolutions have a scale per output channel",
+    )
+    dense_per_channel: bool = option(
+        True,
+        "The same of linear layers only",
+        flag="--dense-per-tensor",
+        python="The same of linear layers; older runtimes have no kernels for it",
+    )
+    float_layers: str | Sequence[str] = option(
+        (),
+        "Names and globs, with commas, of layers that stay float32",
+        metavar="NAMES",
+        read=_names,
+        python="Names and globs of layers that stay float32; one by itself, or several",
+    )
+    equalize: str = option(
+        "auto", "Equalize ranges across layers (auto: where it raises the SQNR)", metavar="WHEN", choices=WHEN
+    )
+    correct_bias: str = option(
+        "auto", "Correct biases for what quantization shifts, likewise", metavar="WHEN", choices=WHEN
+    )
+    board: str | None = option(
+        None,
+        "Memory by name, such as pico or esp32-s3, where --sram and --flash do not say",
+        panel=DEVICE,
+        metavar="BOARD",
+        offers=tuple(BOARDS),
+    )
+    sram: int | str | None = option(None, "That the arena may take, such as 192K", metavar="BYTES")
+    flash: int | str | None = option(None, "That the file may take, such as 1M", metavar="BYTES")
+    min_sqnr: float | None = option(
+        None,
+        "Signal over noise that the outputs must have against PyTorch's",
+        panel=CHECKS,
+        metavar="DB",
+        unset="by --quantize",
+    )
+    min_agreement: float | None = option(
+        None, "Samples, 0 to 1, whose largest output must be PyTorch's", metavar="SHARE"
+    )
+    preprocessing: Mapping[str, Any] | None = option(
+        None,
+        'How images become inputs: {"scale": 0.00392, "mean": [0.5], "std": [0.5]}',
+        panel=QUANTIZATION,
+        metavar="JSON",
+        unset="as the network records it",
+        read=_json_object,
+    )
+
+    def __post_init__(self) -> None:
+        for name, about in options_of(type(self)).items():
+            if about.choices:
+                require_choice(name, getattr(self, name), about.choices)
+        if self.micro and self.quantize in ("dynamic", "float16"):
+            raise UsageError(
+                f"quantize='{self.quantize}' makes files that TFLite Micro cannot run: use int8, int16x8 or float32"
+            )
+        if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
+            raise UsageError(
+                f"min_agreement={self.min_agreement} is not a share: give a number from 0 to 1, such as 0.99"
+            )
+
+    @property
+    def micro(self) -> bool:
+        """Whether TFLite Micro is to run the file."""
+        return self.target == "mcu"
+
+    def recipe(self) -> Recipe:
+        """How the file stores its numbers."""
+        layers = self.float_layers
+        names = (layers,) if isinstance(layers, str) else tuple(layers)  # a name by itself is no sequence of letters
+        return Recipe(self.quantize, self.io, self.ranges, self.per_channel, self.dense_per_channel, names)
+
+    def limits(self) -> Limits:
+        """Budgets as numbers; a board gives those that are not given."""
+        sram, flash = size_in_bytes(self.sram, "sram"), size_in_bytes(self.flash, "flash")
+        if self.board is not None:
+            known = board_of(self.board)
+            sram, flash = sram or known.block, flash or known.flash
+        return Limits(sqnr=self.min_sqnr, agreement=self.min_agreement, sram=sram, flash=flash)
+
+
+_UNITS = {"": 1, "K": 1024, "M": 1024**2}
+
+
+def size_in_bytes(value: int | str | None, option: str) -> int | None:
+    """A number of bytes: ``196608``, ``"192K"`` or ``"1M"`` (of 1,024 and 1,048,576).
+
+    Raises:
+        UsageError: if it is none; ``option`` is named.
+    """
+    if value is None or (isinstance(value, int) and value > 0):
+        return value
+    found = re.fullmatch(r"(\d+)\s*([KM]?)(?:i?B)?", str(value).strip(), re.IGNORECASE)
+    if not found or not int(found[1]):
+        raise UsageError(f"{option}={value!r} is not a size: give bytes, such as 196608, 192K or 1M")
+    return int(found[1]) * _UNITS[found[2].upper()]
