@@ -26,6 +26,9 @@ from nbcompile.training.seeds import seed_everything
 SHARED = 0.25
 """Equal compute is rounded up to a multiple of this part of the run, so that settings share their controls."""
 
+_UNSAID: dict[str, Any] = {"method": "netbooster"}
+"""What a run was told that says no method: the folders of older runs keep their names."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -44,13 +47,13 @@ class Run:
     @classmethod
     def of(cls, network: str, options: Options, root: Path) -> "Run":
         """A run that is told ``options``; those at their defaults are left out, so that new ones orphan no run."""
-        said, default = TrainConfig(**options).to_json(), TrainConfig().to_json()
+        said, default = TrainConfig(**options).to_json(), TrainConfig(**_UNSAID).to_json()
         return cls(network, json.dumps({k: v for k, v in said.items() if v != default[k]}, sort_keys=True), root)
 
     @property
     def config(self) -> TrainConfig:
         """What it is told."""
-        return TrainConfig.from_json(json.loads(self.fields))
+        return TrainConfig.from_json(_UNSAID | json.loads(self.fields))
 
     @property
     def folder(self) -> Path:

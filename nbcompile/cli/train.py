@@ -7,6 +7,7 @@ import typer
 
 from nbcompile.cli.options import MODEL_HELP, Block, Input, Json, Model, Output, Preserve, Ratio, Where, give
 from nbcompile.core.errors import UsageError
+from nbcompile.training.methods import method_help
 
 
 def train(
@@ -21,7 +22,7 @@ def train(
     ],
     model: Model = None,
     input: Input = None,
-    method: Annotated[str, typer.Option(help="vanilla, netbooster, kd or netbooster+kd.")] = "netbooster",
+    method: Annotated[str | None, typer.Option(help=method_help())] = None,
     epochs: Annotated[int | None, typer.Option(help="Of the whole run_train.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per optimiser step, over all processes.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,

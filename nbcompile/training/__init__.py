@@ -1,28 +1,30 @@
-"""The reference recipe on Lightning Fabric: one loop, one small file per method.
+"""The reference recipe on Lightning Fabric: one loop, one small file per method."""
 
-::
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-    config.py  rules.py    what a run is told, and what it must keep          records.py   what it tells
-    data.py                what a data set is; the table of them              schedule.py  learning rate, groups
-        digits.py  cifar10.py  imagefolder.py  torchvision_data.py  factory_data.py
-        tensor_images.py   small images, by the batch        transformed_images.py  pictures.py   large ones, in files
-        choosing.py        some of the images
-    loader.py              batches and their order                            seeds.py     random numbers
-    methods/               what differs between methods      head.py        a new last layer
-    loop.py                the loop                          session.py     what it works with
-    begin.py  finish.py    start and end of a run            averaging.py   an average of the weights
-    check.py               model against data                measure.py  meter.py   accuracy, loss
-    runs.py                the run folder, resuming          tensorboard.py  curves.py   pictures of it
-    engine.py              Fabric                            failures.py    errors as sentences
-    deployed.py            accuracy of deploy files          progress.py    bars and lines
-    command.py             behind `nbcompile train`
+if TYPE_CHECKING:
+    from nbcompile.training.config import TrainConfig as TrainConfig
+    from nbcompile.training.loop import train as train
+    from nbcompile.training.outputs.records import Epoch as Epoch
+    from nbcompile.training.outputs.records import Event as Event
+    from nbcompile.training.outputs.records import Started as Started
+    from nbcompile.training.outputs.records import Stepped as Stepped
+    from nbcompile.training.outputs.records import TrainResult as TrainResult
 
-A new data set is one file and a few lines in ``data.py``; a new method one file and one line in
-``methods/__init__.py``.
-"""
-
-from nbcompile.training.config import TrainConfig
-from nbcompile.training.loop import train
-from nbcompile.training.outputs.records import Epoch, Event, Started, Stepped, TrainResult
+_HOME = {"train": "nbcompile.training.loop", "TrainConfig": "nbcompile.training.config"} | dict.fromkeys(
+    ("Epoch", "Event", "Started", "Stepped", "TrainResult"), "nbcompile.training.outputs.records"
+)
 
 __all__ = ["Epoch", "Event", "Started", "Stepped", "TrainConfig", "TrainResult", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'nbcompile.training' has no attribute '{name}'")
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

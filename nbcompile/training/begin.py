@@ -13,7 +13,6 @@ from nbcompile.expansion import record_again
 from nbcompile.training.config import TrainConfig
 from nbcompile.training.data.base import Batch, Data, Images
 from nbcompile.training.loader import BatchOrder, Loader
-from nbcompile.training.methods import METHODS
 from nbcompile.training.outputs.records import Epoch
 from nbcompile.training.outputs.run_folder import RunFolder
 from nbcompile.training.schedule import WarmupCosine
@@ -43,7 +42,7 @@ def set_up(
     if steps == 0:
         raise UsageError(f"batch_size {config.batch_size} is more than the {len(data.train)} images to train on")
     history = [Epoch(**epoch) for epoch in checkpoint["history"]] if checkpoint is not None else []
-    method = METHODS[config.method](config, steps, teacher)
+    method = config.method_row.start(config, steps, teacher)
     bare = method.prepare(_copied(model, data))
     for epoch in range(max(1, len(history))):
         bare = advanced(method, bare, epoch)

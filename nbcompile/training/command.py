@@ -10,9 +10,10 @@ from torch import nn
 from nbcompile.checkpoint import check_output
 from nbcompile.core.example import origin_of
 from nbcompile.open_network import is_file, open_network
-from nbcompile.training.config import SELF, TrainConfig
+from nbcompile.training.config import TrainConfig
 from nbcompile.training.engine import is_main_process
 from nbcompile.training.loop import train
+from nbcompile.training.methods import SELF
 from nbcompile.training.outputs.progress import Display
 from nbcompile.training.outputs.records import TrainResult
 from nbcompile.training.seeds import seed_everything

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from nbcompile.core.errors import UsageError
-from nbcompile.training.rules import check
-
-SELF = "self"
-"""The teacher of a giant that is its own."""
+from nbcompile.training.methods import METHODS, MethodRow, default_method
+from nbcompile.training.rules import check, check_named
 
 
 class Phases(NamedTuple):
@@ -36,8 +34,9 @@ class TrainConfig:
             ``package.module:factory``.
         train_images: train on so many images, evenly chosen, > 0; None takes all.
         skip_broken: pass over images that cannot be read, instead of refusing them.
-        method: ``vanilla`` (the network as it is), ``netbooster`` (expand, train, PLT, fine-tune), and both with
-            distillation: ``kd``, ``netbooster+kd``.
+        method: a name of ``METHODS``: ``vanilla`` (the network as it is), ``netbooster`` (expand, train, PLT,
+            fine-tune), and both with distillation: ``kd``, ``netbooster+kd``. None is what docs/accuracy.md recommends:
+            ``vanilla``, or with a teacher ``kd``; for a network that is a giant already ``netbooster`` in their place.
         epochs: passes over the training set in the whole run, > 0.
         batch_size: images per optimiser step, summed over all processes, > 0.
         accumulate: parts in which a process computes its share of a batch, one after the other, > 0.
@@ -86,7 +85,7 @@ class TrainConfig:
     data: str = "digits"
     train_images: int | None = None
     skip_broken: bool = False
-    method: str = "netbooster"
+    method: str | None = None
     epochs: int = 60
     batch_size: int = 32
     accumulate: int = 1
@@ -130,14 +129,31 @@ class TrainConfig:
         check(self)
 
     @property
+    def method_row(self) -> MethodRow:
+        """The method; where none is named, that for a network which is no giant yet."""
+        return default_method(teacher=self.teacher is not None) if self.method is None else METHODS[self.method]
+
+    @property
     def expands(self) -> bool:
-        """Whether the method is a netbooster."""
-        return self.method.startswith("netbooster")
+        """Whether the method trains a giant."""
+        return self.method_row.expands
 
     @property
     def distils(self) -> bool:
         """Whether the method has a teacher."""
-        return self.method.endswith("kd")
+        return self.method_row.distils
+
+    def for_network(self, *, giant: bool) -> "TrainConfig":
+        """With the method's name, for a network that is a giant or not.
+
+        Raises:
+            UsageError: if none is named, and an option is given that goes with another one.
+        """
+        if self.method is not None:
+            return self
+        row = default_method(giant=giant, teacher=self.teacher is not None)
+        check_named(self, row)
+        return dataclasses.replace(self, method=row.name)
 
     @property
     def warmup(self) -> float:

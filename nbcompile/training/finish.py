@@ -33,7 +33,7 @@ def finish(session: Session, data: Data, output: Path, check_export: bool) -> Tr
             files = check_files(model if fused is None else fused, data, session.config, session.folder.path)
     found: Deployed = session.fabric.broadcast(files)
     result = TrainResult(
-        method=session.config.method,
+        method=session.config.method_row.name,
         data=data.name,
         history=tuple(session.history),
         accuracy=session.history[-1].val_accuracy,

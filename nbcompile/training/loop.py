@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from nbcompile.checkpoint import check_output
+from nbcompile.core.blocks import sites
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import origin_of
 from nbcompile.core.wrappers import copied
 from nbcompile.training.begin import set_up
 from nbcompile.training.check import check_fits
-from nbcompile.training.config import SELF, TrainConfig
+from nbcompile.training.config import TrainConfig
 from nbcompile.training.data.base import Data
 from nbcompile.training.data.load import load_data
 from nbcompile.training.engine import start_fabric
@@ -21,6 +22,7 @@ from nbcompile.training.finish import finish
 from nbcompile.training.head import with_classes
 from nbcompile.training.measure import accuracy
 from nbcompile.training.meter import Meter
+from nbcompile.training.methods import SELF
 from nbcompile.training.outputs.records import Epoch, Event, Started, TrainResult
 from nbcompile.training.outputs.run_folder import RunFolder
 from nbcompile.training.seeds import seed_everything
@@ -70,6 +72,7 @@ def train(
     """
     output = Path(output)
     check_output(output)
+    config = config.for_network(giant=bool(sites(model)))
     folder = RunFolder(Path(run_dir) if run_dir is not None else output.parent / f"{output.stem}-run")
     checkpoint = folder.open(config, resume=resume)
     fabric = start_fabric(config)
@@ -88,7 +91,7 @@ def train(
             folder.begin(config, session.history)
         tell(
             Started(
-                method=config.method,
+                method=config.method_row.name,
                 data=data.name,
                 epochs=config.epochs,
                 done=len(session.history),

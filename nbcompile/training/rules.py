@@ -1,17 +1,18 @@
 """What the options of a training run must keep."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from nbcompile.core.errors import UsageError
+from nbcompile.training.methods import METHODS, SELF, MethodRow
 
 if TYPE_CHECKING:
     from nbcompile.training.config import TrainConfig
 
 CHOICES = {
-    "method": ("vanilla", "netbooster", "kd", "netbooster+kd"),
     "precision": ("32-true", "bf16-mixed"),
     "decay": ("linear", "cosine"),
     "contract_at": ("end", "decay"),
@@ -34,8 +35,8 @@ def check(config: "TrainConfig") -> None:
     Raises:
         UsageError: with the option, its bound and its value.
     """
-    for name, known in CHOICES.items():
-        if getattr(config, name) not in known:
+    for name, known in {"method": tuple(METHODS), **CHOICES}.items():
+        if getattr(config, name) not in known and (name, getattr(config, name)) != ("method", None):
             raise UsageError(f"{name} must be one of {', '.join(known)}, not '{getattr(config, name)}'")
     for name in _POSITIVE:
         _check(config, name, "> 0", lambda x: x > 0)
@@ -84,11 +85,25 @@ def _check_phases(config: "TrainConfig") -> None:
 
 
 def _check_teacher(config: "TrainConfig") -> None:
+    own = " or ".join(row.name for row in METHODS.values() if row.distils and row.expands)
     if config.distils and config.teacher is None:
-        raise UsageError(f"method '{config.method}' needs a teacher: a file or a MODEL; netbooster+kd can have 'self'")
+        raise UsageError(f"method '{config.method}' needs a teacher: a file or a MODEL; {own} can have '{SELF}'")
     if config.teacher is not None and not config.distils:
-        raise UsageError(f"method '{config.method}' has no teacher: choose kd or netbooster+kd")
-    if config.teacher == "self" and not config.expands:
-        raise UsageError("teacher 'self' is the giant before its slopes rise: it needs method netbooster+kd")
-    if config.teacher_model is not None and config.teacher in (None, "self"):
+        known = " or ".join(row.name for row in METHODS.values() if row.distils)
+        raise UsageError(f"method '{config.method}' has no teacher: choose {known}")
+    if config.teacher == SELF and not config.expands:
+        raise UsageError(f"teacher '{SELF}' is the giant before its slopes rise: it needs method {own}")
+    if config.teacher_model is not None and config.teacher in (None, SELF):
         raise UsageError("teacher_model goes with a file of weights as teacher")
+
+
+def check_named(config: "TrainConfig", row: MethodRow) -> None:
+    """Check that nothing is lost which is meant for one method, where ``row`` is taken because none is named.
+
+    Raises:
+        UsageError: if an option is not at its default and goes with other methods only.
+    """
+    given = {field.name for field in dataclasses.fields(config) if getattr(config, field.name) != field.default}
+    for name in sorted(given - set(row.takes)):
+        if takers := [one.name for one in METHODS.values() if name in one.takes]:
+            raise UsageError(f"{name} goes with method {' or '.join(takers)}, not with {row.name}: name the method")

@@ -11,7 +11,7 @@ from torch.optim import SGD
 from nbcompile.training.averaging import Average
 from nbcompile.training.config import TrainConfig
 from nbcompile.training.loader import Loader
-from nbcompile.training.methods import Method
+from nbcompile.training.methods.base import Method
 from nbcompile.training.outputs.records import Epoch, Event
 from nbcompile.training.outputs.run_folder import RunFolder
 from nbcompile.training.schedule import WarmupCosine

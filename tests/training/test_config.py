@@ -5,17 +5,23 @@ import pytest
 
 from nbcompile import UsageError
 from nbcompile.training import TrainConfig
-from nbcompile.training.methods import METHODS
-from nbcompile.training.rules import CHOICES
 
 
 def test_json_form_is_a_round_trip() -> None:
-    config = TrainConfig(where=("features.*", "head"), input_size=16, plt_epochs=3)
+    config = TrainConfig(method="netbooster", where=("features.*", "head"), input_size=16, plt_epochs=3)
     assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
-def test_every_method_is_in_the_table() -> None:
-    assert tuple(METHODS) == CHOICES["method"]
+def test_a_method_that_is_not_named_is_the_recommended_one() -> None:
+    """docs/accuracy.md: nothing is ahead of plain training at the same compute; at the same epochs a teacher is."""
+    assert TrainConfig().for_network(giant=False).method == TrainConfig().method_row.name == "vanilla"
+    taught = TrainConfig(teacher="teacher.pt", temperature=2.0)
+    assert taught.for_network(giant=False).method == taught.method_row.name == "kd"
+    assert TrainConfig().for_network(giant=True).method == "netbooster"
+    assert taught.for_network(giant=True).method == "netbooster+kd"
+    assert TrainConfig(giant_epochs=0).for_network(giant=True).method == "netbooster"
+    for name in ("vanilla", "netbooster"):
+        assert TrainConfig(method=name).for_network(giant=name == "vanilla").method == name
 
 
 @pytest.mark.parametrize(
@@ -32,7 +38,7 @@ def test_every_method_is_in_the_table() -> None:
     ],
 )
 def test_phases(options: dict[str, Any], phases: tuple[int, int, int]) -> None:
-    assert TrainConfig(**options).phases == phases
+    assert TrainConfig(method="netbooster", **options).phases == phases
 
 
 @pytest.mark.parametrize(
@@ -58,20 +64,23 @@ def test_phases(options: dict[str, Any], phases: tuple[int, int, int]) -> None:
         ({"epochs": 10, "restarts": (2,)}, "restarts must rise, between the warm-up of 2 epochs and epochs 10, not 2"),
         ({"epochs": 10, "restarts": (10,)}, "restarts must rise, .*, not 10"),
         (
-            {"epochs": 10, "plain_epochs": 6, "giant_epochs": 4, "plt_epochs": 0},
+            {"method": "netbooster", "epochs": 10, "plain_epochs": 6, "giant_epochs": 4, "plt_epochs": 0},
             "plain_epochs 6 \\+ giant_epochs 4 \\+ plt_epochs 0 do not fit into epochs 10: "
             "the slopes would not reach 1",
         ),
         (
-            {"giant_epochs": 0, "plt_epochs": 0, "contract_at": "decay"},
+            {"method": "netbooster", "giant_epochs": 0, "plt_epochs": 0, "contract_at": "decay"},
             "contract_at='decay' needs giant_epochs or plt_epochs: nothing would be trained as a giant",
         ),
         (
-            {"collapse": True, "contract_at": "decay"},
+            {"method": "netbooster", "collapse": True, "contract_at": "decay"},
             "collapse trains the giant in weight space, contract_at='decay' has none left: choose one",
         ),
         ({"method": "kd"}, "method 'kd' needs a teacher: a file or a MODEL; netbooster\\+kd can have 'self'"),
-        ({"teacher": "self"}, "method 'netbooster' has no teacher: choose kd or netbooster\\+kd"),
+        (
+            {"method": "netbooster", "teacher": "self"},
+            "method 'netbooster' has no teacher: choose kd or netbooster\\+kd",
+        ),
         (
             {"method": "kd", "teacher": "self"},
             "teacher 'self' is the giant before its slopes rise: it needs method netbooster\\+kd",
@@ -80,13 +89,15 @@ def test_phases(options: dict[str, Any], phases: tuple[int, int, int]) -> None:
             {"method": "netbooster+kd", "teacher": "self", "teacher_model": "timm:resnet18"},
             "teacher_model goes with a file of weights as teacher",
         ),
+        ({"teacher_model": "timm:resnet18"}, "teacher_model goes with a file of weights as teacher"),
+        ({"teacher": "self"}, "teacher 'self' is the giant before its slopes rise: it needs method netbooster\\+kd"),
         ({"weight_decay": -0.1}, "weight_decay must be >= 0, not -0.1"),
         ({"giant_epochs": -1}, "giant_epochs must be >= 0, not -1"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\), not 1.0"),
         ({"label_smoothing": 1.5}, r"label_smoothing must be in \[0, 1\), not 1.5"),
         ({"epochs": 2, "warmup_epochs": 2}, "warmup_epochs must be less than epochs 2, not 2"),
         (
-            {"epochs": 10, "giant_epochs": 8, "plt_epochs": 3},
+            {"method": "netbooster", "epochs": 10, "giant_epochs": 8, "plt_epochs": 3},
             "giant_epochs 8 \\+ plt_epochs 3 do not fit into epochs 10: the slopes would not reach 1",
         ),
     ],
@@ -94,6 +105,25 @@ def test_phases(options: dict[str, Any], phases: tuple[int, int, int]) -> None:
 def test_refuses(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UsageError, match=rf"^{sentence}$"):
         TrainConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "giant", "sentence"),
+    [
+        ({"ratio": 4}, False, "ratio goes with method netbooster or netbooster\\+kd, not with vanilla"),
+        ({"kd_weight": 0.5}, False, "kd_weight goes with method kd or netbooster\\+kd, not with vanilla"),
+        ({"kd_weight": 0.5}, True, "kd_weight goes with method kd or netbooster\\+kd, not with netbooster"),
+        (
+            {"teacher": "t.pt", "kd_weight": 0.5, "collapse": True},
+            False,
+            "collapse goes with method netbooster or netbooster\\+kd, not with kd",
+        ),
+    ],
+)
+def test_what_goes_with_another_method_is_not_lost(options: dict[str, Any], giant: bool, sentence: str) -> None:
+    with pytest.raises(UsageError, match=rf"^{sentence}: name the method$"):
+        TrainConfig(**options).for_network(giant=giant)
+    assert TrainConfig(**options | {"method": "vanilla", "teacher": None}).for_network(giant=giant).method == "vanilla"
 
 
 def test_refuses_an_unknown_option() -> None:

@@ -101,7 +101,7 @@ def test_same_seed_same_numbers(net: nn.Module, tmp_path: Path) -> None:
 
 
 def test_the_loss_is_label_smoothed_cross_entropy() -> None:
-    method = METHODS["vanilla"](config(label_smoothing=0.2), 1)
+    method = METHODS["vanilla"].start(config(label_smoothing=0.2), 1)
     logits, labels = torch.randn(5, 10), torch.arange(5)
     loss, given = method.loss(nn.Identity(), logits, labels)
     target = 0.8 * F.one_hot(labels, 10) + 0.2 / 10

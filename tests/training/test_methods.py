@@ -13,7 +13,7 @@ from nbcompile import UsageError
 from nbcompile.core.blocks import sites
 from nbcompile.core.example import Origin, TensorSpec, remember
 from nbcompile.training.config import TrainConfig
-from nbcompile.training.methods import METHODS, Method
+from nbcompile.training.methods.base import Method
 from nbcompile.training.methods.distillation import divergence
 
 STEPS = 5  # an epoch
@@ -32,8 +32,9 @@ def network() -> nn.Module:
 
 
 def method(foreign: nn.Module | None = None, **options: Any) -> Method:
-    config = TrainConfig(**{"epochs": 10, "warmup_epochs": 0, "where": "all", "ratio": 2, **options})
-    return METHODS[config.method](config, STEPS, foreign)
+    defaults = {"method": "netbooster", "epochs": 10, "warmup_epochs": 0, "where": "all", "ratio": 2}
+    config = TrainConfig(**(defaults | options))
+    return config.method_row.start(config, STEPS, foreign)
 
 
 def trained(one: Method, epochs: int, model: nn.Module | None = None) -> tuple[list[nn.Module], list[float | None]]:

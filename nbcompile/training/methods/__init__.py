@@ -1,10 +1,108 @@
-"""The table of training methods."""
+"""The table of training methods.
 
-from nbcompile.training.methods.base import Method
-from nbcompile.training.methods.distillation import KD, NetBoosterKD
-from nbcompile.training.methods.netbooster import NetBooster
-from nbcompile.training.methods.vanilla import Vanilla
+A new method is one file here, with a class on `nbcompile.training.methods.base.Method`, and one row. The rows import no
+torch: ``--help`` reads them, and what a run is told is checked against them.
+"""
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Vanilla, NetBooster, KD, NetBoosterKD)}
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-__all__ = ["METHODS", "Method"]
+if TYPE_CHECKING:
+    from torch import nn
+
+    from nbcompile.training.config import TrainConfig
+    from nbcompile.training.methods.base import Method
+
+SELF = "self"
+"""The teacher of a giant that is its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodRow:
+    """What a training method is.
+
+    Attributes:
+        name: what ``--method`` is given.
+        help: what it does, in a few words.
+        classes: where it is written, as ``module:Class``; of several, each changes what those behind it do.
+        measured: where docs/accuracy.md has it, in points of accuracy over plain training.
+        expands: whether it trains a giant; a network that is none yet is expanded.
+        distils: whether the network also learns what a teacher answers; then a run needs ``teacher``.
+        takes: fields of ``TrainConfig`` that mean nothing to other methods.
+    """
+
+    name: str
+    help: str
+    classes: tuple[str, ...]
+    measured: str = "not measured yet"
+    expands: bool = False
+    distils: bool = False
+    takes: tuple[str, ...] = ()
+
+    def start(self, config: "TrainConfig", steps_per_epoch: int, teacher: "nn.Module | None" = None) -> "Method":
+        """The method at the beginning of a run; see `nbcompile.training.methods.base.Method`."""
+        places = (place.partition(":") for place in self.classes)
+        bases = tuple(getattr(import_module(module), name) for module, _, name in places)
+        made: Method = type(self.name, bases, {})(config, steps_per_epoch, teacher)
+        return made
+
+
+def taught(row: MethodRow, name: str, measured: str) -> MethodRow:
+    """The method of ``row`` with a teacher."""
+    return replace(
+        row,
+        name=name,
+        help=f"{row.name} with a teacher",
+        classes=("nbcompile.training.methods.distillation:Distilled", *row.classes),
+        measured=measured,
+        distils=True,
+        takes=(*row.takes, "teacher", "teacher_model", "temperature", "kd_weight"),
+    )
+
+
+_VANILLA = MethodRow(
+    name="vanilla",
+    help="the network as it is",
+    classes=("nbcompile.training.methods.vanilla:Vanilla",),
+    measured="nothing is measurably ahead of it at the same compute",
+)
+_NETBOOSTER = MethodRow(
+    name="netbooster",
+    help="expand, train, PLT, fine-tune, fuse",
+    classes=("nbcompile.training.methods.netbooster:NetBooster",),
+    measured="+0.1 to +0.4 at the same epochs, level or behind at the same compute",
+    expands=True,
+    takes=(
+        *("where", "block", "ratio", "preserve", "plain_epochs", "giant_epochs", "plt_epochs", "decay"),
+        *("contract_at", "collapse", "inserted_lr", "inserted_weight_decay"),
+    ),
+)
+
+METHODS: dict[str, MethodRow] = {
+    row.name: row
+    for row in (
+        _VANILLA,
+        _NETBOOSTER,
+        taught(_VANILLA, "kd", "+1.73 ± 0.20 at the same epochs where training is short, behind at the same compute"),
+        taught(_NETBOOSTER, "netbooster+kd", "+1.48 ± 0.25 at the same epochs, under kd; behind at the same compute"),
+    )
+}
+"""By name. What is recommended for a kind of run stands before others for it: see `default_method`."""
+
+
+def default_method(*, giant: bool = False, teacher: bool = False) -> MethodRow:
+    """What a run is that names no method: what docs/accuracy.md recommends.
+
+    Args:
+        giant: whether the network is one already; it is then made linear, to be fused.
+        teacher: whether there is one.
+    """
+    return next(row for row in METHODS.values() if row.expands == giant and row.distils == teacher)
+
+
+def method_help() -> str:
+    """The table in a sentence, for ``--help``."""
+    rows = ", ".join(f"{row.name} ({row.help})" for row in METHODS.values())
+    names = (default_method(giant=giant, teacher=teacher).name for giant, teacher in ((0, 0), (0, 1), (1, 0)))
+    return "{}; default: {}, with a teacher {}, for a giant {}.".format(rows, *names)

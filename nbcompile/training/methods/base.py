@@ -1,13 +1,15 @@
 """What a training method may do differently; the loop does the rest."""
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nbcompile.training.config import TrainConfig
-from nbcompile.training.schedule import parameter_groups
+from nbcompile.training.methods.groups import parameter_groups
+
+if TYPE_CHECKING:
+    from nbcompile.training.config import TrainConfig
 
 
 class Method(ABC):
@@ -19,9 +21,7 @@ class Method(ABC):
         teacher: for methods that distil; frozen, in eval mode.
     """
 
-    name: ClassVar[str]
-
-    def __init__(self, config: TrainConfig, steps_per_epoch: int, teacher: nn.Module | None = None) -> None:
+    def __init__(self, config: "TrainConfig", steps_per_epoch: int, teacher: nn.Module | None = None) -> None:
         self.config, self.steps_per_epoch, self.teacher = config, steps_per_epoch, teacher
 
     @abstractmethod
@@ -49,7 +49,7 @@ class Method(ABC):
 
     @abstractmethod
     def phase(self, epoch: int) -> str:
-        """What happens in ``epoch``, counted from 0, in a word."""
+        """What happens in ``epoch``, counted from 0, in a word; networks of one phase cost the same."""
 
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Loss (a scalar) and logits ``(N, K)`` of a batch.

@@ -1,20 +1,18 @@
-"""Knowledge distillation: the network also learns what a teacher answers; alone, and during NetBooster.
+"""Knowledge distillation: the network also learns what a teacher answers; beside any other method.
 
 Source: Hinton et al. 2015, arXiv:1503.02531, eq. 1, in the form of Tian et al. 2020, arXiv:1910.10699 (RepDistiller):
 the divergence is summed over classes and averaged over the batch. A giant that teaches its own linearisation is ours.
 """
 
 import copy
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nbcompile.training.config import SELF
+from nbcompile.training.methods import SELF
 from nbcompile.training.methods.base import Method
-from nbcompile.training.methods.netbooster import NetBooster
-from nbcompile.training.methods.vanilla import Vanilla
 
 
 def divergence(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -30,7 +28,16 @@ def divergence(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 class Distilled(Method):
-    """A method whose loss is ``(1 - w)`` times its own and ``w`` times the divergence from the teacher."""
+    """Put before a method: its loss becomes ``(1 - w)`` times its own and ``w`` times the divergence from the teacher.
+
+    The teacher is the same in all phases; or it is the giant itself, while its slopes rise and after.
+    """
+
+    def attach(self, model: nn.Module, epoch: int) -> None:
+        """At the start of the decay a copy of the giant becomes its own teacher."""
+        if self.config.teacher == SELF and epoch == self.config.phases.decay:
+            self.teacher = copy.deepcopy(model).eval().requires_grad_(False)
+        super().attach(model, epoch)
 
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """See `Method.loss`; where there is no teacher yet, the method's own."""
@@ -42,31 +49,14 @@ class Distilled(Method):
         weight = self.config.kd_weight
         return (1 - weight) * loss + weight * divergence(logits, answers, self.config.temperature), logits
 
-
-class KD(Distilled, Vanilla):
-    """The network as it is, with a teacher."""
-
-    name: ClassVar[str] = "kd"
-
-
-class NetBoosterKD(Distilled, NetBooster):
-    """NetBooster with a teacher: in all phases, or the giant itself while its slopes rise and after."""
-
-    name: ClassVar[str] = "netbooster+kd"
-
-    def attach(self, model: nn.Module, epoch: int) -> None:
-        """At the start of the decay a copy of the giant becomes its own teacher."""
-        if self.config.teacher == SELF and epoch == self._phases.decay:
-            self.teacher = copy.deepcopy(model).eval().requires_grad_(False)
-        super().attach(model, epoch)
-
     def state_dict(self) -> dict[str, Any]:
         """The weights of the giant that teaches itself; a foreign teacher is read again."""
         if self.teacher is None or self.config.teacher != SELF:
-            return {}
-        return {"teacher": self.teacher.state_dict()}
+            return super().state_dict()
+        return super().state_dict() | {"teacher": self.teacher.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of ``state_dict``."""
+        super().load_state_dict(state)
         if self.teacher is not None and "teacher" in state:
             self.teacher.load_state_dict(state["teacher"])

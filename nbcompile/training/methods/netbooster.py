@@ -5,7 +5,7 @@ say what happens to the learning rate when the slopes start to rise), and so are
 in weight space, and contracting early.
 """
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,17 +17,17 @@ from nbcompile.core.example import inputs_for
 from nbcompile.expansion import expand
 from nbcompile.fusion import fuse
 from nbcompile.plt import PLT
-from nbcompile.training.config import TrainConfig
 from nbcompile.training.methods.base import Method
-from nbcompile.training.schedule import inserted_groups
+from nbcompile.training.methods.groups import inserted_groups
+
+if TYPE_CHECKING:
+    from nbcompile.training.config import TrainConfig
 
 
 class NetBooster(Method):
     """Expands the network where it is not a giant yet, and moves the slopes after every optimiser step."""
 
-    name: ClassVar[str] = "netbooster"
-
-    def __init__(self, config: TrainConfig, steps_per_epoch: int, teacher: nn.Module | None = None) -> None:
+    def __init__(self, config: "TrainConfig", steps_per_epoch: int, teacher: nn.Module | None = None) -> None:
         super().__init__(config, steps_per_epoch, teacher)
         self._phases = config.phases
         self._plt: PLT | None = None

@@ -1,7 +1,5 @@
 """The network as it is: the baseline that every other method is measured against."""
 
-from typing import ClassVar
-
 from torch import nn
 
 from nbcompile.training.methods.base import Method
@@ -9,8 +7,6 @@ from nbcompile.training.methods.base import Method
 
 class Vanilla(Method):
     """Trains the network as it is."""
-
-    name: ClassVar[str] = "vanilla"
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """The network itself."""
