@@ -2,6 +2,8 @@
 
 import re
 import tomllib
+from importlib import import_module
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,16 @@ class Rooms(griffe.Extension):
         for installed, folder in setup["package-dir"].items():
             if installed.startswith("nbcompile."):
                 pkg.set_member(installed.removeprefix("nbcompile."), loader.load(folder))
+
+    def on_attribute_instance(self, *, attr: griffe.Attribute, **_: Any) -> None:
+        """``option(180.0, "Of the oven", …)`` is a field whose default is 180.0."""
+        if isinstance(attr.value, griffe.ExprCall) and attr.value.canonical_name == "option":
+            attr.value = attr.value.arguments[0]
+
+    def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
+        """A table of options writes its own docstring when it is imported."""
+        if any(str(decorator.value) == "documented" for decorator in cls.decorators) and cls.docstring is not None:
+            cls.docstring.value = cleandoc(getattr(import_module(cls.module.path), cls.name).__doc__)
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """``:func:`name``` is for editors; a page shows the name."""

@@ -19,6 +19,7 @@ from nbcompile.cli.app import app
 from nbcompile.core.blocks import sites
 from nbcompile.exporters.to_tflite.targets.boards import BOARDS
 from nbcompile.models import build
+from nbcompile.training.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
 PAGES = {str(p.relative_to(ROOT)): p.read_text() for p in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
@@ -159,6 +160,12 @@ def test_the_boards_have_the_memory_that_is_said() -> None:
     for name, *sizes in rows:
         block, flash = (1024 * int(size.replace(",", "")) for size in sizes)
         assert (BOARDS[name].block, BOARDS[name].flash) == (block, flash)
+
+
+def test_what_methods_say_of_themselves_is_on_the_page() -> None:
+    said = [number for row in METHODS.values() for number in re.findall(r"[+-][\d.]+ ± [\d.]+", row.measured)]
+    assert len(said) > 1
+    assert [number for number in said if number not in PAGES["docs/accuracy.md"]] == []
 
 
 def test_nothing_is_left_to_fill_in() -> None:

@@ -46,6 +46,7 @@ def test_result_files_can_be_opened_from_the_site(site: Path) -> None:
     ("page", "names"),
     [
         ("api/index.html", ("expand", "PLT", "collapse_", "fuse", "verify", "cost", "save", "load", "export")),
+        ("api/training.html", ("training.train", "training.TrainConfig", "training.methods.base.Method")),
         ("api/contracts.html", ("passes.Pass", "exporters.base.Exporter", "testing.check_pass")),
     ],
 )
@@ -55,3 +56,9 @@ def test_the_reference_has_what_it_promises(site: Path, page: str, names: tuple[
     assert all(f'id="nbcompile.{name}"' in html for name in names)
     assert "Raises:" in html
     assert ":func:" not in html
+
+
+def test_tables_of_options_show_defaults_and_words(site: Path) -> None:
+    text = re.sub(r"<[^>]*>", "", (site / "api" / "training.html").read_text())
+    assert re.search(r"kd_weight:\s*float\s*=\s*0\.9", text)
+    assert re.search(r"kd_weight\s*\(float\)\s*–\s*Share of the distillation in the loss", text)
