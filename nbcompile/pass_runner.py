@@ -1,6 +1,8 @@
 """Run passes in order: dump the graph between them, and prove each by numbers if asked to."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import fx
@@ -10,8 +12,51 @@ from nbcompile.core.errors import PostconditionError
 from nbcompile.core.example import Inputs, change_tensors
 from nbcompile.core.graph.nodes import render_graph
 from nbcompile.core.numerics import flatten, relative_error, tolerance
+from nbcompile.core.progress import step
 from nbcompile.core.running import eval_mode
-from nbcompile.passes import Pass, PassResult
+from nbcompile.passes import PASSES, Pass, PassResult
+
+Maker = Callable[[fx.GraphModule], Pass | None]
+"""Builds a pass for a graph; None where it is not to run."""
+
+_NO_MAKERS: Mapping[str, Maker] = {}
+
+
+def run_pipeline(
+    pipeline: Sequence[str],
+    gm: fx.GraphModule,
+    known: Mapping[str, Any],
+    makers: Mapping[str, Maker] = _NO_MAKERS,
+    *,
+    verify: Inputs | None = None,
+) -> dict[str, PassResult]:
+    """Build the passes of a pipeline and run them, in its order.
+
+    Args:
+        pipeline: names in `nbcompile.passes.PASSES`.
+        gm: rewritten in place.
+        known: what passes may ask for: each is built with those of its fields that are in here.
+        makers: of passes that depend on the graph as it is when their turn comes, by their names.
+        verify: as of :func:`run_passes`.
+
+    Returns:
+        What each pass did that ran, by its name.
+
+    Raises:
+        PostconditionError: naming the first pass that changed the function.
+    """
+    run, results = _Run(gm, verify), {}
+    for name in pipeline:
+        if name in makers:
+            gm.recompile()  # a maker may run it
+            one = makers[name](gm)
+        else:
+            cls = PASSES[name]
+            one = cls(**{field.name: known[field.name] for field in fields(cls) if field.name in known})
+        if one is not None:
+            results[name] = run.apply(one)
+    gm.recompile()
+    return results
 
 
 def run_passes(passes: Sequence[Pass], gm: fx.GraphModule, verify: Inputs | None = None) -> tuple[PassResult, ...]:
@@ -25,28 +70,45 @@ def run_passes(passes: Sequence[Pass], gm: fx.GraphModule, verify: Inputs | None
     Raises:
         PostconditionError: naming the first pass that changed the function.
     """
-    folder = dump_folder()
-    if folder is not None:
-        (folder / "00-input.txt").write_text(render_graph(gm))
-    results = []
-    for number, one in enumerate(passes, start=1):
-        before = None if verify is None else _outputs(gm, verify)
-        results.append(one.apply(gm))
-        if folder is not None:
-            (folder / f"{number:02d}-{one.name}.txt").write_text(render_graph(gm))
-        if verify is not None:
-            gm.recompile()
-            limit = max((tolerance(x.dtype) for x in flatten(before)), default=0.0)
-            error = relative_error(_outputs(gm, verify), before)
-            if not error <= limit:
-                raise PostconditionError(
-                    f"{one.name} changed the function: relative error {error:.2e}, at most {limit:.0e} is rounding"
-                )
+    run = _Run(gm, verify)
+    results = tuple(run.apply(one) for one in passes)
     gm.recompile()
-    return tuple(results)
+    return results
 
 
-def _outputs(gm: fx.GraphModule, inputs: Inputs) -> object:
-    """In eval mode: the graph may be of a model in training, whose statistics must not move."""
-    with torch.no_grad(), eval_mode(gm):
-        return gm(*change_tensors(torch.clone, inputs))
+class _Run:
+    """Passes that are applied to one graph, one after the other; the graph has to be recompiled after the last."""
+
+    def __init__(self, gm: fx.GraphModule, verify: Inputs | None) -> None:
+        self.gm, self.verify, self.folder, self.number = gm, verify, dump_folder(), 0
+        self._dump("input")
+
+    def apply(self, one: Pass) -> PassResult:
+        with step(one.name):
+            before = self._outputs()
+            result = one.apply(self.gm)
+            self.number += 1
+            self._dump(one.name)
+            if self.verify is not None:
+                self._prove(one.name, before)
+        return result
+
+    def _dump(self, name: str) -> None:
+        if self.folder is not None:
+            (self.folder / f"{self.number:02d}-{name}.txt").write_text(render_graph(self.gm))
+
+    def _prove(self, name: str, before: object) -> None:
+        self.gm.recompile()
+        limit = max((tolerance(x.dtype) for x in flatten(before)), default=0.0)
+        error = relative_error(self._outputs(), before)
+        if not error <= limit:
+            raise PostconditionError(
+                f"{name} changed the function: relative error {error:.2e}, at most {limit:.0e} is rounding"
+            )
+
+    def _outputs(self) -> object:
+        """In eval mode: the graph may be of a model in training, whose statistics must not move."""
+        if self.verify is None:
+            return None
+        with torch.no_grad(), eval_mode(self.gm):
+            return self.gm(*change_tensors(torch.clone, self.verify))

@@ -1,4 +1,4 @@
-"""First floor: one rewrite per file. This table is the only place that knows their names and order."""
+"""First floor: one rewrite per file. These tables are the only place that knows their names and order."""
 
 if __name__ != "nbcompile.passes":
     raise ImportError("import nbcompile.passes: the bare name 'passes' would load a second copy")
@@ -23,15 +23,15 @@ PASSES: dict[str, type[Pass]] = {
     )
 }
 
-EXPAND = ("expand-sites",)
-FUSE = (
-    "contract-sites",  # first: the original architecture is back, and everything after sees plain layers
+# Pipelines: `nbcompile.pass_runner.run_pipeline` builds their passes and runs them in this order. `expand-sites` and
+# `contract-sites` are in none: each is a verb by itself, whose layers go back into the user's own class.
+FUSE = (  # makes the deploy form
     "remove-identity",  # before merging, which follows values from node to node
     "merge-affine",
 )
-DEVICE = (  # on the deploy form, for .tflite files; which of them run, nbcompile.deploy.to_device decides
-    "equalize",  # first: the channel ranges that it is given are of the graph as it is
-    "absorb-bias",
-    "even-padding",
-    "split-channels",  # last: it multiplies the layers that the others would have to know
+DEVICE = (  # on the deploy form, for .tflite files; which of them a target leaves out, nbcompile.deploy.to_device says
+    "equalize",  # before the biases go: they bound its factors
+    "absorb-bias",  # before channels are split: it follows a value from one layer to the next
+    "even-padding",  # before the search for parts, which would pay for maps that PAD operators write
+    "split-channels",
 )

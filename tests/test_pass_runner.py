@@ -9,8 +9,8 @@ from torch import Tensor, fx, nn
 from nbcompile.core.errors import PostconditionError, UsageError
 from nbcompile.core.graph.nodes import render_graph
 from nbcompile.core.tracing.capture import capture
-from nbcompile.pass_runner import run_passes
-from nbcompile.passes import MergeAffine, Pass, PassResult, RemoveIdentity
+from nbcompile.pass_runner import run_passes, run_pipeline
+from nbcompile.passes import FUSE, PASSES, MergeAffine, Pass, PassResult, RemoveIdentity
 from nbcompile.testing import scramble_
 
 X = torch.randn(2, 3, 7, 5, generator=torch.Generator().manual_seed(0))
@@ -52,6 +52,34 @@ def test_verify_names_the_first_pass_that_changed_the_function(place: int) -> No
         PostconditionError, match=r"^wrong changed the function: relative error \d.*, at most 1e-05 is r"
     ):
         run_passes(passes, net(), (X,))
+
+
+def test_a_pipeline_is_built_of_what_is_known_and_run_in_its_order() -> None:
+    gm = net()
+    wanted = gm(X)
+    results = run_pipeline(FUSE, gm, {"inputs": (X,), "force": True}, verify=(X,))
+    assert list(results) == ["remove-identity", "merge-affine"]
+    assert [result.rewritten for result in results.values()] == [("_1", "_4"), ("0",)]
+    assert torch.allclose(gm(X), wanted, atol=1e-5)
+    other = net()
+    assert [bool(result.rewritten) for result in run_pipeline(FUSE[::-1], other, {}).values()] == [False, True]
+    assert "2" in dict(other.named_modules())  # the norm behind a dropout was not seen
+
+
+def test_a_maker_sees_the_graph_as_it_is_at_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PASSES, "wrong", Wrong)
+    ran: list[Tensor] = []
+
+    def never(gm: fx.GraphModule) -> None:
+        ran.append(gm(X))
+
+    gm = net()
+    before = gm(X)
+    results = run_pipeline(("remove-identity", "merge-affine", "wrong"), gm, {}, {"wrong": never})
+    assert list(results) == ["remove-identity", "merge-affine"]
+    assert torch.allclose(ran[0], before, atol=1e-5)
+    assert list(run_pipeline(("wrong",), net(), {}, {"wrong": lambda gm: Wrong()})) == ["wrong"]
+    assert list(run_pipeline(("wrong",), net(), {})) == ["wrong"]
 
 
 def test_verify_moves_no_statistics_of_a_model_in_training() -> None:

@@ -17,8 +17,8 @@ from nbcompile.core.running import eval_mode
 from nbcompile.core.tracing.capture import capture, opaque
 from nbcompile.core.tracing.pieces import Piece, assemble, pieces
 from nbcompile.core.wrappers import copied
-from nbcompile.pass_runner import run_passes
-from nbcompile.passes import FUSE, PASSES, ContractSites, MergeAffine, Pass, PassResult
+from nbcompile.pass_runner import run_pipeline
+from nbcompile.passes import FUSE, PassResult
 
 log = logging.getLogger("nbcompile")
 
@@ -134,14 +134,7 @@ def _by_pieces(tree: nn.Module, inputs: Inputs | None, verify_each: bool) -> tup
 
 
 def _run(gm: fx.GraphModule, inputs: Inputs | None, verify_each: bool) -> tuple[tuple[str, PassResult], ...]:
-    passes: list[Pass] = []
-    for name in FUSE:
-        if name == MergeAffine.name:
-            passes.append(MergeAffine(inputs))
-        elif name != ContractSites.name:
-            passes.append(PASSES[name]())
-    results = run_passes(passes, gm, inputs if verify_each else None)
-    return tuple(zip((one.name for one in passes), results, strict=True))
+    return tuple(run_pipeline(FUSE, gm, {"inputs": inputs}, verify=inputs if verify_each else None).items())
 
 
 def _part(gm: fx.GraphModule, model: nn.Module) -> None:

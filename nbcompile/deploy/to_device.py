@@ -23,6 +23,7 @@ from nbcompile.core.errors import UsageError
 from nbcompile.core.example import Inputs, change_tensors, origin_of
 from nbcompile.core.graph.channel_ranges import channel_ranges
 from nbcompile.core.options import keywords_of
+from nbcompile.core.progress import step
 from nbcompile.deploy.calibration import Calibration
 from nbcompile.deploy.calibration import calibration as calibration_of
 from nbcompile.deploy.calibration_images import KEYS
@@ -32,11 +33,16 @@ from nbcompile.deploy.options import DeviceOptions
 from nbcompile.exporters import TFLITE
 from nbcompile.exporters.base import ExportResult
 from nbcompile.exporters.to_tflite.file.options import AS_IT_IS, Limits, Recipe, held_out
-from nbcompile.passes import AbsorbBias, Equalize, EvenPadding, SplitChannels
+from nbcompile.pass_runner import Maker, run_pipeline
+from nbcompile.passes import DEVICE, AbsorbBias, Equalize, EvenPadding, Pass, PassResult, SplitChannels
 
 log = logging.getLogger("nbcompile")
 
 EQUALIZED = "equalized"
+CLIPPED = "equalized, also where no clip is reached on the calibration set"
+ABSORBED = "equalized, biases absorbed"
+
+_NO_MAKERS: Mapping[str, Maker] = {}
 
 
 @keywords_of(DeviceOptions)
@@ -68,14 +74,11 @@ def export_tflite(model: nn.Module, inputs: Inputs, path: Path, **options: Any) 
             "--calibration FOLDER (calibration=… in Python); quantize='float32' needs none"
         )
     samples, checked = held_out(data.samples)
-    job = _Job(inputs, samples, recipe, wanted.micro, limits)
     graph = deploy(model, inputs)
     notes = list(data.notes)
     for note in notes:
         log.warning("%s", note)
-    graphs = {AS_IT_IS: job.fitted(graph, notes)}
-    if recipe.calibrated and wanted.equalize != "never":
-        graphs |= job.equalized(graph, notes)
+    graphs = _Job(inputs, samples, recipe, wanted.micro, limits, notes).variants(graph, wanted.equalize)
     if wanted.equalize == "always" and EQUALIZED in graphs:
         graphs = {EQUALIZED: graphs[EQUALIZED]}
     how, plain = next(iter(graphs.items()))
@@ -99,31 +102,70 @@ def _mapping(preprocessing: Any) -> Mapping[str, Any]:
 
 @dataclass
 class _Job:
-    """What all steps of one export need; ``parts`` is what the budget took."""
+    """What all variants of one export share; ``parts`` is what the budget took."""
 
     inputs: Inputs
     samples: Sequence[Inputs]
     recipe: Recipe
     micro: bool
     limits: Limits
+    notes: list[str]
     parts: Mapping[str, int] | None = None
 
-    def fitted(self, graph: nn.Module, notes: list[str]) -> nn.Module:
-        """For a microcontroller: without PAD operators, and in as many parts as the budget asks for."""
-        if not self.micro or not isinstance(graph, fx.GraphModule):
-            return graph
-        graph = _copied(graph)
-        EvenPadding(self.inputs)(graph)
+    def variants(self, graph: nn.Module, equalize: str) -> dict[str, nn.Module]:
+        """The network for the target, by what was done to it: as it is, and with the ranges of its channels equalized.
+
+        Equalized exactly; through clips as the data allow; and exactly, with biases absorbed. Those that would be the
+        same as one before them are left out.
+        """
+        if not isinstance(graph, fx.GraphModule):
+            return {AS_IT_IS: graph}
+        graphs: dict[str, nn.Module] = {AS_IT_IS: self._prepared(graph, AS_IT_IS, [Equalize, AbsorbBias])[0]}
+        if not self.recipe.calibrated or equalize == "never":
+            return graphs
+        exact, done = self._prepared(graph, EQUALIZED, [AbsorbBias])
+        factors = done[Equalize.name]
+        if factors.modified:
+            graphs[EQUALIZED] = exact
+        clipped, done = self._prepared(graph, CLIPPED, [AbsorbBias], {Equalize.name: self._through_clips})
+        if set(done[Equalize.name].rewritten) != set(factors.rewritten):
+            graphs[CLIPPED] = clipped
+        absorbed, done = self._prepared(graph, ABSORBED, [])
+        if done[AbsorbBias.name].modified:
+            graphs[ABSORBED] = absorbed
+        return graphs
+
+    def _prepared(
+        self, graph: fx.GraphModule, how: str, without: Sequence[type[Pass]], makers: Mapping[str, Maker] = _NO_MAKERS
+    ) -> tuple[fx.GraphModule, dict[str, PassResult]]:
+        """A copy of ``graph`` after the pipeline ``DEVICE`` without some passes, and what the others did."""
+        of_others = () if self.micro else (EvenPadding, SplitChannels)
+        left_out = {cls.name for cls in (*without, *of_others)}
+        gm = copy.deepcopy(graph)
+        with step(f"preparing the network {how}"):
+            return gm, run_pipeline(
+                [name for name in DEVICE if name not in left_out],
+                gm,
+                {"inputs": self.inputs},
+                {AbsorbBias.name: self._absorbing, SplitChannels.name: self._fitting, **makers},
+            )
+
+    def _through_clips(self, gm: fx.GraphModule) -> Equalize:
+        return Equalize(self.inputs, channel_ranges(gm, self.samples))
+
+    def _absorbing(self, gm: fx.GraphModule) -> AbsorbBias:
+        return AbsorbBias(channel_ranges(gm, self.samples))
+
+    def _fitting(self, gm: fx.GraphModule) -> SplitChannels | None:
+        """In as many parts as the budget asks for: found for the first variant, and the same for all."""
         if self.limits.sram is None:
-            return graph
+            return None
         if self.parts is None:
-            found = fit(graph, self.inputs, self.limits.sram, self._arena)
-            self.parts = {name: count for name, count in found.chosen.parts.items() if count > 1}
+            chosen = fit(gm, self.inputs, self.limits.sram, self._arena).chosen
+            self.parts = {name: count for name, count in chosen.parts.items() if count > 1}
             if self.parts:
-                notes.append(f"fits {self.limits.sram:,} bytes of SRAM: {found.chosen}")
-        if self.parts:
-            SplitChannels(self.parts)(graph)
-        return graph
+                self.notes.append(f"fits {self.limits.sram:,} bytes of SRAM: {chosen}")
+        return SplitChannels(self.parts) if self.parts else None
 
     def _arena(self, graph: fx.GraphModule) -> int:
         """Bytes that the file of ``graph`` needs under TFLite Micro."""
@@ -131,25 +173,3 @@ class _Job:
         from nbcompile.exporters.to_tflite.export import arena_of
 
         return arena_of(graph, self.inputs, self.samples, self.recipe)
-
-    def equalized(self, graph: nn.Module, notes: list[str]) -> dict[str, nn.Module]:
-        """The network with the ranges of its channels equalized, exactly, and through clips as the data allow."""
-        if not isinstance(graph, fx.GraphModule):
-            return {}
-        found: dict[str, nn.Module] = {}
-        exact = _copied(graph)
-        factors = Equalize(self.inputs)(exact)
-        if factors.modified:
-            found[EQUALIZED] = self.fitted(_copied(exact), notes)
-        clipped = _copied(graph)
-        seen = channel_ranges(clipped, self.samples)
-        if set(Equalize(self.inputs, seen)(clipped).rewritten) != set(factors.rewritten):
-            found["equalized, also where no clip is reached on the calibration set"] = self.fitted(clipped, notes)
-        absorbed = exact
-        if AbsorbBias(channel_ranges(absorbed, self.samples))(absorbed).modified:
-            found["equalized, biases absorbed"] = self.fitted(absorbed, notes)
-        return found
-
-
-def _copied(graph: fx.GraphModule) -> fx.GraphModule:
-    return copy.deepcopy(graph)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import nbcompile
 from nbcompile.core.errors import ExportError, UsageError
+from nbcompile.deploy import to_device
 from nbcompile.deploy.options import size_in_bytes
 from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
 from nbcompile.exporters.to_tflite.file.options import Limits, held_out
@@ -169,6 +170,20 @@ def test_targets_and_budgets_compute_the_same(tmp_path: Path) -> None:
     assert abs(outputs["mcu"] - outputs["plain"]).max() <= 1
     assert abs(outputs["split"] - outputs["plain"]).max() <= 1
     assert np.ptp(outputs["plain"]) > 50
+
+
+def test_the_order_of_the_passes_is_the_pipelines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turned round, layers are computed in parts for the sake of a PAD operator, and no bias is absorbed any more."""
+    model, images = wide(activation=nn.ReLU)
+    with torch.no_grad():
+        model[2].bias.add_(1.0)  # type: ignore[index, union-attr]
+    needed = exported(tmp_path / "x.tflite", model, images, target="mcu").arena.needed
+    options: dict[str, Any] = {"target": "mcu", "sram": needed, "equalize": "auto"}
+    in_order = exported(tmp_path / "x.tflite", model, images, **options)
+    monkeypatch.setattr(to_device, "DEVICE", to_device.DEVICE[::-1])
+    turned = exported(tmp_path / "x.tflite", model, images, **options)
+    assert [any("parts" in note for note in result.notes) for result in (in_order, turned)] == [False, True]
+    assert ["equalized, biases absorbed" in [t.how for t in r.tried] for r in (in_order, turned)] == [True, False]
 
 
 @pytest.mark.parametrize(("quantize", "least"), [("float32", 100), ("float16", 55), ("dynamic", 25), ("int16x8", 35)])

@@ -18,12 +18,12 @@ def small(size: tuple[int, int] = (16, 16), activation: type[nn.Module] = nn.ReL
     return scramble_(model).eval(), torch.randn(64, 3, *size)
 
 
-def wide() -> tuple[nn.Module, Tensor]:
+def wide(activation: type[nn.Module] = nn.ReLU6) -> tuple[nn.Module, Tensor]:
     """An inverted residual whose wide map sets the peak of memory; and its calibration set."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(8, 32, 1), nn.ReLU6(), nn.Conv2d(32, 32, 3, stride=2, padding=1, groups=32), nn.ReLU6(),
+        nn.Conv2d(8, 32, 1), activation(), nn.Conv2d(32, 32, 3, stride=2, padding=1, groups=32), activation(),
         nn.Conv2d(32, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
     )  # fmt: skip
     return model.eval(), torch.randn(64, 3, 16, 16)
