@@ -90,12 +90,12 @@ def load(path: str | Path, model: nn.Module | None = None, key: str | None = Non
                 f"the weights describe no model (the first is '{next(iter(weights.tensors))}'): say which it is "
                 "(--model torchvision:NAME or package.module:factory; in Python load(path, model=...))"
             )
-        found, notes = rebuild(payload, weights.tensors)
+        network, notes = rebuild(payload, weights.tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error.__cause__
     for sentence in notes:
         log.warning("%s: %s", path, sentence)
-    return found
+    return network
 
 
 def _description(model: nn.Module, example_input: ExampleInput | None) -> dict[str, Any]:
@@ -111,12 +111,12 @@ def _description(model: nn.Module, example_input: ExampleInput | None) -> dict[s
 
 def _payload(content: Any, weights: Weights) -> Mapping[str, Any] | None:
     """The description of the model: in the record of its first block, or beside the weights of a plain network."""
-    found = None
+    description = None
     if weights.described is not None:
-        found = record.decode_record(weights.tensors[weights.described], weights.described)["model"]
+        description = record.decode_record(weights.tensors[weights.described], weights.described)["model"]
     elif isinstance(content, dict) and record.is_record(beside := content.get(RECORD)):
-        found = record.decode_record(cast(Tensor, beside), RECORD).get("model")
-    return found if isinstance(found, dict) else None
+        description = record.decode_record(cast(Tensor, beside), RECORD).get("model")
+    return description if isinstance(description, dict) else None
 
 
 def _into(model: nn.Module, weights: Weights, payload: Mapping[str, Any] | None) -> nn.Module:
@@ -179,5 +179,5 @@ def _check_sizes(name: str, value: Tensor, layer: nn.Module, tensors: Mapping[st
     for key, own in block.state_dict().items():
         held = tensors.get(f"{name}.{key}")
         if isinstance(own, Tensor) and not key.endswith(EXTRA) and (held is None or held.shape != own.shape):
-            found = "nothing" if held is None else f"shape {tuple(held.shape)}"
-            raise CheckpointError(f"'{name}.{key}' needs shape {tuple(own.shape)}; the file has {found}")
+            has = "nothing" if held is None else f"shape {tuple(held.shape)}"
+            raise CheckpointError(f"'{name}.{key}' needs shape {tuple(own.shape)}; the file has {has}")

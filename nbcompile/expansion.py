@@ -153,10 +153,10 @@ def _require_called(giant: nn.Module, gm: fx.GraphModule, patterns: Sequence[str
     nodes = calls(gm)
     layers = {n: m for n, m in giant.named_modules(remove_duplicate=False) if isinstance(m, (*CONVOLUTIONS, nn.Linear))}
     for pattern in patterns:
-        found = [name for name in layers if fnmatchcase(name, pattern)]
-        if not found or any(layers[name] in nodes for name in found):
+        named = [name for name in layers if fnmatchcase(name, pattern)]
+        if not named or any(layers[name] in nodes for name in named):
             continue
-        parts = found[0].split(".")
+        parts = named[0].split(".")
         parents = {path: giant.get_submodule(path) for i in range(1, len(parts)) if (path := ".".join(parts[:i]))}
         why = next(
             (
@@ -166,7 +166,7 @@ def _require_called(giant: nn.Module, gm: fx.GraphModule, patterns: Sequence[str
             ),
             "it is not reached by the example input in eval mode",
         )
-        raise PreconditionError(f"expand: '{found[0]}' cannot be expanded: {why}; name other layers with where=[...]")
+        raise PreconditionError(f"expand: '{named[0]}' cannot be expanded: {why}; name other layers with where=[...]")
 
 
 def _tell(giant: nn.Module) -> None:

@@ -53,13 +53,13 @@ def rows(model: nn.Module, inputs: Inputs) -> dict[str, ModuleCost]:
 
 def deploy_rows(model: nn.Module, inputs: Inputs) -> dict[str, ModuleCost]:
     """The cost of every convolution and linear layer of a deploy form, and of all other products as one row."""
-    found: dict[str, ModuleCost] = {}
+    costs: dict[str, ModuleCost] = {}
     for layer in cost(model, inputs).layers:
         if layer.macs and layer.kind.startswith(("Conv", "Linear")):
-            found[layer.name] = ModuleCost(layer.macs, layer.params)
+            costs[layer.name] = ModuleCost(layer.macs, layer.params)
         elif layer.macs:  # an attention: in a file, its products bear other names
-            found[PRODUCTS] = ModuleCost(layer.macs + (found[PRODUCTS].macs if PRODUCTS in found else 0), 0)
-    return found
+            costs[PRODUCTS] = ModuleCost(layer.macs + (costs[PRODUCTS].macs if PRODUCTS in costs else 0), 0)
+    return costs
 
 
 def file_rows(layers: Iterable[tuple[str, ModuleCost]], wanted: Mapping[str, ModuleCost]) -> dict[str, ModuleCost]:
@@ -69,13 +69,13 @@ def file_rows(layers: Iterable[tuple[str, ModuleCost]], wanted: Mapping[str, Mod
         layers: name and cost of every layer in the file.
         wanted: what it is compared with; only where that has other products do unknown names count among them.
     """
-    found: dict[str, ModuleCost] = {}
+    costs: dict[str, ModuleCost] = {}
     for name, row in layers:
         if name in wanted or PRODUCTS not in wanted:
-            found[name] = row
+            costs[name] = row
         else:
-            found[PRODUCTS] = ModuleCost(row.macs + (found[PRODUCTS].macs if PRODUCTS in found else 0), 0)
-    return found
+            costs[PRODUCTS] = ModuleCost(row.macs + (costs[PRODUCTS].macs if PRODUCTS in costs else 0), 0)
+    return costs
 
 
 def holding(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -109,9 +109,9 @@ def verify(
     wanted = original_of(reference) if sites(reference) else reference
     if isinstance(candidate, nn.Module):
         candidate = unwrap(candidate)
-        if found := sites(candidate):
+        if blocks := sites(candidate):
             raise VerificationError(
-                f"verify: the candidate still has {len(found)} expansion blocks (the first: '{next(iter(found))}'): "
+                f"verify: the candidate still has {len(blocks)} expansion blocks (the first: '{next(iter(blocks))}'): "
                 "fuse it first"
             )
         checks = [_keys(shapes(wanted), shapes(candidate))]
@@ -155,20 +155,20 @@ def verify_merged(
     return Verification(checks, ())
 
 
-def _keys(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> Check:
+def _keys(wanted: Mapping[str, tuple[int, ...]], held: Mapping[str, tuple[int, ...]]) -> Check:
     for key, shape in wanted.items():
-        if key not in found:
+        if key not in held:
             return Check("keys and shapes", False, f"'{key}' {shape} is missing in the candidate")
-        if found[key] != shape:
-            return Check("keys and shapes", False, f"'{key}' is {found[key]} in the candidate, {shape} in the original")
-    for key in found:
+        if held[key] != shape:
+            return Check("keys and shapes", False, f"'{key}' is {held[key]} in the candidate, {shape} in the original")
+    for key in held:
         if key not in wanted:
             return Check("keys and shapes", False, f"the candidate has '{key}', which the original lacks")
     return Check("keys and shapes", True, f"{len(wanted)} tensors, all of the same shape")
 
 
-def _pairs(wanted: Mapping[str, ModuleCost], found: Mapping[str, ModuleCost]) -> list[LayerPair]:
-    return [LayerPair(name, wanted.get(name), found.get(name)) for name in dict.fromkeys((*wanted, *found))]
+def _pairs(wanted: Mapping[str, ModuleCost], held: Mapping[str, ModuleCost]) -> list[LayerPair]:
+    return [LayerPair(name, wanted.get(name), held.get(name)) for name in dict.fromkeys((*wanted, *held))]
 
 
 def _costs(pairs: Sequence[LayerPair]) -> list[Check]:

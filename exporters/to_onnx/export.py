@@ -58,9 +58,9 @@ def write_onnx(
     if any(x.numel() == 0 for x in inputs):
         raise UsageError("the example input holds no sample; exporting needs at least one")
     reference = graph if reference is None else reference
-    found = cases(reference, inputs, dynamic_batch)
+    checked = cases(reference, inputs, dynamic_batch)
     with quiet_exporter():
-        plain = onnx_graph(graph, inputs, output=found[0].output, opset=opset, dynamic_batch=dynamic_batch)
+        plain = onnx_graph(graph, inputs, output=checked[0].output, opset=opset, dynamic_batch=dynamic_batch)
         if plain.ByteSize() > _LARGEST:
             raise ExportError(f"{path}: the graph has {plain.ByteSize():,} bytes; an ONNX file holds {_LARGEST:,}")
         candidates, note = _simplified(plain)
@@ -68,7 +68,7 @@ def write_onnx(
         _name_weights(candidate, graph.state_dict())
         _describe(candidate)
     with atomic(path) as temporary:
-        chosen, error, limit = _keep(candidates, temporary, path, found, reference)
+        chosen, error, limit = _keep(candidates, temporary, path, checked, reference)
         size = temporary.stat().st_size
     if chosen is not candidates[0]:
         note = "what onnxsim made of the graph was not the same function, so the file is not simplified"
@@ -97,18 +97,18 @@ def _simplified(plain: ModelProto) -> tuple[list[ModelProto], str]:
 
 
 def _keep(
-    candidates: list[ModelProto], temporary: Path, path: Path, found: list[Case], reference: nn.Module
+    candidates: list[ModelProto], temporary: Path, path: Path, checked: list[Case], reference: nn.Module
 ) -> tuple[ModelProto, float, float]:
     """Write the first of ``candidates`` that gives PyTorch's outputs; its relative error, and what that may be."""
     for candidate in candidates:
         temporary.write_bytes(candidate.SerializeToString())
         try:
-            error = measure(temporary, found)
+            error = measure(temporary, checked)
         except ExportError:
             if candidate is candidates[-1]:
                 raise
             continue
-        limit = allowed(found, reference, error)
+        limit = allowed(checked, reference, error)
         if error <= limit:
             return candidate, error, limit
     raise ExportError(

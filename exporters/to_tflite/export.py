@@ -152,9 +152,9 @@ def write_tflite(
             float_form(reference, inputs, micro)
         raise
     chosen = _best(tried, correct_bias)
-    found, unrun = agreements(chosen, data, micro)
+    agreeing, unrun = agreements(chosen, data, micro)
     arena, modelled_only = arena_needed(chosen, micro)
-    require_limits(path, found, arena, recipe.scheme, limits, micro)
+    require_limits(path, agreeing, arena, recipe.scheme, limits, micro)
     beside, kept = files_beside(chosen, path, arena, micro, recipe.scheme, prepared)
     with ExitStack() as stack:
         for file, content in {path: chosen.content, **beside}.items():
@@ -163,14 +163,14 @@ def write_tflite(
         path=path,
         format="tflite",
         bytes=len(chosen.content),
-        error=max(10 ** (-one.sqnr / 20) for one in found),
+        error=max(10 ** (-one.sqnr / 20) for one in agreeing),
         tolerance=10 ** (-limits.least_sqnr(recipe.scheme) / 20),
         versions=_versions(),
         notes=(*notes, *chosen.notes, *unrun, *modelled_only, *kept, *_said(chosen)),
         seconds=time.perf_counter() - started,
         recipe=recipe,
         micro=micro,
-        agreements=found,
+        agreements=agreeing,
         layers=layer_errors(chosen, data, recipe),
         arena=arena,
         limits=limits,
@@ -231,5 +231,5 @@ def _shape(shape: Sequence[int]) -> str:
 
 
 def _versions() -> dict[str, str | int]:
-    found: dict[str, str | int] = {"torch": str(torch.__version__)}
-    return found | {name: version(name) for name in ("tensorflow", "ai-edge-litert", "tflite-micro")}
+    versions: dict[str, str | int] = {"torch": str(torch.__version__)}
+    return versions | {name: version(name) for name in ("tensorflow", "ai-edge-litert", "tflite-micro")}

@@ -18,12 +18,12 @@ from nbcompile.exporters.to_tflite.targets.micro_operators import check_ops
 def agreements(built: BuiltFile, data: Samples, micro: bool) -> tuple[tuple[Agreement, ...], list[str]]:
     """With PyTorch, in each interpreter that can run the file; why one cannot is a note, or an error if it has to."""
     given, expected = data.given(built.model), data.expected(built.model)
-    found, notes = [], []
+    agreeing, notes = [], []
     for kernels, name in INTERPRETERS.items():
         try:
             if kernels == "micro":
                 check_ops(read_file(built.content))
-            found.append(compared(built.content, given, expected, kernels=kernels))
+            agreeing.append(compared(built.content, given, expected, kernels=kernels))
         except ExportError as error:
             if kernels == "xnnpack" or (kernels == "micro" and micro):
                 raise
@@ -35,7 +35,7 @@ def agreements(built: BuiltFile, data: Samples, micro: bool) -> tuple[tuple[Agre
             for row in rows
             if not row.inside
         ]
-    return tuple(found), notes
+    return tuple(agreeing), notes
 
 
 def arena_needed(built: BuiltFile, micro: bool) -> tuple[Arena, list[str]]:
@@ -50,14 +50,14 @@ def arena_needed(built: BuiltFile, micro: bool) -> tuple[Arena, list[str]]:
 
 
 def require_limits(
-    path: Path, found: Sequence[Agreement], arena: Arena, scheme: str, limits: Limits, micro: bool
+    path: Path, agreeing: Sequence[Agreement], arena: Arena, scheme: str, limits: Limits, micro: bool
 ) -> None:
     """Raise ExportError if a limit is not kept, in an interpreter that the device runs.
 
     Reference kernels judge nothing: no device runs them, and some are wrong (int8 SUM).
     """
     least = limits.least_sqnr(scheme)
-    for one in found:
+    for one in agreeing:
         if one.kernels == "reference" or (one.kernels == "micro" and not micro):
             continue
         if not one.sqnr >= least:

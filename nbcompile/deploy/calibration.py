@@ -65,13 +65,13 @@ def calibration(
         samples = _of_path(Path(source), inputs, preprocessing or {}, notes)
     else:
         samples = samples_in([source] if isinstance(source, Tensor | np.ndarray) else source, inputs, notes)
-    found = tuple(islice(samples, MOST + 1))
-    if not found:
+    taken = tuple(islice(samples, MOST + 1))
+    if not taken:
         raise UsageError("the calibration set is empty: give some 100 samples as the network will see them")
-    if len(found) > MOST:
-        found = found[:MOST]
+    if len(taken) > MOST:
+        taken = taken[:MOST]
         notes.append(f"calibrated on the first {MOST} samples; the rest was left")
-    return Calibration(found, (*notes, *_doubts(found)))
+    return Calibration(taken, (*notes, *_doubts(taken)))
 
 
 def _of_path(path: Path, inputs: Inputs, preprocessing: Mapping[str, Any], notes: list[str]) -> Iterator[Inputs]:
@@ -80,8 +80,8 @@ def _of_path(path: Path, inputs: Inputs, preprocessing: Mapping[str, Any], notes
     elif path.suffix.lower() == ".npz":
         yield from samples_in([_arrays(path, len(inputs))], inputs, notes)
     else:
-        found = "is not there" if not path.exists() else "is neither"
-        raise UsageError(f"calibration {path} {found}: give a folder of images, or an .npz with arrays (N, C, H, W)")
+        fault = "is not there" if not path.exists() else "is neither"
+        raise UsageError(f"calibration {path} {fault}: give a folder of images, or an .npz with arrays (N, C, H, W)")
 
 
 def _of_images(folder: Path, inputs: Inputs, preprocessing: Mapping[str, Any], notes: list[str]) -> Iterator[Inputs]:

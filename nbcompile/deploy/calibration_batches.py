@@ -51,21 +51,21 @@ def _items(batch: Any, inputs: Inputs, notes: list[str]) -> tuple[Tensor, ...]:
         note = f"calibration batches have {len(items)} items: the {taken} taken, the rest (labels) left"
         if note not in notes:
             notes.append(note)
-    found = tuple(_tensor(x) if isinstance(x, np.ndarray) else x for x in items[: len(inputs)])
-    if len(found) < len(inputs) or not all(isinstance(x, Tensor) for x in found):
-        kinds = ", ".join(type(x).__name__ for x in found) or "nothing"
+    tensors = tuple(_tensor(x) if isinstance(x, np.ndarray) else x for x in items[: len(inputs)])
+    if len(tensors) < len(inputs) or not all(isinstance(x, Tensor) for x in tensors):
+        kinds = ", ".join(type(x).__name__ for x in tensors) or "nothing"
         raise UsageError(
             f"a calibration batch is ({kinds}), the network takes {len(inputs)} tensors: give batches that are one "
             f"tensor, or a tuple that starts with the inputs"
         )
-    for x, example in zip(found, inputs, strict=True):
+    for x, example in zip(tensors, inputs, strict=True):
         if reason := _misfit(x, example):
             raise UsageError(
                 f"calibration data {tuple(x.shape)} does not fit the network's input {tuple(example.shape)}: {reason}"
             )
-    if len({len(x) for x in found}) > 1:
-        raise UsageError(f"the inputs of a calibration batch have {', '.join(str(len(x)) for x in found)} samples")
-    return found
+    if len({len(x) for x in tensors}) > 1:
+        raise UsageError(f"the inputs of a calibration batch have {', '.join(str(len(x)) for x in tensors)} samples")
+    return tensors
 
 
 def _tensor(x: np.ndarray) -> Tensor:

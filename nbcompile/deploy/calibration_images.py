@@ -29,10 +29,10 @@ def images_in(folder: Path) -> list[Path]:
     Raises:
         UsageError: if there is none.
     """
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not found:
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not paths:
         raise UsageError(f"calibration {folder} holds no images; these count: {', '.join(SUFFIXES)}")
-    return found
+    return paths
 
 
 def input_of(path: Path, shape: tuple[int, ...], preprocessing: Mapping[str, Any]) -> tuple[Tensor, tuple[int, int]]:
@@ -76,17 +76,17 @@ def _recorded(preprocessing: Mapping[str, Any], channels: int) -> tuple[float, T
             f"{', '.join(missing)} is not known. `nbcompile train` records it; else give "
             f"preprocessing={{'scale': 1 / 255, 'mean': [...], 'std': [...]}}, or an .npz of inputs that are ready"
         )
-    found = {key: _numbers(key, preprocessing[key]) for key in ("scale", "mean", "std", "crop") if key in preprocessing}
-    for key, values in found.items():
+    given = {key: _numbers(key, preprocessing[key]) for key in ("scale", "mean", "std", "crop") if key in preprocessing}
+    for key, values in given.items():
         wanted = (1,) if key in ("scale", "crop") else (1, channels)
         if len(values) not in wanted:
             takes = "it is one number" if wanted == (1,) else f"the network takes {channels} channels"
             raise UsageError(f"preprocessing: {key} has {len(values)} values, {takes}")
         if key != "mean" and not bool((values > 0).all()):
             raise UsageError(f"preprocessing: {key}={preprocessing[key]!r} is not above 0")
-    if "crop" in found and found["crop"].item() > 1:
+    if "crop" in given and given["crop"].item() > 1:
         raise UsageError(f"preprocessing: crop={preprocessing['crop']!r} is above 1, the whole of the shorter side")
-    return float(found["scale"]), found["mean"].reshape(-1, 1, 1), found["std"].reshape(-1, 1, 1)
+    return float(given["scale"]), given["mean"].reshape(-1, 1, 1), given["std"].reshape(-1, 1, 1)
 
 
 def _numbers(key: str, value: Any) -> Tensor:
@@ -96,12 +96,12 @@ def _numbers(key: str, value: Any) -> Tensor:
         UsageError: if ``value`` is something else.
     """
     try:
-        found = torch.as_tensor(value, dtype=torch.float32).reshape(-1)
+        numbers = torch.as_tensor(value, dtype=torch.float32).reshape(-1)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"preprocessing: {key}={value!r} is no number, and no list of numbers") from error
-    if not bool(found.isfinite().all()):
+    if not bool(numbers.isfinite().all()):
         raise UsageError(f"preprocessing: {key}={value!r} is not finite")
-    return found
+    return numbers
 
 
 def _opened(path: Path, mode: str) -> Any:

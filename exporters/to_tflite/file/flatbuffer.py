@@ -216,16 +216,16 @@ def _tensor(index: int, tensor: Any, buffers: list[Any]) -> FileTensor:
     return FileTensor(index, name, shape, dtype, _quantization(tensor.quantization), data)
 
 
-def _quantization(found: Any) -> Quantization | None:
-    if found is None or found.scale is None or not len(found.scale):
+def _quantization(stored: Any) -> Quantization | None:
+    if stored is None or stored.scale is None or not len(stored.scale):
         return None
-    scale, zero = (np.asarray(v) for v in (found.scale, found.zeroPoint))
-    return Quantization(scale, zero, found.quantizedDimension)
+    scale, zero = (np.asarray(v) for v in (stored.scale, stored.zeroPoint))
+    return Quantization(scale, zero, stored.quantizedDimension)
 
 
-def _list(found: Any) -> Any:
-    return [] if found is None else found
+def _list(values: Any) -> Any:
+    return [] if values is None else values
 
 
-def _numbers(found: Any) -> tuple[int, ...]:
-    return tuple(int(x) for x in _list(found))
+def _numbers(values: Any) -> tuple[int, ...]:
+    return tuple(int(x) for x in _list(values))

@@ -67,8 +67,8 @@ def aten_name(target: Any) -> str:
 def _overload(name: str) -> torch._ops.OpOverload:
     """The ATen operator of a name in `HANDLERS`."""
     packet, _, overload = name.partition(".")
-    found: torch._ops.OpOverload = getattr(getattr(torch.ops.aten, packet), overload or "default")
-    return found
+    operator: torch._ops.OpOverload = getattr(getattr(torch.ops.aten, packet), overload or "default")
+    return operator
 
 
 def place(node: fx.Node) -> str:

@@ -78,7 +78,7 @@ def simplest(axis: Axis, shape: Sequence[int]) -> Axis:
         return axis
     coordinates = axis.coordinates(shape)
     candidates = (along(order, coordinates, shape) for order in permutations(axis.dims))
-    return next((found for found in candidates if found.index is None), axis)
+    return next((ordered for ordered in candidates if ordered.index is None), axis)
 
 
 def merged(axes: Axes, shape: Sequence[int]) -> Axis:
@@ -102,18 +102,18 @@ def digits(index: Sequence[int]) -> list[tuple[int, int]] | None:
     Every transposition is one: ``(0, 3, 1, 4, 2, 5)`` has digits ``(3, 1), (2, 3)``.
     """
     left, stored = np.asarray(index), 1
-    found: list[tuple[int, int]] = []
+    counters: list[tuple[int, int]] = []
     while stored < len(index):
         firsts = left[::stored]
         stride = int(firsts[1] - firsts[0])
         breaks = np.flatnonzero(np.diff(firsts) != stride)
         size = int(breaks[0]) + 1 if len(breaks) else len(firsts)
-        found.insert(0, (size, stride))
+        counters.insert(0, (size, stride))
         stored *= size
     counted = sum(
-        grid * stride for grid, (_, stride) in zip(np.indices([size for size, _ in found]), found, strict=True)
+        grid * stride for grid, (_, stride) in zip(np.indices([size for size, _ in counters]), counters, strict=True)
     )
-    return found if np.array_equal(np.ravel(counted), left) else None
+    return counters if np.array_equal(np.ravel(counted), left) else None
 
 
 def runs(positions: np.ndarray) -> list[tuple[int, int]]:

@@ -51,13 +51,13 @@ def owners(program: ExportedProgram, model: nn.Module) -> dict[fx.Node, str]:
 
     specs = program.graph_signature.input_specs
     holders = {spec.arg.name: outside(str(spec.target).rpartition(".")[0]) for spec in specs}
-    found = {}
+    owned = {}
     for node in program.graph.nodes:
         stack = list(node.meta.get("nn_module_stack", {}).values())
         owner = outside(str(stack[-1][0])) if stack else ""
         inner = [holders.get(source.name, "") for source in node.all_input_nodes]
-        found[node] = max((name for name in inner if not owner or name.startswith(f"{owner}.")), key=len, default=owner)
-    return found
+        owned[node] = max((name for name in inner if not owner or name.startswith(f"{owner}.")), key=len, default=owner)
+    return owned
 
 
 def labels(owners: Mapping[fx.Node, str], nodes: Sequence[fx.Node]) -> list[str]:
@@ -68,12 +68,12 @@ def labels(owners: Mapping[fx.Node, str], nodes: Sequence[fx.Node]) -> list[str]
     """
     named = [owners[node] for node in nodes]
     outer = {".".join(parts[:i]) for parts in (name.split(".") for name in named) for i in range(len(parts))}
-    found = []
+    labelled = []
     for i, (node, owner) in enumerate(zip(nodes, named, strict=True)):
         operation = aten_name(node.target).partition(".")[0]
         result = owner not in outer and named[i + 1 : i + 2] != [owner]
-        found.append(owner if result else f"{owner}/{operation}" if owner else operation)
-    return _unique(found)
+        labelled.append(owner if result else f"{owner}/{operation}" if owner else operation)
+    return _unique(labelled)
 
 
 def rename_tensors(
@@ -150,8 +150,8 @@ def _layer_of(op: FileOp, file: File, numbers: Sequence[set[int]]) -> int:
 def _unique(names: Iterable[str]) -> list[str]:
     """``names``, those that come again numbered from the second on."""
     taken: Counter[str] = Counter()
-    found = []
+    unique = []
     for name in names:
         taken[name] += 1
-        found.append(name if taken[name] == 1 else f"{name}_{taken[name]}")
-    return found
+        unique.append(name if taken[name] == 1 else f"{name}_{taken[name]}")
+    return unique

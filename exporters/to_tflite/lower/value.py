@@ -74,10 +74,10 @@ class Value:
         if len(single) == sum(not axis.dims for axis in self.axes):
             left = iter(single)
             return tuple(d for axis in self.axes for d in (axis.dims or (next(left),)))
-        found = list(held(self.axes))
+        stored = list(held(self.axes))
         for d in single:
-            found.insert(next((i for i, other in enumerate(found) if other > d), len(found)), d)
-        return tuple(found)
+            stored.insert(next((i for i, other in enumerate(stored) if other > d), len(stored)), d)
+        return tuple(stored)
 
     # Free: nothing is moved.
 
@@ -109,13 +109,13 @@ class Value:
 
     def reshaped(self, shape: Sequence[int]) -> "Value":
         """Of PyTorch's shape ``shape``; free but where dimensions that are not stored side by side become one."""
-        value, found = self, list(groups(self.shape, shape))
-        for ds, _ in found:
+        value, grouped = self, list(groups(self.shape, shape))
+        for ds, _ in grouped:
             together = value._together(ds)
             if together is None:
                 return self.arranged(range(self.rank)).reshaped(shape)
             value = together
-        names = {ds[0]: es for ds, es in found}
+        names = {ds[0]: es for ds, es in grouped}
         axes = tuple(
             simplest(Axis(tuple(e for d in axis.dims for e in names.get(d, ())), axis.index), shape)
             for axis in value.axes
@@ -183,16 +183,16 @@ class Value:
         if axis.index is None:
             return self
         axes = (*self.axes[:i], Axis(axis.dims), *self.axes[i + 1 :])
-        found = digits(axis.index)
-        if found is None:
+        counters = digits(axis.index)
+        if counters is None:
             inverse = np.argsort(axis.index)
             return replace(self, tensor=selected(self.tensor, i, inverse), axes=axes)
         sizes = list(self.tensor.shape)
-        slowest_first = sorted(range(len(found)), key=lambda digit: -found[digit][1])
+        slowest_first = sorted(range(len(counters)), key=lambda digit: -counters[digit][1])
         # What is around is one axis each: TFLite Micro transposes no more than five.
         around = math.prod(sizes[:i]), math.prod(sizes[i + 1 :])
-        split = tf.reshape(self.tensor, [around[0], *(size for size, _ in found), around[1]])
-        moved = tf.transpose(split, [0, *(1 + digit for digit in slowest_first), 1 + len(found)])
+        split = tf.reshape(self.tensor, [around[0], *(size for size, _ in counters), around[1]])
+        moved = tf.transpose(split, [0, *(1 + digit for digit in slowest_first), 1 + len(counters)])
         return replace(self, tensor=tf.reshape(moved, sizes), axes=axes)
 
     def parted(self, dims: Collection[int]) -> "Value":

@@ -86,14 +86,14 @@ def _biases(file: File, edited: bytearray) -> dict[int, _Bias]:
     graph = network.Subgraphs(0)
     buffers = {tensor.index: graph.Tensors(tensor.index).Buffer() for tensor in file.tensors}
     reads = Counter(buffers[i] for op in file.ops for i in op.inputs if i >= 0)
-    found = {}
+    biases = {}
     for op in file.ops:
         index = dict(enumerate(op.inputs)).get(_PLACES.get(op.name, -1), -1)
         tensor = file.tensors[index]
         if index >= 0 and tensor.quantization and tensor.data is not None and reads[buffers[index]] == 1:
             integers = network.Buffers(buffers[index]).DataAsNumpy().view(tensor.dtype)
-            found[op.index] = _Bias(index, integers, tensor.quantization.scale)
-    return found
+            biases[op.index] = _Bias(index, integers, tensor.quantization.scale)
+    return biases
 
 
 def _run(part: OneOperator, values: Sequence[dict[int, np.ndarray]]) -> list[Sample]:
@@ -103,8 +103,8 @@ def _run(part: OneOperator, values: Sequence[dict[int, np.ndarray]]) -> list[Sam
 def _means(model: FloatModel, samples: Sequence[Sample], wanted: set[int]) -> dict[int, np.ndarray]:
     """Means ``(samples, channels)`` of tensors of the float file, by index."""
     runs = tensors(model.content, samples, kernels=_KERNELS)
-    found = [{i: _channel_means([values[i]]) for i in wanted} for values in runs]
-    return {i: np.concatenate([one[i] for one in found]) for i in wanted}
+    means = [{i: _channel_means([values[i]]) for i in wanted} for values in runs]
+    return {i: np.concatenate([one[i] for one in means]) for i in wanted}
 
 
 def _channel_means(values: Sequence[np.ndarray]) -> np.ndarray:

@@ -27,15 +27,15 @@ def matching(model: FloatModel, patterns: Sequence[str]) -> frozenset[str]:
     """
     file = read_file(model.content)
     computed = [file.tensors[i].name for op in file.ops for i in op.outputs]
-    found: set[str] = set()
+    names: set[str] = set()
     for pattern in patterns:
         forms = (pattern, f"{pattern}.*", f"{pattern}/*")
         # A convolution and its activation are one tensor: it has the one's name, and is the other's result.
         matched = [t for t in computed if any(fnmatchcase(n, f) for n in (t, layer_of_tensor(model, t)) for f in forms)]
         if not matched:
             raise UsageError(f"float_layers: '{pattern}' matches no layer of the network; it has {_listed(computed)}")
-        found.update(matched)
-    return frozenset(found)
+        names.update(matched)
+    return frozenset(names)
 
 
 def left_in_float(model: FloatModel, content: bytes) -> tuple[str, ...]:
@@ -46,12 +46,12 @@ def left_in_float(model: FloatModel, content: bytes) -> tuple[str, ...]:
         content: the quantized file.
     """
     exact, file = read_file(model.content), read_file(content)
-    found = [
+    layers = [
         layer_of_tensor(model, exact.tensors[pair.exact.outputs[0]].name)
         for pair in same_operators(exact, file)
         if file.tensors[pair.quantized.outputs[0]].dtype == np.float32
     ]
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(layers))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -125,16 +125,16 @@ def _divisions(file: File) -> set[str]:
 
     Integers would round that away, and stop the program at an input that no calibration sample may have been.
     """
-    found = set()
+    indices = set()
     for division in (op for op in file.ops if op.name == "DIV"):
-        found.add(division.outputs[0])
+        indices.add(division.outputs[0])
         divisor = division.inputs[1]
         while writer := file.writers.get(divisor):
-            found.add(divisor)
+            indices.add(divisor)
             if writer.name not in ("RESHAPE", "TILE"):  # these repeat what was added to before
                 break
             divisor = writer.inputs[0]
-    return {file.tensors[i].name for i in found}
+    return {file.tensors[i].name for i in indices}
 
 
 def _to_int16(content: bytes, io: str, per_channel: bool, dense_per_channel: bool) -> bytes:

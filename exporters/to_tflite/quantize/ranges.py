@@ -120,7 +120,7 @@ def _floats(model: FloatModel, samples: Sequence[Sample]) -> Iterator[dict[int, 
 
 
 def _seen(model: FloatModel, samples: Sequence[Sample]) -> dict[int, Range]:
-    found: dict[int, Range] = {}
+    ranges: dict[int, Range] = {}
     scores = _scores(read_file(model.content))
     for number, values in enumerate(_floats(model, samples)):
         for i, x in values.items():
@@ -129,24 +129,24 @@ def _seen(model: FloatModel, samples: Sequence[Sample]) -> dict[int, Range]:
                 raise PreconditionError(_not_finite(model, i, number, int((~(np.abs(x) < LARGEST)).sum()), x.size))
             if i in scores:
                 lowest = max(lowest, min(float(values[rows].max(-1).min()) for rows in scores[i]) - FADED)
-            before = found.get(i, (lowest, highest))
-            found[i] = min(before[0], lowest), max(before[1], highest)
-    return found
+            before = ranges.get(i, (lowest, highest))
+            ranges[i] = min(before[0], lowest), max(before[1], highest)
+    return ranges
 
 
 def _scores(file: File) -> dict[int, set[int]]:
     """The tensors that only softmax reads, as they are or in another shape; with those in whose rows it reads them."""
-    found: dict[int, set[int]] = {}
+    scores: dict[int, set[int]] = {}
     for op in reversed(file.ops):
         result = op.outputs[0]
         rows: list[set[int]] = []
         for reader in file.ops:
             if result in reader.inputs:
-                shaped = found.get(reader.outputs[0], set()) if reader.name == "RESHAPE" else set()
+                shaped = scores.get(reader.outputs[0], set()) if reader.name == "RESHAPE" else set()
                 rows.append({result} if reader.name == "SOFTMAX" else shaped)
         if rows and all(rows) and result not in file.outputs:
-            found[result] = set().union(*rows)
-    return found
+            scores[result] = set().union(*rows)
+    return scores
 
 
 def _not_finite(model: FloatModel, tensor: int, sample: int, bad: int, size: int) -> str:

@@ -116,8 +116,8 @@ def _constants(file: File) -> list[tuple[FileTensor, np.ndarray, list[FileOp]]]:
     for op in file.ops:
         for tensor in file.operands(op):
             readers.setdefault(tensor.index, []).append(op)
-    found = [(file.tensors[i], ops) for i, ops in readers.items()]
-    return [(t, t.data, ops) for t, ops in found if t.data is not None and t.dtype == np.float32]
+    read = [(file.tensors[i], ops) for i, ops in readers.items()]
+    return [(t, t.data, ops) for t, ops in read if t.data is not None and t.dtype == np.float32]
 
 
 def _any_of(ops: list[FileOp], file: File, tensors: Collection[str]) -> bool:

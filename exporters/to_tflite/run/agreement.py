@@ -50,9 +50,9 @@ def compared(
     """
     file = read_file(content)
     _require_shapes(file, samples, expected)
-    found = run_file(content, samples, kernels=kernels)
+    outputs = run_file(content, samples, kernels=kernels)
     pairs = [
-        (np.stack(a), np.stack(b)) for a, b in zip(zip(*found, strict=True), zip(*expected, strict=True), strict=True)
+        (np.stack(a), np.stack(b)) for a, b in zip(zip(*outputs, strict=True), zip(*expected, strict=True), strict=True)
     ]
     lsbs = [np.abs(a - b) / step for (a, b), step in zip(pairs, map(file.step, file.outputs), strict=True) if step]
     votes = [np.mean(a.argmax(-1) == b.argmax(-1)) for a, b in pairs if a[0].ndim and a.shape[-1] > 1]

@@ -75,8 +75,8 @@ class Arena:
     @cached_property
     def live(self) -> tuple[int, ...]:
         """Bytes that are needed at once, operator by operator: no planner can do with less than the largest."""
-        found = [row.buffer for row in self.rows]
-        return tuple(sum(b.size for b in found if b.first <= op <= b.last) for op in range(len(self.ops)))
+        buffers = [row.buffer for row in self.rows]
+        return tuple(sum(b.size for b in buffers if b.first <= op <= b.last) for op in range(len(self.ops)))
 
     @property
     def peak_op(self) -> int:
@@ -100,11 +100,11 @@ def modelled(content: bytes, layers: Mapping[str, str] | None = None) -> Arena:
         CheckpointError: if the file cannot be read.
     """
     file, names = read_file(content), layers or {}
-    found = _tensors(file) + _scratch(file)
-    tensors = [b.name.removeprefix(_SCRATCH) for b in found]
+    buffers = _tensors(file) + _scratch(file)
+    tensors = [b.name.removeprefix(_SCRATCH) for b in buffers]
     rows = tuple(
         Bar(b, names.get(tensor, tensor), offset)
-        for b, tensor, offset in zip(found, tensors, offsets(found), strict=True)
+        for b, tensor, offset in zip(buffers, tensors, offsets(buffers), strict=True)
     )
     arena = Arena(rows, tuple(op.name for op in file.ops), 0, None, None, file.size)
     return replace(arena, head=arena.planned)
@@ -128,10 +128,10 @@ def measure_arena(content: bytes, layers: Mapping[str, str] | None = None) -> Ar
 
 def _reported(part: str, report: str) -> int:
     """Bytes of the arena's head or tail, from the lines that TFLite Micro prints."""
-    found = re.search(rf"Arena allocation {part} (\d+) bytes", report)
-    if not found:
+    reported = re.search(rf"Arena allocation {part} (\d+) bytes", report)
+    if not reported:
         raise ExportError(f"TFLite Micro did not report the {part} of its arena, but: {report.strip() or 'nothing'}")
-    return int(found[1])
+    return int(reported[1])
 
 
 def _needed(content: bytes, head: int, tail: int) -> int:
@@ -158,11 +158,11 @@ def _tensors(file: File) -> list[Buffer]:
 
 def _scratch(file: File) -> list[Buffer]:
     """What the reference kernels request for themselves while they run."""
-    found = []
+    buffers = []
     for op in file.ops:
         name = _SCRATCH + file.tensors[op.outputs[0]].name
-        found += [Buffer(name, nbytes, op.index, op.index) for nbytes in _requested(file, op)]
-    return found
+        buffers += [Buffer(name, nbytes, op.index, op.index) for nbytes in _requested(file, op)]
+    return buffers
 
 
 def _requested(file: File, op: FileOp) -> tuple[int, ...]:

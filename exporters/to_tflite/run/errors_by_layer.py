@@ -85,8 +85,8 @@ def by_layer(
     parts, quantized = OperatorByOperator(model.content), OperatorByOperator(content).file
     watches = [_Watch(parts, quantized, pair) for pair in same_operators(parts.file, quantized)]
     exact = tensors(model.content, samples, kernels="builtin")
-    found = tensors(content, samples, kernels=kernels)
-    for floats, integers in zip(exact, found, strict=True):
+    quantized_runs = tensors(content, samples, kernels=kernels)
+    for floats, integers in zip(exact, quantized_runs, strict=True):
         for watch in watches:
             watch.add(floats, integers)
     return tuple(watch.row(model) for watch in watches)
@@ -105,7 +105,7 @@ class _Watch:
     def add(self, floats: Mapping[int, np.ndarray], integers: Mapping[int, np.ndarray]) -> None:
         """One sample: all tensors of the float file, and of the quantized one as it stores them."""
         exact = _joined(floats[i] for i in self._pair.exact.outputs)
-        found = _joined(self._file.tensors[i].dequantized(integers[i]) for i in self._pair.quantized.outputs)
+        actual = _joined(self._file.tensors[i].dequantized(integers[i]) for i in self._pair.quantized.outputs)
         given = {
             i: self._file.tensors[j].dequantized(integers[j]).astype(self._exact.tensors[i].dtype)
             for i, j in self._pair.operands
@@ -115,15 +115,15 @@ class _Watch:
         self._low, self._high = min(self._low, float(exact.min())), max(self._high, float(exact.max()))
         self._values += exact.size
         self._signal += power(exact)
-        self._noise += power(found - exact)
+        self._noise += power(actual - exact)
         self._inherited += power(ideal - exact)
-        self._own += power(found - ideal)
+        self._own += power(actual - ideal)
 
     def row(self, model: FloatModel) -> LayerError:
         """What was added up."""
         name = self._exact.tensors[self._pair.exact.outputs[0]].name
         tensor = self._file.tensors[self._pair.quantized.outputs[0]]
-        found = LayerError(
+        row = LayerError(
             layer=model.layers.get(name, name),
             op=self._pair.quantized.name,
             low=self._low,
@@ -132,22 +132,22 @@ class _Watch:
             weight_bytes=sum(t.nbytes for t in self._file.operands(self._pair.quantized) if t.data is not None),
         )
         if tensor.quantization is None:
-            return found
+            return row
         scale, zero_point = float(tensor.quantization.scale[0]), int(tensor.quantization.zero_point[0])
         limits = np.iinfo(tensor.dtype)
-        found = replace(
-            found,
+        row = replace(
+            row,
             low=scale * (limits.min - zero_point),
             high=scale * (limits.max - zero_point),
             step=scale,
             zero_point=zero_point,
         )
         if limits.bits > 8:
-            return found
+            return row
         needed = 0.0 if prescribed(self._file, self._pair.quantized) else needed_step(self._low, self._high, tensor)
         allowed = BAND * (needed or scale)
         return replace(
-            found,
+            row,
             expected=ratio_in_decibels(self._signal, self._inherited + self._values * allowed**2),
             own=sqrt(self._own / self._values) / (needed or scale),
         )

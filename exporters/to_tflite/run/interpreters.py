@@ -54,8 +54,8 @@ def run_file(content: bytes, samples: Sequence[Sample], *, kernels: str = "xnnpa
     """
     file = read_file(content)
     session = load_file(content, kernels)
-    found = [session.run(fitted(file, sample)) for sample in samples]
-    return found if raw else [numbers(file, values) for values in found]
+    outputs = [session.run(fitted(file, sample)) for sample in samples]
+    return outputs if raw else [numbers(file, values) for values in outputs]
 
 
 def tensors(content: bytes, samples: Sequence[Sample], *, kernels: str = "builtin") -> Iterator[dict[int, np.ndarray]]:

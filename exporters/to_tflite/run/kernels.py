@@ -64,7 +64,7 @@ def kernel_differences(
     parts = OperatorByOperator(content)
     names = layers or {}
     kept = list(tensors(content, samples, kernels="builtin"))
-    found = []
+    rows = []
     for op in parts.file.ops:
         outputs = [parts.file.tensors[i] for i in op.outputs]
         if any(tensor.dtype.kind != "i" for tensor in outputs):
@@ -76,5 +76,5 @@ def kernel_differences(
                     steps = np.abs(y.astype(np.int64) - values[tensor.index])
                     apart.update(dict(zip(*(v.tolist() for v in np.unique(steps, return_counts=True)), strict=True)))
             layer = names.get(outputs[0].name, outputs[0].name)
-            found.append(KernelDifference(layer, op.name, name, dict(sorted(apart.items()))))
-    return tuple(found)
+            rows.append(KernelDifference(layer, op.name, name, dict(sorted(apart.items()))))
+    return tuple(rows)

@@ -91,8 +91,8 @@ def check_ops(file: File) -> None:
         op.name: file.tensors[op.outputs[0]].name for op in reversed(file.ops) if op.name not in RESOLVER_METHODS
     }
     if missing:
-        found = "; ".join(f"'{layer}' needs {op}: {REMEDIES.get(op, _REMEDY)}" for op, layer in missing.items())
-        raise ExportError(f"TFLite Micro lacks {_named(missing)}. {found}")
+        reasons = "; ".join(f"'{layer}' needs {op}: {REMEDIES.get(op, _REMEDY)}" for op, layer in missing.items())
+        raise ExportError(f"TFLite Micro lacks {_named(missing)}. {reasons}")
     for op in file.ops:
         if reason := _over_limit(file, op):
             raise ExportError(f"'{file.tensors[op.outputs[0]].name}' {reason}")

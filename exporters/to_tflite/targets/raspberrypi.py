@@ -62,11 +62,11 @@ def benchmark_script(files: Mapping[str, bytes]) -> str:
 
 def _ranges(files: list[File]) -> list[tuple[float, float]]:
     """Of each input, what the first file that is quantized there can tell apart."""
-    found = []
+    ranges = []
     for i in range(len(files[0].inputs)):
         quantized = (q for file in files if (q := _input_quantization(file, i)) is not None)
-        found.append(next(quantized, _FLOAT_RANGE))
-    return found
+        ranges.append(next(quantized, _FLOAT_RANGE))
+    return ranges
 
 
 def _input_quantization(file: File, i: int) -> tuple[float, float] | None:

@@ -46,10 +46,10 @@ NEARLY = 1.05
 
 def interpreter(content: bytes, threads: int) -> Any:
     """An interpreter that is ready to run the file ``content``."""
-    found = next((name for name in INTERPRETERS if importlib.util.find_spec(name.split(".")[0])), None)
-    if found is None:
+    module = next((name for name in INTERPRETERS if importlib.util.find_spec(name.split(".")[0])), None)
+    if module is None:
         sys.exit("no interpreter of .tflite files is installed: pip install ai-edge-litert")
-    made = importlib.import_module(found).Interpreter(model_content=content, num_threads=threads)
+    made = importlib.import_module(module).Interpreter(model_content=content, num_threads=threads)
     made.allocate_tensors()
     return made
 
@@ -66,18 +66,18 @@ def answers(content: bytes, ranges: Sequence[tuple[float, float]]) -> list[np.nd
             x = np.clip(np.round(x / scale) + zero, limits.min, limits.max)
         session.set_tensor(row["index"], x.astype(row["dtype"]))
     session.invoke()
-    found = []
+    outputs = []
     for row in session.get_output_details():
         y, (scale, zero) = session.get_tensor(row["index"]).ravel(), row["quantization"]
         y = y[:: max(1, len(y) // KEPT)].astype(np.float32)
-        found.append((y - zero) * np.float32(scale) if scale else y)
-    return found
+        outputs.append((y - zero) * np.float32(scale) if scale else y)
+    return outputs
 
 
-def agreement(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
+def agreement(expected: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> float:
     """Signal over difference of the worst output, in dB: infinite where they are equal."""
     ratios = []
-    for x, y in zip(expected, found, strict=True):
+    for x, y in zip(expected, outputs, strict=True):
         signal, noise = (float(np.square(z.astype(np.float64)).sum()) for z in (x, x - y))
         ratios.append(math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal else -math.inf)
     return min(ratios)
@@ -90,13 +90,13 @@ def times(contents: dict[str, bytes], threads: int, runs: int) -> dict[str, list
         for _ in range(min(WARM_UP, runs)):
             session.invoke()
     order = random.Random(0)
-    found: dict[str, list[float]] = {name: [] for name in sessions}
+    milliseconds: dict[str, list[float]] = {name: [] for name in sessions}
     for _ in range(runs):
         for name in order.sample(list(sessions), len(sessions)):
             started = time.perf_counter()
             sessions[name].invoke()
-            found[name].append(1000 * (time.perf_counter() - started))
-    return found
+            milliseconds[name].append(1000 * (time.perf_counter() - started))
+    return milliseconds
 
 
 def checks(contents: dict[str, bytes]) -> list[dict[str, Any]]:
@@ -105,12 +105,12 @@ def checks(contents: dict[str, bytes]) -> list[dict[str, Any]]:
     rows = []
     for i, (name, content) in enumerate(contents.items()):
         expected = [packed[key] for key in packed.files if key.startswith(f"{i}_")]
-        found = agreement(expected, answers(content, RANGES))
-        right, same = found >= FILES[name][1], found == math.inf
-        said = "equal to" if same else f"{found:.1f} dB from"
+        ratio = agreement(expected, answers(content, RANGES))
+        right, same = ratio >= FILES[name][1], ratio == math.inf
+        said = "equal to" if same else f"{ratio:.1f} dB from"
         print(f"{name}: {len(content):,} B, outputs {said} the expected ones{'' if right else ': WRONG'}")
         rows.append(
-            {"file": name, "bytes": len(content), "agreement_db": "equal" if same else round(found, 1), "right": right}
+            {"file": name, "bytes": len(content), "agreement_db": "equal" if same else round(ratio, 1), "right": right}
         )
     return rows
 
@@ -177,8 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         verdict = advice({(row["file"], row["threads"]): row["median_ms"] for row in timed})
     print(verdict)
     if args.json:
-        found = {"machine": machine(), "checks": checked, "times": timed, "advice": verdict}
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+        result = {"machine": machine(), "checks": checked, "times": timed, "advice": verdict}
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
     return 0 if right else 1
 
 

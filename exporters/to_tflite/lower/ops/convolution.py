@@ -112,15 +112,15 @@ def _with_windows(
     if x.padded is not None:  # zeros that the network itself pads with may be those of SAME
         source, zeros = x.padded
         both = [(a + c, b + d) for (a, b), (c, d) in zip(zeros[2:], pads, strict=True)]
-        found = windows(source, both)
+        sides = windows(source, both)
         if zeros[:2] == ((0, 0), (0, 0)) and min(min(pad) for pad in both) >= 0:
-            if name := scheme(found):
-                return source, found, name
+            if name := scheme(sides):
+                return source, sides, name
             x, pads = source, both
-    found = windows(x, pads)
-    if name := scheme(found):
-        return x, found, name
-    return padded(x, [(0, 0), (0, 0), *((w.before, w.after) for w in found)]), found, "VALID"
+    sides = windows(x, pads)
+    if name := scheme(sides):
+        return x, sides, name
+    return padded(x, [(0, 0), (0, 0), *((w.before, w.after) for w in sides)]), sides, "VALID"
 
 
 def _result(

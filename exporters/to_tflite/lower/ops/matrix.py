@@ -125,8 +125,8 @@ def group_norm(
 ) -> Value:
     """Over the channels of each group and all places."""
     parts = x.reshaped((x.shape[0], groups, x.shape[1] // groups, *x.shape[2:]))
-    found = _normalised(parts, range(2, parts.rank), eps).reshaped(x.shape)
-    return _affine(found, *(None if c is None else _per_channel(c, x.rank) for c in (weight, bias)))
+    normalised = _normalised(parts, range(2, parts.rank), eps).reshaped(x.shape)
+    return _affine(normalised, *(None if c is None else _per_channel(c, x.rank) for c in (weight, bias)))
 
 
 def instance_norm(
@@ -143,8 +143,8 @@ def instance_norm(
     """Over all places of each channel."""
     if not use_input_stats and running_mean is not None and running_var is not None:
         return batch_norm(x, weight, bias, running_mean, running_var, momentum, eps)
-    found = _normalised(x, range(2, x.rank), eps)
-    return _affine(found, *(None if c is None else _per_channel(c, x.rank) for c in (weight, bias)))
+    normalised = _normalised(x, range(2, x.rank), eps)
+    return _affine(normalised, *(None if c is None else _per_channel(c, x.rank) for c in (weight, bias)))
 
 
 def batch_norm(

@@ -111,8 +111,8 @@ def reduction(f: Callable[..., tf.Tensor]) -> Callable[..., Value]:
         made = f(x.tensor, axis=at, keepdims=keepdim) if at else x.tensor
         shape = tuple(1 if d in over else n for d, n in enumerate(x.shape))
         axes = tuple(Axis() if i in at else axis for i, axis in enumerate(x.axes) if keepdim or i not in at)
-        found = Value(made, shape, axes, x.nonnegative)
-        return found if keepdim else found.without(over)
+        pooled = Value(made, shape, axes, x.nonnegative)
+        return pooled if keepdim else pooled.without(over)
 
     return reduce
 
@@ -128,10 +128,10 @@ def var(x: Value, dims: Any = None, *, correction: float | None = 1, keepdim: bo
     x = x.parted({d % x.rank for d in over})
     centre = mean(x, over, keepdim=True)
     squares = x.like(tf.math.squared_difference(x.tensor, centre.aligned(x.shape, x.axes)), nonnegative=True)
-    found = mean(squares, over, keepdim)
+    variance = mean(squares, over, keepdim)
     count = math.prod(x.shape[d] for d in over)
     less = 1 if correction is None else correction
-    return found if not less else found.like(found.tensor * (count / (count - less)), nonnegative=True)
+    return variance if not less else variance.like(variance.tensor * (count / (count - less)), nonnegative=True)
 
 
 def _windows(x: Value, kernel: WindowSizes, stride: WindowSizes, padding: WindowSizes, ceil: bool) -> list[Window]:

@@ -210,13 +210,13 @@ def _target(x: Value, size: Sequence[int] | None, factors: Sequence[float] | Non
     if size is not None:
         return list(size)
     assert factors is not None
-    found = [math.floor(n * f) for n, f in zip(x.shape[2:], factors, strict=True)]
-    if any(n * f != m for n, f, m in zip(x.shape[2:], factors, found, strict=True)):
+    sizes = [math.floor(n * f) for n, f in zip(x.shape[2:], factors, strict=True)]
+    if any(n * f != m for n, f, m in zip(x.shape[2:], factors, sizes, strict=True)):
         raise LoweringError(
             f"scale_factor={tuple(factors)} makes no whole size of {tuple(x.shape[2:])}",
-            f"call interpolate with size={tuple(found)}",
+            f"call interpolate with size={tuple(sizes)}",
         )
-    return found
+    return sizes
 
 
 def _resized(x: Value, made: tf.Tensor) -> Value:
