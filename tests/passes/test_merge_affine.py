@@ -4,16 +4,20 @@ from typing import Any, cast
 import pytest
 import timm
 import torch
+from hypothesis import given, settings
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+from nbcompile.core.cost import cost
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.graph.nodes import norm_of, render_graph
 from nbcompile.core.tracing.capture import capture
 from nbcompile.passes import MergeAffine, RemoveIdentity
 from nbcompile.testing import check_pass, scramble_
+from tests.core.affine.networks import Drawn, networks
+from tests.core.affine.networks import X as RANDOM
 
 X = torch.randn(2, 4, 7, 5, generator=torch.Generator().manual_seed(0))
 KINDS: dict[int, tuple[type[nn.Module], type[nn.Module]]] = {
@@ -432,6 +436,29 @@ def test_batch_norm_beside_a_linear_layer(rank: int) -> None:
     result = check_pass(MergeAffine((x,)), model, x)
     why = ["whether its channels are those that '0' gives cannot be told"]
     assert (result.rewritten, [s.reason for s in result.skipped]) == ((("0",), []) if rank == 2 else ((), why))
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_factor_that_gives_one_channel_four(channels: int, known: bool) -> None:
+    """What the convolution takes is not what there is: the merged network would crash."""
+    x = X[:, :channels].double()
+    model = Written(lambda m, x: m.conv(x.relu() * m.f), conv=conv(3), f=torch.rand(4, 1, 1) + 0.5).double()
+    result = check_pass(MergeAffine((x,) if known else None), model, x)
+    assert result.rewritten == (("conv",) if known and channels == 4 else ())
+    if not result.modified:
+        assert [s.reason for s in result.skipped] == ["how many channels 'relu' has cannot be told"]
+
+
+@settings(max_examples=60)
+@given(networks())
+def test_random_networks_stay_what_they_are_and_cost_no_more(model: Drawn) -> None:
+    x = RANDOM[:1]
+    gm = check_pass(MergeAffine((x,)), model, x).gm
+    before, after = cost(model, x), cost(gm, x)
+    assert after.macs <= before.macs
+    assert after.params <= before.params
+    assert len(gm.graph.nodes) <= len(capture(model, 1).graph.nodes)
 
 
 def test_nothing_of_the_user_is_touched() -> None:
