@@ -94,6 +94,6 @@ def _module_at(root: nn.Module, path: str) -> nn.Module:
     """The module at ``path``; what is missing on the way is made."""
     for part in path.split(".") if path else ():
         if part not in root._modules:
-            root.add_module(part, nn.Module())
+            root.add_module(part, nn.Module().eval())
         root = root.get_submodule(part)
     return root
