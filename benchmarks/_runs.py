@@ -1,4 +1,4 @@
-"""The training runs of ``ablate.py``: kept by what they were told, gone on with, and what they cost."""
+"""The training runs of ``ablate.py``: kept by what they were told, gone on with."""
 
 import hashlib
 import json
@@ -19,8 +19,10 @@ from torch import nn
 
 import nbcompile
 from nbcompile.training import TrainConfig, train
+from nbcompile.training.compute import training_cost
 from nbcompile.training.data.base import Data
 from nbcompile.training.data.load import load_data
+from nbcompile.training.methods import SELF
 from nbcompile.training.seeds import seed_everything
 
 SHARED = 0.25
@@ -104,9 +106,7 @@ def train_in(folder: Path, model: nn.Module, config: TrainConfig, data: Data) ->
     """Train ``model`` in ``folder``, or go on with it, and keep what was found."""
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
-    taught = config.distils and config.teacher != "self"
-    teacher = nbcompile.load(str(config.teacher)) if taught else None
-    result = train(model, config, folder / "trained.pt", folder, resume=True, teacher=teacher, data=data)
+    result = train(model, config, folder / "trained.pt", folder, resume=True, teacher=teacher_of(config), data=data)
     giants = [epoch.val_accuracy for epoch in result.history if epoch.phase == "giant"]
     final = result.accuracy if result.fused_accuracy is None else result.fused_accuracy
     known = {
@@ -118,23 +118,15 @@ def train_in(folder: Path, model: nn.Module, config: TrainConfig, data: Data) ->
     (folder / "found.json").write_text(json.dumps(known))
 
 
+def teacher_of(config: TrainConfig) -> nn.Module | None:
+    """The foreign teacher of a run."""
+    return nbcompile.load(config.teacher) if config.teacher not in (None, SELF) else None
+
+
 def compute(network: str, config: TrainConfig) -> float:
-    """Multiply-accumulates of the forward passes of the run, per image, in those of an epoch of the plain network."""
-    model, x = NETWORKS[network](), torch.zeros(1, 3, 32, 32)
-    plain, cost = nbcompile.cost(model, x).macs, float(config.epochs)
-    start, decay, tune = config.phases
-    if config.expands:
-        giant = nbcompile.expand(
-            model, x, where=config.where, block=config.block, ratio=config.ratio, preserve=config.preserve
-        )
-        end = tune if config.collapse or config.contract_at == "decay" else config.epochs
-        cost += (end - start) * (nbcompile.cost(giant, x).macs / plain - 1)
-    if config.distils:
-        own = config.teacher == "self"
-        teacher = giant if own else nbcompile.load(str(config.teacher))
-        # It only answers: a third of the work of learning. What a foreign one has cost before is not counted.
-        cost += (config.epochs - (decay if own else 0)) * nbcompile.cost(teacher, x).macs / plain / 3
-    return cost
+    """What the run costs, in epochs of the plain network; what a foreign teacher has cost before is not counted."""
+    x = torch.zeros(1, 3, 32, 32)
+    return training_cost(NETWORKS[network](), config, x, 1, teacher_of(config)).over_plain * config.epochs
 
 
 def controls(network: str, options: Options) -> tuple[Options, Options]:

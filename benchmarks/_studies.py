@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nbcompile.training.methods import METHODS, SELF
 from nbcompile.zoo import BlockRow, InvertedResidualNet
 
 Options = Mapping[str, Any]
@@ -45,7 +46,7 @@ class Setting:
     def taught(self) -> bool:
         """Whether it needs a foreign teacher."""
         options = self.options(10)
-        return str(options.get("method", "")).endswith("kd") and "teacher" not in options
+        return METHODS[options.get("method", "netbooster")].distils and "teacher" not in options
 
 
 def _paper(epochs: int) -> Options:
@@ -81,7 +82,7 @@ def _with(base: Callable[[int], Options], **more: Any) -> Callable[[int], Option
     return lambda epochs: {**base(epochs), **more}
 
 
-_TAUGHT = {"method": "netbooster+kd", "teacher": "self", "kd_weight": 0.5, "temperature": 2.0}
+_TAUGHT = {"method": "netbooster+kd", "teacher": SELF, "kd_weight": 0.5, "temperature": 2.0}
 
 _KD: Options = {"method": "netbooster+kd", "kd_weight": 0.9, "temperature": 4.0}
 

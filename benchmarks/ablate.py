@@ -53,7 +53,7 @@ def main() -> None:
         made.error(f"no setting of these studies is called {', '.join(unknown)}; there are {', '.join(sorted(known))}")
     if args.quick:
         args.epochs, args.seeds, args.images = 5, 2, 600
-    teacher = teacher_of(args) if any(s.taught for study in args.studies for s in STUDIES[study]) else None
+    teacher = teacher_run(args) if any(s.taught for study in args.studies for s in STUDIES[study]) else None
     carried_out([teacher] if teacher else [], 1)
     cells = {study: list(planned(args, STUDIES[study])) for study in args.studies}
     carried_out(
@@ -87,7 +87,7 @@ def told(args: Any) -> Options:
     }  # fmt: skip
 
 
-def teacher_of(args: Any) -> Run:
+def teacher_run(args: Any) -> Run:
     """The plain run of the foreign teacher, which all seeds have in common."""
     return Run.of(args.teacher, {**told(args), "method": "vanilla", "seed": TEACHER_SEED}, args.runs)
 
@@ -95,7 +95,7 @@ def teacher_of(args: Any) -> Run:
 def planned(args: Any, settings: Sequence[Setting]) -> Iterator[tuple[Setting, list[Triple]]]:
     """The runs of a study: by setting and seed the run itself and its controls."""
     shared = {**told(args), "compile": args.compile}
-    run, teacher = partial(Run.of, args.network, root=args.runs), teacher_of(args)
+    run, teacher = partial(Run.of, args.network, root=args.runs), teacher_run(args)
     for setting in settings:
         if args.settings and setting.name not in args.settings:
             continue

@@ -47,6 +47,8 @@ def show_train(found: dict[str, Any], console: Console) -> None:
     for note in found.get("notes", ()):
         console.print(note, highlight=False, soft_wrap=True, markup=False)
     console.print(f"written: {found['output']}, run folder {found['run_dir']}", highlight=False, soft_wrap=True)
+    console.print(f"this run cost {found['cost']['in_words']}", highlight=False, soft_wrap=True)
+    console.print(found["advice"], highlight=False, soft_wrap=True, markup=False)
 
 
 def show_inspect(found: dict[str, Any], console: Console) -> None:

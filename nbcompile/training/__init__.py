@@ -1,4 +1,23 @@
-"""The reference recipe on Lightning Fabric: one loop, one small file per method."""
+"""The reference recipe on Lightning Fabric: one loop, one small file per method. Imports nothing until it is used.
+
+::
+
+    command.py             behind `nbcompile train`
+    loop.py                `train`: the loop that all methods share
+    begin.py  finish.py    start and end of a run            session.py   what it works with
+    config.py  rules.py    what a run is told, and what that must keep
+    methods/               the table of methods; what differs between them
+    data/                  the table of data sets; a file for each
+    loader.py              batches and their order           seeds.py     random numbers
+    learning_rate.py       warm-up and cosine                weight_average.py   of the last steps
+    check_fits.py          does the model fit the data?      new_head.py  a new last layer
+    accuracy.py            on held-out images                epoch_meter.py      loss and accuracy of an epoch
+    deployed_accuracy.py   of deploy files                   compute.py   what a run costs
+    outputs/               the run folder, what a run tells, its pictures, bars and lines
+    engine.py              Fabric                            failures.py  errors as sentences
+
+A new method is one file in ``methods/`` and one row there; a new data set one file in ``data/`` and one row.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

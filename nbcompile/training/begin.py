@@ -12,11 +12,11 @@ from nbcompile.core.wrappers import copied
 from nbcompile.expansion import record_again
 from nbcompile.training.config import TrainConfig
 from nbcompile.training.data.base import Batch, Data, Images
+from nbcompile.training.learning_rate import WarmupCosine
 from nbcompile.training.loader import BatchOrder, Loader
-from nbcompile.training.outputs.records import Epoch
+from nbcompile.training.outputs.records import Epoch, Listener
 from nbcompile.training.outputs.run_folder import RunFolder
-from nbcompile.training.schedule import WarmupCosine
-from nbcompile.training.session import Listener, Session, advanced, wrapped
+from nbcompile.training.session import Session, advanced, wrapped
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric

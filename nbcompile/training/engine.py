@@ -5,10 +5,11 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from nbcompile.core.errors import UsageError, missing_extra
-from nbcompile.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+
+    from nbcompile.training.config import TrainConfig
 
 
 def is_main_process() -> bool:
@@ -16,7 +17,7 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
 
 
-def start_fabric(config: TrainConfig) -> "Fabric":
+def start_fabric(config: "TrainConfig") -> "Fabric":
     """Fabric on the devices of ``config``, launched.
 
     Raises:

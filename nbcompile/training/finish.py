@@ -5,14 +5,15 @@ from pathlib import Path
 import torch
 
 from nbcompile.checkpoint import save
+from nbcompile.training.accuracy import accuracy
+from nbcompile.training.compute import TrainingCost, advice
 from nbcompile.training.data.base import Data
-from nbcompile.training.measure import accuracy
-from nbcompile.training.outputs.deployed import NOT_CHECKED, Deployed, check_files
+from nbcompile.training.deployed_accuracy import NOT_CHECKED, Deployed, check_files
 from nbcompile.training.outputs.records import TrainResult
 from nbcompile.training.session import Session
 
 
-def finish(session: Session, data: Data, output: Path, check_export: bool) -> TrainResult:
+def finish(session: Session, data: Data, output: Path, check_export: bool, spent: TrainingCost) -> TrainResult:
     """Measure what will be deployed, write the trained file.
 
     Args:
@@ -20,6 +21,7 @@ def finish(session: Session, data: Data, output: Path, check_export: bool) -> Tr
         data: what it was trained on.
         output: the trained file.
         check_export: also write and measure deploy files.
+        spent: what the run cost.
     """
     model = session.network().eval()
     fused = session.method.fused(model)
@@ -42,9 +44,13 @@ def finish(session: Session, data: Data, output: Path, check_export: bool) -> Tr
         int8_accuracy=found.int8,
         notes=found.notes,
         seconds=sum(epoch.seconds for epoch in session.history),
+        cost=spent,
+        advice=advice(session.config.method_row, spent),
         output=output,
         run_dir=session.folder.path,
         model=model,
     )
+    if session.fabric.is_global_zero:
+        session.folder.keep_result(result)
     session.tell(result)
     return result

@@ -1,14 +1,18 @@
 """In which order the batches of a data set come: a function of (seed, epoch) alone."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
 
 from nbcompile.core.errors import UsageError
-from nbcompile.training.data.base import Batch, Images
 from nbcompile.training.seeds import derived_seed
+
+if TYPE_CHECKING:
+    from nbcompile.training.data.base import Batch, Images
+
+    Place = Callable[[Batch], Batch]
 
 
 class BatchOrder(Sampler[list[int]]):
@@ -51,7 +55,7 @@ class Loader:
         place: moves a batch to its device.
     """
 
-    def __init__(self, images: Images, order: BatchOrder, num_workers: int, place: Callable[[Batch], Batch]) -> None:
+    def __init__(self, images: "Images", order: BatchOrder, num_workers: int, place: "Place") -> None:
         self.order, self._place = order, place
         self._generator = torch.Generator()
         self._loader: DataLoader[Any] = DataLoader(
@@ -65,7 +69,7 @@ class Loader:
     def __len__(self) -> int:
         return len(self.order)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def epoch(self, epoch: int) -> "Iterator[Batch]":
         """The batches of epoch ``epoch``, counted from 0.
 
         Raises:

@@ -11,22 +11,23 @@ from nbcompile.core.blocks import sites
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import origin_of
 from nbcompile.core.wrappers import copied
+from nbcompile.training.accuracy import accuracy
 from nbcompile.training.begin import set_up
-from nbcompile.training.check import check_fits
+from nbcompile.training.check_fits import check_fits
+from nbcompile.training.compute import training_cost
 from nbcompile.training.config import TrainConfig
 from nbcompile.training.data.base import Data
 from nbcompile.training.data.load import load_data
 from nbcompile.training.engine import start_fabric
+from nbcompile.training.epoch_meter import Meter
 from nbcompile.training.failures import explained
 from nbcompile.training.finish import finish
-from nbcompile.training.head import with_classes
-from nbcompile.training.measure import accuracy
-from nbcompile.training.meter import Meter
 from nbcompile.training.methods import SELF
-from nbcompile.training.outputs.records import Epoch, Event, Started, TrainResult
+from nbcompile.training.new_head import with_classes
+from nbcompile.training.outputs.records import Epoch, Event, Listener, Started, TrainResult
 from nbcompile.training.outputs.run_folder import RunFolder
 from nbcompile.training.seeds import seed_everything
-from nbcompile.training.session import Listener, Session
+from nbcompile.training.session import Session
 
 SLOW = 10.0
 """Seconds of an epoch after which the picture of the curves is drawn anew; others wait for the end."""
@@ -86,6 +87,8 @@ def train(
         if teacher is not None:
             check_fits(teacher, data, f"the teacher {config.teacher}")
         session = set_up(fabric, config, model, data, folder, checkpoint, tell, _frozen(teacher, config))
+        images = len(session.train) * config.batch_size
+        spent = training_cost(model, config, torch.zeros(1, *data.shape), images, teacher)
         fabric.barrier()  # every process has read the folder before the first one writes to it
         if fabric.is_global_zero:
             folder.begin(config, session.history)
@@ -102,7 +105,7 @@ def train(
         )
         for epoch in range(len(session.history), config.epochs):
             _run_epoch(session, epoch)
-        return finish(session, data, output, check_export)
+        return finish(session, data, output, check_export, spent)
 
 
 def _run_epoch(session: Session, epoch: int) -> None:

@@ -1,6 +1,5 @@
 """Everything that one run works with."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -8,19 +7,18 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
-from nbcompile.training.averaging import Average
-from nbcompile.training.config import TrainConfig
-from nbcompile.training.loader import Loader
-from nbcompile.training.methods.base import Method
-from nbcompile.training.outputs.records import Epoch, Event
-from nbcompile.training.outputs.run_folder import RunFolder
-from nbcompile.training.schedule import WarmupCosine
 from nbcompile.training.seeds import seed_everything
+from nbcompile.training.weight_average import Average
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-Listener = Callable[[Event], None]
+    from nbcompile.training.config import TrainConfig
+    from nbcompile.training.learning_rate import WarmupCosine
+    from nbcompile.training.loader import Loader
+    from nbcompile.training.methods.base import Method
+    from nbcompile.training.outputs.records import Epoch, Listener
+    from nbcompile.training.outputs.run_folder import RunFolder
 
 
 @dataclass(kw_only=True)
@@ -45,18 +43,18 @@ class Session:
     """
 
     fabric: "Fabric"
-    config: TrainConfig
-    method: Method
+    config: "TrainConfig"
+    method: "Method"
     model: Any
     bare: nn.Module
     optimizer: Any
     average: Average | None
-    schedule: WarmupCosine
-    train: Loader
-    val: Loader
-    tell: Listener
-    folder: RunFolder
-    history: list[Epoch]
+    schedule: "WarmupCosine"
+    train: "Loader"
+    val: "Loader"
+    tell: "Listener"
+    folder: "RunFolder"
+    history: "list[Epoch]"
     step: int
 
     def advance(self, epoch: int) -> None:
@@ -87,13 +85,13 @@ class Session:
         }
 
 
-def advanced(method: Method, model: nn.Module, epoch: int) -> nn.Module:
+def advanced(method: "Method", model: nn.Module, epoch: int) -> nn.Module:
     """The network that ``epoch`` trains, from the one before it."""
     seed_everything(method.config.seed, epoch)  # on all processes alike: the method may add layers
     return method.advance(model, epoch)
 
 
-def wrapped(fabric: "Fabric", method: Method, model: nn.Module) -> tuple[Any, Any, Average | None]:
+def wrapped(fabric: "Fabric", method: "Method", model: nn.Module) -> tuple[Any, Any, Average | None]:
     """``model`` and a fresh optimiser as Fabric wraps them, and a fresh average."""
     c = method.config
     if c.channels_last:
@@ -104,6 +102,6 @@ def wrapped(fabric: "Fabric", method: Method, model: nn.Module) -> tuple[Any, An
     return trained, optimizer, Average(model, c.ema) if c.ema else None
 
 
-def _optimizer(method: Method, model: nn.Module) -> SGD:
+def _optimizer(method: "Method", model: nn.Module) -> SGD:
     c = method.config
     return SGD(method.parameter_groups(model), lr=c.lr, momentum=c.momentum, nesterov=c.momentum > 0)

@@ -1,11 +1,15 @@
 """What a training run tells while it runs, and what it gives back."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
+
+if TYPE_CHECKING:
+    from nbcompile.training.compute import TrainingCost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +104,10 @@ class TrainResult:
         int8_accuracy: of ``tiny.tflite`` in LiteRT; likewise.
         notes: why a file could not be checked, one sentence each.
         seconds: wall time of all epochs.
+        cost: multiply-accumulates of its training.
+        advice: what docs/accuracy.md recommends at that cost.
         output: the trained file.
-        run_dir: config, metrics, checkpoints and curves; see ``runs.py``.
+        run_dir: config, metrics, checkpoints and curves; see ``run_folder.py``.
         model: what was trained, or with ``config.ema`` its average, in eval mode on the CPU (netbooster: the linear
             giant).
     """
@@ -115,6 +121,8 @@ class TrainResult:
     int8_accuracy: float | None = None
     notes: tuple[str, ...] = ()
     seconds: float
+    cost: "TrainingCost"
+    advice: str
     output: Path
     run_dir: Path
     model: nn.Module
@@ -123,7 +131,11 @@ class TrainResult:
         """Everything but the model."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "model"}
         history = [epoch.to_json() for epoch in self.history]
-        return plain | {"history": history, "output": str(self.output), "run_dir": str(self.run_dir)}
+        paths = {"output": str(self.output), "run_dir": str(self.run_dir)}
+        return plain | {"history": history, "cost": self.cost.to_json() | {"in_words": str(self.cost)}} | paths
 
 
 Event = Started | Stepped | Epoch | TrainResult
+
+Listener = Callable[[Event], None]
+"""Who is told."""

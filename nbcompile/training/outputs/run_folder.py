@@ -7,6 +7,7 @@
 ``curves.png``      the same as a picture
 ``last.ckpt``       where a resumed run goes on
 ``best.ckpt``       the best network so far, as ``nbcompile.save`` writes it
+``result.json``     what the finished run came to, and what it cost
 ==================  =====================================================================================
 
 A checkpoint is written after every epoch, and replaces the one before it in one stroke. It holds no generator state:
@@ -28,9 +29,10 @@ from nbcompile.checkpoint import save
 from nbcompile.core.errors import CheckpointError, UsageError
 from nbcompile.core.files import atomic
 from nbcompile.core.wrappers import copied
+from nbcompile.results.numbers import json_ready
 from nbcompile.training.config import TrainConfig
 from nbcompile.training.outputs import curves, tensorboard
-from nbcompile.training.outputs.records import Epoch
+from nbcompile.training.outputs.records import Epoch, TrainResult
 
 log = logging.getLogger("nbcompile")
 
@@ -59,6 +61,11 @@ class RunFolder:
     def best(self) -> Path:
         """The best network so far."""
         return self.path / "best.ckpt"
+
+    @property
+    def result(self) -> Path:
+        """What the finished run came to."""
+        return self.path / "result.json"
 
     def open(self, config: TrainConfig, *, resume: bool) -> dict[str, Any] | None:
         """The checkpoint to go on from, or None for a run that begins. Writes nothing.
@@ -94,6 +101,7 @@ class RunFolder:
         if not history:  # of a finished run, which this one replaces
             self.checkpoint.unlink(missing_ok=True)
             self.best.unlink(missing_ok=True)
+            self.result.unlink(missing_ok=True)
         self._write("config.json", json.dumps(_resolved(config), indent=2) + "\n")
         self._write("metrics.jsonl", "".join(_line(epoch) for epoch in history))
         for package, missing in _EXTRAS.items():
@@ -123,6 +131,11 @@ class RunFolder:
         """Write the picture of the curves."""
         if find_spec("matplotlib") is not None:
             curves.draw_curves(history, self.path / "curves.png")
+
+    def keep_result(self, result: TrainResult) -> None:
+        """Write what the run came to, but for its history, which is in the metrics."""
+        found = {name: value for name, value in result.to_json().items() if name != "history"}
+        self._write(self.result.name, json.dumps(json_ready(found), indent=2) + "\n")
 
     def kept(self) -> str:
         """What a run that fails leaves behind, for its message."""

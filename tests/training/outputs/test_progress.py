@@ -9,6 +9,7 @@ from torch import nn
 
 from nbcompile.cli.show import show_train
 from nbcompile.training import Epoch, Started, Stepped, TrainResult
+from nbcompile.training.compute import TrainingCost
 from nbcompile.training.outputs.progress import Display
 
 
@@ -98,9 +99,14 @@ def test_no_slope_where_there_is_none(capsys: pytest.CaptureFixture[str]) -> Non
 def test_where_the_run_ended(found: dict[str, Any], lines: list[str]) -> None:
     result = TrainResult(
         method="kd", data="digits", history=(EPOCH,), accuracy=0.75, seconds=1.0, output=Path("trained.pt"),
+        cost=TrainingCost(network=3000, giant=0, teacher=600, plain_epoch=1500, epochs=2), advice="train [longer]",
         run_dir=Path("trained-run"), model=nn.Identity(), **found,
     )  # fmt: skip
     out = io.StringIO()
     show_train(result.to_json(), Console(file=out, width=110))
-    written = "written: trained.pt, run folder trained-run"
-    assert out.getvalue().splitlines() == ["accuracy: 75.00% (kd on digits)", *lines, written]
+    last = [
+        "written: trained.pt, run folder trained-run",
+        "this run cost 3.6e+03 training MACs (network 3e+03, teacher 600), 1.20 × plain training of as many epochs",
+        "train [longer]",
+    ]
+    assert out.getvalue().splitlines() == ["accuracy: 75.00% (kd on digits)", *lines, *last]

@@ -57,7 +57,7 @@ def test_what_is_there(resumed: TrainResult) -> None:
     run = resumed.run_dir
     names = {path.name for path in run.iterdir()}
     (events,) = (name for name in names if name.startswith("events.out.tfevents."))
-    assert names == {"config.json", "metrics.jsonl", "curves.png", "last.ckpt", "best.ckpt", events}
+    assert names == {"config.json", "metrics.jsonl", "curves.png", "last.ckpt", "best.ckpt", "result.json", events}
     with Image.open(run / "curves.png") as picture:
         assert picture.format == "PNG"
 
@@ -125,7 +125,7 @@ def test_says_once_what_is_not_written_without_its_package(
         "no curves.png: matplotlib is not installed, pip install 'nbcompile[train]'",
     ]
     names = {path.name for path in (tmp_path / "trained-run").iterdir()}
-    assert names == {"config.json", "metrics.jsonl", "last.ckpt", "best.ckpt"}
+    assert names == {"config.json", "metrics.jsonl", "last.ckpt", "best.ckpt", "result.json"}
 
 
 @pytest.mark.parametrize("epochs", [1, 9])

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 import nbcompile
 from nbcompile.core.blocks import sites
 from nbcompile.training import TrainConfig, train
-from nbcompile.training.averaging import Average
 from nbcompile.training.data.load import load_data
+from nbcompile.training.weight_average import Average
 
 
 class Net(nn.Module):

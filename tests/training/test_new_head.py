@@ -15,7 +15,7 @@ from nbcompile.core.example import origin_of
 from nbcompile.models import build
 from nbcompile.spec_strings import with_option
 from nbcompile.training import TrainConfig, train
-from nbcompile.training.head import with_classes
+from nbcompile.training.new_head import with_classes
 
 X = torch.randn(2, 3, 33, 31, generator=torch.Generator().manual_seed(0))
 

@@ -9,7 +9,7 @@ from nbcompile.training import Event, Stepped, TrainConfig
 from nbcompile.training.begin import set_up
 from nbcompile.training.data.load import load_data
 from nbcompile.training.engine import start_fabric
-from nbcompile.training.meter import Meter
+from nbcompile.training.epoch_meter import Meter
 from nbcompile.training.outputs.run_folder import RunFolder
 from nbcompile.training.session import Session
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nbcompile import UsageError
-from nbcompile.training.check import check_fits
+from nbcompile.training.check_fits import check_fits
 from nbcompile.training.data.digits import load_digits
 from nbcompile.training.data.imagefolder import load_imagefolder
 

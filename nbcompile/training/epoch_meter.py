@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nbcompile.core.errors import NBCompileError
-from nbcompile.training.measure import averaged
+from nbcompile.training.accuracy import averaged
 from nbcompile.training.outputs.records import Stepped
 from nbcompile.training.session import Session
 

@@ -3,16 +3,19 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from nbcompile.core.errors import NBCompileError, UsageError
 from nbcompile.deploy.export import export
-from nbcompile.training.config import TrainConfig
-from nbcompile.training.data.base import Data
 from nbcompile.training.loader import BatchOrder, Loader
 from nbcompile.training.seeds import seed_everything
+
+if TYPE_CHECKING:
+    from nbcompile.training.config import TrainConfig
+    from nbcompile.training.data.base import Data
 
 CALIBRATION = 200
 """Images of the training set that calibrate the int8 file."""
@@ -42,7 +45,7 @@ class Deployed:
 NOT_CHECKED = Deployed()
 
 
-def check_files(tiny: nn.Module, data: Data, config: TrainConfig, folder: Path) -> Deployed:
+def check_files(tiny: nn.Module, data: "Data", config: "TrainConfig", folder: Path) -> Deployed:
     """Write ``tiny.onnx`` and ``tiny.tflite`` (int8) into ``folder``, and measure those that can be written.
 
     Args:
@@ -72,7 +75,7 @@ def check_files(tiny: nn.Module, data: Data, config: TrainConfig, folder: Path) 
     return Deployed(measured(onnx, "tiny.onnx"), measured(int8, "tiny.tflite"), tuple(notes))
 
 
-def _accuracy(run: Runner, data: Data, config: TrainConfig) -> float:
+def _accuracy(run: Runner, data: "Data", config: "TrainConfig") -> float:
     order = BatchOrder(len(data.val), _BATCH, seed=None)
     right = 0
     for images, labels in Loader(data.val, order, config.num_workers, lambda batch: batch).epoch(0):
@@ -80,7 +83,7 @@ def _accuracy(run: Runner, data: Data, config: TrainConfig) -> float:
     return right / len(data.val)
 
 
-def _calibration(data: Data, config: TrainConfig) -> Tensor:
+def _calibration(data: "Data", config: "TrainConfig") -> Tensor:
     """Training images, evenly chosen, ``(N, C, H, W)``."""
     count = min(CALIBRATION, len(data.train))
     seed_everything(config.seed, config.epochs)

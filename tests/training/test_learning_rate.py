@@ -1,8 +1,8 @@
 import pytest
 from torch import nn
 
+from nbcompile.training.learning_rate import WarmupCosine
 from nbcompile.training.methods.groups import parameter_groups
-from nbcompile.training.schedule import WarmupCosine
 
 
 def test_warm_up_is_linear_and_ends_at_the_peak() -> None:
