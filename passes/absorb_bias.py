@@ -22,7 +22,7 @@ from nbcompile.core.activations import Activation
 from nbcompile.core.affine.to_layer import to_layer
 from nbcompile.core.algebra import AffineMap, NotExact, compose, per_channel
 from nbcompile.core.graph.channel_ranges import ChannelRange, ChannelRanges
-from nbcompile.core.graph.coupled_channels import clip_of, why_fixed
+from nbcompile.core.graph.factors import clip_of, why_fixed
 from nbcompile.core.graph.nodes import activation_of, aliases, layer_of
 from nbcompile.core.layers import lift
 from nbcompile.passes.base import Pass, PassResult, Skip

@@ -22,11 +22,11 @@ from nbcompile.core.affine.lifter import Lifter
 from nbcompile.core.affine.plan import Merge, Plan, Planner, Refusal, Regrouping
 from nbcompile.core.affine.primitive import Primitive
 from nbcompile.core.affine.regions import Chain, Join, Regions, Sum, nodes_of, primitives
-from nbcompile.core.affine.slices import SPLITS
 from nbcompile.core.affine.to_layer import to_layer, why_rounding_loses
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import Inputs
 from nbcompile.core.graph.nodes import asks_metadata, module_of, norm_of
+from nbcompile.core.graph.operators import SPLITS, called
 from nbcompile.core.graph.shapes import Shapes
 from nbcompile.passes.base import Pass, PassResult, Skip
 
@@ -250,15 +250,15 @@ def _end(merge: Merge) -> fx.Node:
 def _drop_unread(gm: fx.GraphModule, lifter: Lifter, gone: set[fx.Node]) -> None:
     """Remove what merged, constants, modules, parameters and buffers that nothing reads any more."""
     for node in reversed(gm.graph.nodes):
-        if not node.users and (node in lifter.constants or node in gone or node.target in SPLITS):
+        if not node.users and (node in lifter.constants or node in gone or called(node) in SPLITS):
             gm.graph.erase_node(node)
     gm.delete_all_unused_submodules()
-    called = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
+    modules = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
     read = {str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}
     for key in [
         key for key, _ in (*gm.named_parameters(remove_duplicate=False), *gm.named_buffers(remove_duplicate=False))
     ]:
         owner, _, name = key.rpartition(".")
-        inside = any(owner == module or owner.startswith(f"{module}.") for module in called)
+        inside = any(owner == module or owner.startswith(f"{module}.") for module in modules)
         if key not in read and not inside:
             delattr(gm.get_submodule(owner), name)

@@ -19,7 +19,6 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, fx, nn
 
-from nbcompile.core.activations import Activation
 from nbcompile.core.affine.to_layer import to_layer
 from nbcompile.core.algebra.parts import part
 from nbcompile.core.errors import UsageError
@@ -28,16 +27,13 @@ from nbcompile.core.graph.nodes import (
     calls,
     layer_of,
     module_of,
+    operator_of,
     passes_through,
     read_directly,
     tied_to,
 )
 from nbcompile.core.layers import LayerSpec, lift, why_no_layer
 from nbcompile.passes.base import Pass, PassResult, Skip
-
-# Beside those that core.activations knows: value by value, with no number per channel.
-_ELEMENTWISE = {"Hardtanh", "Tanh", "ELU", "SELU", "CELU", "Softplus", "Softsign", "Mish"}
-_ELEMENTWISE |= {name.lower() for name in _ELEMENTWISE}
 
 
 @dataclass(frozen=True)
@@ -136,8 +132,9 @@ def _depthwise(gm: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _elementwise(gm: fx.GraphModule, node: fx.Node) -> bool:
-    activation = activation_of(gm, node)
-    return isinstance(activation, Activation) or activation in _ELEMENTWISE or passes_through(gm, node)
+    does = operator_of(gm, node)
+    activation = activation_of(gm, node) is not None and does.elementwise and not does.per_channel
+    return activation or passes_through(gm, node)
 
 
 def _named(gm: fx.GraphModule, name: str, count: int) -> Splittable | str:

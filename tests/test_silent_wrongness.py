@@ -254,3 +254,66 @@ def test_a_subclass_that_changes_nothing_is_a_site() -> None:
     model.conv = MyConv(3, 4, 1, bias=False).double()
     giant = assert_comes_back(model, X)
     assert type(nbcompile.fuse(giant).get_submodule("conv")) is MyConv
+
+
+class Loud(nn.Module):
+    """A sum that reads a value, so that it stays one node of a graph."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return (x + y) * (3 if x.isfinite().all() else 1)
+
+
+class Named(nn.Module):
+    """A module is not what its name says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.add = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1), Loud()
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.add(self.a(x), self.b(x))
+
+
+class Pool2d(nn.AvgPool2d):
+    """A class of its own, nor what its base class is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (3 if x.isfinite().all() else 1)
+
+
+class Draws(nn.Module):
+    """A weight that is drawn anew for every input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count, self.chance = (
+            nn.Parameter(torch.full((4, 3, 1, 1), 9.0)),
+            nn.Parameter(torch.full((4, 3, 1, 1), 0.5)),
+        )
+        self.bn = nn.BatchNorm2d(4)
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(F.conv2d(x, torch.binomial(self.count, self.chance)))
+
+
+@pytest.mark.parametrize("model", [Named(), nn.Sequential(nn.Conv2d(3, 4, 1), Pool2d(1)).double().eval(), Draws()])
+def test_what_only_looks_like_an_affine_operator_is_left_alone(model: nn.Module) -> None:
+    tiny = nbcompile.fuse(model, example_input=X)
+    outputs = []
+    for one in (model, tiny):
+        torch.manual_seed(0)
+        outputs.append(one(X))
+    assert relative_error(*outputs) < 1e-12
+    if isinstance(model, Draws):
+        assert not torch.equal(tiny(X), tiny(X))
+
+
+def test_a_padding_of_another_name_with_a_hook() -> None:
+    class Ring(nn.ZeroPad2d):
+        pass
+
+    model = nn.Sequential(Ring(1), nn.Conv2d(3, 4, 3)).double().eval()
+    model[0].register_forward_hook(lambda _, __, y: y + 1)
+    assert relative_error(model(X), nbcompile.fuse(model, example_input=X)(X)) < 1e-12

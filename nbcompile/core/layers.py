@@ -18,8 +18,9 @@ CONVOLUTIONS: tuple[type[_ConvNd], ...] = (
 )
 _CLASSES: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in (*CONVOLUTIONS, nn.Linear)}
 _AXES = {cls.__name__: int(cls.__name__[-2]) for cls in CONVOLUTIONS}
-_FORWARDS = ("forward", "_conv_forward")
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+FORWARDS = ("forward", "_conv_forward")
+"""Methods that say what a module computes: a class that has one of its own may compute anything."""
 
 
 class Scale(nn.Module):
@@ -177,7 +178,7 @@ def why_changed(module: nn.Module) -> str | None:
         return "its weight is computed by a parametrization; remove it first"
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return "it carries hooks, which would be lost; remove them first"
-    if any(name in vars(module) for name in _FORWARDS):
+    if any(name in vars(module) for name in FORWARDS):
         return "its forward was replaced on the object itself; undo that first"
     return None
 
@@ -188,7 +189,7 @@ def why_no_layer(module: nn.Module) -> str | None:
     kind = type(module).__name__
     if base is None:
         return f"it is a {kind}, not a convolution or linear layer"
-    if any(getattr(type(module), name, None) is not getattr(base, name, None) for name in _FORWARDS):
+    if any(getattr(type(module), name, None) is not getattr(base, name, None) for name in FORWARDS):
         return f"its class {kind} computes something of its own"
     weight = module._parameters.get("weight")  # not module.weight, which is a proxy while fx traces
     if weight is None:

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from nbcompile.core.graph.nodes import ADDS, MULS, activation_of, after, downstream, layer_of, norm_of, readers, settled
+from nbcompile.core.graph.nodes import activation_of, after, downstream, layer_of, norm_of, readers, settled
+from nbcompile.core.graph.operators import ADD, MUL, called
 from nbcompile.core.layers import LayerSpec, why_no_layer
 
 Node = fx.Node
@@ -132,7 +133,7 @@ def _act(gm: fx.GraphModule, here: Node, _: Node) -> Node | None:
 
 def _gate(gm: fx.GraphModule, here: Node, _: Node) -> Node | None:
     here = settled(gm, here)
-    product = next((r for r in readers(here) if r.target in MULS), None)
+    product = next((r for r in readers(here) if called(r) is MUL), None)
     if product is None or len(product.all_input_nodes) != 2:
         return None
     other = next(n for n in product.all_input_nodes if n is not here)
@@ -151,10 +152,10 @@ def _sum(gm: fx.GraphModule, here: Node, start: Node) -> Node | None:
         there = after(gm, here)
         if there is None:
             return None
-        if there.target in ADDS and len(there.all_input_nodes) == 2:
+        if called(there) is ADD and len(there.all_input_nodes) == 2:
             other = next(n for n in there.all_input_nodes if n is not settled(gm, here))
             return there if other in before or _hangs_on(other, before) else None
-        if there.target in MULS and before.intersection(there.all_input_nodes):
+        if called(there) is MUL and before.intersection(there.all_input_nodes):
             return None  # a gate: the layers compute a factor and no summand
         here = there
     return None

@@ -18,6 +18,7 @@ from nbcompile.core.algebra import AffineMap, Geometry, average_pool, padding_ma
 from nbcompile.core.graph.aliasing import Aliasing
 from nbcompile.core.graph.constants import Constants
 from nbcompile.core.graph.nodes import argument, module_of, settled
+from nbcompile.core.graph.operators import UNKNOWN, Operator, of_module
 from nbcompile.core.graph.ranks import least_dimensions
 from nbcompile.core.graph.shapes import Shapes
 
@@ -134,10 +135,9 @@ class Context:
             user.op == "call_module" or getattr(user.target, "__module__", None) in _OF_LAYERS for user in node.users
         )
 
-    def pool(self, node: fx.Node, name: str, options: tuple[Any, ...]) -> Primitive | str:
+    def pool(self, node: fx.Node, axes: int, options: tuple[Any, ...]) -> Primitive | str:
         """Average pooling over windows: ``(kernel, stride, padding, ceil_mode, count_include_pad, divisor)``."""
         kernel, stride, padding, ceil_mode, counts_pad, divisor = options
-        axes = next(n for n in (1, 2, 3) if str(n) in name)
         kernel, stride, padding = (per_axis(v, axes) for v in (kernel, stride or kernel, padding))
         if ceil_mode:
             return "it pools with ceil_mode: its last window may be cut off"
@@ -173,6 +173,22 @@ class Context:
         tensors = itertools.chain(self.gm.parameters(), self.gm.buffers())
         first = next((t for t in tensors if t.is_floating_point()), torch.empty(0))
         return torch.empty(0, dtype=dtype or first.dtype, device=first.device)
+
+
+Rule = Callable[[Context, fx.Node, Operator, nn.Module | None], Primitive | str | None]
+"""How an operator is lifted, as a function or a module: its map, why it has none although it looks like one, or None."""
+
+
+def owner(node: fx.Node) -> str:
+    """Qualified name of the module that holds a constant which ``node`` reads; empty if there is none."""
+    read = next((n for n in node.all_input_nodes[1:] if n.op == "get_attr"), None)
+    return str(read.target).rpartition(".")[0] if read is not None else ""
+
+
+def why_not_torchs(module: nn.Module) -> str | None:
+    """Why a module may compute something else than the class of torch that it derives from, or None."""
+    own = of_module(module) is UNKNOWN
+    return f"its class {type(module).__name__} computes something of its own" if own else None
 
 
 def per_axis(value: Any, axes: int) -> tuple[int, ...]:

@@ -9,16 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import fx
 
-from nbcompile.core.affine.functions import SUBTRACTIONS
 from nbcompile.core.affine.lifter import Lifter
 from nbcompile.core.affine.primitive import ANY_AXES, Primitive
-from nbcompile.core.affine.slices import SPLITS
-from nbcompile.core.graph.nodes import ADDS, argument, asks_metadata
-
-_CATS = (torch.cat, torch.concat, torch.concatenate)
+from nbcompile.core.graph.nodes import argument, asks_metadata
+from nbcompile.core.graph.operators import ADD, SPLITS, SUB, called, named
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,9 +126,9 @@ class Regions:
         elif found is not None:
             self.lifted.add(node)
             self._append(node, found.source, found)
-        elif node.target in ADDS or node.target in SUBTRACTIONS:
+        elif called(node) in (ADD, SUB):
             self._sum(node)
-        elif node.target in _CATS:
+        elif called(node) is named("cat"):
             self._concatenation(node)
 
     def _append(self, node: fx.Node, source: fx.Node, element: Primitive) -> None:
@@ -158,7 +154,7 @@ class Regions:
             return False
         last = chain.elements[-1]
         parts = set(last.parts) if isinstance(last, Primitive) else set()
-        users = {one for user in source.users for one in (user.users if user.target in SPLITS else (user,))}
+        users = {one for user in source.users for one in (user.users if called(user) in SPLITS else (user,))}
         return users <= own | parts and source not in self._lifter.aliasing.changed
 
     def _sum(self, node: fx.Node) -> None:
@@ -187,7 +183,7 @@ class Regions:
         factors: list[float] = []
         nodes: list[fx.Node] = []
         twice = operands[0] is operands[1]  # computed once: what computes it is part of neither term
-        for operand, factor in zip(operands, (1, -alpha if node.target in SUBTRACTIONS else alpha), strict=True):
+        for operand, factor in zip(operands, (1, -alpha if called(node) is SUB else alpha), strict=True):
             inner = self._plain_sum(operand) if set(operand.users) == {node} and not twice else None
             if twice:
                 terms.append(Chain(operand))
@@ -211,7 +207,7 @@ class Regions:
 
     def _plain_sum(self, node: fx.Node) -> tuple[list[Chain], tuple[fx.Node, ...]] | None:
         """The terms of ``node`` if it is a sum that is no chain: others may join what it could not."""
-        if node in self.chains or node.target not in ADDS or node in self.refused:
+        if node in self.chains or called(node) is not ADD or node in self.refused:
             return None
         if node in self._lifter.aliasing.writers:
             return None

@@ -4,21 +4,20 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch import fx
+from torch import fx, nn
 
-from nbcompile.core.affine.primitive import ANY_AXES, Context, Primitive
+from nbcompile.core.affine.primitive import ANY_AXES, Context, Primitive, Rule
 from nbcompile.core.algebra import AffineMap, NotExact, identity, selection
 from nbcompile.core.graph.nodes import argument
+from nbcompile.core.graph.operators import SPLITS, Operator, called, named
 
-SPLITS = (torch.chunk, torch.split, torch.tensor_split, "chunk", "split", "tensor_split")
 
-
-def lift_slice(context: Context, node: fx.Node) -> Primitive | None:
+def _slice(context: Context, node: fx.Node, _: Operator, module: nn.Module | None) -> Primitive | None:
     """``x[:, a:b]``, one part of a chunk or split along the channels, and ``x[:, :, a:-b]``, which crops."""
     source, index = node.args
     if not isinstance(source, fx.Node):
         return None
-    if source.target in SPLITS and isinstance(index, int):
+    if called(source) in SPLITS and isinstance(index, int):
         return _part(context, node, source, index)
     if not isinstance(index, tuple) or len(index) < 2 or not all(isinstance(i, slice) and _literal(i) for i in index):
         return None
@@ -63,13 +62,13 @@ def _crop(context: Context, node: fx.Node, source: fx.Node, sides: list[tuple[in
 def _part(context: Context, node: fx.Node, split: fx.Node, index: int) -> Primitive | None:
     source = split.args[0]
     size, dim = argument(split, 1, "split_size"), argument(split, 2, "dim", 0)
-    if split.target in (torch.chunk, "chunk"):
+    if called(split) is named("chunk"):
         size = argument(split, 1, "chunks")
     if not isinstance(source, fx.Node) or dim != 1 or not isinstance(size, (int, list, tuple)):
         return None
 
     def rows(channels: int) -> list[int]:
-        divide = cast(Callable[..., Any], getattr(torch, getattr(split.target, "__name__", str(split.target))))
+        divide = cast(Callable[..., Any], getattr(torch, called(split).name))
         return [int(i) for i in divide(torch.arange(channels), size)[index]]
 
     return _selected(context, node, source, rows)
@@ -85,3 +84,6 @@ def _selected(context: Context, node: fx.Node, source: fx.Node, rows: Callable[[
         return identity(channels, axes, like) if whole else selection(chosen, channels, axes, like)
 
     return Primitive(node, source, node.name, ANY_AXES, None, False, 0, build, cuts=True)
+
+
+SLICE_RULES: dict[str, Rule] = {"getitem": _slice}

@@ -1,37 +1,19 @@
 """Values that are changed after they were computed, and read again: merging must not move their readers."""
 
+import inspect
 import operator
+from functools import cache
 from typing import Any
 
-from torch import fx, nn
-from torch.nn import functional as F
+from torch import fx
 
 from nbcompile.core.graph.nodes import asks_metadata, module_of
+from nbcompile.core.graph.operators import called, is_foreign, of_module
 
 _WRITING = (
     *(operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow),
     *(operator.iand, operator.ior, operator.ixor, operator.imatmul, operator.setitem, operator.delitem),
 )
-# Position of ``inplace`` in the functions of torch.nn.functional that have it.
-_INPLACE_ARGUMENT: dict[Any, int] = {
-    **dict.fromkeys((F.relu, F.relu6, F.selu, F.silu, F.mish, F.hardswish, F.hardsigmoid), 1),
-    **dict.fromkeys((F.elu, F.celu, F.leaky_relu), 2),
-    **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.hardtanh, F.threshold), 3),
-}
-_VIEWS = {
-    *("H", "T", "adjoint", "as_strided", "broadcast_tensors", "broadcast_to", "chunk", "conj", "contiguous"),
-    *("data", "detach", "diagonal", "double", "dropout", "dsplit", "expand", "expand_as", "flatten", "float"),
-    *("getattr", "getitem", "half", "hsplit", "identity", "imag", "mH", "mT", "moveaxis", "movedim", "narrow"),
-    *("permute", "positive", "ravel", "real", "reshape", "reshape_as", "select", "split", "split_with_sizes"),
-    *("squeeze", "squeeze_", "swapaxes", "swapdims", "t", "tensor_split", "to", "transpose", "type", "type_as"),
-    *("unbind", "unflatten", "unfold", "unsqueeze", "unsqueeze_", "view", "view_as", "view_as_real", "vsplit"),
-}
-_TORCHS = ("torch", "_operator", "builtins", "math")
-
-
-def name_of(node: fx.Node) -> str:
-    """What ``node`` calls, as a word."""
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 
 def writes_in_place(gm: fx.GraphModule, node: fx.Node) -> bool:
@@ -43,10 +25,20 @@ def writes_in_place(gm: fx.GraphModule, node: fx.Node) -> bool:
         return False
     if node.target in _WRITING or node.kwargs.get("inplace") is True or node.kwargs.get("out") is not None:
         return True
-    if node.target in _INPLACE_ARGUMENT and len(node.args) > _INPLACE_ARGUMENT[node.target]:
-        return bool(node.args[_INPLACE_ARGUMENT[node.target]])
-    name = name_of(node)
+    position = _inplace_position(node.target) if node.op == "call_function" else None
+    if position is not None and len(node.args) > position:
+        return bool(node.args[position])
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return name.endswith("_") and not name.endswith("__")
+
+
+@cache
+def _inplace_position(function: Any) -> int | None:
+    """At which position ``function`` takes ``inplace``: those of torch.nn.functional say so in their signature."""
+    if not str(getattr(function, "__module__", None)).startswith("torch.nn.functional"):
+        return None
+    parameters = list(inspect.signature(function).parameters)
+    return parameters.index("inplace") if "inplace" in parameters else None
 
 
 class Aliasing:
@@ -104,9 +96,5 @@ def _may_alias(gm: fx.GraphModule, node: fx.Node) -> bool:
     if asks_metadata(node):
         return False
     if module is not None:
-        views = isinstance(module, (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd))
-        return views or not type(module).__module__.startswith("torch.nn")
-    if node.op == "call_method":
-        return name_of(node) in _VIEWS
-    foreign = not str(getattr(node.target, "__module__", None) or "torch").startswith(_TORCHS)
-    return node.op == "call_function" and (foreign or name_of(node) in _VIEWS)
+        return of_module(module).view or not type(module).__module__.startswith("torch.nn")
+    return called(node).view or is_foreign(node)

@@ -5,11 +5,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from nbcompile.core.graph.aliasing import Aliasing, name_of
+from nbcompile.core.graph.aliasing import Aliasing
 from nbcompile.core.graph.nodes import module_of
-
-_FACTORIES = (torch.zeros, torch.ones, torch.full, torch.tensor, torch.eye, torch.arange, torch.linspace)
-_RANDOM = ("dropout", "rand", "bernoulli", "multinomial", "poisson", "rrelu", "empty", "gumbel")
+from nbcompile.core.graph.operators import called, is_foreign
 
 
 class Constants:
@@ -79,25 +77,20 @@ class Constants:
         return len(seen)
 
     def _find(self) -> set[fx.Node]:
-        found: set[fx.Node] = set()
+        constant: set[fx.Node] = set()
         for node in self._gm.graph.nodes:
             if node.op == "get_attr":
                 if str(node.target) in self._tensors and node not in self._written:
-                    found.add(node)
+                    constant.add(node)
             elif node.op in ("call_function", "call_method") and self._pure(node):
                 inputs = node.all_input_nodes
-                if all(n in found for n in inputs) and (inputs or node.target in _FACTORIES):
-                    found.add(node)
-        return found
+                if constant.issuperset(inputs) and (inputs or called(node).creates):
+                    constant.add(node)
+        return constant
 
     def _pure(self, node: fx.Node) -> bool:
-        name = name_of(node)
-        return (
-            node not in self._written
-            and name != "normal"
-            and not any(word in name for word in _RANDOM)
-            and not node.is_impure()
-        )
+        own = not (is_foreign(node) or called(node).random or node.is_impure())
+        return own and node not in self._written
 
     def _parameters(self, node: fx.Node) -> frozenset[int]:
         """Identities of the parameters and buffers that ``node`` reads, itself or through constants."""

@@ -1,9 +1,8 @@
 """Which values of a graph can be scaled channel by channel, and which only together.
 
-``act(s * x) = s * act(x)`` for every positive ``s`` where ``act`` is ReLU, LeakyReLU, PReLU, a pooling or zero padding
-(``0 * s = 0``: the ring that a convolution pads is that of the scaled map, too). So a factor per channel can be taken
-out of the layers that write a value and put into those that read it. Values that a sum or such an activation ties
-together share their factors: they are one junction.
+What commutes with positive factors (:mod:`nbcompile.core.graph.factors`) lets a factor per channel be taken out of the
+layers that write a value and put into those that read it. Values that a sum or such an activation ties together share
+their factors: they are one junction.
 """
 
 from dataclasses import dataclass, field
@@ -11,36 +10,14 @@ from math import prod
 from typing import Any, cast
 
 from torch import fx, nn
-from torch.nn.modules.padding import _CircularPadNd, _ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd
-from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
-from nbcompile.core.activations import Activation
-from nbcompile.core.graph.aliasing import name_of
-from nbcompile.core.graph.nodes import (
-    ADDS,
-    MULS,
-    activation_of,
-    argument,
-    asks_metadata,
-    calls,
-    layer_of,
-    module_of,
-    passes_through,
-    read_directly,
-    tied_to,
-)
+from nbcompile.core.graph.factors import Clip, clip_of, commutes_anywhere, commutes_on_maps, gated_value, why_fixed
+from nbcompile.core.graph.nodes import asks_metadata, layer_of, operator_of
+from nbcompile.core.graph.operators import ADD, called
 from nbcompile.core.graph.shapes import Shapes
-from nbcompile.core.layers import LayerSpec, why_changed, why_no_layer
+from nbcompile.core.layers import LayerSpec
 
-_MAPS: tuple[type[nn.Module], ...] = (_MaxPoolNd, _AvgPoolNd, _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd)
-_MAPS += (_ReflectionPadNd, _ReplicationPadNd, _CircularPadNd, nn.Upsample)
-_MAP_FUNCTIONS = {
-    f"{kind}_pool{axes}d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max") for axes in (1, 2, 3)
-}
-_MAP_FUNCTIONS |= {"interpolate", "mean"}
-_FLAT = {"flatten", "view", "reshape", "squeeze"}
 GIVEN_OUT = "the network gives it out"
-_GATES = (nn.Sigmoid, nn.Hardsigmoid)
 
 
 @dataclass(frozen=True)
@@ -54,21 +31,6 @@ class Reader:
 
     name: str
     repeats: int
-
-
-@dataclass(frozen=True)
-class Clip:
-    """An activation that is the identity (or ReLU) as long as no value passes its bounds.
-
-    Attributes:
-        node: its name in the graph.
-        low: values below are cut; 0 where the activation is else a ReLU, which takes any factor.
-        high: values above are cut.
-    """
-
-    node: str
-    low: float
-    high: float
 
 
 @dataclass(eq=False)
@@ -92,30 +54,19 @@ class Junction:
 
 def junctions(gm: fx.GraphModule, shapes: Shapes) -> tuple[Junction, ...]:
     """The junctions of ``gm`` that a layer writes and somebody reads, in graph order."""
-    return _Junctions(gm, shapes).found()
+    return _Search(gm, shapes).run()
 
 
-def why_fixed(gm: fx.GraphModule, node: fx.Node, layer: nn.Module) -> str | None:
-    """Why the weights of ``layer``, which ``node`` calls, cannot be changed for this call alone, or None."""
-    if reason := why_no_layer(layer):
-        return reason
-    if (count := len(calls(gm)[layer])) > 1:
-        return f"it is called {count} times"
-    if len(node.args) + len(node.kwargs) != 1:
-        return "it is called with an output size"
-    if other := tied_to(gm, layer):
-        return f"it shares a parameter with '{other}'"
-    return "other code reads its weight directly" if read_directly(gm, layer) else None
+class _Search:
+    """Walks over a graph once, inputs before readers, and lets values share what must have one factor."""
 
-
-class _Junctions:
     def __init__(self, gm: fx.GraphModule, shapes: Shapes) -> None:
         self.gm, self.shapes = gm, shapes
         self.of: dict[fx.Node, Junction] = {}
         self.axis: dict[fx.Node, int] = {}
         self.repeats: dict[fx.Node, int] = {}
 
-    def found(self) -> tuple[Junction, ...]:
+    def run(self) -> tuple[Junction, ...]:
         for node in self.gm.graph.nodes:
             if not asks_metadata(node):
                 self._visit(node)
@@ -130,7 +81,7 @@ class _Junctions:
             self._writes(node, layer)
         elif layer is None and self._ties(node, sources):
             self._tie(node, sources)
-        elif layer is None and (gated := self._gated(node)) is not None:
+        elif layer is None and (gated := gated_value(self.gm, node, self.shapes)) is not None:
             self._refuse(next(n for n in sources if n is not gated), f"'{_name(node)}' multiplies by it")
             self._tie(node, [gated])
         else:
@@ -167,33 +118,18 @@ class _Junctions:
         first, shape = sources[0], self.shapes.of(node)
         if shape is None or not self.of[first].channels:
             return False
-        if node.target in ADDS and node.op != "call_module":
+        if called(node) is ADD:
             alike = {
                 (self.axis[n], self.repeats[n], self.of[n].channels, len(self.shapes.of(n) or ())) for n in sources
             }
             return len(alike) == 1 and len(sources) == len([a for a in node.args[:2] if isinstance(a, fx.Node)]) == 2
         if len(sources) != 1:
             return False
-        if _elementwise(self.gm, node):
+        if commutes_anywhere(self.gm, node):
             return True
         before = cast(tuple[int, ...], self.shapes.of(first))
-        return self.axis[first] == 1 and (_on_maps(self.gm, node, len(before)) or self._flattens(node, before, shape))
-
-    def _flattens(self, node: fx.Node, before: tuple[int, ...], after: tuple[int, ...]) -> bool:
-        """``(N, C, *spatial)`` to ``(N, C * spatial)``: every channel becomes as many features in a row."""
-        flat = isinstance(module_of(self.gm, node), nn.Flatten) or (node.op != "call_module" and name_of(node) in _FLAT)
-        return flat and after == (before[0], prod(before[1:]))
-
-    def _gated(self, node: fx.Node) -> fx.Node | None:
-        """The value that a squeeze-and-excite multiplies by a sigmoid, or None."""
-        if node.target not in MULS or node.op == "call_module" or len(node.all_input_nodes) != 2:
-            return None
-        gates = [
-            n for n in node.all_input_nodes if isinstance(module_of(self.gm, n), _GATES) or name_of(n) in _SIGMOIDS
-        ]
-        values = [n for n in node.all_input_nodes if n not in gates]
-        same = len(values) == 1 and self.shapes.of(values[0]) == self.shapes.of(node)
-        return values[0] if same else None
+        flat = operator_of(self.gm, node).reshapes and shape == (before[0], prod(before[1:]))
+        return self.axis[first] == 1 and (flat or commutes_on_maps(self.gm, node, len(before)))
 
     def _tie(self, node: fx.Node, sources: list[fx.Node]) -> None:
         first = sources[0]
@@ -223,44 +159,6 @@ class _Junctions:
 
     def _refuse(self, node: fx.Node, reason: str) -> None:
         self.of[node].refused = self.of[node].refused or reason
-
-
-_SIGMOIDS = {"sigmoid", "hardsigmoid"}
-
-
-def _elementwise(gm: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether ``node`` commutes with positive factors, value by value; a clip does while it does not cut."""
-    module = module_of(gm, node)
-    if isinstance(module, nn.PReLU) and why_changed(module) is None:
-        return True
-    activation = activation_of(gm, node)
-    known = isinstance(activation, Activation) and activation.name in ("relu", "leaky_relu")
-    return known or passes_through(gm, node) or clip_of(gm, node) is not None
-
-
-def clip_of(gm: fx.GraphModule, node: fx.Node) -> Clip | None:
-    """The clip that ``node`` is, or None."""
-    module = module_of(gm, node)
-    if isinstance(module, nn.Hardtanh) and why_changed(module) is None and module.min_val <= 0 < module.max_val:
-        return Clip(node.name, float(module.min_val), float(module.max_val))
-    return Clip(node.name, 0.0, 6.0) if activation_of(gm, node) == Activation("relu6") else None
-
-
-def _on_maps(gm: fx.GraphModule, node: fx.Node, dimensions: int) -> bool:
-    """Whether ``node`` works on every map of a value of so many dimensions by itself, and commutes with factors."""
-    module = module_of(gm, node)
-    if module is not None:
-        zero = isinstance(module, _ConstantPadNd) and module.value == 0
-        return (isinstance(module, _MAPS) or zero) and why_changed(module) is None
-    if name_of(node) == "pad":
-        value = argument(node, 3, "value") if argument(node, 2, "mode", "constant") == "constant" else 0
-        sides = argument(node, 1, "pad", ())
-        return not value and len(sides) <= 2 * (dimensions - 2)
-    if name_of(node) == "mean":
-        dims = argument(node, 1, "dim")
-        dims = [dims] if isinstance(dims, int) else dims
-        return bool(dims) and all(dim % dimensions > 1 for dim in dims)
-    return name_of(node) in _MAP_FUNCTIONS
 
 
 def _reads_it(node: fx.Node) -> str:

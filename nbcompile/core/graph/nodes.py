@@ -1,49 +1,17 @@
 """Reading fx graphs: what a node is, who reads its values, and how a graph looks as text."""
 
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
 from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from nbcompile.core.activations import KNOWN_NAMES, Activation
+from nbcompile.core.graph.operators import METADATA_ATTRIBUTES, UNKNOWN, Operator, called, of_module
 from nbcompile.core.layers import why_changed
-
-# Those that are no name of an Activation are refused by that name.
-_FUNCTIONAL: dict[Any, str] = {
-    **dict.fromkeys((torch.relu, F.relu, torch.relu_, "relu", "relu_"), "relu"),
-    **dict.fromkeys((F.relu6,), "relu6"),
-    **dict.fromkeys((F.leaky_relu,), "leaky_relu"),
-    **dict.fromkeys((F.hardswish,), "hardswish"),
-    **dict.fromkeys((F.silu,), "silu"),
-    **dict.fromkeys((F.gelu,), "gelu"),
-    **dict.fromkeys((F.hardtanh, torch.clamp, torch.clip, "clamp", "clip"), "clamp"),
-    **dict.fromkeys((torch.tanh, F.tanh, "tanh"), "tanh"),
-    **dict.fromkeys((F.prelu, torch.prelu), "prelu"),
-    **dict.fromkeys((F.elu, F.elu_), "elu"),
-    **dict.fromkeys((F.selu, torch.selu), "selu"),
-    **dict.fromkeys((F.celu, torch.celu), "celu"),
-    **dict.fromkeys((F.softplus,), "softplus"),
-    **dict.fromkeys((F.softsign,), "softsign"),
-    **dict.fromkeys((F.mish,), "mish"),
-}
-# Gates and output functions are no candidates for "the activation that follows"; the rest of torch's are.
-_GATES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.MultiheadAttention)
-_ELEMENTWISE = tuple(
-    cls
-    for name in nn.modules.activation.__all__
-    if isinstance(cls := getattr(nn, name), type) and not issubclass(cls, _GATES)
-)
-_METADATA_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda", "requires_grad", "layout", "is_nested"}
-_METADATA_METHODS = {"size", "dim", "numel", "nelement", "ndimension", "is_floating_point", "__len__", "get_device"}
-_PASSING_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
-MULS = (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_")
 
 
 @dataclass(frozen=True)
@@ -70,6 +38,14 @@ def module_of(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     return gm.get_submodule(cast(str, node.target)) if node.op == "call_module" else None
 
 
+def operator_of(gm: fx.GraphModule, node: fx.Node) -> Operator:
+    """What ``node`` computes; ``UNKNOWN`` where its module may compute something else than its class does."""
+    module = module_of(gm, node)
+    if module is None:
+        return called(node)
+    return UNKNOWN if why_changed(module) else of_module(module)
+
+
 def layer_of(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     """The convolution or linear layer that ``node`` calls, or None."""
     module = module_of(gm, node)
@@ -79,53 +55,43 @@ def layer_of(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 def norm_of(gm: fx.GraphModule, node: fx.Node) -> Norm | None:
     """The normalisation that ``node`` computes, as a module or as ``F.batch_norm``, or None."""
     module = module_of(gm, node)
-    if module is not None and why_changed(module):
+    if not operator_of(gm, node).norm:
         return None
     if isinstance(module, _BatchNorm):
         tracked = None if module.running_mean is None else f"{node.target}.running_mean"
         sync = isinstance(module, nn.SyncBatchNorm)
         return Norm(True, tracked, module.eps, module.momentum, sync)
-    if isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm)):
-        return Norm(False)
-    if node.op != "call_function":
-        return None
     if node.target is F.batch_norm:
         mean = argument(node, 1, "running_mean")
         fixed = isinstance(mean, fx.Node) and mean.op == "get_attr" and not argument(node, 5, "training", False)
         tracked = str(mean.target) if fixed else None
         eps, momentum = argument(node, 7, "eps", 1e-5), argument(node, 6, "momentum", 0.1)
         return Norm(True, tracked, float(eps), None if momentum is None else float(momentum))
-    return Norm(False) if node.target in (F.layer_norm, F.group_norm, F.instance_norm) else None
+    return Norm(False)
 
 
 def activation_of(gm: fx.GraphModule, node: fx.Node) -> Activation | str | None:
     """The activation that ``node`` computes: one that can be linearised, else its class name, else None."""
-    module = module_of(gm, node)
-    if module is not None and why_changed(module):
-        return None
+    does, module = operator_of(gm, node), module_of(gm, node)
     if module is not None:
-        return Activation.of(module) or (type(module).__name__ if isinstance(module, _ELEMENTWISE) else None)
-    if node.op not in ("call_function", "call_method"):
-        return None
-    name = _FUNCTIONAL.get(node.target)
-    if name == "leaky_relu":
-        slope = float(argument(node, 1, "negative_slope", 0.01))
-        return Activation(name, slope) if slope >= 0 else f"leaky_relu of slope {slope}"
-    if name == "gelu":
-        return Activation(name, str(argument(node, 1, "approximate", "none")))
-    if name == "clamp":
-        return _CLAMPS.get(_limits(node))
-    return Activation(name) if name in KNOWN_NAMES else name
+        return (Activation.of(module) or type(module).__name__) if does.activation else None
+    match does.name:
+        case "leaky_relu":
+            slope = float(argument(node, 1, "negative_slope", 0.01))
+            return Activation("leaky_relu", slope) if slope >= 0 else f"leaky_relu of slope {slope}"
+        case "gelu":
+            return Activation("gelu", str(argument(node, 1, "approximate", "none")))
+        case "hardtanh":
+            limits = argument(node, 1, "min_val", -1.0), argument(node, 2, "max_val", 1.0)
+            return _CLAMPS.get(limits, "hardtanh")
+        case "clamp":  # others are limits, not activations
+            return _CLAMPS.get((argument(node, 1, "min"), argument(node, 2, "max")))
+        case name if does.activation:
+            return Activation(name) if name in KNOWN_NAMES else name
+    return None
 
 
-_CLAMPS = {(0, 6): Activation("relu6"), (0, None): Activation("relu")}  # others are limits, not activations
-
-
-def _limits(node: fx.Node) -> tuple[Any, Any]:
-    hard = node.target is F.hardtanh
-    low = argument(node, 1, "min_val" if hard else "min", -1.0 if hard else None)
-    high = argument(node, 2, "max_val" if hard else "max", 1.0 if hard else None)
-    return low, high
+_CLAMPS = {(0, 6): Activation("relu6"), (0, None): Activation("relu")}
 
 
 def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
@@ -140,12 +106,9 @@ def readers(node: fx.Node) -> tuple[fx.Node, ...]:
 
 def passes_through(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Whether ``node`` is the identity in eval mode."""
-    module = module_of(gm, node)
-    if isinstance(module, _PASSING_MODULES):
-        return why_changed(module) is None
-    if node.op == "call_function" and node.target is F.dropout:
-        return not argument(node, 2, "training", True)
-    return node.op == "call_method" and node.target == "contiguous"
+    if not operator_of(gm, node).identity:
+        return False
+    return node.op != "call_function" or not argument(node, 2, "training", True)
 
 
 def settled(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
@@ -220,6 +183,4 @@ def render_graph(gm: fx.GraphModule) -> str:
 
 def asks_metadata(node: fx.Node) -> bool:
     """Whether ``node`` asks for a shape, a dtype or a device, and reads no values."""
-    if node.op == "call_method":
-        return node.target in _METADATA_METHODS
-    return node.target is getattr and node.args[1] in _METADATA_ATTRIBUTES
+    return called(node).metadata or (node.target is getattr and node.args[1] in METADATA_ATTRIBUTES)

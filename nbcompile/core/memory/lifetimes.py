@@ -10,18 +10,18 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from nbcompile.core.activations import Activation
 from nbcompile.core.algebra.same_padding import is_same, read_padding
 from nbcompile.core.example import Inputs
-from nbcompile.core.graph.nodes import ADDS, activation_of, asks_metadata, layer_of, module_of, passes_through, readers
+from nbcompile.core.graph.nodes import activation_of, asks_metadata, layer_of, module_of, passes_through, readers
+from nbcompile.core.graph.operators import ADD, called, of_module
 from nbcompile.core.graph.shapes import Shapes
 from nbcompile.core.layers import lift, why_no_layer
 from nbcompile.core.memory.arena import Buffer, height
 
 _FUSED = {Activation("relu"), Activation("relu6")}
-_POOLINGS: dict[type[nn.Module], int] = {nn.MaxPool1d: 1, nn.AvgPool1d: 1, nn.MaxPool2d: 2, nn.AvgPool2d: 2}
 Sides = Sequence[tuple[int, int]]
 
 
@@ -104,7 +104,7 @@ class Lifetimes:
         source = next((n for n in node.all_input_nodes if n in self._home), None)
         if source is None:
             return None
-        fuses = layer_of(self._gm, source) is not None or source.target in ADDS
+        fuses = layer_of(self._gm, source) is not None or called(source) is ADD
         fused = fuses and activation_of(self._gm, node) in _FUSED and len(readers(source)) == 1
         return self._home[source] if fused or passes_through(self._gm, node) else None
 
@@ -136,10 +136,12 @@ def _windows(module: Any) -> list[tuple[int, int, tuple[int, int]]]:
     if why_no_layer(module) is None:
         g = lift(module, module.weight.dtype, module.weight.ndim - 2).geometry
         return list(zip(g.reach, g.stride, g.padding, strict=True)) if g.pads else []
-    axes = _POOLINGS.get(type(module), 0)
-    if not axes:
+    does = of_module(module)
+    if not does.pooling or does.axes > 2:  # TFLite has none over three axes
         return []
-    each = (v if isinstance(v, tuple) else (v,) * axes for v in (module.kernel_size, module.stride, module.padding))
+    each = (
+        v if isinstance(v, tuple) else (v,) * does.axes for v in (module.kernel_size, module.stride, module.padding)
+    )
     return [(kernel - 1, stride, (padding, padding)) for kernel, stride, padding in zip(*each, strict=True)]
 
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import cast
 
 from torch import fx, nn
-from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
 from nbcompile.core.errors import CaptureError
 from nbcompile.core.example import Inputs
 from nbcompile.core.graph.nodes import aliases, layer_of
+from nbcompile.core.graph.operators import called
 from nbcompile.core.graph.ranks import DIMENSIONS
 from nbcompile.core.layers import why_changed
 from nbcompile.core.tracing.call import Call
@@ -24,7 +24,6 @@ from nbcompile.core.tracing.compiled_piece import CompiledPiece, dressed
 from nbcompile.core.tracing.tracer import is_leaf
 
 _LAYERS = (_ConvNd, nn.Linear)
-_FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,4 +141,4 @@ def _may_hold_pieces(name: str, module: nn.Module) -> bool:
 
 
 def _computes_layers(gm: fx.GraphModule) -> bool:
-    return any(layer_of(gm, node) is not None or node.target in _FUNCTIONS for node in gm.graph.nodes)
+    return any(layer_of(gm, node) is not None or called(node).layer for node in gm.graph.nodes)

@@ -15,6 +15,16 @@ class Doubled(nn.BatchNorm2d):
         return 2 * super().forward(input)
 
 
+class Tripled(nn.AvgPool2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * (3 if input.isfinite().all() else 1)  # read, so that it is one node
+
+
+class Filled(nn.ZeroPad2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + (1 if input.isfinite().all() else 0)
+
+
 class Same(nn.BatchNorm2d):
     pass
 
@@ -71,6 +81,8 @@ def test_the_map_is_the_modules(layer: nn.Module, x: Tensor) -> None:
         (nn.BatchNorm2d(4, track_running_stats=False), NO_STATISTICS),
         (nn.InstanceNorm2d(4), NO_STATISTICS),
         (Doubled(4), "its class Doubled computes something of its own"),
+        (Tripled(2), "its class Tripled computes something of its own"),
+        (Filled(1), "its class Filled computes something of its own"),
         (whole_numbers(nn.ConvTranspose2d(4, 4, 1)), "its weight is int32, not floating point"),
         (nn.AvgPool2d(2, ceil_mode=True), "it pools with ceil_mode: its last window may be cut off"),
         (

@@ -36,6 +36,7 @@ def setitem(m: Any, x: Tensor) -> Tensor:
 
 WRITES: list[Callable[[Any, Tensor], Any]] = [
     *(lambda m, x: m.act(x), lambda m, x: x.relu_(), lambda m, x: torch.relu_(x), lambda m, x: F.relu(x, True)),
+    *(lambda m, x: F.rrelu(x, 0.1, 0.3, False, True), lambda m, x: F.hardtanh(x, -1, 1, True)),
     *(lambda m, x: F.elu(x, 1.0, True), lambda m, x: F.silu(x, inplace=True), lambda m, x: torch.add(x, 1, out=x)),
     *(iadd, setitem),
 ]
@@ -61,6 +62,12 @@ def test_writes_nothing(forward: Callable[[Any, Tensor], Any]) -> None:
     "view",
     [
         *(lambda x: x.view(-1), lambda x: x[:, 1:], lambda x: x.chunk(2)[0], lambda x: x.T, lambda x: x.detach()),
+        *(
+            lambda x: x.cpu(),
+            lambda x: torch.einsum("ij->ji", x),
+            lambda x: F.alpha_dropout(x, 0.5),
+            lambda x: x.long(),
+        ),
         *(lambda x: torch.as_strided(x, (1,), (1,)), lambda x: x.squeeze().unsqueeze(0), lambda x: F.dropout(x)),
     ],
 )

@@ -40,6 +40,22 @@ def test_what_is_constant() -> None:
     }
 
 
+@fx.wrap
+def foreign(weight: Tensor) -> Tensor:
+    return weight + torch.rand(())
+
+
+def test_what_is_drawn_and_what_nobody_knows_is_not_constant() -> None:
+    class Drawn(Net):
+        def forward(self, x: Tensor) -> Any:
+            w = self.weight
+            return foreign(w), torch.binomial(w, w), F.fractional_max_pool2d(w, 1, output_size=1), torch.empty_like(w)
+
+    gm = capture(Drawn(), 1)
+    constants = Constants(gm, Aliasing(gm))
+    assert [node.name for node in gm.graph.nodes if node in constants] == ["weight"]
+
+
 def test_values() -> None:
     nodes, constants = found()
     model = Net()

@@ -108,12 +108,19 @@ def test_arguments_however_passed() -> None:
         (F.gelu, Activation("gelu", "none")),
         (lambda x: F.gelu(x, approximate="tanh"), Activation("gelu", "tanh")),
         (lambda x: F.leaky_relu(x, 0.2), Activation("leaky_relu", 0.2)),
+        (lambda x: F.leaky_relu_(x, 0.2), Activation("leaky_relu", 0.2)),
+        (lambda x: F.hardtanh(x, 0, 6), Activation("relu6")),
+        (F.hardtanh, "hardtanh"),
+        (lambda x: x.clamp(min=0), Activation("relu")),
+        (lambda x: x.clamp(-1, 1), None),
+        (F.logsigmoid, "logsigmoid"),
+        (F.glu, "glu"),
         (F.sigmoid, None),
         (lambda x: x.sum(), None),
         (lambda x: operator.add(x, 1), None),
     ],
 )
-def test_functions_that_are_activations(function: Callable[..., Tensor], activation: Activation | None) -> None:
+def test_functions_that_are_activations(function: Callable[..., Tensor], activation: Activation | str | None) -> None:
     gm = fx.symbolic_trace(lambda x: function(x))
     assert activation_of(gm, list(gm.graph.nodes)[1]) == activation
 
@@ -128,6 +135,7 @@ def test_functions_that_are_activations(function: Callable[..., Tensor], activat
         (nn.Hardtanh(), "Hardtanh"),
         (nn.Sigmoid(), None),
         (nn.Softmax(1), None),
+        (nn.Softmin(1), None),
     ],
 )
 def test_modules_that_are_activations(module: nn.Module, activation: Activation | str | None) -> None:
@@ -169,8 +177,10 @@ def test_functions_that_are_norms() -> None:
         gm = capture(FunctionalNorm(training=training), 1)
         found = next(n for n in gm.graph.nodes if n.target is F.batch_norm)
         assert norm_of(gm, found) == Norm(True, key, 0.01, 0.3)
-    gm = fx.symbolic_trace(lambda x: F.layer_norm(x, (4,)))
-    assert norm_of(gm, list(gm.graph.nodes)[1]) == Norm(False)
+    for function in (F.layer_norm, F.rms_norm, torch.layer_norm):
+        graph = fx.Graph()
+        normed = graph.call_function(function, (graph.placeholder("x"), (4,)))
+        assert norm_of(fx.GraphModule({}, graph), normed) == Norm(False)
 
 
 def test_render(gm: fx.GraphModule) -> None:
