@@ -1,10 +1,10 @@
 """Renders a report as one HTML file: no script, nothing loaded from elsewhere, light and dark."""
 
-from importlib.resources import files
 from pathlib import Path
 
 from nbcompile.core.errors import missing_extra
 from nbcompile.core.files import atomic
+from nbcompile.core.progress import step
 from nbcompile.report.curves import draw_curves
 from nbcompile.report.data import Page
 from nbcompile.report.drawing import draw_graph
@@ -14,6 +14,7 @@ from nbcompile.results import numbers
 from nbcompile.results.device import busiest, first_out_of_band, verdict
 
 
+@step("drawing the report")
 def render_page(report: Page) -> str:
     """The page as a string.
 
@@ -21,11 +22,17 @@ def render_page(report: Page) -> str:
         UsageError: if jinja2 is not installed, or matplotlib where there are training curves to draw.
     """
     try:
-        from jinja2 import Environment, StrictUndefined
+        from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:
         raise missing_extra("train", "writing a report", "jinja2") from error
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("nbcompile.report", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     forms = (
         numbers.count,
         numbers.percent,
@@ -37,8 +44,7 @@ def render_page(report: Page) -> str:
     )
     environment.filters |= {form.__name__: form for form in forms}
     environment.filters["verdict"] = verdict
-    template = environment.from_string((files("nbcompile.report") / "report.html.j2").read_text(encoding="utf-8"))
-    return template.render(
+    return environment.get_template("report.html.j2").render(
         report=report,
         summary=summary(report),
         has={

@@ -16,7 +16,7 @@ _PANELS = {
 """Per panel: fields of an epoch, each with its name, line style and factor."""
 
 
-def draw_curves(history: Sequence[Epoch], path: Path) -> None:
+def save_curves(history: Sequence[Epoch], path: Path) -> None:
     """Accuracies, loss, learning rate and, where there are any, slopes over the epochs, with the phases' names."""
     from matplotlib.figure import Figure
 

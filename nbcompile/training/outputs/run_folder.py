@@ -130,7 +130,7 @@ class RunFolder:
     def draw(self, history: Sequence[Epoch]) -> None:
         """Write the picture of the curves."""
         if find_spec("matplotlib") is not None:
-            curves.draw_curves(history, self.path / "curves.png")
+            curves.save_curves(history, self.path / "curves.png")
 
     def keep_result(self, result: TrainResult) -> None:
         """Write what the run came to, but for its history, which is in the metrics."""

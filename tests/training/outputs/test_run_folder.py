@@ -16,7 +16,7 @@ import nbcompile
 from nbcompile.core.blocks import sites
 from nbcompile.training import Epoch, TrainConfig, TrainResult, train
 from nbcompile.training.data.load import load_data
-from nbcompile.training.outputs.curves import draw_curves
+from nbcompile.training.outputs.curves import save_curves
 from nbcompile.training.outputs.run_folder import RunFolder
 from tests.training.stopping import StopError, stop_after
 
@@ -132,7 +132,7 @@ def test_says_once_what_is_not_written_without_its_package(
 def test_curves_of_short_and_long_runs(tmp_path: Path, epochs: int) -> None:
     phases = ["plain", "giant", "plt", "fine-tune"]
     history = [epoch(i + 1, 0.5, None if i < 3 else 1.0, phases[min(i // 2, 3)]) for i in range(epochs)]
-    draw_curves(history, tmp_path / "curves.png")
+    save_curves(history, tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
         panels = 3 if epochs == 1 else 4
         assert picture.size == (880, round(110 * 1.6 * (2.2 + panels - 1)))
