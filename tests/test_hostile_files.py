@@ -267,6 +267,8 @@ def test_pickled_module(file: Path) -> None:
 
 @pytest.mark.parametrize("value", [collections.deque([1]), collections.defaultdict(list, a=[1])])
 def test_what_torch_does_not_fill_is_named(value: object, file: Path) -> None:
+    if isinstance(value, dict) and torch.__version__.startswith("2.9."):
+        pytest.skip("torch 2.9 fills it")
     torch.save({"model": STATE, "history": value}, file)
     refuse(file, rf"holds an object of class collections\.{type(value).__name__}, which is not read")
 

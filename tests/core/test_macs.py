@@ -21,6 +21,8 @@ LSTM = [t(16, 5), t(16, 4), t(16), t(16)]
 STATE = (t(1, 1, 4), t(1, 1, 4))
 BYTES, EIGHTHS = torch.int8, torch.float8_e4m3fn
 
+LATE = (aten._convolution, aten.miopen_rnn)
+
 ROWS: dict[Any, tuple[tuple[Any, ...], int]] = {
     aten.convolution: (CONVOLUTION, 2 * 5 * 3 * 6 * 2 * 9),
     aten._convolution: ((*CONVOLUTION, False, False, False, False), 2 * 5 * 3 * 6 * 2 * 9),
@@ -60,6 +62,8 @@ ROWS: dict[Any, tuple[tuple[Any, ...], int]] = {
 
 @pytest.mark.parametrize("operator", FORMULAS, ids=str)
 def test_row(operator: Any) -> None:
+    if operator in LATE and torch.__version__.startswith("2.9."):
+        pytest.skip("torch 2.9 has no meta kernel of it")
     arguments, macs = ROWS[operator]
     run = CountedRun()
     with torch.no_grad(), run:

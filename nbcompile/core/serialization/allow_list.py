@@ -33,6 +33,7 @@ DENIED = frozenset(
         *("resize_as", "put", "numpy", "tolist", "item", "autocast", "hash_tensor", "batch_norm_update_stats"),
         *("cuda", "cpu", "xpu", "ipu", "mtia", "get_device", "to_mkldnn", "empty_like"),
         *("bernoulli", "binomial", "multinomial", "poisson", "gumbel_softmax"),
+        *("rand_like", "randint_like", "randn_like"),
         *("lobpcg", "svd_lowrank", "pca_lowrank", "combinations", "mvlgamma", "multigammaln"),
         *("choose_qparams_optimized", "fused_moving_avg_obs_fake_quant"),
     }

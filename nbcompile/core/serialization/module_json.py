@@ -59,7 +59,8 @@ def module_from_json(data: Any) -> nn.Module:
         with bounded():
             return cls(**arguments).eval()
     except Exception as error:
-        raise CheckpointError(f"a module of class '{data['class']}' cannot be built: {str(error)[:300]}") from None
+        said = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"a module of class '{data['class']}' cannot be built: {said}") from None
 
 
 def resize(name: str, module: nn.Module, tensors: Mapping[str, Tensor], notes: list[str]) -> nn.Module:

@@ -101,7 +101,11 @@ def test_says_what_tflite_micro_lacks() -> None:
 def test_says_what_fails_only_when_it_runs() -> None:
     content = converted(lambda x: tf.sqrt(tf.abs(x)), (1, 4))
     file = read_file(content)
-    (layer,) = (file.tensors[op.outputs[0]].name for op in file.ops if op.name == "SQRT")
+    ((layer, dtype),) = (
+        (file.tensors[op.outputs[0]].name, file.tensors[op.outputs[0]].dtype) for op in file.ops if op.name == "SQRT"
+    )
+    if dtype == np.float32:
+        pytest.skip("TensorFlow before 2.21 leaves it in float, which TFLite Micro has")
     sentence = (
         rf"^TFLite Micro cannot run the file: .*INT8 != FLOAT32.*Node SQRT .*\(layer '{layer}'; float_layers=… keeps"
     )
