@@ -87,7 +87,8 @@ def agree(group: tuple[AffineMap, ...]) -> bool:
 def different(group: tuple[AffineMap, ...]) -> bool:
     """Whether the branches give maps of different sizes, or read their borders in different ways."""
     square = [(n,) * len(group[0].kernel) for n in range(9, 40)]
-    sizes_differ = any(len({size_after(m, size) for m in group}) > 1 for size in square)
+    outlines = [m.geometry for m in group]
+    sizes_differ = any(len({size_after(g, size) for g in outlines}) > 1 for size in square)
     return sizes_differ or len({m.padding_mode for m in group if m.pads}) > 1 or not agree(group)
 
 
