@@ -23,7 +23,8 @@ from nbcompile.core.affine.to_layer import to_layer
 from nbcompile.core.algebra import AffineMap, NotExact, compose, per_channel
 from nbcompile.core.graph.channel_ranges import ChannelRange, ChannelRanges
 from nbcompile.core.graph.factors import clip_of, why_fixed
-from nbcompile.core.graph.nodes import activation_of, aliases, layer_of
+from nbcompile.core.graph.nodes import activation_of, layer_of
+from nbcompile.core.graph.replace import put
 from nbcompile.core.layers import lift
 from nbcompile.passes.base import Pass, PassResult, Skip
 
@@ -105,8 +106,7 @@ def _absorb(gm: fx.GraphModule, node: fx.Node, activation: fx.Node, shift: Tenso
             made.append((layer, whole))
         for layer, whole in made:
             new = to_layer(whole, cast(Tensor, layer.weight))
-            for alias in aliases(gm, layer):
-                gm.set_submodule(alias, new)
+            put(gm, layer, new)
     return None
 
 

@@ -18,7 +18,8 @@ from torch import Tensor, fx, nn
 from nbcompile.core.algebra import AffineMap
 from nbcompile.core.blocks import SLOPE_ROUNDING, Expanded, sites
 from nbcompile.core.errors import PostconditionError, PreconditionError
-from nbcompile.core.graph.nodes import aliases, calls
+from nbcompile.core.graph.nodes import calls
+from nbcompile.core.graph.replace import put
 from nbcompile.core.layers import LayerSpec, stored_weight
 from nbcompile.core.tracing.observe import is_observed
 from nbcompile.passes.base import Pass, PassResult
@@ -49,8 +50,7 @@ class ContractSites(Pass):
         found = sites(gm)
         for name, block in found.items():
             layer = _contracted(gm, name, block)
-            for alias in aliases(gm, block):
-                gm.set_submodule(alias, layer)
+            put(gm, block, layer)
         return PassResult(gm, tuple(found))
 
     def ensures(self, gm: fx.GraphModule) -> None:

@@ -24,7 +24,7 @@ from nbcompile.core.algebra import AffineMap, compose, per_channel
 from nbcompile.core.example import Inputs
 from nbcompile.core.graph.channel_ranges import ChannelRanges
 from nbcompile.core.graph.coupled_channels import Junction, junctions
-from nbcompile.core.graph.nodes import aliases
+from nbcompile.core.graph.replace import put
 from nbcompile.core.graph.shapes import Shapes
 from nbcompile.core.layers import lift
 from nbcompile.passes.base import Pass, PassResult, Skip
@@ -71,8 +71,7 @@ class Equalize(Pass):
         changed = {name: layer for name, layer in layers.items() if layer.changed}
         for layer in changed.values():
             new = layer.lowered()
-            for alias in aliases(gm, layer.module):
-                gm.set_submodule(alias, new)
+            put(gm, layer.module, new)
         how = tuple(f"{name}: {layer}" for name, layer in changed.items())
         return PassResult(gm, tuple(changed), tuple(skipped), how)
 

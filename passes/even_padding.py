@@ -23,7 +23,8 @@ from nbcompile.core.algebra import Geometry
 from nbcompile.core.algebra.parts import widened
 from nbcompile.core.algebra.same_padding import is_same, pads_itself
 from nbcompile.core.example import Inputs
-from nbcompile.core.graph.nodes import aliases, calls, read_directly, tied_to
+from nbcompile.core.graph.nodes import calls, read_directly, tied_to
+from nbcompile.core.graph.replace import put
 from nbcompile.core.graph.shapes import Shapes
 from nbcompile.core.layers import lift, why_no_layer
 from nbcompile.passes.base import Pass, PassResult, Skip
@@ -54,8 +55,7 @@ class EvenPadding(Pass):
                 skipped.append(Skip(name, taps))
             else:
                 even = _even(layer, geometry.axes, taps)
-                for alias in aliases(gm, layer):
-                    gm.set_submodule(alias, even)
+                put(gm, layer, even)
                 rewritten.append(name)
                 how.append(f"{name}: {_said(geometry, taps, sizes)}")
         return PassResult(gm, tuple(rewritten), tuple(skipped), tuple(how))

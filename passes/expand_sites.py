@@ -19,7 +19,6 @@ from nbcompile.core.errors import PostconditionError, PreconditionError, UsageEr
 from nbcompile.core.graph.nodes import (
     Norm,
     activation_of,
-    aliases,
     calls,
     downstream,
     layer_of,
@@ -29,6 +28,7 @@ from nbcompile.core.graph.nodes import (
     readers,
     tied_to,
 )
+from nbcompile.core.graph.replace import put
 from nbcompile.core.layers import LayerSpec, why_no_layer
 from nbcompile.core.site_spec import BLOCKS, SiteSpec
 from nbcompile.core.tracing.pieces import Piece
@@ -94,8 +94,7 @@ class ExpandSites(Pass):
         for spec in specs:
             layer = gm.get_submodule(spec.name)
             block = Expanded(spec, layer)
-            for alias in aliases(gm, layer):
-                gm.set_submodule(alias, block)
+            put(gm, layer, block)
         return PassResult(gm, tuple(spec.name for spec in specs))
 
     def candidates(self, gm: fx.GraphModule) -> tuple[str, tuple[str, ...]]:

@@ -133,7 +133,7 @@ def _depthwise(gm: fx.GraphModule, node: fx.Node) -> bool:
 
 def _elementwise(gm: fx.GraphModule, node: fx.Node) -> bool:
     does = operator_of(gm, node)
-    activation = activation_of(gm, node) is not None and does.elementwise and not does.per_channel
+    activation = activation_of(gm, node) is not None and does.elementwise and not (does.per_channel or does.random)
     return activation or passes_through(gm, node)
 
 

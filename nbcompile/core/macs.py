@@ -6,7 +6,7 @@
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,9 +16,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.hooks import RemovableHandle
 
 from nbcompile.core.example import Inputs
+from nbcompile.core.running import untouched, watched
 
 Formula = Callable[..., int]
 
@@ -112,22 +112,16 @@ class CountedRun(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch l
         """Whether any operator had ``tensor`` as an input, or another view of the same memory."""
         return _memory(tensor) in self._read
 
-    def watch(self, name: str, module: nn.Module) -> tuple[RemovableHandle, RemovableHandle]:
-        """Hooks that attribute to ``name`` what runs inside ``module``."""
+    def enter(self, name: str, *_: Any) -> None:
+        """What runs now is inside the module ``name``."""
+        self._running.append(name)
+        self.calls[name] += 1
 
-        def enter(module: nn.Module, args: Any) -> None:
-            self._running.append(name)
-            self.calls[name] += 1
-
-        def leave(module: nn.Module, args: Any, output: Any) -> None:
-            self._running.pop()
-            if isinstance(module, NORMS) and isinstance(output, Tensor):
-                self.norm_elements[name] += output.numel()
-
-        return (
-            module.register_forward_pre_hook(enter),
-            module.register_forward_hook(leave, always_call=True),
-        )
+    def leave(self, name: str, module: nn.Module, _: Any, __: Any, output: Any) -> None:
+        """The module ``name`` has run."""
+        self._running.pop()
+        if isinstance(module, NORMS) and isinstance(output, Tensor):
+            self.norm_elements[name] += output.numel()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -156,36 +150,22 @@ def watch_run(model: nn.Module, inputs: Inputs) -> CountedRun:
     Modes, buffers, hooks, random state and PyTorch's switches are those of before, also after an error.
     """
     run = CountedRun()
-    with ExitStack() as stack:
-        for name, module in model.named_modules():
-            for handle in run.watch(name, module):
-                stack.callback(handle.remove)
-        stack.enter_context(_evaluating(model))
-        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        with run:
-            functional_call(model, buffers, inputs)
+    looking = watched(model.named_modules(), enter=run.enter, leave=run.leave)
+    with looking, untouched(model, inputs) as (buffers, copies), _in_parts(), run:
+        functional_call(model, buffers, copies)
     return run
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Flags are set one by one: a model's own ``eval`` may do more, such as merging weights.
-
-    Fused attention is off: the encoder fast paths hide their parts, and CUDA's flash kernel pads the heads.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    gpus = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+def _in_parts() -> Iterator[None]:
+    """Fused attention is off: the encoder fast paths hide their parts, and CUDA's flash kernel pads the heads."""
     fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        for module, _ in modes:
-            module.training = False
-        torch.backends.mha.set_fastpath_enabled(False)
-        with torch.no_grad(), torch.random.fork_rng(gpus), sdpa_kernel(SDPBackend.MATH), _eager():
+        with sdpa_kernel(SDPBackend.MATH), _eager():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module, training in modes:
-            module.training = training
 
 
 def _eager() -> AbstractContextManager[Any]:

@@ -1,14 +1,26 @@
-"""Running a model so that the run leaves no trace on it."""
+"""Running a model so that the run leaves no trace on it, and looking at what happens.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+There are two ways to look. :func:`watched` tells of calls of modules, whatever code makes them: every model has those.
+:func:`interpret` tells of every value of a graph. Neither can stand for the other: hooks do not see functions, and only
+a graph has nodes.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import Inputs, change_tensors
+
+Enter = Callable[[str, nn.Module, tuple[Any, ...], Mapping[str, Any]], None]
+"""Is told the name, the module and its arguments."""
+Leave = Callable[[str, nn.Module, tuple[Any, ...], Mapping[str, Any], Any], None]
+"""Is told these and the output; None where the module raised."""
 
 
 @contextmanager
@@ -28,22 +40,96 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def rehearsal(model: nn.Module, inputs: Inputs) -> Iterator[tuple[dict[str, Tensor], Inputs]]:
-    """Buffers and inputs to run ``model`` with: copies; inside is eval mode without gradients, random state is kept.
-
-    Raises:
-        PreconditionError: for whatever is raised inside.
-    """
+def untouched(model: nn.Module, inputs: Inputs) -> Iterator[tuple[dict[str, Tensor], Inputs]]:
+    """Buffers and inputs to run ``model`` with: copies; inside is eval mode without gradients, random state is kept."""
     buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
     inputs = change_tensors(Tensor.clone, inputs)
     devices = sorted({x.device.index for x in (*tree_leaves(inputs), *model.parameters()) if x.device.type == "cuda"})
     with torch.random.fork_rng(devices), torch.no_grad(), eval_mode(model):
+        yield buffers, inputs
+
+
+@contextmanager
+def rehearsal(model: nn.Module, inputs: Inputs) -> Iterator[tuple[dict[str, Tensor], Inputs]]:
+    """As :func:`untouched`, for inputs that a user gave as an example.
+
+    Raises:
+        PreconditionError: for whatever is raised inside.
+    """
+    with untouched(model, inputs) as copies:
         try:
-            yield buffers, inputs
+            yield copies
         except Exception as error:
             raise PreconditionError(
                 f"{type(model).__name__} does not run on the example input: {type(error).__name__}: {error}"
             ) from error
+
+
+@contextmanager
+def watched(
+    modules: Iterable[tuple[str, nn.Module]], *, enter: Enter | None = None, leave: Leave | None = None
+) -> Iterator[None]:
+    """Inside, who calls one of ``modules`` is told of.
+
+    Args:
+        modules: by the names under which they are told of.
+        enter: before every call.
+        leave: after it, also if it raises.
+    """
+    with ExitStack() as stack:
+        for name, module in modules:
+
+            def entering(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+                if enter is not None:
+                    enter(name, module, args, kwargs)
+
+            def leaving(module: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
+                if leave is not None:
+                    leave(name, module, args, kwargs, output)
+
+            stack.callback(module.register_forward_pre_hook(entering, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(leaving, with_kwargs=True, always_call=True).remove)
+        yield
+
+
+def interpret(
+    gm: fx.GraphModule,
+    inputs: Inputs,
+    *,
+    before: Callable[[fx.Node, list[Any]], None] | None = None,
+    after: Callable[[fx.Node, Any], None] | None = None,
+) -> None:
+    """Run a graph node by node; it is left as it was.
+
+    Args:
+        gm: the graph.
+        inputs: of the model that it is of; its placeholders are their tensors, in order.
+        before: is told a node and the values that it reads, which it may be about to change.
+        after: is told a node and its value, which a later node may change.
+
+    Raises:
+        PreconditionError: if it does not run on ``inputs``.
+    """
+
+    class Looking(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            if before is not None:
+                before(n, [self.env[source] for source in n.all_input_nodes])
+            value = super().run_node(n)
+            if after is not None:
+                after(n, value)
+            return value
+
+    class Interpreted(nn.Module):  # functional_call puts buffers in the place of a module's own
+        def __init__(self) -> None:
+            super().__init__()
+            self.gm = gm
+
+        def forward(self, *inputs: Any) -> Any:
+            return Looking(self.gm).run(*(x for x in tree_leaves(inputs) if isinstance(x, Tensor)))
+
+    with rehearsal(gm, inputs) as (buffers, copies):
+        functional_call(Interpreted(), {f"gm.{key}": value for key, value in buffers.items()}, copies)
 
 
 def tensors_of(module: nn.Module) -> Iterator[Tensor]:

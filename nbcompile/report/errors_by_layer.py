@@ -1,16 +1,16 @@
 """The error of every layer: two networks run on the same inputs, compared wherever both have a module of one name."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from nbcompile.core.blocks import sites
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import ExampleInput, as_inputs
-from nbcompile.core.running import eval_mode
+from nbcompile.core.running import untouched, watched
 from nbcompile.report.data import LayerRow
 from nbcompile.report.labels import absorbing_norms, layer_label
 
@@ -34,7 +34,7 @@ def per_layer_error(reference: nn.Module, candidate: nn.Module, inputs: ExampleI
     Raises:
         UsageError: if the two have no module name in common.
     """
-    known = dict(reference.named_modules())
+    known = {name for name, _ in reference.named_modules()}
     shared = {
         name: module
         for name, module in candidate.named_modules()
@@ -46,16 +46,19 @@ def per_layer_error(reference: nn.Module, candidate: nn.Module, inputs: ExampleI
     truth: dict[str, list[Tensor]] = {}
     errors: dict[str, tuple[float, float]] = {}
 
-    def remember(name: str, output: Tensor) -> None:
-        truth.setdefault(name, []).append(output.clone())  # in-place activations overwrite what they read
+    def remember(name: str, _: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            truth.setdefault(name, []).append(output.clone())  # in-place activations overwrite what they read
 
-    def compare(name: str, output: Tensor) -> None:
-        if truth.get(name):
+    def compare(name: str, _: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and truth.get(name):
             error = _difference(truth[name].pop(0), output)
             errors[name] = _worse(errors.get(name, error), error)
 
-    _run(reference, {name: known[name] for name in shared}, remember, inputs)
-    _run(candidate, shared, compare, inputs)
+    for model, see in ((reference, remember), (candidate, compare)):
+        named = [(name, module) for name, module in model.named_modules() if name in shared]
+        with watched(named, leave=see), untouched(model, as_inputs(inputs)) as (buffers, copies):
+            functional_call(model, buffers, copies)
     moved = {name: norms[0] for name, block in sites(reference).items() if (norms := absorbing_norms(name, block))}
     return tuple(_row(name, layer_label(shared[name]), errors, moved) for name in errors)
 
@@ -82,24 +85,3 @@ def _difference(truth: Tensor, output: Tensor) -> tuple[float, float]:
 
 def _worse(first: tuple[float, float], second: tuple[float, float]) -> tuple[float, float]:
     return first if math.isnan(first[0]) or second <= first else second  # NaN is worse than any number
-
-
-def _run(
-    model: nn.Module, layers: Mapping[str, nn.Module], see: Callable[[str, Tensor], None], inputs: ExampleInput
-) -> None:
-    """One pass in eval mode, showing ``see`` the output of every call; modes and hooks are as before afterwards."""
-
-    def hook_of(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            if isinstance(output, Tensor):
-                see(name, output)
-
-        return hook
-
-    hooks = [layer.register_forward_hook(hook_of(name)) for name, layer in layers.items()]
-    try:
-        with eval_mode(model), torch.no_grad():
-            model(*as_inputs(inputs))
-    finally:
-        for hook in hooks:
-            hook.remove()

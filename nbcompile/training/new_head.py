@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from nbcompile.core.blocks import Expanded, sites
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import origin_of, remember
-from nbcompile.core.graph.nodes import aliases
+from nbcompile.core.graph.replace import put
 from nbcompile.core.layers import CONVOLUTIONS
+from nbcompile.core.running import eval_mode, watched
 from nbcompile.core.wrappers import copied
 from nbcompile.expansion import record_again
 from nbcompile.spec_strings import with_option
@@ -46,8 +47,7 @@ def with_classes(model: nn.Module, classes: int, images: Tensor) -> nn.Module:
         raise UsageError(f"new_head: '{name}', the last layer of {type(model).__name__}, is grouped: give it a new one")
     weight = next(layer.parameters())
     fresh.to(device=weight.device, dtype=weight.dtype).train(layer.training)
-    for alias in aliases(model, layer):
-        model.set_submodule(alias, fresh)
+    put(model, layer, fresh)
     origin = origin_of(model)
     if origin is not None and origin.model is not None:
         remember(model, replace(origin, model=with_option(origin.model, "num_classes", classes)))
@@ -64,28 +64,18 @@ def _last(model: nn.Module, images: Tensor) -> tuple[str, nn.Module]:
     """
     called: list[tuple[str, nn.Module, int]] = []
 
-    def note(name: str, module: nn.Module, output: Tensor) -> None:
+    def note(name: str, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
         channels = output.shape[-1] if isinstance(module, nn.Linear) else output.shape[1]
         called.append((name, module, channels))
 
     inside = {id(part) for block in sites(model).values() for part in block.modules() if part is not block}
-    hooks = [
-        module.register_forward_hook(lambda module, _, output, name=name: note(name, module, output))
-        for name, module in model.named_modules()
-        if isinstance(module, _LAYERS) and id(module) not in inside
-    ]
-    training = model.training
-    try:
-        with torch.no_grad():
-            logits = model.eval()(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        model.train(training)
-    found = [(name, module) for name, module, channels in called if channels == logits.shape[1]]
-    if not found or found[-1][0] != called[-1][0]:
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, _LAYERS) and id(m) not in inside]
+    with watched(layers, leave=note), eval_mode(model), torch.no_grad():
+        logits = model(images)
+    fitting = [(name, module) for name, module, channels in called if channels == logits.shape[1]]
+    if not fitting or fitting[-1][0] != called[-1][0]:
         raise UsageError(f"new_head: {type(model).__name__} has no last layer that gives its {logits.shape[1]} logits")
-    name, module = found[-1]
+    name, module = fitting[-1]
     if isinstance(module, Expanded):
         raise UsageError(f"new_head: '{name}', the last layer of {type(model).__name__}, is expanded: expand others")
     return name, module

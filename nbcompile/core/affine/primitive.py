@@ -176,7 +176,7 @@ class Context:
 
 
 Rule = Callable[[Context, fx.Node, Operator, nn.Module | None], Primitive | str | None]
-"""How an operator is lifted, as a function or a module: its map, why it has none although it looks like one, or None."""
+"""How an operator is lifted, as a function or module: its map, why it has none although it looks like one, or None."""
 
 
 def owner(node: fx.Node) -> str:

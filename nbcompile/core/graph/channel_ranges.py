@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.func import functional_call
-from torch.utils._pytree import tree_leaves
+from torch import Tensor, fx
 
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import Inputs
 from nbcompile.core.graph.nodes import activation_of
-from nbcompile.core.running import rehearsal
+from nbcompile.core.running import interpret
 
 
 @dataclass(frozen=True)
@@ -46,33 +44,21 @@ def channel_ranges(gm: fx.GraphModule, batches: Iterable[Inputs]) -> ChannelRang
     Raises:
         PreconditionError: if there is no batch, the network does not run on one, or a value is not finite.
     """
-    found: dict[str, ChannelRange] = {}
+    ranges: dict[str, ChannelRange] = {}
 
-    class Recorder(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            if activation_of(gm, n) is not None:  # before it runs: it may write in place
-                value = self.env[n.all_input_nodes[0]]
-                if value.ndim > 1:
-                    seen = ChannelRange(*value.transpose(0, 1).flatten(1).aminmax(dim=1))
-                    found[n.name] = found[n.name].joined(seen) if n.name in found else seen
-            return super().run_node(n)
-
-    class Interpreted(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.gm = gm
-
-        def forward(self, *inputs: Any) -> Any:
-            return Recorder(self.gm).run(*(x for x in tree_leaves(inputs) if isinstance(x, Tensor)))
+    def note(node: fx.Node, read: list[Any]) -> None:
+        """What an activation reads, before it runs: it may write in place."""
+        if activation_of(gm, node) is not None and read[0].ndim > 1:
+            seen = ChannelRange(*read[0].transpose(0, 1).flatten(1).aminmax(dim=1))
+            ranges[node.name] = ranges[node.name].joined(seen) if node.name in ranges else seen
 
     empty = True
     for inputs in batches:
         empty = False
-        with rehearsal(gm, inputs) as (buffers, copies):
-            functional_call(Interpreted(), {f"gm.{key}": value for key, value in buffers.items()}, copies)
+        interpret(gm, inputs, before=note)
     if empty:
         raise PreconditionError("the calibration set is empty: no activation's range is known")
-    for name, seen in found.items():
+    for name, seen in ranges.items():
         if not bool(seen.low.isfinite().all() and seen.high.isfinite().all()):
             raise PreconditionError(f"'{name}' is given values that are NaN or infinite on the calibration set")
-    return found
+    return ranges

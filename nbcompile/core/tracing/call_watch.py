@@ -1,8 +1,7 @@
 """What one eval run tells about how the modules of a model are called."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import nn
 from torch.func import functional_call
 
 from nbcompile.core.example import Inputs
-from nbcompile.core.running import rehearsal
+from nbcompile.core.running import rehearsal, watched
 from nbcompile.core.tracing.call import Call
 
 
@@ -24,7 +23,8 @@ def watch_calls(model: nn.Module, inputs: Inputs) -> dict[nn.Module, Call]:
         PreconditionError: if the model does not run on ``inputs``.
     """
     watch = _Watch(model)
-    with rehearsal(model, inputs) as (buffers, copies), watch.watching():
+    looking = watched(model.named_modules(), enter=watch.enter, leave=watch.leave)
+    with rehearsal(model, inputs) as (buffers, copies), looking:
         functional_call(model, buffers, copies)
     return {
         module: call if all(c and c.dimensions == call.dimensions for c in calls) else replace(call, dimensions=None)
@@ -34,7 +34,7 @@ def watch_calls(model: nn.Module, inputs: Inputs) -> dict[nn.Module, Call]:
 
 
 class _Watch:
-    """Hooks on every module, which write down how it is called."""
+    """Writes down how modules are called, and which run."""
 
     def __init__(self, model: nn.Module) -> None:
         self.calls: dict[nn.Module, list[Call | None]] = {}
@@ -42,29 +42,21 @@ class _Watch:
         self._running: Counter[nn.Module] = Counter()
         self._around = _ancestors(model)
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            for module in self._around:
-                stack.callback(module.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
-                stack.callback(module.register_forward_hook(self._leave, always_call=True).remove)
-            yield
-
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def enter(self, _: str, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self.calls.setdefault(module, []).append(Call.of(args, kwargs))
         self.passed_by |= {around for around in self._around[module] if not self._running[around]}
         self._running[module] += 1
 
-    def _leave(self, module: nn.Module, args: Any, out: Any) -> None:
+    def leave(self, _: str, module: nn.Module, *__: Any) -> None:
         self._running[module] -= 1
 
 
 def _ancestors(model: nn.Module) -> dict[nn.Module, set[nn.Module]]:
     """The modules that hold each module, under whatever name."""
     named = dict(model.named_modules(remove_duplicate=False))
-    found: dict[nn.Module, set[nn.Module]] = {module: set() for module in named.values()}
+    around: dict[nn.Module, set[nn.Module]] = {module: set() for module in named.values()}
     for name, module in named.items():
         if name:
             parent = named[name.rpartition(".")[0]]
-            found[module] |= {parent} | found[parent]
-    return found
+            around[module] |= {parent} | around[parent]
+    return around

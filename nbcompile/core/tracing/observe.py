@@ -6,7 +6,6 @@ finding its readers need; it is not run, and it cannot be saved as the model.
 
 import operator
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -15,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import Inputs
-from nbcompile.core.running import rehearsal
+from nbcompile.core.running import rehearsal, watched
 from nbcompile.core.tracing.capture import is_leaf, require_free_names
 
 
@@ -39,16 +38,14 @@ def observe(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
         CaptureError: if a child has a name that graphs need for themselves.
     """
     require_free_names(model)
-    with rehearsal(model, inputs) as (buffers, copies), ExitStack() as stack:
+    with rehearsal(model, inputs) as (buffers, copies):
         known = {id(tensor): key for key, tensor in (*model.named_parameters(), *buffers.items())}
         recorder = _Recorder(known)
         for i, x in enumerate(_tensors(copies)):
             recorder.link(x, recorder.graph.placeholder(f"input_{i}"))
         recorder.graph.call_function(one_run_only)
-        for name, module in model.named_modules():
-            if module is not model and is_leaf(module, name):
-                recorder.watch(stack, name, module)
-        with recorder:
+        leaves = [(name, m) for name, m in model.named_modules() if m is not model and is_leaf(m, name)]
+        with watched(leaves, enter=recorder.enter, leave=recorder.leave), recorder:
             output = functional_call(model, buffers, copies)
     recorder.graph.output(tuple(dict.fromkeys(recorder.node(x) for x in _tensors(output))))
     return fx.GraphModule(model, recorder.graph, type(model).__name__)
@@ -86,20 +83,15 @@ class _Recorder(TorchFunctionMode):
         self.link(out, _written(self.graph, func, nodes, named))
         return out
 
-    def watch(self, stack: ExitStack, name: str, module: nn.Module) -> None:
-        """Record the calls of ``module`` as one node, until ``stack`` is left."""
+    def enter(self, *_: Any) -> None:
+        """A leaf module begins: what it does inside is its own."""
+        self._depth += 1
 
-        def enter(module: nn.Module, args: Any) -> None:
-            self._depth += 1
-
-        def leave(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-            self._depth -= 1
-            if not self._depth:
-                node = self.graph.call_module(name, self._arguments(args), self._arguments(kwargs))
-                self.link(out, node)
-
-        stack.callback(module.register_forward_pre_hook(enter).remove)
-        stack.callback(module.register_forward_hook(leave, with_kwargs=True).remove)
+    def leave(self, name: str, _: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        """A leaf module ends: it is one node."""
+        self._depth -= 1
+        if not self._depth:
+            self.link(out, self.graph.call_module(name, self._arguments(args), self._arguments(kwargs)))
 
     def link(self, value: Any, node: fx.Node) -> None:
         """From now on the tensors of ``value`` are what ``node`` gave."""

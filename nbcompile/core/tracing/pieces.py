@@ -13,9 +13,10 @@ from torch.nn.modules.conv import _ConvNd
 
 from nbcompile.core.errors import CaptureError
 from nbcompile.core.example import Inputs
-from nbcompile.core.graph.nodes import aliases, layer_of
+from nbcompile.core.graph.nodes import layer_of
 from nbcompile.core.graph.operators import called
 from nbcompile.core.graph.ranks import DIMENSIONS
+from nbcompile.core.graph.replace import put
 from nbcompile.core.layers import why_changed
 from nbcompile.core.tracing.call import Call
 from nbcompile.core.tracing.call_watch import watch_calls
@@ -88,8 +89,7 @@ def assemble(tree: nn.Module, compiled: dict[Piece, fx.GraphModule]) -> nn.Modul
         if not isinstance(tree.get_submodule(piece.name.rpartition(".")[0]), CompiledPiece):
             new = dressed(original, compiled[piece], cast(Call, piece.call))
         for holder in (tree, *compiled.values()):
-            for name in aliases(holder, original):
-                holder.set_submodule(name, new)
+            put(holder, original, new)
     return tree
 
 

@@ -152,3 +152,20 @@ def test_a_model_that_does_not_run() -> None:
 def test_what_was_observed_cannot_be_run() -> None:
     with pytest.raises(PreconditionError, match="observed in one run is not the model and cannot be run"):
         observe(Net(), (X,))(X)
+
+
+def test_a_leaf_that_fails_and_is_caught_hides_nothing() -> None:
+    class Catches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wrong, self.right = nn.Linear(99, 2), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            try:
+                return self.wrong(x)
+            except RuntimeError:
+                return self.right(x).relu()
+
+    gm = observe(Catches(), (torch.ones(1, 3),))
+    (output,) = gm.graph.find_nodes(op="output")
+    assert [node.name for node in output.all_input_nodes] == ["relu"]
