@@ -15,6 +15,7 @@ from nbcompile.core.example import ExampleInput, Origin, inputs_for, origin_of, 
 from nbcompile.core.files import atomic, check_target
 from nbcompile.core.graph.replace import put
 from nbcompile.core.layers import LayerSpec, why_no_layer
+from nbcompile.core.progress import step
 from nbcompile.core.serialization.bounds import bounded
 from nbcompile.core.serialization.describe import describe_model, unreadable
 from nbcompile.core.serialization.rebuild import origin_from_json, rebuild, with_shared
@@ -43,10 +44,11 @@ def save(model: nn.Module, path: str | Path, example_input: ExampleInput | None 
     check_output(path)
     model = unwrap(model)
     content: dict[str, Any] = {"state_dict": model.state_dict()}
-    if not sites(model) and (example_input is not None or origin_of(model) is not None):
-        content[RECORD] = record.encode_record({"model": _description(model, example_input)})
-    with atomic(path) as temporary:
-        torch.save(content, temporary)
+    with step(f"writing {Path(path).name}"):
+        if not sites(model) and (example_input is not None or origin_of(model) is not None):
+            content[RECORD] = record.encode_record({"model": _description(model, example_input)})
+        with atomic(path) as temporary:
+            torch.save(content, temporary)
 
 
 def check_output(path: str | Path) -> None:
@@ -75,7 +77,11 @@ def load(path: str | Path, model: nn.Module | None = None, key: str | None = Non
     Raises:
         CheckpointError: if the file cannot be read, is refused, or does not fit.
     """
-    path = Path(path)
+    with step(f"reading {Path(path).name}"):
+        return _loaded(Path(path), model, key)
+
+
+def _loaded(path: Path, model: nn.Module | None, key: str | None) -> nn.Module:
     content = read_weights(path)
     model = None if model is None else unwrap(model)
     weights, note = choose(find(content, path), key, path, () if model is None else model.state_dict())

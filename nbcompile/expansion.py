@@ -14,6 +14,7 @@ from nbcompile.core.example import ExampleInput, Inputs, Origin, inputs_for, ori
 from nbcompile.core.graph.nodes import calls
 from nbcompile.core.graph.replace import put
 from nbcompile.core.layers import CONVOLUTIONS
+from nbcompile.core.progress import step
 from nbcompile.core.running import tensors_of
 from nbcompile.core.serialization.describe import describe_model
 from nbcompile.core.tracing.capture import capture, opaque
@@ -28,6 +29,7 @@ from nbcompile.passes.sites.select import named_patterns
 log = logging.getLogger("nbcompile")
 
 
+@step("expanding")
 def expand(
     model: nn.Module,
     example_input: ExampleInput | None = None,
@@ -81,7 +83,8 @@ def expand(
             expander = replace(expander, spared=expander.spared | {refusal.layer})  # a rule goes on without it
     known = origin_of(model)
     remember(giant, Origin(specs(inputs), known.model if known else None, known.preprocessing if known else {}))
-    _attach_record(giant, gm, inputs)
+    with step("describing it"):
+        _attach_record(giant, gm, inputs)
     _tell(giant)
     return giant
 
@@ -102,6 +105,7 @@ def _attach_record(giant: nn.Module, gm: fx.GraphModule, inputs: Inputs) -> None
     next(iter(sites(giant).values())).attach_record({"model": describe_model(giant, _whole(giant, gm, inputs), origin)})
 
 
+@step("looking for candidates")
 def candidates(model: nn.Module, example_input: ExampleInput | None = None) -> tuple[str, tuple[str, ...]]:
     """The layers that the rules of ``where`` choose from, in graph order, and the pattern that found them.
 
@@ -118,13 +122,15 @@ def _expanded(
 ) -> tuple[nn.Module, fx.GraphModule]:
     """A giant made from a copy of ``model``, and the graph in which its sites were found."""
     giant = copied(model)
-    gm, parts = _graph(giant, inputs)
+    with step("tracing the network"):
+        gm, parts = _graph(giant, inputs)
     _require_called(giant, gm, named_patterns(expander.where) or [])
     layers = dict(gm.named_modules())
     (result,) = run_passes((replace(expander, parts=parts),), gm, verify)
     for name in result.rewritten:
         put(giant, layers[name], gm.get_submodule(name))
-    probe(giant, model, inputs, {name: len(calls(gm)[gm.get_submodule(name)]) for name in result.rewritten})
+    with step("running the giant as its original ran"):
+        probe(giant, model, inputs, {name: len(calls(gm)[gm.get_submodule(name)]) for name in result.rewritten})
     return giant, gm
 
 

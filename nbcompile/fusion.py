@@ -11,6 +11,7 @@ from nbcompile.core.errors import CaptureError, PreconditionError, UsageError
 from nbcompile.core.example import ExampleInput, inputs_for, origin_of
 from nbcompile.core.graph.replace import put
 from nbcompile.core.numerics import relative_error
+from nbcompile.core.progress import step
 from nbcompile.core.tracing.capture import capture
 from nbcompile.core.tracing.observe import one_run_only
 from nbcompile.core.wrappers import copied, unwrap
@@ -63,6 +64,7 @@ def fuse(
     )[0]  # fmt: skip
 
 
+@step("fusing")
 def fused(
     model: nn.Module,
     scope: Scope | None = None,
@@ -95,7 +97,8 @@ def fused(
 
 
 def _contract(tree: nn.Module, force: bool, verify_each: bool) -> tuple[str, PassResult]:
-    gm, runs = _graph(tree)
+    with step("tracing the network"):
+        gm, runs = _graph(tree)
     blocks = dict(sites(gm))
     proven = verify_each and runs and not force
     (result,) = run_passes((ContractSites(force),), gm, inputs_for(tree, None, who="verify_each") if proven else None)

@@ -13,6 +13,7 @@ from nbcompile.core.cost import cost
 from nbcompile.core.errors import UsageError, VerificationError
 from nbcompile.core.example import ExampleInput, Inputs, as_inputs, inputs_for, random_inputs, specs
 from nbcompile.core.numerics import ROUNDINGS, flatten, is_finite, own_rounding, relative_error, tolerance
+from nbcompile.core.progress import step
 from nbcompile.core.wrappers import copied, unwrap
 from nbcompile.deploy.deploy_form import deploy
 from nbcompile.exporters import FORMATS, format_of, known_format
@@ -78,6 +79,7 @@ class Verification:
         return {"passed": self.passed} | asdict(self)
 
 
+@step("verifying")
 def verify(
     reference: nn.Module,
     candidate: nn.Module | str | Path,
@@ -117,15 +119,18 @@ def verify(
         checks = [_keys(shapes(wanted), shapes(candidate))]
         if not checks[0].passed:  # it may not even run; the first difference says it all
             return Verification(tuple(checks), ())
-        pairs = _pairs(rows(wanted, example), rows(candidate, example))
+        with step("counting MACs and params"):
+            pairs = _pairs(rows(wanted, example), rows(candidate, example))
     else:
         candidate, form = Path(candidate), known_format(candidate)
         if form is None or not form.comparable:
             suffixes = " or ".join(row.suffix for row in FORMATS.values() if row.comparable)
             raise UsageError(f"verify: {candidate} is no {suffixes} file; load it first (nbcompile.load)")
-        lowered = deploy_rows(deploy(wanted, example), example)
-        held = ((layer.name, ModuleCost(layer.macs, layer.params)) for layer in form.read_layers(candidate))
-        pairs = _pairs(lowered, file_rows(held, lowered))
+        deployed = deploy(wanted, example)
+        with step("counting MACs and params"):
+            lowered = deploy_rows(deployed, example)
+            held = ((layer.name, ModuleCost(layer.macs, layer.params)) for layer in form.read_layers(candidate))
+            pairs = _pairs(lowered, file_rows(held, lowered))
         checks = []
     checks += _costs(pairs)
     if numbers:
@@ -133,6 +138,7 @@ def verify(
     return Verification(tuple(checks), tuple(pairs))
 
 
+@step("verifying")
 def verify_merged(
     reference: nn.Module, candidate: nn.Module, example_input: ExampleInput | None = None
 ) -> Verification:
@@ -145,7 +151,8 @@ def verify_merged(
     """
     reference = unwrap(reference)
     example = inputs_for(reference, example_input, who="verify")
-    before, after = cost(reference, example).macs, cost(candidate, example).macs
+    with step("counting MACs"):
+        before, after = cost(reference, example).macs, cost(candidate, example).macs
     held = [sum(x.numel() for x in (*m.parameters(), *m.buffers())) for m in (candidate, reference)]
     checks = (
         Check("MACs", after <= before, f"{after:,} merged, {before:,} before", after),
@@ -211,17 +218,21 @@ def _numbers(reference: nn.Module, candidate: nn.Module | Path, example: Inputs,
     drawn = [random_inputs(specs(example), seed=seed, batch=2) for seed in SEEDS]
     cases = []
     with torch.no_grad():
-        for inputs in (*drawn, *more):
-            placed = inputs_for(reference, inputs, who="verify")
-            cases.append((placed, reference(*placed)))
+        with step("running the reference", len(drawn) + len(more)) as advance:
+            for inputs in (*drawn, *more):
+                placed = inputs_for(reference, inputs, who="verify")
+                cases.append((placed, reference(*placed)))
+                advance()
         if bad := sum(not is_finite(output) for _, output in cases):  # NaN equals NaN: it would prove nothing
             return Check("numbers", False, f"the reference itself gives NaN or Inf on {bad} of {len(cases)} inputs")
-        if isinstance(candidate, Path):
-            error = format_of(candidate).error(candidate, cases)
-        else:
-            evaluated = copied(candidate).eval()
-            error = max(relative_error(evaluated(*inputs), output) for inputs, output in cases)
+        with step("running the candidate"):
+            if isinstance(candidate, Path):
+                error = format_of(candidate).error(candidate, cases)
+            else:
+                evaluated = copied(candidate).eval()
+                error = max(relative_error(evaluated(*inputs), output) for inputs, output in cases)
     limit = max(tolerance(output.dtype) for _, outputs in cases for output in flatten(outputs))
     if error > limit:
-        limit = max(limit, ROUNDINGS * own_rounding(reference, cases))
+        with step("measuring how the reference rounds"):
+            limit = max(limit, ROUNDINGS * own_rounding(reference, cases))
     return Check("numbers", error <= limit, f"largest relative error {error:.2e} on {len(cases)} inputs", error, limit)

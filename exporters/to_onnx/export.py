@@ -23,6 +23,7 @@ from nbcompile import __version__
 from nbcompile.core.errors import ExportError, UsageError
 from nbcompile.core.example import Inputs
 from nbcompile.core.files import atomic
+from nbcompile.core.progress import step
 from nbcompile.exporters.base import ExportResult
 from nbcompile.exporters.to_onnx.check import Case, allowed, cases, measure
 from nbcompile.exporters.to_onnx.graph import onnx_graph, quiet_exporter, reason
@@ -58,16 +59,19 @@ def write_onnx(
     if any(x.numel() == 0 for x in inputs):
         raise UsageError("the example input holds no sample; exporting needs at least one")
     reference = graph if reference is None else reference
-    checked = cases(reference, inputs, dynamic_batch)
+    with step("running the network in PyTorch"):
+        checked = cases(reference, inputs, dynamic_batch)
     with quiet_exporter():
         plain = onnx_graph(graph, inputs, output=checked[0].output, opset=opset, dynamic_batch=dynamic_batch)
         if plain.ByteSize() > _LARGEST:
             raise ExportError(f"{path}: the graph has {plain.ByteSize():,} bytes; an ONNX file holds {_LARGEST:,}")
-        candidates, note = _simplified(plain)
-    for candidate in candidates:
-        _name_weights(candidate, graph.state_dict())
-        _describe(candidate)
-    with atomic(path) as temporary:
+        with step("simplifying it"):
+            candidates, note = _simplified(plain)
+    with step("naming its weights"):
+        for candidate in candidates:
+            _name_weights(candidate, graph.state_dict())
+            _describe(candidate)
+    with step("comparing it with PyTorch in ONNX Runtime"), atomic(path) as temporary:
         chosen, error, limit = _keep(candidates, temporary, path, checked, reference)
         size = temporary.stat().st_size
     if chosen is not candidates[0]:

@@ -16,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs
 from nbcompile.core.numerics import flatten
+from nbcompile.core.progress import step
 from nbcompile.exporters.to_onnx.check import has_batch, resized
 
 _TRACED_BATCH = 2  # torch.export takes sizes 0 and 1 for constants
@@ -36,25 +37,28 @@ def onnx_graph(graph: nn.Module, inputs: Inputs, *, output: Any, opset: int | No
     Raises:
         ExportError: if the graph cannot be captured, its batch cannot be dynamic, or ONNX has no such operator.
     """
-    program = _capture(graph, inputs, dynamic_batch)
-    _out_of_place(program)
+    with step("capturing the graph"):
+        program = _capture(graph, inputs, dynamic_batch)
+        _out_of_place(program)
     input_names = numbered("input", len(inputs))
     try:
-        made = torch.onnx.export(
-            program,
-            dynamo=True,
-            verbose=False,
-            optimize=False,
-            opset_version=opset,
-            input_names=input_names,
-            output_names=_output_names(output, input_names),
-            dynamic_shapes=_batched(inputs, "batch") if dynamic_batch else None,
-        )
+        with step("expressing it in ONNX"):
+            made = torch.onnx.export(
+                program,
+                dynamo=True,
+                verbose=False,
+                optimize=False,
+                opset_version=opset,
+                input_names=input_names,
+                output_names=_output_names(output, input_names),
+                dynamic_shapes=_batched(inputs, "batch") if dynamic_batch else None,
+            )
     except Exception as error:  # the exporter raises many kinds
         raise ExportError(f"{type(graph).__name__} cannot be expressed in ONNX: {reason(error)}") from error
     assert made is not None
-    onnxscript.optimizer.inline(made.model)
-    onnxscript.optimizer.fold_constants(made.model, onnx_shape_inference=False)
+    with step("folding constants"):
+        onnxscript.optimizer.inline(made.model)
+        onnxscript.optimizer.fold_constants(made.model, onnx_shape_inference=False)
     written = made.model.opset_imports[""]
     if opset not in (None, written):
         raise ExportError(f"opset {opset} cannot be had: the exporter wrote opset {written}")

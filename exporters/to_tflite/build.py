@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nbcompile.core.example import Inputs, random_inputs, specs
 from nbcompile.core.numerics import flatten
+from nbcompile.core.progress import step
 from nbcompile.exporters.to_tflite.file.options import AS_IT_IS, CHECKED, Recipe
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
@@ -41,9 +42,12 @@ class Samples:
     ) -> "Samples":
         """With the outputs of ``reference``; without samples for the check, random ones like ``inputs``."""
         drawn = [random_inputs(specs(inputs), seed=seed, batch=1) for seed in range(CHECKED)]
-        checked = checked or drawn
-        with torch.no_grad():
-            return cls(samples, checked, [flatten(reference(*one)) for one in checked])
+        checked, outputs = checked or drawn, []
+        with torch.no_grad(), step("running the network in PyTorch", len(checked)) as advance:
+            for one in checked:
+                outputs.append(flatten(reference(*one)))
+                advance()
+        return cls(samples, checked, outputs)
 
     def given(self, model: FloatModel) -> list[Sample]:
         """The inputs of the check as the file takes them."""
@@ -99,20 +103,22 @@ def build_file(
     model = float_form(graph, inputs, micro)
     given = filed(model, data.samples)
     ranges = measure_ranges(model, given, recipe.ranges, levels=recipe.levels) if recipe.calibrated else recipe.ranges
-    content = quantize(
-        model,
-        given,
-        scheme=recipe.scheme,
-        io=recipe.io,
-        ranges=ranges,
-        per_channel=recipe.per_channel,
-        dense_per_channel=recipe.dense_per_channel,
-        float_layers=recipe.float_layers,
-    )
+    with step("quantizing"):
+        content = quantize(
+            model,
+            given,
+            scheme=recipe.scheme,
+            io=recipe.io,
+            ranges=ranges,
+            per_channel=recipe.per_channel,
+            dense_per_channel=recipe.dense_per_channel,
+            float_layers=recipe.float_layers,
+        )
     notes = ranges.notes if isinstance(ranges, Ranges) else ()
     if recipe.calibrated and (kept := left_in_float(model, content)):
         notes += (f"in float32, not in integers: {', '.join(kept)}",)
-    return BuiltFile(how, model, content, data.sqnr(model, content), data.sqnr(model, model.content), notes)
+    with step("measuring its noise"):
+        return BuiltFile(how, model, content, data.sqnr(model, content), data.sqnr(model, model.content), notes)
 
 
 def float_form(graph: nn.Module, inputs: Inputs, micro: bool) -> FloatModel:

@@ -30,7 +30,7 @@ def files_beside(
         arena: what it needs.
         micro: for TFLite Micro: ``STEM.h``, ``STEM.cc``, ``STEM_ops.h``, ``STEM_main.cc``; else, for schemes other than
             float32, the float file and a script that times both.
-        scheme: one of `tflite_options.SCHEMES`.
+        scheme: one of `file.options.SCHEMES`.
         prepared: how inputs are made of images, for the C++ header.
     """
     names = names_beside(path, micro, scheme)

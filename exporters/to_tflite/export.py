@@ -20,6 +20,7 @@ from torch import nn
 from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs
 from nbcompile.core.files import atomic, check_target
+from nbcompile.core.progress import step
 from nbcompile.exporters.base import ExportResult
 from nbcompile.exporters.to_tflite.build import (
     BuiltFile,
@@ -155,7 +156,9 @@ def write_tflite(
     agreeing, unrun = agreements(chosen, data, micro)
     arena, modelled_only = arena_needed(chosen, micro)
     require_limits(path, agreeing, arena, recipe.scheme, limits, micro)
-    beside, kept = files_beside(chosen, path, arena, micro, recipe.scheme, prepared)
+    layers = layer_errors(chosen, data, recipe)
+    with step("making what goes beside it"):
+        beside, kept = files_beside(chosen, path, arena, micro, recipe.scheme, prepared)
     with ExitStack() as stack:
         for file, content in {path: chosen.content, **beside}.items():
             stack.enter_context(atomic(file)).write_bytes(content)
@@ -171,7 +174,7 @@ def write_tflite(
         recipe=recipe,
         micro=micro,
         agreements=agreeing,
-        layers=layer_errors(chosen, data, recipe),
+        layers=layers,
         arena=arena,
         limits=limits,
         tried=tuple(Attempt(one.how, one.sqnr, one.float_sqnr) for one in tried),
@@ -184,13 +187,16 @@ def _tried(
     graphs: Variants, inputs: Inputs, data: Samples, recipe: Recipe, micro: bool, correct_bias: str
 ) -> list[BuiltFile]:
     """Every graph; then the best of them with corrected biases. Only where activations are integers it matters."""
-    tried = []
+    count = len(graphs) + (correct_bias != "never") if recipe.calibrated else 1
+    tried: list[BuiltFile] = []
     for how, graph in graphs.items():
-        tried.append(build_file(graph, inputs, data, recipe, micro=micro, how=how))
+        with step(f"trying: {how} ({len(tried) + 1} of {count})"):
+            tried.append(build_file(graph, inputs, data, recipe, micro=micro, how=how))
         if not recipe.calibrated:
             return tried
     if correct_bias != "never":
-        tried.append(with_corrected_bias(_best(tried, "auto"), data))
+        with step(f"trying: biases corrected ({count} of {count})"):
+            tried.append(with_corrected_bias(_best(tried, "auto"), data))
     return tried
 
 

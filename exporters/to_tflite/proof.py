@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nbcompile.core.errors import ExportError
+from nbcompile.core.progress import step
 from nbcompile.exporters.to_tflite.build import BuiltFile, Samples
 from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
 from nbcompile.exporters.to_tflite.file.options import INTERPRETERS, MORE_SQNR, Limits, Recipe
@@ -23,7 +24,8 @@ def agreements(built: BuiltFile, data: Samples, micro: bool) -> tuple[tuple[Agre
         try:
             if kernels == "micro":
                 check_ops(read_file(built.content))
-            agreeing.append(compared(built.content, given, expected, kernels=kernels))
+            with step(f"comparing it with PyTorch in {name}"):
+                agreeing.append(compared(built.content, given, expected, kernels=kernels))
         except ExportError as error:
             if kernels == "xnnpack" or (kernels == "micro" and micro):
                 raise
@@ -42,7 +44,8 @@ def arena_needed(built: BuiltFile, micro: bool) -> tuple[Arena, list[str]]:
     """As TFLite Micro measures it, or else by our model of its planner."""
     try:
         check_ops(read_file(built.content))
-        return measure_arena(built.content, built.model.layers), []
+        with step("measuring its memory in TFLite Micro"):
+            return measure_arena(built.content, built.model.layers), []
     except ExportError:
         if micro:
             raise

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import Inputs
+from nbcompile.core.progress import step
 from nbcompile.deploy.calibration_batches import samples_in
 from nbcompile.deploy.calibration_images import images_in, input_of
 
@@ -65,13 +66,17 @@ def calibration(
         samples = _of_path(Path(source), inputs, preprocessing or {}, notes)
     else:
         samples = samples_in([source] if isinstance(source, Tensor | np.ndarray) else source, inputs, notes)
-    taken = tuple(islice(samples, MOST + 1))
+    taken: list[Inputs] = []
+    with step("reading the calibration set") as advance:
+        for sample in islice(samples, MOST + 1):
+            taken.append(sample)
+            advance()
     if not taken:
         raise UsageError("the calibration set is empty: give some 100 samples as the network will see them")
     if len(taken) > MOST:
         taken = taken[:MOST]
         notes.append(f"calibrated on the first {MOST} samples; the rest was left")
-    return Calibration(taken, (*notes, *_doubts(taken)))
+    return Calibration(tuple(taken), (*notes, *_doubts(taken)))
 
 
 def _of_path(path: Path, inputs: Inputs, preprocessing: Mapping[str, Any], notes: list[str]) -> Iterator[Inputs]:

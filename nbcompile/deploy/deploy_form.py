@@ -13,6 +13,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from nbcompile.core.errors import CaptureError, PreconditionError
 from nbcompile.core.example import Inputs, origin_of, remember
 from nbcompile.core.layers import why_changed
+from nbcompile.core.progress import step
 from nbcompile.core.running import eval_mode
 from nbcompile.core.tracing.capture import capture, opaque
 from nbcompile.core.tracing.pieces import Piece, assemble, pieces
@@ -52,6 +53,7 @@ def deploy(model: nn.Module, inputs: Inputs) -> nn.Module:
         return copied(model).eval()
 
 
+@step("making the deploy form")
 def compiled(
     model: nn.Module, inputs: Inputs | None, verify_each: bool = False
 ) -> tuple[nn.Module, tuple[PassReport, ...]]:
@@ -71,7 +73,8 @@ def compiled(
     """
     require_values(model)
     with eval_mode(model):
-        graph = _whole(model, inputs)
+        with step("tracing the network"):
+            graph = _whole(model, inputs)
         if graph is not None:
             report = _run(graph, inputs, verify_each)
             _part(graph, model)

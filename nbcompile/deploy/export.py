@@ -13,6 +13,7 @@ from nbcompile.core.blocks import sites
 from nbcompile.core.errors import PreconditionError, UsageError
 from nbcompile.core.example import ExampleInput, inputs_for
 from nbcompile.core.files import check_target
+from nbcompile.core.progress import step
 from nbcompile.core.wrappers import copied, unwrap
 from nbcompile.deploy.deploy_form import deploy
 from nbcompile.exporters import Format, format_of, imported
@@ -50,13 +51,14 @@ def export(
     _refuse_giant(model)
     _refuse_not_finite(model)
     model = copied(model).cpu().eval()
-    if not form.graph:
-        return form.exporter()(model, (), path, **options)
-    inputs = inputs_for(model, example_input, who="export")
-    if form.pipeline is not None:
-        made: ExportResult = imported(form.pipeline)(model, inputs, path, **options)
-        return made
-    return form.exporter()(deploy(model, inputs), inputs, path, reference=model, **options)
+    with step(f"writing {path.name}"):
+        if not form.graph:
+            return form.exporter()(model, (), path, **options)
+        inputs = inputs_for(model, example_input, who="export")
+        if form.pipeline is not None:
+            result: ExportResult = imported(form.pipeline)(model, inputs, path, **options)
+            return result
+        return form.exporter()(deploy(model, inputs), inputs, path, reference=model, **options)
 
 
 def check_options(form: Format, options: Collection[str]) -> None:

@@ -19,6 +19,7 @@ from nbcompile.core.graph.nodes import downstream
 from nbcompile.core.graph.shapes import Shapes
 from nbcompile.core.layers import LayerSpec
 from nbcompile.core.memory.lifetimes import Lifetimes
+from nbcompile.core.progress import step
 from nbcompile.passes.split_channels import SplitChannels, Splittable, splittable
 
 ArenaOf = Callable[[fx.GraphModule], int]
@@ -100,6 +101,10 @@ class _Search:
         self.trials: list[Split] = []
 
     def run(self) -> Fit:
+        with step(f"searching for parts that fit {self.budget:,} bytes") as self.advance:
+            return self._searched()
+
+    def _searched(self) -> Fit:
         limit = floor = self._rest()
         limit = max(limit, self.budget)
         while True:
@@ -160,6 +165,7 @@ class _Search:
         measured = self.arena(gm) if self.arena is not None and modelled <= self.budget else None
         moved = sum(self._moved(pair, count) for pair, count in way.items())
         self.trials.append(Split(parts, modelled, measured, moved))
+        self.advance()
         return self.trials[-1]
 
     def _moved(self, pair: Splittable, count: int) -> int:

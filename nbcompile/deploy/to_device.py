@@ -21,7 +21,7 @@ from torch import fx, nn
 from nbcompile.core.cost import cost
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import Inputs, change_tensors, origin_of
-from nbcompile.core.graph.channel_ranges import channel_ranges
+from nbcompile.core.graph.channel_ranges import ChannelRanges, channel_ranges
 from nbcompile.core.options import keywords_of
 from nbcompile.core.progress import step
 from nbcompile.deploy.calibration import Calibration
@@ -151,10 +151,14 @@ class _Job:
             )
 
     def _through_clips(self, gm: fx.GraphModule) -> Equalize:
-        return Equalize(self.inputs, channel_ranges(gm, self.samples))
+        return Equalize(self.inputs, self._ranges(gm))
 
     def _absorbing(self, gm: fx.GraphModule) -> AbsorbBias:
-        return AbsorbBias(channel_ranges(gm, self.samples))
+        return AbsorbBias(self._ranges(gm))
+
+    def _ranges(self, gm: fx.GraphModule) -> ChannelRanges:
+        with step("finding the ranges of its channels"):
+            return channel_ranges(gm, self.samples)
 
     def _fitting(self, gm: fx.GraphModule) -> SplitChannels | None:
         """In as many parts as the budget asks for: found for the first variant, and the same for all."""

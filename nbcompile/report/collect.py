@@ -11,6 +11,7 @@ from nbcompile.core.blocks import Expanded, sites
 from nbcompile.core.cost import Cost, cost
 from nbcompile.core.errors import CaptureError
 from nbcompile.core.example import ExampleInput
+from nbcompile.core.progress import step
 from nbcompile.core.tracing.capture import capture
 from nbcompile.report.data import Graph, LayerRow, ModelRow, Page, SiteRow
 from nbcompile.report.environment import machine_line, versions
@@ -19,6 +20,7 @@ from nbcompile.report.graphs import graph_of
 from nbcompile.report.labels import absorbing_norms
 
 
+@step("looking for what the report says")
 def report_on(
     title: str,
     command: str,

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 import nbcompile
 from nbcompile import PreconditionError, UsageError, exporters
 from nbcompile.core.example import Origin, TensorSpec, remember
+from nbcompile.core.progress import StepEvent, listening
 
 
 def network() -> Any:
@@ -43,6 +44,33 @@ def test_onnx_holds_the_deploy_form(tmp_path: Path) -> None:
     assert [layer.name for layer in exporters.ONNX.read_layers(result.path)] == ["conv", "head"]
     assert model.training
     assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+
+
+def test_it_says_what_it_does(tmp_path: Path) -> None:
+    """Whoever listens hears of every part that may take seconds, and that each has ended."""
+    events: list[StepEvent] = []
+    with listening(events.append):
+        nbcompile.export(network(), tmp_path / "tiny.onnx", X)
+        nbcompile.export(network(), tmp_path / "tiny.pt")
+    begun = [" > ".join(event.path) for event in events if not event.ended]
+    assert [name.removeprefix("writing tiny.onnx > ") for name in begun if "loading" not in name] == [
+        "writing tiny.onnx",
+        "making the deploy form",
+        "making the deploy form > tracing the network",
+        "making the deploy form > remove-identity",
+        "making the deploy form > merge-affine",
+        "running the network in PyTorch",
+        "capturing the graph",
+        "expressing it in ONNX",
+        "folding constants",
+        "simplifying it",
+        "naming its weights",
+        "comparing it with PyTorch in ONNX Runtime",
+        "writing tiny.pt",
+        "writing tiny.pt > writing and reading back the weights",
+    ]
+    assert begun[0] == "loading what writing .onnx files needs"
+    assert sorted(begun) == sorted(" > ".join(event.path) for event in events if event.ended)
 
 
 def test_weights_need_no_example_and_no_graph(tmp_path: Path) -> None:

@@ -3,16 +3,18 @@
 import inspect
 import json
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import nbcompile
 from nbcompile.core.errors import ExportError, UsageError
+from nbcompile.core.progress import StepEvent, listening
 from nbcompile.deploy import to_device
 from nbcompile.deploy.options import size_in_bytes
 from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
@@ -22,6 +24,7 @@ from nbcompile.exporters.to_tflite.proof import require_limits
 from nbcompile.exporters.to_tflite.run.agreement import Agreement
 from nbcompile.exporters.to_tflite.run.arena import modelled
 from nbcompile.exporters.to_tflite.run.interpreters import run_file
+from nbcompile.passes import PASSES, Pass, PassResult
 from nbcompile.results.device import device_of
 from nbcompile.results.numbers import json_ready
 from tests.exporters.to_tflite.small_networks import small, wide
@@ -85,6 +88,43 @@ def test_for_a_microcontroller(tmp_path: Path) -> None:
     assert result.executed_macs == result.macs + 8 * 8 * 8 * 3 * (16 - 9)
     assert result.arena.needed >= result.arena.head + result.arena.tail
     assert f"{result.arena.needed}" in (tmp_path / "tiny.h").read_text()
+
+
+def test_it_says_what_it_does(tmp_path: Path) -> None:
+    """Whoever listens hears of every part that may take seconds; those of many samples count them."""
+    model, images = wide(activation=nn.ReLU)
+    events: list[StepEvent] = []
+    options: dict[str, Any] = {"target": "mcu", "sram": "20K", "ranges": "mse"}
+    with listening(events.append):
+        exported(tmp_path / "x.tflite", model, images, equalize="auto", correct_bias="auto", **options)
+    built = ["capturing the graph", "converting it to TFLite", "calibrating", "counting values", "quantizing"]
+    measured = ["measuring its noise", *["running samples"] * 2]
+    equalized = "preparing the network equalized"
+    begun = [
+        event.path[-1] for event in events if not event.done and not event.ended and "loading" not in event.path[-1]
+    ]
+    assert begun == [
+        *("writing x.tflite", "reading the calibration set"),
+        *("making the deploy form", "tracing the network", "remove-identity", "merge-affine"),
+        *("preparing the network as it is", "even-padding", "searching for parts that fit 20,480 bytes"),
+        *("running the network in PyTorch", *built, *measured),
+        *(equalized, "equalize", "even-padding"),
+        f"{equalized}, also where no clip is reached on the calibration set",
+        *("finding the ranges of its channels", "equalize", "even-padding"),
+        *(f"{equalized}, biases absorbed", "equalize", "finding the ranges of its channels"),
+        *("absorb-bias", "even-padding"),
+        "running the network in PyTorch",
+        *("trying: as it is (1 of 4)", *built, *measured),
+        *("trying: equalized (2 of 4)", *built, *measured),
+        *("trying: equalized, biases absorbed (3 of 4)", *built, *measured),
+        *("trying: biases corrected (4 of 4)", "averaging channels", "correcting biases", "running samples"),
+        *("comparing it with PyTorch in LiteRT, XNNPACK", "running samples"),
+        *("comparing it with PyTorch in LiteRT, reference kernels", "running samples"),
+        *("comparing it with PyTorch in TFLite Micro", "running samples", "comparing kernels"),
+        *("measuring its memory in TFLite Micro", "finding the error of every layer", "making what goes beside it"),
+    ]
+    assert all(event.done == event.total for event in events if event.ended and event.total is not None)
+    assert {event.total for event in events if event.path[-1] == "calibrating"} == {1, 48}
 
 
 def test_a_program_that_was_changed_is_kept(tmp_path: Path) -> None:
@@ -184,6 +224,29 @@ def test_the_order_of_the_passes_is_the_pipelines(tmp_path: Path, monkeypatch: p
     turned = exported(tmp_path / "x.tflite", model, images, **options)
     assert [any("parts" in note for note in result.notes) for result in (in_order, turned)] == [False, True]
     assert ["equalized, biases absorbed" in [t.how for t in r.tried] for r in (in_order, turned)] == [True, False]
+
+
+@dataclass(frozen=True)
+class Halved(Pass):
+    """Halves the last layer: a rewrite that is seen in the outputs."""
+
+    name: ClassVar[str] = "halved"
+    inputs: tuple[Tensor, ...]
+
+    def call(self, gm: fx.GraphModule) -> PassResult:
+        layer = cast(nn.Linear, gm.get_submodule("11"))
+        with torch.no_grad():
+            assert gm(*self.inputs).shape == (1, 5)
+            layer.weight.mul_(0.5)
+        return PassResult(gm, ("11",))
+
+
+def test_a_pass_is_added_by_its_place_in_the_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PASSES, Halved.name, Halved)
+    monkeypatch.setattr(to_device, "DEVICE", (*to_device.DEVICE, Halved.name))
+    model, images = small()
+    with pytest.raises(ExportError, match=r"of signal over noise against PyTorch's, and 80\.0 dB are asked for"):
+        nbcompile.export(model, tmp_path / "x.tflite", images[:1], quantize="float32")
 
 
 @pytest.mark.parametrize(("quantize", "least"), [("float32", 100), ("float16", 55), ("dynamic", 25), ("int16x8", 35)])

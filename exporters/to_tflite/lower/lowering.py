@@ -1,6 +1,6 @@
 """From a module to a float ``.tflite`` file in memory.
 
-    deploy form -> torch.export -> a handler per ATen operator (`tflite_ops`) -> TensorFlow -> TFLiteConverter -> names
+    deploy form -> torch.export -> a handler per ATen operator (`ops`) -> TensorFlow -> TFLiteConverter -> names
 
 What does not depend on the input is computed by PyTorch while lowering, and is a constant of the file.
 """
@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_any, tree_leaves
 
 from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs
+from nbcompile.core.progress import step
 from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
 from nbcompile.exporters.to_tflite.file.ports import FloatModel, Port
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import quiet_tensorflow, tf
@@ -44,7 +45,10 @@ def float_model(graph: nn.Module, inputs: Inputs, *, forbidden: Mapping[str, str
             place in the code, and what to do.
     """
     with quiet_tensorflow():
-        return _Lowering(graph, inputs, forbidden).model()
+        with step("capturing the graph"):
+            lowering = _Lowering(graph, inputs, forbidden)
+        with step("converting it to TFLite"):
+            return lowering.model()
 
 
 class _Lowering:

@@ -2,7 +2,7 @@
 
 
 class LoweringError(Exception):
-    """Why one call cannot be lowered; `tflite_lowering` adds the layer and its place in the code.
+    """Why one call cannot be lowered; `lowering` adds the layer and its place in the code.
 
     Attributes:
         reason: a clause, such as ``its kernel is computed from the input``.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from nbcompile.core.progress import step
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, read_file
 from nbcompile.exporters.to_tflite.file.pairs import same_operators
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
@@ -50,18 +51,20 @@ def corrected(model: FloatModel, content: bytes, samples: Sequence[Sample]) -> b
     wanted = _means(model, chosen, {index for op, index in layers.items() if op in biases})
     values = [dict(zip(file.inputs, fitted(file, sample), strict=True)) for sample in chosen]
     last_reader = {index: op.index for op in file.ops for index in op.inputs}
-    for op in file.ops:
-        outputs = _run(parts.start(op, _KERNELS), values)
-        if op.index in biases and op.index in layers:
-            bias, output = biases[op.index], file.tensors[op.outputs[0]]
-            errors = wanted[layers[op.index]] - _channel_means([output.dequantized(y[0]) for y in outputs])
-            bias.integers[:] += np.round(_sure(errors) / bias.step).astype(bias.integers.dtype)
-            outputs = _run(parts.start(op, _KERNELS, {bias.index: bias.integers}), values)
-        for one, results in zip(values, outputs, strict=True):
-            one.update(zip(op.outputs, results, strict=True))
-            for index in one.keys() & set(op.inputs):
-                if last_reader[index] == op.index:
-                    del one[index]
+    with step("correcting biases", len(file.ops)) as advance:
+        for op in file.ops:
+            outputs = _run(parts.start(op, _KERNELS), values)
+            if op.index in biases and op.index in layers:
+                bias, output = biases[op.index], file.tensors[op.outputs[0]]
+                errors = wanted[layers[op.index]] - _channel_means([output.dequantized(y[0]) for y in outputs])
+                bias.integers[:] += np.round(_sure(errors) / bias.step).astype(bias.integers.dtype)
+                outputs = _run(parts.start(op, _KERNELS, {bias.index: bias.integers}), values)
+            for one, results in zip(values, outputs, strict=True):
+                one.update(zip(op.outputs, results, strict=True))
+                for index in one.keys() & set(op.inputs):
+                    if last_reader[index] == op.index:
+                        del one[index]
+            advance()
     return bytes(edited)
 
 
@@ -102,8 +105,11 @@ def _run(part: OneOperator, values: Sequence[dict[int, np.ndarray]]) -> list[Sam
 
 def _means(model: FloatModel, samples: Sequence[Sample], wanted: set[int]) -> dict[int, np.ndarray]:
     """Means ``(samples, channels)`` of tensors of the float file, by index."""
-    runs = tensors(model.content, samples, kernels=_KERNELS)
-    means = [{i: _channel_means([values[i]]) for i in wanted} for values in runs]
+    means = []
+    with step("averaging channels", len(samples)) as advance:
+        for values in tensors(model.content, samples, kernels=_KERNELS):
+            means.append({i: _channel_means([values[i]]) for i in wanted})
+            advance()
     return {i: np.concatenate([one[i] for one in means]) for i in wanted}
 
 

@@ -4,13 +4,13 @@
 scheme         weights        activations   made by
 =============  =============  ============  ========================================================================
 ``float32``    float32        float32       nothing is changed
-``float16``    float16        float32       `tflite_weights`: half the size
-``dynamic``    int8           float32       `tflite_weights`: a quarter of the size, integers inside a layer
+``float16``    float16        float32       `weights_only`: half the size
+``dynamic``    int8           float32       `weights_only`: a quarter of the size, integers inside a layer
 ``int8``       int8           int8          TensorFlow's MLIR quantizer
 ``int16x8``    int8           int16         TensorFlow's older quantizer: the MLIR one makes files that do not load
 =============  =============  ============  ========================================================================
 
-The ranges of activations are ours (`tflite_ranges`), and written into the float file, where both quantizers look for
+The ranges of activations are ours (`quantize.ranges`), and written into the float file, where both quantizers look for
 them. TensorFlow's own calibration is not used: it knows minimum and maximum only, and takes the range of a sum for
 that of its first term, whose memory the sum reuses.
 """
@@ -52,10 +52,10 @@ def quantize(
         model: the float file.
         samples: calibration set in the file's layout, batch 1, float32; needed where activations are integers and
             ``ranges`` is an estimator's name.
-        scheme: one of `tflite_options.SCHEMES`.
+        scheme: one of `file.options.SCHEMES`.
         io: inputs and outputs of integer schemes: ``int8`` stands for the scheme's own integers (int16 in
             ``int16x8``), ``float`` for float32; the other schemes always have float32.
-        ranges: an estimator's name (`tflite_ranges`), or ranges that are measured already.
+        ranges: an estimator's name (`quantize.ranges`), or ranges that are measured already.
         per_channel: whether weights have one scale per output channel; else one per layer, for old runtimes.
         dense_per_channel: the same of fully connected layers alone.
         float_layers: names of layers, or globs of them, that stay in float32; a module's name stands for all inside.
@@ -101,7 +101,7 @@ def _with_ranges(content: bytes, ranges: Ranges) -> bytes:
 
 
 def _to_int8(content: bytes, io: str, per_channel: bool, dense_per_channel: bool, kept_float: frozenset[str]) -> bytes:
-    from tensorflow.lite.python.convert import mlir_quantize  # here: `tflite_tensorflow` must load TensorFlow first
+    from tensorflow.lite.python.convert import mlir_quantize  # here: `quiet_tensorflow` must load TensorFlow first
 
     ends = tf.int8 if io == "int8" else tf.float32
     file = read_file(content)

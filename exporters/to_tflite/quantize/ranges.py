@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nbcompile.core.errors import PreconditionError, UsageError
+from nbcompile.core.progress import step
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, read_file
 from nbcompile.exporters.to_tflite.file.options import RANGES, require_choice
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
@@ -77,7 +78,7 @@ def measure_ranges(
     Args:
         model: the float file.
         samples: in the file's layout, batch 1, float32.
-        estimator: one of `tflite_options.RANGES`.
+        estimator: one of `file.options.RANGES`.
         levels: how many values an integer has: 256 for int8, 65536 for int16.
 
     Raises:
@@ -122,15 +123,17 @@ def _floats(model: FloatModel, samples: Sequence[Sample]) -> Iterator[dict[int, 
 def _seen(model: FloatModel, samples: Sequence[Sample]) -> dict[int, Range]:
     ranges: dict[int, Range] = {}
     scores = _scores(read_file(model.content))
-    for number, values in enumerate(_floats(model, samples)):
-        for i, x in values.items():
-            lowest, highest = float(x.min()), float(x.max())  # NaN if one of the values is
-            if not max(-lowest, highest) < LARGEST:
-                raise PreconditionError(_not_finite(model, i, number, int((~(np.abs(x) < LARGEST)).sum()), x.size))
-            if i in scores:
-                lowest = max(lowest, min(float(values[rows].max(-1).min()) for rows in scores[i]) - FADED)
-            before = ranges.get(i, (lowest, highest))
-            ranges[i] = min(before[0], lowest), max(before[1], highest)
+    with step("calibrating", len(samples)) as advance:
+        for number, values in enumerate(_floats(model, samples)):
+            for i, x in values.items():
+                lowest, highest = float(x.min()), float(x.max())  # NaN if one of the values is
+                if not max(-lowest, highest) < LARGEST:
+                    raise PreconditionError(_not_finite(model, i, number, int((~(np.abs(x) < LARGEST)).sum()), x.size))
+                if i in scores:
+                    lowest = max(lowest, min(float(values[rows].max(-1).min()) for rows in scores[i]) - FADED)
+                before = ranges.get(i, (lowest, highest))
+                ranges[i] = min(before[0], lowest), max(before[1], highest)
+            advance()
     return ranges
 
 
@@ -196,9 +199,11 @@ class _Histogram:
 
 def _histograms(model: FloatModel, samples: Sequence[Sample], limits: Mapping[int, Range]) -> dict[int, _Histogram]:
     counts, zeros = {i: np.zeros(BINS) for i in limits}, dict.fromkeys(limits, 0)
-    for values in _floats(model, samples):
-        for i in limits:
-            nonzero = values[i][values[i] != 0]
-            counts[i] += np.histogram(nonzero, BINS, limits[i])[0]
-            zeros[i] += values[i].size - nonzero.size
+    with step("counting values", len(samples)) as advance:
+        for values in _floats(model, samples):
+            for i in limits:
+                nonzero = values[i][values[i] != 0]
+                counts[i] += np.histogram(nonzero, BINS, limits[i])[0]
+                zeros[i] += values[i].size - nonzero.size
+            advance()
     return {i: _Histogram(limits[i], counts[i], zeros[i]) for i in limits}

@@ -16,7 +16,7 @@ class Agreement:
     """The outputs of a file in one interpreter, against PyTorch's; of several outputs the worst.
 
     Attributes:
-        kernels: the interpreter, one of `tflite_runtime.KERNELS`.
+        kernels: the interpreter, one of `interpreters.KERNELS`.
         samples: how many were compared.
         sqnr: power of PyTorch's outputs over that of the difference, dB; infinite where they are equal.
         max_lsb: largest difference, in steps of the output's scale; None where no output is quantized.
@@ -42,10 +42,10 @@ def compared(
         content: the file.
         samples: inputs in the file's layout, at least one.
         expected: PyTorch's outputs for them, in the file's layout.
-        kernels: one of `tflite_runtime.KERNELS`.
+        kernels: one of `interpreters.KERNELS`.
 
     Raises:
-        UsageError, ExportError: as `tflite_runtime.run`.
+        UsageError, ExportError: as `interpreters.run_file`.
         PreconditionError: if there is no sample, or inputs or outputs are not of the file's shapes.
     """
     file = read_file(content)

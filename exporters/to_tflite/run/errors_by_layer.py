@@ -14,6 +14,7 @@ from math import inf, sqrt
 
 import numpy as np
 
+from nbcompile.core.progress import step
 from nbcompile.exporters.to_tflite.file.flatbuffer import File
 from nbcompile.exporters.to_tflite.file.pairs import SameOperator, needed_step, prescribed, rounded, same_operators
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
@@ -73,7 +74,7 @@ def by_layer(
         model: the float file, with the names of its layers.
         content: the quantized file that was made from it.
         samples: inputs in the file's layout: numbers.
-        kernels: that run the quantized file, one of `tflite_runtime.KERNELS`.
+        kernels: that run the quantized file, one of `interpreters.KERNELS`.
 
     Returns:
         A row per result of an operator that both files have; operators that only convert have none.
@@ -86,9 +87,11 @@ def by_layer(
     watches = [_Watch(parts, quantized, pair) for pair in same_operators(parts.file, quantized)]
     exact = tensors(model.content, samples, kernels="builtin")
     quantized_runs = tensors(content, samples, kernels=kernels)
-    for floats, integers in zip(exact, quantized_runs, strict=True):
-        for watch in watches:
-            watch.add(floats, integers)
+    with step("finding the error of every layer", len(samples)) as advance:
+        for floats, integers in zip(exact, quantized_runs, strict=True):
+            for watch in watches:
+                watch.add(floats, integers)
+            advance()
     return tuple(watch.row(model) for watch in watches)
 
 

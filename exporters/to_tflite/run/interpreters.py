@@ -23,6 +23,7 @@ from tflite_micro.python.tflite_micro import runtime as tflm
 
 from nbcompile.core.errors import ExportError, PreconditionError, UsageError
 from nbcompile.core.memory.arena import aligned
+from nbcompile.core.progress import step
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, read_file
 from nbcompile.exporters.to_tflite.file.stderr import stderr_kept
 
@@ -54,7 +55,11 @@ def run_file(content: bytes, samples: Sequence[Sample], *, kernels: str = "xnnpa
     """
     file = read_file(content)
     session = load_file(content, kernels)
-    outputs = [session.run(fitted(file, sample)) for sample in samples]
+    outputs = []
+    with step("running samples", len(samples)) as advance:
+        for sample in samples:
+            outputs.append(session.run(fitted(file, sample)))
+            advance()
     return outputs if raw else [numbers(file, values) for values in outputs]
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nbcompile.core.progress import step
 from nbcompile.exporters.to_tflite.run.interpreters import Sample, tensors
 from nbcompile.exporters.to_tflite.run.one_operator import OperatorByOperator
 
@@ -59,22 +60,24 @@ def kernel_differences(
         One row per operator and interpreter, in the order of execution.
 
     Raises:
-        UsageError, ExportError, PreconditionError: as `tflite_runtime.run`.
+        UsageError, ExportError, PreconditionError: as `interpreters.run_file`.
     """
     parts = OperatorByOperator(content)
     names = layers or {}
     kept = list(tensors(content, samples, kernels="builtin"))
     rows = []
-    for op in parts.file.ops:
-        outputs = [parts.file.tensors[i] for i in op.outputs]
-        if any(tensor.dtype.kind != "i" for tensor in outputs):
-            continue
-        for name in kernels:
-            part, apart = parts.start(op, name), Counter[int]()
-            for values in kept:
-                for tensor, y in zip(outputs, part.run(values), strict=True):
-                    steps = np.abs(y.astype(np.int64) - values[tensor.index])
-                    apart.update(dict(zip(*(v.tolist() for v in np.unique(steps, return_counts=True)), strict=True)))
-            layer = names.get(outputs[0].name, outputs[0].name)
-            rows.append(KernelDifference(layer, op.name, name, dict(sorted(apart.items()))))
+    integer = [op for op in parts.file.ops if all(parts.file.tensors[i].dtype.kind == "i" for i in op.outputs)]
+    with step("comparing kernels", len(integer)) as advance:
+        for op in integer:
+            outputs = [parts.file.tensors[i] for i in op.outputs]
+            for name in kernels:
+                part, apart = parts.start(op, name), Counter[int]()
+                for values in kept:
+                    for tensor, y in zip(outputs, part.run(values), strict=True):
+                        steps = np.abs(y.astype(np.int64) - values[tensor.index])
+                        counts = np.unique(steps, return_counts=True)
+                        apart.update(dict(zip(*(v.tolist() for v in counts), strict=True)))
+                layer = names.get(outputs[0].name, outputs[0].name)
+                rows.append(KernelDifference(layer, op.name, name, dict(sorted(apart.items()))))
+            advance()
     return tuple(rows)

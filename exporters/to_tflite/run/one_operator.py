@@ -29,7 +29,7 @@ class OperatorByOperator:
 
         Args:
             op: the operator.
-            kernels: one of `tflite_runtime.KERNELS`.
+            kernels: one of `interpreters.KERNELS`.
             constants: values that take the place of its constants, by the tensor's index.
 
         Raises:

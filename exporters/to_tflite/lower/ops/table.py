@@ -14,7 +14,7 @@ HANDLERS: Mapping[str, Callable[..., Any]] = {
 }
 """By name, such as ``conv2d`` or ``add.Tensor`` (the overload ``default`` is left out).
 
-A handler takes the operator's own arguments: a `tflite_value.Value` for what depends on the input, a torch tensor for
+A handler takes the operator's own arguments: a `value.Value` for what depends on the input, a torch tensor for
 what does not.
 """
 
