@@ -62,6 +62,7 @@ def main() -> None:
     console.print(f"\nDone in {time.monotonic() - started:.0f} s. Accuracy on 360 held-out digits, one seed:")
     console.print(f"  trained plainly            {vanilla.accuracy:.2%}  ({vanilla.output})")
     console.print(f"  expanded, trained, fused   {accuracy(onnx):.2%}  ({onnx}, in ONNX Runtime)")
+    console.print(f"                             for {giant.cost.over_plain:.2f} × the training compute")
     console.print(f"  the same in int8           {in_int8(tflite, 'xnnpack'):.2%}  ({tflite}, in LiteRT)")
     console.print(f"                             {in_int8(tflite, 'micro'):.2%}  (in TFLite Micro; its C++ beside it)")
     console.print(f"  everything else            {report} and {device} (open them in a browser)")

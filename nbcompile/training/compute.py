@@ -105,11 +105,11 @@ def training_cost(
 
 def advice(row: MethodRow, spent: TrainingCost) -> str:
     """What docs/accuracy.md recommends at the cost of a run by the method of ``row``, and what it says of that."""
-    plain = default_method().name
-    count = spent.plain_epochs
-    epochs = "as here" if row.name == plain else f"{count} epoch{'s' * (count != 1)}"
-    measured = "" if row.name == plain else f"; {row.name}: {row.measured}"
-    return f"docs/accuracy.md (up to {MEASURED:,} parameters) recommends at this cost {plain}, {epochs}{measured}"
+    plain, count = default_method().name, spent.plain_epochs
+    said = f"docs/accuracy.md, up to {MEASURED:,} parameters, recommends at this cost: {plain}"
+    if row.name == plain:
+        return f"{said}, as here"
+    return f"{said} for {count} epoch{'s' * (count != 1)} ({row.name}: {row.measured})"
 
 
 def _macs(network: nn.Module, example: Tensor) -> int:

@@ -93,11 +93,11 @@ def test_in_words() -> None:
     plain = TrainingCost(network=4_000, giant=0, teacher=0, plain_epoch=1_000, epochs=4)
     assert str(plain) == "4e+03 training MACs, 1.00 × plain training of as many epochs"
     assert advice(METHODS["vanilla"], plain) == (
-        "docs/accuracy.md (up to 65,690 parameters) recommends at this cost vanilla, as here"
+        "docs/accuracy.md, up to 65,690 parameters, recommends at this cost: vanilla, as here"
     )
     assert advice(METHODS["kd"], taught) == (
-        "docs/accuracy.md (up to 65,690 parameters) recommends at this cost vanilla, 8 epochs; "
-        "kd: +1.73 ± 0.20 at the same epochs where training is short, behind at the same compute"
+        "docs/accuracy.md, up to 65,690 parameters, recommends at this cost: vanilla for 8 epochs "
+        "(kd: +1.73 ± 0.20 points at the same epochs where training is short, behind at the same compute)"
     )
 
 

@@ -65,6 +65,10 @@ def test_a_giant_is_trained_as_it_is(dscnn: nn.Module, tmp_path: Path) -> None:
     result = train(giant, config, tmp_path / "trained.pt")
     assert list(sites(result.model)) == list(sites(giant))
     assert [float(block.slope) for block in sites(giant).values()] == [0.0], "the caller's giant was changed"
+    unnamed = {name: value for name, value in OPTIONS.items() if name != "method"} | {"epochs": 2, "plt_epochs": 1}
+    again = train(giant, TrainConfig(**unnamed), tmp_path / "unnamed.pt")
+    assert (again.method, again.history[-1].slope) == ("netbooster", 1.0)
+    assert json.loads((again.run_dir / "config.json").read_text())["method"] == "netbooster"
     with pytest.raises(UsageError, match="the giant already stands at slope 1: give one at 0, or resume its own run"):
         train(result.model, config, tmp_path / "again.pt")
 

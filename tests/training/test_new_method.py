@@ -66,7 +66,7 @@ def test_the_command_line_knows_it(typed: Typed) -> None:
     done = typed("nbcompile:dscnn", *OPTIONS, "-o", "t.pt", "--method", "squared", "--json", "t.json")
     assert done.returncode == 0, done.stderr
     last = done.stdout.splitlines()[-1]
-    assert last.endswith("recommends at this cost vanilla, 1 epoch; squared: not measured yet")
+    assert last.endswith("recommends at this cost: vanilla for 1 epoch (squared: not measured yet)")
     found = json.loads((typed.folder / "t.json").read_text())
     assert (found["method"], found["history"][0]["phase"]) == ("squared", "squared")
     assert found["cost"]["total"] == found["cost"]["plain_epoch"] > 0
