@@ -2,7 +2,6 @@
 
 import copy
 import random
-from dataclasses import replace
 from itertools import combinations, product
 from typing import Any, NamedTuple
 
@@ -505,8 +504,3 @@ def test_loading_a_slope_below_1_ends_the_collapse() -> None:
     assert site.collapsed
     site.load_state_dict(bent)
     assert not site.collapsed
-
-
-def test_a_spec_with_other_options_is_another_spec() -> None:
-    spec = spec_for(nn.Conv2d(4, 8, 1))
-    assert replace(spec, ratio=3) != spec

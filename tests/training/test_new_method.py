@@ -74,6 +74,19 @@ def test_the_command_line_knows_it(typed: Typed) -> None:
     nbcompile.zoo.dscnn(num_classes=10, in_channels=1).load_state_dict(trained.state_dict())
 
 
+def test_the_table_is_read_without_torch() -> None:
+    script = (
+        "import sys, nbcompile.training as t, nbcompile.training.methods as m\n"
+        "m.method_help(), t.TrainConfig()\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert sorted(t.__all__) == dir(t)\n"
+        "assert [callable(getattr(t, name)) for name in ('train', 'Epoch')] == [True, True]\n"
+        "t.nothing"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == "AttributeError: module 'nbcompile.training' has no attribute 'nothing'"
+
+
 def test_python_knows_it_from_its_row_on(
     net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:

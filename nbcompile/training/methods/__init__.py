@@ -105,5 +105,5 @@ def default_method(*, giant: bool = False, teacher: bool = False) -> MethodRow:
 def method_help() -> str:
     """The table in a sentence, for ``--help``."""
     rows = ", ".join(f"{row.name} ({row.help})" for row in METHODS.values())
-    names = (default_method(giant=giant, teacher=teacher).name for giant, teacher in ((0, 0), (0, 1), (1, 0)))
-    return "{}; default: {}, with a teacher {}, for a giant {}".format(rows, *names)
+    teacher, giant = default_method(teacher=True).name, default_method(giant=True).name
+    return f"{rows}; default: {default_method().name}, with a teacher {teacher}, for a giant {giant}"
