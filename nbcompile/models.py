@@ -1,4 +1,4 @@
-"""The MODEL argument: a network named in one string, built without weights and without a download.
+"""The MODEL argument: a network named in one string; without weights, and without a download, unless it asks for them.
 
 ::
 
@@ -6,8 +6,10 @@
     timm:resnet18?in_chans=1                    a timm model
     nbcompile:mcunet?num_classes=10             one of nbcompile.zoo
     package.module:factory?depth=3              any function or class; the current directory is searched first
+    timm:resnet18?pretrained=true               with the library's weights, see `nbcompile.pretrained`
+    torchvision:resnet18?weights=IMAGENET1K_V1  with those, of several
 
-Values after ``?`` are Python literals (``0.5``, ``True``, ``(1,2)``); what is none is a string.
+Values after ``?`` are Python literals (``0.5``, ``True`` or ``true``, ``(1,2)``); what is none is a string.
 """
 
 import inspect
@@ -21,11 +23,13 @@ from torch import nn
 
 from nbcompile.core.errors import UsageError, missing_extra
 from nbcompile.core.example import Origin, TensorSpec, remember
+from nbcompile.core.progress import step
+from nbcompile.pretrained import fetch_torchvision, preprocessing_of, timm_weights, torchvision_weights, wants_weights
 from nbcompile.spec_strings import close_to, installed, named_factory, parse, said
 from nbcompile.zoo import NETWORKS
 
 MAX_INPUT_ELEMENTS = 2**28
-_DOWNLOADS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "checkpoint_path")
+_DOWNLOADS = ("weights_backbone", "pretrained_backbone", "checkpoint_path")
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class _Made:
     preprocessing: dict[str, Any] = field(default_factory=dict)
 
 
+@step("building the network")
 def build(spec: str, input_shape: str | None = None) -> Built:
     """The network that ``spec`` names.
 
@@ -96,10 +101,16 @@ def _torchvision(spec: str, name: str, options: dict[str, Any]) -> _Made:
     models = installed("torchvision.models", missing_extra("train", f"'{spec}'", "torchvision"))
     _refuse_downloads(spec, options)
     _check_name(spec, "torchvision", name, models.list_models())
-    parameters = inspect.signature(models.get_model_builder(name)).parameters
-    without = {key: None for key in ("weights", "weights_backbone") if key in parameters}
+    builder = models.get_model_builder(name)
+    without = {key: None for key in ("weights", "weights_backbone") if key in inspect.signature(builder).parameters}
+    weights = torchvision_weights(spec, models, name, options)
     size = options.get("image_size", 224)
-    return _Made(_call(spec, models.get_model_builder(name), {**without, **options}), (1, 3, size, size))
+    if weights is None:
+        return _Made(_call(spec, builder, {**without, **options}), (1, 3, size, size))
+    fetch_torchvision(spec, weights)
+    model = _call(spec, builder, {**without, **options, "weights": weights})
+    sides = getattr(weights.transforms(), "crop_size", [size])
+    return _Made(model, (1, 3, sides[0], sides[-1]), preprocessing_of(weights))
 
 
 def _timm(spec: str, name: str, options: dict[str, Any]) -> _Made:
@@ -107,7 +118,12 @@ def _timm(spec: str, name: str, options: dict[str, Any]) -> _Made:
     timm, data = installed("timm", absent), installed("timm.data", absent)
     _refuse_downloads(spec, options)
     _check_name(spec, "timm", name.partition(".")[0], timm.list_models())
+    pretrained = wants_weights(spec, options)
+    if pretrained and not (timm.is_model_pretrained(name) or "pretrained_cfg_overlay" in options):
+        raise UsageError(f"'{spec}': timm has no weights of '{name}'")
     model = _call(spec, timm.create_model, {**options, "model_name": name})
+    if pretrained:
+        model = timm_weights(spec, lambda: timm.create_model(name, pretrained=True, **options))
     preprocessing = data.resolve_data_config(model=model)
     channels, height, width = preprocessing.pop("input_size")
     preprocessing |= {"scale": 1 / 255, "crop": preprocessing.get("crop_pct", 1.0)}  # in our words

@@ -10,7 +10,7 @@ from nbcompile.core.errors import CheckpointError, UsageError
 from nbcompile.core.example import Origin, origin_of, remember
 from nbcompile.exporters import FORMATS
 from nbcompile.models import build, parse_input
-from nbcompile.spec_strings import GRAMMAR
+from nbcompile.spec_strings import GRAMMAR, without_weights
 
 
 def open_network(source: str, *, model: str | None, key: str | None, input_shape: str | None) -> nn.Module:
@@ -25,7 +25,7 @@ def open_network(source: str, *, model: str | None, key: str | None, input_shape
             raise UsageError(f"--model and --key go with a file; '{source}' is a MODEL")
         return build(source, input_shape).model
     _check_file(Path(source))
-    network = load(source, model=build(model, input_shape).model if model else None, key=key)
+    network = load(source, model=build(without_weights(model), input_shape).model if model else None, key=key)
     if input_shape is not None:
         known = origin_of(network)
         spec = parse_input(input_shape)

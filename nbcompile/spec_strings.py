@@ -1,6 +1,6 @@
 """Things named in one string: ``home:name?key=value&key=value``.
 
-Values are Python literals (``0.5``, ``True``, ``(1,2)``); what is none is a string.
+Values are Python literals (``0.5``, ``True`` or ``true``, ``(1,2)``); what is none is a string.
 """
 
 import ast
@@ -17,6 +17,8 @@ from nbcompile.core.errors import UsageError
 from nbcompile.zoo import NETWORKS
 
 GRAMMAR = "torchvision:NAME, timm:NAME, nbcompile:NAME or package.module:factory, then ?key=value&key=value"
+
+_LIBRARIES, _WEIGHTS = ("torchvision", "timm"), ("pretrained", "weights")  # what has weights, and what asks for them
 
 
 def parse(spec: str) -> tuple[str, str, dict[str, Any]]:
@@ -46,8 +48,29 @@ def with_option(spec: str, key: str, value: Any) -> str:
         UsageError: if it is no MODEL string.
     """
     home, name, options = parse(spec)
-    pairs = (f"{k}={v if isinstance(v, str) else repr(v)}" for k, v in (options | {key: value}).items())
-    return f"{home}:{name}?{'&'.join(pairs)}"
+    return _joined(home, name, options | {key: value})
+
+
+def is_pretrained(spec: str) -> bool:
+    """Whether the MODEL string ``spec`` asks for the weights of torchvision or timm.
+
+    Raises:
+        UsageError: if it is no MODEL string.
+    """
+    home, _, options = parse(spec)
+    return home in _LIBRARIES and any(options.get(key) not in (None, False) for key in _WEIGHTS)
+
+
+def without_weights(spec: str) -> str:
+    """The MODEL string ``spec``, for a network whose weights come from elsewhere.
+
+    Raises:
+        UsageError: if it is no MODEL string.
+    """
+    if not is_pretrained(spec):
+        return spec
+    home, name, options = parse(spec)
+    return _joined(home, name, {key: value for key, value in options.items() if key not in _WEIGHTS})
 
 
 def named_factory(spec: str, module: str, name: str) -> Any:
@@ -90,7 +113,14 @@ def said(error: Exception) -> str:
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
 
 
+def _joined(home: str, name: str, options: dict[str, Any]) -> str:
+    pairs = (f"{key}={value if isinstance(value, str) else repr(value)}" for key, value in options.items())
+    return f"{home}:{name}{'?' if options else ''}{'&'.join(pairs)}"
+
+
 def _value(text: str) -> Any:
+    if text in ("true", "false"):
+        return text == "true"
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

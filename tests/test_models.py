@@ -120,9 +120,10 @@ def test_input_wins_over_the_default() -> None:
         ("nbcompile:mcunet?depth=3", "building 'nbcompile:mcunet?depth=3' failed: TypeError: "),
         ("torchvision:resnet181", "torchvision has no model 'resnet181'; close to it: resnet1"),
         ("torchvision:zzzzzzzzzz", "torchvision has no model 'zzzzzzzzzz'"),
-        ("torchvision:resnet18?weights=DEFAULT", "option 'weights' is not taken: a MODEL is built without weights"),
-        ("torchvision:resnet18?pretrained=True", "option 'pretrained' is not taken"),
-        ("timm:resnet18?pretrained=True", "option 'pretrained' is not taken: .* nothing is downloaded"),
+        (
+            "torchvision:fcn_resnet50?weights_backbone=DEFAULT",
+            "option 'weights_backbone' is not taken: a MODEL is built without weights, and nothing is downloaded; save",
+        ),
         ("timm:resnet18?checkpoint_path=x.pth", "option 'checkpoint_path' is not taken"),
         ("timm:mobilenetv2_36", "timm has no model 'mobilenetv2_36'; close to it: mobilenetv2_0"),
         ("timm:hf-hub:someone/something", "timm has no model 'hf-hub:someone/something'"),

@@ -1,42 +1,96 @@
 """What several commands share: options, and how a result is given."""
 
 import json
+from collections.abc import Iterator
+from glob import glob
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from nbcompile.core.files import check_target
+from nbcompile.core.options import READ, WRITE
 
-MODEL_HELP = (
-    "torchvision:NAME?key=value, timm:NAME?key=value, nbcompile:NAME (the paper's networks: mobilenetv2_tiny, "
-    "mobilenetv2_35, mobilenetv2_50, mobilenetv2_100, mcunet; and dscnn), or package.module:factory"
-)
+ZOO = ("mobilenetv2_tiny", "mobilenetv2_35", "mobilenetv2_50", "mobilenetv2_100", "mcunet", "dscnn")
+"""Names of `nbcompile.zoo`, which itself imports torch."""
+
+MODEL_HELP = "MODEL (its forms: nbcompile --help)"
+
+MODELS = """\
+MODEL is a network, named in one string:
+  torchvision:NAME           one of torchvision.models, such as resnet18
+  timm:NAME                  one of timm's
+  nbcompile:NAME             mobilenetv2_tiny, mobilenetv2_35, mobilenetv2_50,
+                             mobilenetv2_100, mcunet or dscnn
+  package.module:factory     your own function or class; needs --input
+  MODEL?key=value&key=value  with options of its builder
+  MODEL?pretrained=true      with the weights of torchvision or timm; without
+                             this word nothing is ever downloaded"""
 
 
 def writable(path: Path | None) -> Path | None:
     """Refuse a file for the result before the work whose result it is."""
+    from nbcompile.core.files import check_target
+
     if path is not None and str(path) != "-":
         check_target(path)
     return path
 
 
-Output = Annotated[Path, typer.Option("-o", "--output", help="File to write.")]
-Input = Annotated[str | None, typer.Option("--input", help="Shape of the input, such as 1x3x96x96.")]
-Key = Annotated[
-    str | None, typer.Option(help="Which weights of the file, such as state_dict_ema; default: the EMA, if any.")
+def models(incomplete: str) -> Iterator[str]:
+    """What a shell completes where a MODEL or a file is meant."""
+    named = (*(f"nbcompile:{name}" for name in ZOO), "torchvision:", "timm:")
+    yield from (model for model in named if incomplete and model.startswith(incomplete))
+    yield from glob(f"{incomplete}*")
+
+
+Input = Annotated[
+    str | None,
+    typer.Option(
+        "--input", metavar="SHAPE", help="Shape of the network's input, such as 1x3x96x96.", rich_help_panel=READ
+    ),
 ]
-Model = Annotated[str | None, typer.Option(help="The MODEL whose weights a file holds that does not describe itself.")]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY",
+        help="Which weights of the file, such as state_dict_ema.  [default: the EMA, if any]",
+        rich_help_panel=READ,
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="The MODEL whose weights a file holds that does not describe itself.",
+        rich_help_panel=READ,
+        autocompletion=models,
+    ),
+]
 Json = Annotated[
     Path | None,
-    typer.Option("--json", callback=writable, help="Write the result as JSON, too; - is stdout, instead of tables."),
+    typer.Option(
+        "--json",
+        metavar="FILE",
+        callback=writable,
+        help="Write the result as JSON, too; - is stdout, instead of tables.",
+        rich_help_panel=WRITE,
+    ),
 ]
-Where = Annotated[str, typer.Option(help="all, uniform:F, first:N, middle:N, last:N, or names and globs with commas.")]
-Block = Annotated[str, typer.Option(help="inverted-residual, bottleneck or basic.")]
-Ratio = Annotated[int, typer.Option(help="Hidden width over the layer's input channels.")]
-Preserve = Annotated[
-    bool, typer.Option("--preserve", help="Keep each layer as a parallel branch: the function is unchanged.")
-]
+
+
+def source(metavar: str, help: str) -> Any:
+    """The argument that says what to read."""
+    return typer.Argument(metavar=metavar, help=help, rich_help_panel=READ, autocompletion=models)
+
+
+def output(help: str) -> Any:
+    """The option that says what to write."""
+    return typer.Option("-o", "--output", metavar="FILE", help=help, rich_help_panel=WRITE)
+
+
+def flag(name: str, help: str, panel: str) -> Any:
+    """An option without a value."""
+    return typer.Option(name, help=help, rich_help_panel=panel)
 
 
 def give(found: dict[str, Any], path: Path | None, show: Any) -> None:

@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from inspect import Parameter, cleandoc, signature
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 READ, WRITE, CHECKS = "What to read", "What to write", "Checks"
 """Panels that several commands have."""
@@ -94,7 +94,7 @@ def option(default: _T, help: str, *, choices: Sequence[str] = (), offers: Seque
         **about: other attributes of `Option`.
     """
     said = Option(help, choices=tuple(choices), offers=tuple(offers), **about)
-    return cast("_T", field(default=default, metadata={_KEY: said}))
+    return field(default=default, metadata={_KEY: said})
 
 
 def options_of(table: type[Any]) -> dict[str, Option]:

@@ -9,7 +9,9 @@ from torch import nn
 
 from nbcompile.checkpoint import check_output
 from nbcompile.core.example import origin_of
+from nbcompile.core.progress import listening
 from nbcompile.open_network import is_file, open_network
+from nbcompile.spec_strings import is_pretrained
 from nbcompile.training.config import TrainConfig
 from nbcompile.training.engine import is_main_process
 from nbcompile.training.loop import train
@@ -58,7 +60,8 @@ def run_train(
     seed_everything(config.seed)  # the initial weights
     network = _network(source, model, input_shape)
     teacher = _teacher(config, input_shape)
-    with nullcontext() if quiet or not is_main_process() else Display() as display:
+    # A run shows itself: no lines of its parts beside its bars.
+    with listening(None), nullcontext() if quiet or not is_main_process() else Display() as display:
         return train(
             network, config, output, run_dir, resume, on_event=display, teacher=teacher, check_export=check_export
         )
@@ -68,7 +71,7 @@ def _teacher(config: TrainConfig, input_shape: str | None) -> nn.Module | None:
     """The foreign teacher that the config names."""
     if config.teacher is None or config.teacher == SELF:
         return None
-    if not is_file(config.teacher) and is_main_process():
+    if not (is_file(config.teacher) or is_pretrained(config.teacher)) and is_main_process():
         log.warning("%s: the teacher is a MODEL without weights, it has learnt nothing yet", config.teacher)
     return _network(config.teacher, config.teacher_model, input_shape)
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from nbcompile.core.errors import UsageError
-from nbcompile.training.methods import METHODS, MethodRow, default_method
+from nbcompile.core.options import BELOW_1, NOT_NEGATIVE, POSITIVE, READ, SHARE, documented, option
+from nbcompile.training.methods import METHODS, MethodRow, default_method, method_help
 from nbcompile.training.rules import check, check_named
 
 
@@ -23,104 +24,135 @@ class Phases(NamedTuple):
     tune: int
 
 
+def _epochs(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(epoch) for epoch in text.split(","))
+    except ValueError:
+        raise UsageError(f"--restarts must be epochs with commas, such as 25,40, not '{text}'") from None
+
+
+RECIPE, EXPANSION, PHASES, TEACHER, MACHINE = "Recipe", "Expansion", "Phases (netbooster)", "Teacher (kd)", "Machine"
+
+
+@documented
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The reference recipe: SGD with Nesterov momentum, linear warm-up, one cosine to zero, label smoothing.
 
     Every method gets the same recipe and the same total of epochs.
 
-    Attributes:
-        data: ``digits``, ``cifar10:DIR``, ``imagefolder:DIR``, ``torchvision:NAME?root=DIR`` or
-            ``package.module:factory``.
-        train_images: train on so many images, evenly chosen, > 0; None takes all.
-        skip_broken: pass over images that cannot be read, instead of refusing them.
-        method: a name of ``METHODS``: ``vanilla`` (the network as it is), ``netbooster`` (expand, train, PLT,
-            fine-tune), and both with distillation: ``kd``, ``netbooster+kd``. None is what docs/accuracy.md recommends:
-            ``vanilla``, or with a teacher ``kd``; for a network that is a giant already ``netbooster`` in their place.
-        epochs: passes over the training set in the whole run, > 0.
-        batch_size: images per optimiser step, summed over all processes, > 0.
-        accumulate: parts in which a process computes its share of a batch, one after the other, > 0.
-        lr: peak learning rate for one batch of ``batch_size``, > 0.
-        momentum: of SGD, in [0, 1).
-        weight_decay: per optimiser step times ``lr``, >= 0; biases and norm parameters get none.
-        warmup_epochs: length of the linear warm-up, in epochs, in [0, ``epochs``); None is 2, at most a fifth of
-            ``epochs``.
-        restarts: epochs at which the learning rate starts again at its peak, without warm-up, rising numbers.
-        label_smoothing: share of the target spread over all classes, in [0, 1).
-        ema: decay per optimiser step of an exponential moving average of the weights, in [0, 1); it is measured and
-            written instead of the last weights; 0 keeps none.
-        new_head: transfer: a new last layer for the classes of ``data``.
-        seed: of initial weights, data order and augmentation, >= 0.
-        input_size: side of the square input, in pixels; None is the data set's own (digits: 8) or the model's.
-        where: netbooster, for a network that is no giant yet: the sites, as in ``nbcompile.expand``.
-        block: likewise: the kind of block, as in ``nbcompile.expand``.
-        ratio: likewise: hidden width over input channels, >= 1.
-        preserve: likewise: keep the original layer as a parallel branch.
-        plain_epochs: netbooster: epochs before the network is expanded, >= 0; then best with ``preserve``.
-        giant_epochs: netbooster: epochs before the slopes start to rise; None is half of the epochs after
-            ``plain_epochs``.
-        plt_epochs: netbooster: E_d, length of the rise, in epochs; None is 20 % of the epochs after the giant's, at
-            least 1; 0 removes the activations at once.
-        decay: netbooster: how the slopes rise, ``linear`` or ``cosine``.
-        contract_at: netbooster: train the giant to the ``end``, or from the end of the ``decay`` on the tiny network.
-        collapse: netbooster: from the end of the decay train in weight space, as ``nbcompile.collapse_`` does.
-        inserted_lr: netbooster: learning rate of inserted layers over ``lr``, > 0.
-        inserted_weight_decay: netbooster: weight decay of inserted layers over ``weight_decay``, >= 0.
-        teacher: kd: a MODEL, a file, or ``self`` (netbooster+kd: the giant, before its slopes rise).
-        teacher_model: kd: the MODEL whose weights the file ``teacher`` holds, where it does not say so.
-        temperature: kd: T, that softens both distributions, > 0.
-        kd_weight: kd: share of the distillation in the loss, in [0, 1].
-        num_workers: processes that read and augment images, per training process, >= 0.
-        accelerator: ``auto``, ``cpu``, ``cuda`` or ``mps``, as in Lightning Fabric.
-        devices: training processes that nbcompile starts itself, > 0; under torchrun, torchrun decides.
-        precision: ``32-true`` or ``bf16-mixed``.
-        compile: whether ``torch.compile`` compiles the training step's forward.
-        channels_last: memory format of images and weights.
-
     Source: NetAug's recipe (Cai et al. 2022, arXiv:2110.08890), on which NetBooster builds (Yu et al. 2023,
     arXiv:2306.13586, sec. 4.1). ``lr``, ``batch_size`` and ``weight_decay`` were tuned on digits, for ``vanilla``
     alone. ``temperature`` and ``kd_weight``: Tian et al. 2020, arXiv:1910.10699.
     """
 
-    data: str = "digits"
-    train_images: int | None = None
-    skip_broken: bool = False
-    method: str | None = None
-    epochs: int = 60
-    batch_size: int = 32
-    accumulate: int = 1
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    warmup_epochs: float | None = None
-    restarts: tuple[int, ...] = ()
-    label_smoothing: float = 0.1
-    ema: float = 0.0
-    new_head: bool = False
-    seed: int = 0
-    input_size: int | None = None
-    where: str | tuple[str, ...] = "uniform:0.5"
-    block: str = "inverted-residual"
-    ratio: int = 6
-    preserve: bool = False
-    plain_epochs: int = 0
-    giant_epochs: int | None = None
-    plt_epochs: int | None = None
-    decay: str = "linear"
-    contract_at: str = "end"
-    collapse: bool = False
-    inserted_lr: float = 1.0
-    inserted_weight_decay: float = 1.0
-    teacher: str | None = None
-    teacher_model: str | None = None
-    temperature: float = 4.0
-    kd_weight: float = 0.9
-    num_workers: int = 0
-    accelerator: str = "auto"
-    devices: int = 1
-    precision: str = "32-true"
-    compile: bool = False
-    channels_last: bool = False
+    data: str = option(
+        "digits",
+        "Data set: digits, cifar10:DIR, imagefolder:DIR with DIR/train/CLASS and DIR/val/CLASS, "
+        "torchvision:NAME?root=DIR, or package.module:factory",
+        panel=READ,
+        metavar="DATA",
+        offers=("digits", "cifar10:", "imagefolder:", "torchvision:"),
+        required=True,
+    )
+    train_images: int | None = option(None, "Train on so many images, evenly chosen", bound=POSITIVE, unset="all")
+    skip_broken: bool = option(False, "Pass over images that cannot be read, instead of refusing them")
+    method: str | None = option(None, method_help(), panel=RECIPE, metavar="METHOD", offers=tuple(METHODS))
+    epochs: int = option(60, "Passes over the training set in the whole run", bound=POSITIVE)
+    batch_size: int = option(32, "Images per optimiser step, summed over all processes", bound=POSITIVE)
+    accumulate: int = option(
+        1, "Parts in which a process computes its share of a batch, if memory is short", bound=POSITIVE
+    )
+    lr: float = option(0.1, "Peak learning rate for one batch of --batch-size", bound=POSITIVE)
+    momentum: float = option(0.9, "Of SGD", bound=BELOW_1)
+    weight_decay: float = option(
+        5e-4, "Per optimiser step times --lr; biases and norm parameters get none", bound=NOT_NEGATIVE
+    )
+    warmup_epochs: float | None = option(
+        None, "Epochs of linear warm-up", bound=NOT_NEGATIVE, unset="2, at most a fifth of --epochs"
+    )
+    restarts: tuple[int, ...] = option(
+        (),
+        "Epochs, with commas, at which the learning rate starts again at its peak, without warm-up",
+        metavar="N,N",
+        read=_epochs,
+        python="Epochs at which the learning rate starts again at its peak, without warm-up, rising numbers",
+    )
+    label_smoothing: float = option(0.1, "Share of the target spread over all classes", bound=BELOW_1)
+    ema: float = option(
+        0.0,
+        "Decay per optimiser step of an average of the weights, such as 0.999, which is measured and written "
+        "instead of the last ones; 0 keeps none",
+        bound=BELOW_1,
+    )
+    new_head: bool = option(False, "Transfer: a new last layer for the classes of --data")
+    seed: int = option(0, "Of initial weights, data order and augmentation", bound=NOT_NEGATIVE)
+    input_size: int | None = option(
+        None,
+        "Side of the square input, in pixels",
+        panel=READ,
+        bound=POSITIVE,
+        unset="the data set's own (digits: 8), or the model's",
+    )
+    where: str | tuple[str, ...] = option(
+        "uniform:0.5",
+        "Layers: all, uniform:F, first:N, middle:N, last:N, or names and globs with commas",
+        panel=EXPANSION,
+        metavar="WHERE",
+        offers=("all", "uniform:", "first:", "middle:", "last:"),
+        python="Layers, of a network that is no giant yet, as in ``nbcompile.expand``",
+    )
+    block: str = option(
+        "inverted-residual",
+        "What they become: inverted-residual, bottleneck or basic",
+        metavar="BLOCK",
+        offers=("inverted-residual", "bottleneck", "basic"),
+    )
+    ratio: int = option(6, "Hidden width over the layer's input channels", bound=POSITIVE)
+    preserve: bool = option(False, "Keep each layer as a parallel branch: the function is unchanged")
+    plain_epochs: int = option(
+        0, "Epochs before the network is expanded; best with --preserve", panel=PHASES, bound=NOT_NEGATIVE
+    )
+    giant_epochs: int | None = option(
+        None, "Epochs before the slopes start to rise", bound=NOT_NEGATIVE, unset="half of those after --plain-epochs"
+    )
+    plt_epochs: int | None = option(
+        None,
+        "E_d, epochs of the rise; 0 removes the activations at once",
+        bound=NOT_NEGATIVE,
+        unset="20 % of those after --giant-epochs, at least 1",
+    )
+    decay: str = option("linear", "How the slopes rise", metavar="SHAPE", choices=("linear", "cosine"))
+    contract_at: str = option(
+        "end",
+        "When the giant becomes the tiny network: at the end of the run, or of the rise (it then trains on)",
+        metavar="WHEN",
+        choices=("end", "decay"),
+    )
+    collapse: bool = option(False, "After the decay train in weight space, as nbcompile.collapse_ does: faster")
+    inserted_lr: float = option(1.0, "Of inserted layers, a factor on --lr", bound=POSITIVE)
+    inserted_weight_decay: float = option(1.0, "Of inserted layers, a factor on --weight-decay", bound=NOT_NEGATIVE)
+    teacher: str | None = option(
+        None, "A file, a MODEL, or self: the giant before its slopes rise", panel=TEACHER, metavar="FILE|MODEL|self"
+    )
+    teacher_model: str | None = option(
+        None, "The MODEL whose weights the file holds, where it does not say so", metavar="MODEL"
+    )
+    temperature: float = option(4.0, "T, that softens both distributions", bound=POSITIVE)
+    kd_weight: float = option(0.9, "Share of the distillation in the loss", bound=SHARE)
+    num_workers: int = option(
+        0, "Processes that read and augment images, per training process", panel=MACHINE, bound=NOT_NEGATIVE
+    )
+    accelerator: str = option(
+        "auto",
+        "As in Lightning Fabric: auto, cpu, cuda or mps",
+        metavar="NAME",
+        offers=("auto", "cpu", "cuda", "mps"),
+    )
+    devices: int = option(1, "Training processes to start; under torchrun, torchrun decides", bound=POSITIVE)
+    precision: str = option("32-true", "Of the training step", metavar="NAME", choices=("32-true", "bf16-mixed"))
+    compile: bool = option(False, "Let torch.compile compile the training step's forward")
+    channels_last: bool = option(False, "Memory format of images and weights")
 
     def __post_init__(self) -> None:
         if not isinstance(self.where, str):

@@ -2,31 +2,15 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from nbcompile.core.errors import UsageError
+from nbcompile.core.options import options_of
 from nbcompile.training.methods import METHODS, SELF, MethodRow
 
 if TYPE_CHECKING:
     from nbcompile.training.config import TrainConfig
-
-CHOICES = {
-    "precision": ("32-true", "bf16-mixed"),
-    "decay": ("linear", "cosine"),
-    "contract_at": ("end", "decay"),
-}
-
-_POSITIVE = (
-    *("epochs", "batch_size", "accumulate", "lr", "ratio", "devices", "input_size", "train_images"),
-    *("inserted_lr", "temperature"),
-)
-_NOT_NEGATIVE = (
-    *("weight_decay", "warmup_epochs", "seed", "plain_epochs", "giant_epochs", "plt_epochs", "num_workers"),
-    "inserted_weight_decay",
-)
-_BELOW_1 = ("momentum", "label_smoothing", "ema")
 
 
 def check(config: "TrainConfig") -> None:
@@ -35,26 +19,18 @@ def check(config: "TrainConfig") -> None:
     Raises:
         UsageError: with the option, its bound and its value.
     """
-    for name, known in {"method": tuple(METHODS), **CHOICES}.items():
-        if getattr(config, name) not in known and (name, getattr(config, name)) != ("method", None):
-            raise UsageError(f"{name} must be one of {', '.join(known)}, not '{getattr(config, name)}'")
-    for name in _POSITIVE:
-        _check(config, name, "> 0", lambda x: x > 0)
-    for name in _NOT_NEGATIVE:
-        _check(config, name, ">= 0", lambda x: x >= 0)
-    for name in _BELOW_1:
-        _check(config, name, "in [0, 1)", lambda x: 0 <= x < 1)
-    _check(config, "kd_weight", "in [0, 1]", lambda x: 0 <= x <= 1)
+    for name, said in options_of(type(config)).items():
+        value = getattr(config, name)
+        if said.choices and value not in said.choices:
+            raise UsageError(f"{name} must be one of {', '.join(said.choices)}, not '{value}'")
+        if said.bound and value is not None and not (math.isfinite(value) and said.bound.keeps(value)):
+            raise UsageError(f"{name} must be {said.bound.text}, not {value}")
+    if config.method not in (None, *METHODS):
+        raise UsageError(f"method must be one of {', '.join(METHODS)}, not '{config.method}'")
     _check_rate(config)
     if config.expands:
         _check_phases(config)
     _check_teacher(config)
-
-
-def _check(config: "TrainConfig", name: str, bound: str, fine: Callable[[float], bool]) -> None:
-    value = getattr(config, name)
-    if value is not None and not (math.isfinite(value) and fine(value)):
-        raise UsageError(f"{name} must be {bound}, not {value}")
 
 
 def _check_rate(config: "TrainConfig") -> None:

@@ -10,7 +10,8 @@ import torch
 
 import nbcompile
 from nbcompile import CheckpointError, UsageError
-from nbcompile.cli import train as cli_train
+from nbcompile.cli.train import train_command
+from nbcompile.core.options import options_of
 from nbcompile.models import build
 from nbcompile.training import TrainConfig, train
 from nbcompile.training.command import run_train
@@ -90,15 +91,17 @@ def test_refuses(model: str, options: dict[str, Any], error: type[Exception], se
 
 
 def test_every_option_of_the_command_line_is_a_field() -> None:
-    about_files = {"source", "output", "model", "input", "run_dir", "resume", "check_export", "json"}
-    options = set(inspect.signature(cli_train.train).parameters) - about_files
+    about_files = {"trained", "output", "model", "input", "run_dir", "resume", "check_export", "json"}
+    options = set(inspect.signature(train_command).parameters) - about_files
     assert options == {field.name for field in dataclasses.fields(TrainConfig)}
 
 
 def test_restarts_are_epochs() -> None:
-    assert cli_train._epochs("25,40") == (25, 40)
+    read = options_of(TrainConfig)["restarts"].read
+    assert read is not None
+    assert read("25,40") == (25, 40)
     with pytest.raises(UsageError, match=r"^--restarts must be epochs with commas, such as 25,40, not '25;40'$"):
-        cli_train._epochs("25;40")
+        read("25;40")
 
 
 def test_a_file_can_teach(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

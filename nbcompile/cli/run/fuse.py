@@ -1,0 +1,138 @@
+"""What ``nbcompile fuse`` does."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from nbcompile.cli.run.rows import cost_json, sites_json
+from nbcompile.core.blocks import sites
+from nbcompile.core.cost import cost
+from nbcompile.core.errors import UsageError
+from nbcompile.core.example import origin_of, random_inputs
+from nbcompile.core.files import check_target
+from nbcompile.deploy.export import check_options, export
+from nbcompile.exporters import FORMATS, format_of
+from nbcompile.exporters.base import ExportResult
+from nbcompile.fusion import fused
+from nbcompile.layer_costs import original_of
+from nbcompile.open_network import is_file, open_network
+from nbcompile.passes import PassResult
+from nbcompile.spec_strings import is_pretrained
+from nbcompile.verification import Verification, verify, verify_merged
+
+log = logging.getLogger("nbcompile")
+
+
+def run_fuse(
+    source: str,
+    outputs: Sequence[Path],
+    *,
+    model: str | None,
+    key: str | None,
+    input_shape: str | None,
+    force: bool,
+    verify_each: bool,
+    report: Path | None,
+    command: str,
+    device: Mapping[str, Any],
+) -> dict[str, Any]:
+    """``nbcompile fuse``: a trained file, or a MODEL, becomes deploy files, each checked before it gets its name.
+
+    ``device`` holds options of the pipeline that makes files for a device, `nbcompile.deploy.to_device.export_tflite`.
+    """
+    forms = {path: format_of(path) for path in outputs}
+    options = {path: device if form.pipeline else {} for path, form in forms.items()}
+    if device and not any(options.values()):
+        devices = " or ".join(form.suffix for form in FORMATS.values() if form.pipeline)
+        raise UsageError(f"--{next(iter(device)).replace('_', '-')} goes with a {devices} output, and there is none")
+    for path, form in forms.items():
+        check_options(form, options[path])
+    for path in (*outputs, *([report] if report else [])):
+        check_target(path)
+    trained = open_network(source, model=model, key=key, input_shape=input_shape)
+    if not (is_file(source) or is_pretrained(source)):
+        log.warning("'%s' is built without weights: this exports an untrained network", source)
+    tiny, reports = fused(trained, force=force, verify_each=verify_each)
+    forced = force and not all(block.linear for block in sites(trained).values())
+    checked = verify(trained, tiny) if sites(trained) else verify_merged(trained, tiny)
+    checked.raise_on_failure(tolerated=("numbers",) if forced else ())
+    if not sites(trained):
+        _warn_of_keys(outputs)
+    results = [export(tiny, path, **options[path]) for path in outputs]
+    found = {
+        "source": source,
+        "sites": sites_json(trained),
+        "giant" if sites(trained) else "network": cost_json(cost(trained)),
+        "tiny": cost_json(cost(tiny)),
+        "passes": [_explained(report.piece, name, result) for report in reports for name, result in report.passes],
+        "checks": [asdict(check) for check in checked.checks],
+        "files": [_file(result) for result in results],
+    }
+    if report is not None:
+        _write_report(report, command, trained, tiny, checked, results)
+    return found
+
+
+def _explained(piece: str, name: str, result: PassResult) -> dict[str, Any]:
+    """What a pass did, in names of the whole network."""
+    prefix = f"{piece}." if piece else ""
+    how = result.how or (", ".join(result.rewritten),)
+    skipped = [{"name": prefix + skip.name, "reason": skip.reason} for skip in result.skipped]
+    return {"pass": name, "rewritten": len(result.rewritten), "how": [prefix + x for x in how if x], "skipped": skipped}
+
+
+def _file(result: ExportResult) -> dict[str, Any]:
+    """A written file, with what a device needs of it."""
+    from nbcompile.results.device import device_of
+    from nbcompile.results.numbers import json_ready
+
+    device = device_of(result)
+    found: dict[str, Any] = json_ready(result.to_json())
+    return found if device is None else found | {"device": json_ready(asdict(device))}
+
+
+def _warn_of_keys(outputs: Sequence[Path]) -> None:
+    for path in outputs:
+        if not format_of(path).graph:
+            log.warning(
+                "%s holds the merged layers' weights: its keys are those of nbcompile.fuse(model), not the model's",
+                path,
+            )
+
+
+def _write_report(
+    path: Path, command: str, trained: nn.Module, tiny: nn.Module, checked: Verification, results: Sequence[Any]
+) -> None:
+    from nbcompile.report import data
+    from nbcompile.report.collect import report_on
+    from nbcompile.report.html import write
+    from nbcompile.results.device import device_of
+
+    origin = origin_of(trained)
+    if origin is None:
+        raise UsageError(f"--report {path} needs the shape of the input: --input 1x3x96x96")
+    giant = trained if sites(trained) else None
+    inputs = random_inputs(origin.inputs, batch=2)
+    page = report_on(
+        "A fused network",
+        command,
+        tiny,
+        inputs,
+        giant=giant,
+        original=original_of(trained) if giant is not None else None,
+    )
+    checks = [
+        data.CheckRow(name=c.name, passed=c.passed, measured=c.detail if c.limit is None else c.value, limit=c.limit)
+        for c in checked.checks
+    ]
+    checks += [
+        data.CheckRow(name=f"{r.path.name} against torch", passed=True, measured=r.error, limit=r.tolerance)
+        for r in results
+    ]
+    files = [data.FileRow(path=str(r.path), what=r.format, bytes=r.bytes) for r in results]
+    devices = tuple(device for r in results if (device := device_of(r)) is not None)
+    write(replace(page, checks=tuple(checks), files=tuple(files), devices=devices), path)

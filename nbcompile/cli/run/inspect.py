@@ -1,0 +1,48 @@
+"""What ``nbcompile inspect`` does."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from nbcompile.cli.run.rows import cost_json, sites_json
+from nbcompile.core.blocks import sites
+from nbcompile.core.cost import cost
+from nbcompile.core.errors import CaptureError, PreconditionError, UsageError
+from nbcompile.core.example import origin_of
+from nbcompile.expansion import candidates
+from nbcompile.exporters import known_format
+from nbcompile.open_network import open_network
+
+
+def run_inspect(source: str, *, model: str | None, key: str | None, input_shape: str | None) -> dict[str, Any]:
+    """``nbcompile inspect``: layers, sites, slopes, candidates, MACs and params."""
+    path = Path(source)
+    form = known_format(path)
+    if form is not None and form.layers is not None:
+        layers = [asdict(layer) for layer in form.read_layers(path)]
+        totals = {name: sum(layer[name] for layer in layers) for name in ("macs", "params")}
+        return {"source": source, "cost": totals | {"flops": 2 * totals["macs"]}, "layers": layers}
+    network = open_network(source, model=model, key=key, input_shape=input_shape)
+    found = cost(network)
+    origin = origin_of(network)
+    return {
+        "source": source,
+        "class": type(network).__name__,
+        "inputs": [list(spec.shape) for spec in origin.inputs] if origin else [],
+        "cost": cost_json(found),
+        "sites": sites_json(network),
+        "candidates": _candidates(network),
+        "layers": [asdict(layer) for layer in found.layers],
+    }
+
+
+def _candidates(network: nn.Module) -> dict[str, Any] | None:
+    if sites(network):
+        return None
+    try:
+        pattern, names = candidates(network)
+    except (CaptureError, PreconditionError, UsageError) as error:
+        return {"pattern": None, "why": str(error)}
+    return {"pattern": pattern or None, "names": list(names)}

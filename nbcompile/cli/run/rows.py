@@ -1,0 +1,21 @@
+"""What several commands tell of a network, JSON-able."""
+
+from typing import Any
+
+from torch import nn
+
+from nbcompile.core.blocks import sites
+
+
+def sites_json(network: nn.Module) -> list[dict[str, Any]]:
+    """The sites of a giant: name, slope, step and what the block is."""
+    return [
+        {"name": name, "slope": float(block.slope), "step": [int(v) for v in block.ramp], **block.spec.to_json()}
+        for name, block in sites(network).items()
+    ]
+
+
+def cost_json(found: Any) -> dict[str, int]:
+    """What a `nbcompile.Cost` counts."""
+    names = ("macs", "flops", "params", "norm_params", "bias_params", "norm_elements", "unread_params")
+    return {name: getattr(found, name) for name in names}

@@ -1,0 +1,102 @@
+"""Ctrl-C in a real process: one line, exit code 130, no traceback, no half-written file; in whatever phase it comes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+LINE = "nbcompile: error: stopped; every output file is as it was, or new and whole\n"
+DSCNN = "nbcompile:dscnn"
+AT_AN_EVENT = """
+import os, signal, sys
+def hook(event, args):
+    if {condition}:
+        os.kill(os.getpid(), signal.SIGINT)
+sys.addaudithook(hook)
+from nbcompile.__main__ import main
+main()
+"""
+
+
+def run(folder: Path, *command: str, **options) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
+    return subprocess.run(
+        [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def stopped_when(condition: str, folder: Path, **options) -> subprocess.CompletedProcess[str]:
+    """The signal comes at an exact event of the interpreter, which a person's finger cannot hit."""
+    (folder / "tiny.onnx").write_text("old bytes")
+    return run(folder, "-c", AT_AN_EVENT.format(condition=condition), "fuse", DSCNN, "-o", "tiny.onnx", **options)
+
+
+def importing(module: str) -> str:
+    return f"event == 'import' and args[0] == {module!r}"
+
+
+MODULES = ["nbcompile.cli.app", "typer", "nbcompile.deploy.options", "torch", "numpy", "torch.fx", "nbcompile.fusion"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_while_importing(tmp_path: Path, module: str) -> None:
+    done = stopped_when(importing(module), tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", LINE)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.onnx"]
+    assert (tmp_path / "tiny.onnx").read_text() == "old bytes"
+
+
+def test_before_the_new_file_gets_its_name(tmp_path: Path) -> None:
+    done = stopped_when("event == 'os.rename' and str(args[1]).endswith('tiny.onnx')", tmp_path)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.splitlines()[1:] == [LINE.strip()]  # behind the warning that the network is untrained
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.onnx"]
+    assert (tmp_path / "tiny.onnx").read_text() == "old bytes"
+
+
+def test_in_the_users_own_code(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import os, signal\n"
+        "def make():\n"
+        "    try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    except BaseException: raise RuntimeError('what a library makes of it')\n"
+    )
+    done = run(tmp_path, "-m", "nbcompile", "expand", "slow:make", "-o", "giant.pt", "--input", "1x3x8x8")
+    assert (done.returncode, done.stderr) == (130, LINE)
+    assert not (tmp_path / "giant.pt").exists()
+
+
+def test_of_several_training_processes_one_tells(tmp_path: Path) -> None:
+    assert stopped_when(importing("torch"), tmp_path, env={"LOCAL_RANK": "0"}).stderr == LINE
+    silent = stopped_when(importing("torch"), tmp_path, env={"LOCAL_RANK": "1"})
+    assert (silent.returncode, silent.stderr) == (130, "")
+
+
+def test_an_error_is_no_interruption(tmp_path: Path) -> None:
+    done = run(tmp_path, "-m", "nbcompile", "inspect", "nope.pt")
+    assert done.returncode == 2
+    assert done.stderr.startswith("nbcompile: error: nope.pt cannot be read")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [0.1, 0.2, 0.3, 0.5, 0.8, 1.3, 2.1, 3.4, 5.5])
+def test_whenever_it_comes(tmp_path: Path, after: float) -> None:
+    """To the whole group, as a terminal sends it; a process that was done before has written its file."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nbcompile", "fuse", "nbcompile:mobilenetv2_tiny", "-o", "tiny.onnx"],
+        cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True,
+    )  # fmt: skip
+    time.sleep(after)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate()
+    if process.returncode == 0:
+        assert (tmp_path / "tiny.onnx").stat().st_size > 1_000_000
+        return
+    assert process.returncode == 130
+    assert errors.endswith(LINE)
+    assert "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []
