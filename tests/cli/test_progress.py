@@ -10,13 +10,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from nbcompile.cli import progress
 from nbcompile.cli.progress import StepLines, progress_shown
-from nbcompile.core.progress import listening, step
+from nbcompile.core.progress import StepEvent, listening, step
+from nbcompile.training.command import run_train
 
 UNTRAINED = "nbcompile: 'nbcompile:dscnn' is built without weights: this exports an untrained network"
 FUSE = ("fuse", "nbcompile:dscnn", "-o", "t.tflite", "--calibration", "images.npz", "--equalize", "never")
@@ -98,6 +100,16 @@ def test_a_pipe_gets_nothing(folder: Path) -> None:
     assert done.stderr.splitlines()[0] == UNTRAINED
     assert "\x1b" not in done.stderr
     assert done.stdout.startswith("{")
+
+
+def test_a_training_run_shows_itself(tmp_path: Path) -> None:
+    """Its bars stand alone: what it does between them (expanding, fusing) says nothing beside them."""
+    events: list[StepEvent] = []
+    model = "nbcompile:dscnn?num_classes=10&in_channels=1"
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 256, "warmup_epochs": 1, "accelerator": "cpu"}
+    with listening(events.append):
+        run_train(model, output=tmp_path / "trained.pt", method="netbooster", quiet=True, **options)
+    assert [event.path for event in events if not event.ended] == [("building the network",)]
 
 
 @pytest.fixture

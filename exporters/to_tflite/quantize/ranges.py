@@ -31,7 +31,7 @@ BINS = 2048
 CANDIDATES = np.linspace(0.1, 1, 91)
 """Shares of the seen range that ``mse`` tries, at either end by itself."""
 
-UNKNOWN = (0.0, 1.0)
+ALL_ZERO = (0.0, 1.0)
 """The range of a tensor that was 0 throughout: a scale must not be 0, and 0 itself is exact in any range."""
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -111,7 +111,7 @@ def layer_of_tensor(model: FloatModel, tensor: str) -> str:
 
 def _with_zero(limits: Range) -> Range:
     lowest, highest = min(limits[0], 0.0), max(limits[1], 0.0)
-    return (lowest, highest) if lowest < highest else UNKNOWN
+    return (lowest, highest) if lowest < highest else ALL_ZERO
 
 
 def _floats(model: FloatModel, samples: Sequence[Sample]) -> Iterator[dict[int, np.ndarray]]:

@@ -7,7 +7,14 @@ from nbcompile.core.errors import PreconditionError, UsageError
 from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
-from nbcompile.exporters.to_tflite.quantize.ranges import BINS, UNKNOWN, Ranges, _Histogram, _histograms, measure_ranges
+from nbcompile.exporters.to_tflite.quantize.ranges import (
+    ALL_ZERO,
+    BINS,
+    Ranges,
+    _Histogram,
+    _histograms,
+    measure_ranges,
+)
 from nbcompile.exporters.to_tflite.run.interpreters import Sample
 from tests.exporters.to_tflite.lowered import to_torch
 
@@ -122,7 +129,7 @@ def test_without_tails_counts_zeros_and_takes_both_ends() -> None:
 
 def test_a_layer_that_is_constant_is_named_and_has_a_range(model: FloatModel) -> None:
     found = measure_ranges(model, [(np.zeros((1, 5, 7, 2), np.float32),)] * 3)
-    assert of(found, model, "conv") == UNKNOWN
+    assert of(found, model, "conv") == ALL_ZERO
     (note,) = found.notes
     assert note.startswith("the output of act was")
     assert note.endswith(
