@@ -47,11 +47,11 @@ class ContractSites(Pass):
 
     def call(self, gm: fx.GraphModule) -> PassResult:
         """Contract every block."""
-        found = sites(gm)
-        for name, block in found.items():
+        blocks = sites(gm)
+        for name, block in blocks.items():
             layer = _contracted(gm, name, block)
             put(gm, block, layer)
-        return PassResult(gm, tuple(found))
+        return PassResult(gm, tuple(blocks))
 
     def ensures(self, gm: fx.GraphModule) -> None:
         """No block is left."""
@@ -124,13 +124,13 @@ def _check_geometry(name: str, whole: AffineMap, spec: LayerSpec) -> None:
         *(spec.kernel, spec.stride, spec.padding_sides, spec.groups, mode),
         *(spec.transposed, spec.output_padding),
     )
-    found = (
+    merged = (
         *(whole.kernel, whole.stride, whole.padding, whole.groups, whole.padding_mode),
         *(whole.transposed, whole.output_padding),
     )
     dilated = any(k > 1 and a != b for k, a, b in zip(spec.kernel, spec.dilation, whole.dilation, strict=True))
-    if found != wanted or dilated:
-        raise PostconditionError(f"contract-sites: block '{name}' merged to {found}, not to the layer's {wanted}")
+    if merged != wanted or dilated:
+        raise PostconditionError(f"contract-sites: block '{name}' merged to {merged}, not to the layer's {wanted}")
 
 
 def _require_finite(gm: nn.Module) -> None:

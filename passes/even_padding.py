@@ -68,8 +68,8 @@ def _candidates(gm: fx.GraphModule, shapes: Shapes) -> Iterator[tuple[str, nn.Mo
             continue
         weight = cast(Tensor, layer.weight)
         geometry = lift(layer, weight.dtype, weight.ndim - 2).geometry
-        found = [shapes.of(node.all_input_nodes[0]) for node in nodes]
-        sizes = [shape[-geometry.axes :] for shape in found if shape is not None]
+        read = [shapes.of(node.all_input_nodes[0]) for node in nodes]
+        sizes = [shape[-geometry.axes :] for shape in read if shape is not None]
         if geometry.pads and not all(pads_itself(geometry, size) for size in sizes):
             yield str(nodes[0].target), layer, geometry, sizes
 

@@ -70,10 +70,10 @@ class ExpandSites(Pass):
 
     def requires(self, gm: fx.GraphModule) -> None:
         """The network must hold no expansion block yet."""
-        if found := sites(gm):
-            first = next(iter(found))
+        if blocks := sites(gm):
+            first = next(iter(blocks))
             raise PreconditionError(
-                f"{self.name}: the model already has {len(found)} expansion blocks (the first: '{first}'); "
+                f"{self.name}: the model already has {len(blocks)} expansion blocks (the first: '{first}'); "
                 "fuse it first"
             )
 
@@ -100,8 +100,8 @@ class ExpandSites(Pass):
     def candidates(self, gm: fx.GraphModule) -> tuple[str, tuple[str, ...]]:
         """The pattern that finds layers that can be expanded, and their names."""
         nodes, names = calls(gm), {gm.get_submodule(name): name for name in reversed(_layers(gm))}
-        pattern, found = locate(gm, lambda layer: self._why_not(gm, names[layer], nodes[layer]) is None)
-        return pattern, tuple(str(node.target) for node in found)
+        pattern, matches = locate(gm, lambda layer: self._why_not(gm, names[layer], nodes[layer]) is None)
+        return pattern, tuple(str(node.target) for node in matches)
 
     def ensures(self, gm: fx.GraphModule) -> None:
         """Every call of a block is a call of what was a layer."""

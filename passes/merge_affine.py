@@ -6,7 +6,7 @@ Keeps: the function in eval mode, names of other nodes, device, dtype. The merge
 costliest layer in it, computed in float64 and rounded once. Leaves alone: what would differ at a border, what would
 cost more, values that are read elsewhere, layers that share their weights.
 
-Source: the algebra of :mod:`nbcompile.core.algebra`; the cost law of :mod:`nbcompile.core.affine.plan`.
+Source: the algebra of :mod:`nbcompile.core.algebra`; the cost law of :mod:`nbcompile.core.affine.search`.
 """
 
 import operator
@@ -17,11 +17,13 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import fx
 
+from nbcompile.core.affine.chains import Chain, Join, Sum, nodes_of, primitives
 from nbcompile.core.affine.evaluate import evaluate
 from nbcompile.core.affine.lifter import Lifter
-from nbcompile.core.affine.plan import Merge, Plan, Planner, Refusal, Regrouping
+from nbcompile.core.affine.plan import Merge, Plan, Refusal, Regrouping
+from nbcompile.core.affine.planner import Planner
 from nbcompile.core.affine.primitive import Primitive
-from nbcompile.core.affine.regions import Chain, Join, Regions, Sum, nodes_of, primitives
+from nbcompile.core.affine.regions import Regions
 from nbcompile.core.affine.to_layer import to_layer, why_rounding_loses
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import Inputs
@@ -194,9 +196,9 @@ class _Rewrite:
         return name
 
     def _skips(self) -> tuple[Skip, ...]:
-        found: dict[str, str] = {}
+        reasons: dict[str, str] = {}
         for node, reason in self.regions.refused.items():
-            found.setdefault(_name(node), reason)
+            reasons.setdefault(_name(node), reason)
         for refusal in sorted(self.refusals, key=lambda r: (len(r.elements) == 1, len(r.elements))):
             alone = (
                 len(refusal.elements) == 1 and isinstance(refusal.elements[0], Primitive) and refusal.elements[0].layer
@@ -204,8 +206,8 @@ class _Rewrite:
             if not alone and not self.gone.issuperset(nodes_of(refusal.elements)):
                 last = refusal.elements[-1]
                 name = last.name if isinstance(last, Primitive) else last.node.name
-                found.setdefault(name, self._reason(refusal))
-        return tuple(Skip(name, reason) for name, reason in found.items())
+                reasons.setdefault(name, self._reason(refusal))
+        return tuple(Skip(name, reason) for name, reason in reasons.items())
 
     def _reason(self, refusal: Refusal) -> str:
         """Of a norm or factor that is alone, what cuts it off from its neighbours."""

@@ -75,20 +75,20 @@ class SplitChannels(Pass):
         """Split the pairs that are named."""
         rewritten, skipped, how = [], [], []
         for name, count in self.parts.items():
-            found = _named(gm, name, count)
-            if isinstance(found, Splittable):
-                _split(gm, found, count)
+            pair = _named(gm, name, count)
+            if isinstance(pair, Splittable):
+                _split(gm, pair, count)
                 rewritten.append(name)
-                how.append(f"{name}: in {count} parts, with {found.nodes[found.depthwise].target}")
+                how.append(f"{name}: in {count} parts, with {pair.nodes[pair.depthwise].target}")
             else:
-                skipped.append(Skip(name, found))
+                skipped.append(Skip(name, pair))
         return PassResult(gm, tuple(rewritten), tuple(skipped), tuple(how))
 
 
 def splittable(gm: fx.GraphModule) -> tuple[Splittable, ...]:
     """Every pair that can be split, in graph order."""
-    found = (_pair_at(gm, node) for node in gm.graph.nodes)
-    return tuple(pair for pair in found if isinstance(pair, Splittable))
+    pairs = (_pair_at(gm, node) for node in gm.graph.nodes)
+    return tuple(pair for pair in pairs if isinstance(pair, Splittable))
 
 
 def _pair_at(gm: fx.GraphModule, start: fx.Node) -> Splittable | str:
@@ -99,12 +99,12 @@ def _pair_at(gm: fx.GraphModule, start: fx.Node) -> Splittable | str:
         return "its own channels are grouped"
     nodes, depthwise = [start], 0
     while True:
-        found = tuple(nodes[-1].users)  # asking for its shape counts: no part has it
-        if len(found) == 1 and len(found[0].all_input_nodes) == 1 and _elementwise(gm, found[0]):
-            nodes.append(found[0])
-        elif not depthwise and len(found) == 1 and _depthwise(gm, found[0]):
+        users = tuple(nodes[-1].users)  # asking for its shape counts: no part has it
+        if len(users) == 1 and len(users[0].all_input_nodes) == 1 and _elementwise(gm, users[0]):
+            nodes.append(users[0])
+        elif not depthwise and len(users) == 1 and _depthwise(gm, users[0]):
             depthwise = len(nodes)
-            nodes.append(found[0])
+            nodes.append(users[0])
         else:
             break
     if not depthwise:
@@ -140,11 +140,11 @@ def _elementwise(gm: fx.GraphModule, node: fx.Node) -> bool:
 def _named(gm: fx.GraphModule, name: str, count: int) -> Splittable | str:
     """The pair that is to be split, or why it cannot be."""
     start = next((node for node in gm.graph.nodes if node.op == "call_module" and node.target == name), None)
-    found = "it is no convolution of this network" if start is None else _pair_at(gm, start)
-    if isinstance(found, str):
-        return found
+    pair = "it is no convolution of this network" if start is None else _pair_at(gm, start)
+    if isinstance(pair, str):
+        return pair
     channels = LayerSpec.of(gm.get_submodule(name)).outputs
-    return f"its {channels} channels do not divide into {count} parts" if channels % count else found
+    return f"its {channels} channels do not divide into {count} parts" if channels % count else pair
 
 
 def _split(gm: fx.GraphModule, pair: Splittable, count: int) -> None:

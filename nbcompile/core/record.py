@@ -15,7 +15,7 @@ from nbcompile.core.errors import CheckpointError
 
 RECORD_FORMAT = 1
 MAX_RECORD_BYTES = 32 * 2**20
-_MAGIC = b"nbcompile"
+_MAGIC = b"nbcompile"  # then the digest of the text, then the text
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -25,6 +25,7 @@ def encode_record(payload: dict[str, Any]) -> Tensor:
     Raises:
         CheckpointError: if it would be larger than :data:`MAX_RECORD_BYTES`.
     """
+    # NaN and Infinity are Python's, not JSON's; the digest is of the very bytes that are read, so no spelling matters.
     text = json.dumps({"format": RECORD_FORMAT, **payload}, separators=(",", ":"), allow_nan=False).encode()
     if len(text) > MAX_RECORD_BYTES:
         raise CheckpointError(f"the record would have {len(text):,} bytes; at most {MAX_RECORD_BYTES:,} are written")
@@ -35,6 +36,7 @@ def is_record(value: object) -> bool:
     """Whether ``value`` looks like a record: a vector of bytes (of any dtype) that starts with the magic word."""
     if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_meta or value.is_quantized:
         return False
+    # By its looks alone, and cheaply: every tensor of a foreign state_dict is asked.
     if value.ndim != 1 or value.numel() < len(_MAGIC) or value.is_complex():
         return False
     return as_bytes(value[: len(_MAGIC)]).numpy().tobytes() == _MAGIC
@@ -61,6 +63,7 @@ def decode_record(value: Tensor, where: str) -> dict[str, Any]:
         raise CheckpointError(
             f"the record '{where}' has {value.numel():,} bytes; at most {MAX_RECORD_BYTES:,} are read"
         )
+    # The checksum goes before the parser: nothing of a changed record is believed, not even its format version.
     raw = as_bytes(value).numpy().tobytes()
     text = raw[len(_MAGIC) + _DIGEST :]
     if hashlib.sha256(text).digest() != raw[len(_MAGIC) : len(_MAGIC) + _DIGEST]:

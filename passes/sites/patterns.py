@@ -76,13 +76,13 @@ def locate(gm: fx.GraphModule, fits: Callable[[nn.Module], bool] = lambda _: Tru
         The pattern's name and the matching nodes in graph order, each layer once; ``("", ())`` where none matches.
     """
     for pattern in PATTERNS:
-        found: dict[nn.Module, Node] = {}
+        matches: dict[nn.Module, Node] = {}
         for node in gm.graph.nodes:
             layer = layer_of(gm, node)
-            if layer is not None and layer not in found and pattern.matches(gm, node) and fits(layer):
-                found[layer] = node
-        if found:
-            return pattern.name, tuple(found.values())
+            if layer is not None and layer not in matches and pattern.matches(gm, node) and fits(layer):
+                matches[layer] = node
+        if matches:
+            return pattern.name, tuple(matches.values())
     return "", ()
 
 

@@ -28,8 +28,8 @@ def select_sites(where: str | Sequence[str], candidates: Sequence[str], layers: 
         return _ruled(str(where), candidates, layers)
     unmatched = [p for p in patterns if not any(fnmatchcase(name, p) for name in layers)]
     if unmatched or not patterns:
-        found = ", ".join(repr(p) for p in unmatched) or "nothing"
-        raise UsageError(f"where: no convolution or linear layer is called {found}; {_offer(candidates, layers)}")
+        named = ", ".join(repr(p) for p in unmatched) or "nothing"
+        raise UsageError(f"where: no convolution or linear layer is called {named}; {_offer(candidates, layers)}")
     return tuple(name for name in layers if any(fnmatchcase(name, p) for p in patterns))
 
 

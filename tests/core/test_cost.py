@@ -314,3 +314,10 @@ def test_what_is_never_read_is_counted_apart() -> None:
     counted = cost(Bare(), torch.ones(1, 3))
     assert counted.unread_params == 1234
     assert [layer.name for layer in counted.layers] == [""]  # the model itself
+
+
+def test_the_inputs_are_left_as_they_were() -> None:
+    x = torch.randn(1, 3, 4, 4)
+    before = x.clone()
+    cost(nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 4, 1)), x)
+    assert torch.equal(x, before)

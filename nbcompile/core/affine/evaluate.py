@@ -6,8 +6,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from nbcompile.core.affine.chains import Join, primitives
 from nbcompile.core.affine.primitive import Context, Primitive
-from nbcompile.core.affine.regions import Join, primitives
 from nbcompile.core.algebra import (
     AffineMap,
     Geometry,
@@ -46,7 +46,7 @@ def evaluate(elements: Sequence[Element], axes: int, channels: int, like: Tensor
             whole, own = _one(element, axes, channels, like), isinstance(element, Primitive)
             continue
         second = _one(element, axes, whole.weight.shape[0], like)
-        if second.groups != second.weight.numel():
+        if second.groups != second.weight.numel():  # per-channel factors scale a weight as it is, without a copy of it
             whole, second = _wide(whole), _wide(second)
         whole, own = _after(whole, second, like.dtype), False
     return identity(channels, axes, like.double()) if whole is None else _wide(whole, copy=own)
@@ -140,15 +140,15 @@ class Outlines:
             self._require_channels(join)
         if any(p.cuts for p in primitives((join,))):  # which channels are cut decides on the groups
             return self._map((join,), channels).geometry
-        found = []
+        geometries = []
         for branch in join.branches:
             geometry: Geometry | None = None
             for i, element in enumerate(branch.elements):
                 geometry = self.extended(branch.elements[:i], geometry, element, channels)
-            found.append(geometry or identity(channels, self._axes, self._context.like(None)).geometry)
-        if any(g.filled for g in found):
+            geometries.append(geometry or identity(channels, self._axes, self._context.like(None)).geometry)
+        if any(g.filled for g in geometries):
             return self._map((join,), channels).geometry
-        return added(*found) if join.dim is None else concatenated(*found)
+        return added(*geometries) if join.dim is None else concatenated(*geometries)
 
     def _map(self, elements: tuple[Element, ...], channels: int) -> AffineMap:
         return evaluate(elements, self._axes, channels, self._context.like(None))

@@ -1,102 +1,18 @@
-"""Affine regions of a graph: chains of affine nodes, and sums and concatenations of chains that start at one value.
+"""Finds the affine regions of a graph, as long as can be.
 
-Values inside a region are read by nothing outside it, so a region can be replaced as a whole. A region is a tree: a
-:class:`Chain` of primitives and of :class:`Join` s, whose branches are chains again.
+Values inside a region are read by nothing outside it, so a region can be replaced as a whole.
 """
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx
 
+from nbcompile.core.affine.chains import Chain, Join, Sum, first_nodes, flattened, nodes_of
 from nbcompile.core.affine.lifter import Lifter
-from nbcompile.core.affine.primitive import ANY_AXES, Primitive
+from nbcompile.core.affine.primitive import Primitive
 from nbcompile.core.graph.nodes import argument, asks_metadata
 from nbcompile.core.graph.operators import ADD, SPLITS, SUB, called, named
-
-
-@dataclass(frozen=True, eq=False)
-class Join:
-    """Parallel branches over one value.
-
-    Attributes:
-        node: gives the sum or the concatenation.
-        branches: without elements where a branch is the value itself.
-        dim: along which they are concatenated; None for a sum.
-        nodes: all nodes that join, ``node`` among them.
-        factors: of the branches of a sum.
-    """
-
-    node: fx.Node
-    branches: tuple["Chain", ...]
-    dim: int | None
-    nodes: tuple[fx.Node, ...]
-    factors: tuple[float, ...]
-
-    @property
-    def axes(self) -> frozenset[int]:
-        """The numbers of spatial axes that all branches fit."""
-        return frozenset.intersection(ANY_AXES, *(branch.axes for branch in self.branches))
-
-
-@dataclass(frozen=True, eq=False)
-class Chain:
-    """Affine maps, one after the other.
-
-    Attributes:
-        base: the value that the first is applied to.
-        elements: first to last.
-    """
-
-    base: fx.Node
-    elements: tuple["Primitive | Join", ...] = ()
-
-    @property
-    def axes(self) -> frozenset[int]:
-        """The numbers of spatial axes that all elements fit."""
-        return frozenset.intersection(ANY_AXES, *(element.axes for element in self.elements))
-
-    def then(self, element: "Primitive | Join") -> "Chain":
-        """The chain, longer by one."""
-        return replace(self, elements=(*self.elements, element))
-
-
-def primitives(chain: Chain | tuple[Primitive | Join, ...]) -> Iterator[Primitive]:
-    """The primitives of a chain or of some of its elements, in the order of reading."""
-    for element in chain.elements if isinstance(chain, Chain) else chain:
-        if isinstance(element, Primitive):
-            yield element
-        else:
-            for branch in element.branches:
-                yield from primitives(branch)
-
-
-def nodes_of(elements: tuple[Primitive | Join, ...]) -> Iterator[fx.Node]:
-    """All nodes of some elements."""
-    for element in elements:
-        if isinstance(element, Primitive):
-            yield from (*element.parts, element.node)
-        else:
-            for branch in element.branches:
-                yield from nodes_of(branch.elements)
-            yield from element.nodes
-
-
-@dataclass(frozen=True)
-class Sum:
-    """A sum of which only some terms can be joined.
-
-    Attributes:
-        node: gives it.
-        nodes: all nodes that add, ``node`` among them.
-        terms: chains; those without elements are values as they are.
-    """
-
-    node: fx.Node
-    nodes: tuple[fx.Node, ...]
-    terms: tuple[Chain, ...]
 
 
 class Regions:
@@ -120,12 +36,12 @@ class Regions:
             self._add(node)
 
     def _add(self, node: fx.Node) -> None:
-        found = self._lifter.lift(node)
-        if isinstance(found, str):
-            self.refused[node] = found
-        elif found is not None:
+        lifted = self._lifter.lift(node)
+        if isinstance(lifted, str):
+            self.refused[node] = lifted
+        elif lifted is not None:
             self.lifted.add(node)
-            self._append(node, found.source, found)
+            self._append(node, lifted.source, lifted)
         elif called(node) in (ADD, SUB):
             self._sum(node)
         elif called(node) is named("cat"):
@@ -134,6 +50,7 @@ class Regions:
     def _append(self, node: fx.Node, source: fx.Node, element: Primitive) -> None:
         """Let the chain that gives ``source`` end at ``node``, or start one there."""
         before = self.chains.get(source)
+        # Who asks x.shape of a value inside the chain can ask the chain's end, if all between keeps shape and dtype.
         asking = {user for user in source.users if asks_metadata(user)} if element.same else set()
         own = {node, *element.parts, *asking}
         inherits = element.same and source in self._asked
@@ -152,17 +69,18 @@ class Regions:
         """
         if source in self._asked and not asked:
             return False
+        # The parts of a split are nodes of their own, which only together read all of it: who reads them counts.
         last = chain.elements[-1]
         parts = set(last.parts) if isinstance(last, Primitive) else set()
         users = {one for user in source.users for one in (user.users if called(user) in SPLITS else (user,))}
         return users <= own | parts and source not in self._lifter.aliasing.changed
 
     def _sum(self, node: fx.Node) -> None:
-        found = self._terms(node)
-        if found is None or node in self._lifter.aliasing.writers:
+        summands = self._terms(node)
+        if summands is None or node in self._lifter.aliasing.writers:
             return
-        terms, factors, nodes = found
-        if len(set(factors)) > 1 or factors[0] != 1:
+        terms, factors, nodes = summands
+        if len(set(factors)) > 1 or factors[0] != 1:  # written anew, such a sum would need its factors: all or nothing
             self._whole(node, tuple(terms), None, nodes, tuple(factors))
             return
         joined = self._joined(node, terms, nodes)
@@ -211,8 +129,8 @@ class Regions:
             return None
         if node in self._lifter.aliasing.writers:
             return None
-        found = self._terms(node)
-        return None if found is None or set(found[1]) != {1} else (found[0], found[2])
+        summands = self._terms(node)
+        return None if summands is None or set(summands[1]) != {1} else (summands[0], summands[2])
 
     def _term(self, operand: fx.Node, node: fx.Node) -> Chain:
         chain = self.chains.get(operand)
@@ -220,13 +138,13 @@ class Regions:
 
     def _joined(self, node: fx.Node, terms: list[Chain], nodes: tuple[fx.Node, ...]) -> list[Chain]:
         """Join the terms that start at one value, until no two do."""
-        while True:
+        while True:  # a joined term goes on from the chain before its base, so it may meet another term there
             counts = Counter(term.base for term in terms)
             base = next((base for base, n in counts.items() if n > 1 and self._varies(base)), None)
             if base is None:
                 return terms
             branches = tuple(term for term in terms if term.base is base)
-            join = _flat(Join(node, branches, None, nodes, (1,) * len(branches)))
+            join = flattened(Join(node, branches, None, nodes, (1,) * len(branches)))
             if not join.axes:
                 return terms
             terms = [*(term for term in terms if term.base is not base), self._from_base(base, join)]
@@ -235,14 +153,14 @@ class Regions:
         self, node: fx.Node, terms: tuple[Chain, ...], dim: int | None, nodes: tuple[fx.Node, ...], factors: Any
     ) -> None:
         """Join all terms, if they start at one value."""
-        join = _flat(Join(node, terms, dim, nodes, factors))
+        join = flattened(Join(node, terms, dim, nodes, factors))
         if len({term.base for term in terms}) == 1 and self._varies(terms[0].base) and join.axes:
             self._take(node, self._from_base(terms[0].base, join))
 
     def _from_base(self, base: fx.Node, join: Join) -> Chain:
         """The chain that ends with ``join``: the one that gives its base goes on, if nothing else reads that."""
         before = self.chains.get(base)
-        if before is not None and self._only(base, before, _firsts(join)) and before.axes & join.axes:
+        if before is not None and self._only(base, before, first_nodes(join)) and before.axes & join.axes:
             return before.then(join)
         return Chain(base, (join,))
 
@@ -259,36 +177,3 @@ class Regions:
             return
         if len(operands) > 1 and all(self._varies(n) for n in operands):
             self._whole(node, tuple(self._term(n, node) for n in operands), dim, (node,), ())
-
-
-def _flat(join: Join) -> Join:
-    """A sum one of whose branches is nothing but a sum, as one sum."""
-    if join.dim is not None:
-        return join
-    branches: list[Chain] = []
-    factors: list[float] = []
-    nodes: list[fx.Node] = []
-    for branch, factor in zip(join.branches, join.factors, strict=True):
-        inner = branch.elements[0] if len(branch.elements) == 1 else None
-        if isinstance(inner, Join) and inner.dim is None:
-            branches += inner.branches
-            factors += [factor * one for one in inner.factors]
-            nodes += inner.nodes
-        else:
-            branches.append(branch)
-            factors.append(factor)
-    return replace(join, branches=tuple(branches), factors=tuple(factors), nodes=(*nodes, *join.nodes))
-
-
-def _firsts(join: Join) -> set[fx.Node]:
-    """The nodes of a join that read the value it starts at."""
-    found: set[fx.Node] = set()
-    for branch in join.branches:
-        first = branch.elements[0] if branch.elements else None
-        if first is None:
-            found.update(join.nodes)
-        elif isinstance(first, Primitive):
-            found.update((first.node, *first.parts))
-        else:
-            found |= _firsts(first)
-    return found

@@ -104,13 +104,15 @@ def shift_fits(shift: Tensor | None, value: Tensor | None) -> bool:
 
 def _refuse_inner_border(first: Geometry, second: Geometry, fits: bool) -> None:
     """Axis by axis: the first layer must carry the second one's padding through to its own input (R4, R5)."""
+    # The second layer reads a ring that the first did not compute: its own padding. One layer computes that ring as all
+    # else, from the input: so the first layer, on the ring around the input, must give just what the second pads with.
     padded = [axis for axis, sides in enumerate(second.padding) if any(sides)]
     if not padded:
         return
     mode = second.padding_mode
     if first.pads and first.padding_mode != mode:
         raise NotExact(f"the layers pad by '{first.padding_mode}' and by '{mode}', which no one layer does")
-    if any(first.kernel[axis] > 1 for axis in padded):
+    if any(first.kernel[axis] > 1 for axis in padded):  # near the ring, it would read some of the input, too
         raise NotExact(
             f"the second layer pads by '{mode}' between two kernels {first.kernel} and {second.kernel}: "
             "the merged layer would differ at the border"
@@ -120,11 +122,12 @@ def _refuse_inner_border(first: Geometry, second: Geometry, fits: bool) -> None:
             "the second layer pads with a value that is not what the first gives there: the merged layer would differ "
             "at the border"
         )
-    if mode == "zeros" and not fits and first.bias:
+    if mode == "zeros" and not fits and first.bias:  # 1×1 of zeros is the bias, not zero
         raise NotExact(
             "the second layer pads with zeros but the first adds a bias: the merged layer would differ at the "
             "border; pad before the first layer instead"
         )
+    # Reflected and repeated values stay in their order through a 1×1, but not through a stride or a ring of their own.
     if mode != "zeros" and any(first.stride[axis] > 1 or any(first.padding[axis]) for axis in padded):
         raise NotExact(
             f"the second layer pads by '{mode}' where the first strides or pads: "
@@ -133,6 +136,7 @@ def _refuse_inner_border(first: Geometry, second: Geometry, fits: bool) -> None:
 
 
 def _refuse_transposed(first: Geometry, second: Geometry, fits: bool) -> None:
+    # Of a transposed map every output position sums another set of taps; a pointwise one has no positions to disturb.
     if not (second if first.transposed else first).pointwise:
         raise NotExact("a transposed convolution merges only with a pointwise layer of stride 1 that pads nothing")
     if second.transposed and first.bias and not fits:
@@ -155,6 +159,7 @@ def _full_convolution(first: AffineMap, second: AffineMap, whole: Geometry) -> T
     if prod(first.kernel) == 1 or prod(second.kernel) == 1:  # no two meet
         return _products(first, second.weight, second.groups).reshape(shape)
     weight = first.weight.new_zeros(shape)
+    # Tap j of the second reads s * d * j of the first's positions further: so far apart its products lie in the whole.
     steps = [d * s // unit for d, s, unit in zip(second.dilation, first.stride, whole.dilation, strict=True)]
     holes = [d // unit for d, unit in zip(first.dilation, whole.dilation, strict=True)]
     for tap in product(*[range(k) for k in second.kernel]):

@@ -77,6 +77,8 @@ def concatenate(*branches: AffineMap) -> AffineMap:
 def _aligned(branches: Sequence[Geometry], fills_agree: bool) -> Geometry:
     """The geometry whose kernel holds every branch's, tap on tap; its outputs and groups are the first one's."""
     _refuse_different(branches, fills_agree)
+    # All kernels are laid on one grid of taps: its unit is what divides every dilation and every distance between first
+    # taps, its ends are the outermost taps of any branch. What a smaller kernel pads less, it leaves as zero taps.
     first = branches[0]
     dilation, kernel, padding, beyond = [], [], [], []
     for axis, slack in enumerate(_slack(first)):
@@ -115,6 +117,7 @@ def _refuse_different(branches: Sequence[Geometry], fills_agree: bool) -> None:
         raise NotExact("one branch is a transposed convolution, the other is not")
     if len({_slack(m) for m in branches}) > 1:
         raise NotExact("the branches give maps of different sizes")
+    # A branch that pads nothing reads only the input, and zero taps of it in the ring: any mode suits it.
     padders = [m for m in branches if m.pads]
     modes = sorted({m.padding_mode for m in padders})
     if len(modes) > 1:
@@ -123,8 +126,8 @@ def _refuse_different(branches: Sequence[Geometry], fills_agree: bool) -> None:
         raise NotExact("the branches pad with different values")
 
 
-def _refuse_unequal(what: str, found: Iterable[Any]) -> None:
-    different = list(dict.fromkeys(found))
+def _refuse_unequal(what: str, values: Iterable[Any]) -> None:
+    different = list(dict.fromkeys(values))
     if len(different) > 1:
         raise NotExact("the branches have " + what.format(f"{different[0]} and {different[1]}"))
 

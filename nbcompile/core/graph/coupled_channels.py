@@ -82,6 +82,7 @@ class _Search:
         elif layer is None and self._ties(node, sources):
             self._tie(node, sources)
         elif layer is None and (gated := gated_value(self.gm, node, self.shapes)) is not None:
+            # A sigmoid does not commute, so its side keeps its values; the product has the factors of the other side.
             self._refuse(next(n for n in sources if n is not gated), f"'{_name(node)}' multiplies by it")
             self._tie(node, [gated])
         else:
@@ -118,15 +119,17 @@ class _Search:
         first, shape = sources[0], self.shapes.of(node)
         if shape is None or not self.of[first].channels:
             return False
-        if called(node) is ADD:
+        if called(node) is ADD:  # s * a + s * b: both summands have the same factors, or the sum has none
             alike = {
                 (self.axis[n], self.repeats[n], self.of[n].channels, len(self.shapes.of(n) or ())) for n in sources
             }
+            # Not x + x, which has one source, nor x + 1: a literal takes no factors.
             return len(alike) == 1 and len(sources) == len([a for a in node.args[:2] if isinstance(a, fx.Node)]) == 2
         if len(sources) != 1:
             return False
         if commutes_anywhere(self.gm, node):
             return True
+        # The others look at neighbours: within a map all elements must have one factor, so channels are dimension 1.
         before = cast(tuple[int, ...], self.shapes.of(first))
         flat = operator_of(self.gm, node).reshapes and shape == (before[0], prod(before[1:]))
         return self.axis[first] == 1 and (flat or commutes_on_maps(self.gm, node, len(before)))
@@ -138,6 +141,7 @@ class _Search:
         junction = self.of[first]
         self.of[node], self.axis[node] = junction, self.axis[first]
         before, after = self.shapes.of(first) or (), self.shapes.of(node) or ()
+        # Flattened, a channel is as many features in a row as its map had positions; the reader's columns come so.
         flat = len(after) == 2 < len(before) and after[1] != before[1]
         self.repeats[node] = self.repeats[first] * (prod(before[2:]) if flat else 1)
         if clip := clip_of(self.gm, node):

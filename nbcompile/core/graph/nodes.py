@@ -40,7 +40,10 @@ def module_of(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 
 def operator_of(gm: fx.GraphModule, node: fx.Node) -> Operator:
     """What ``node`` computes; ``UNKNOWN`` where its module may compute something else than its class does."""
-    module = module_of(gm, node)
+    return _operator(node, module_of(gm, node))
+
+
+def _operator(node: fx.Node, module: nn.Module | None) -> Operator:
     if module is None:
         return called(node)
     return UNKNOWN if why_changed(module) else of_module(module)
@@ -53,9 +56,9 @@ def layer_of(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 
 
 def norm_of(gm: fx.GraphModule, node: fx.Node) -> Norm | None:
-    """The normalisation that ``node`` computes, as a module or as ``F.batch_norm``, or None."""
+    """The normalisation that ``node`` computes, as a module or as a function, or None."""
     module = module_of(gm, node)
-    if not operator_of(gm, node).norm:
+    if not _operator(node, module).norm:
         return None
     if isinstance(module, _BatchNorm):
         tracked = None if module.running_mean is None else f"{node.target}.running_mean"
@@ -72,7 +75,8 @@ def norm_of(gm: fx.GraphModule, node: fx.Node) -> Norm | None:
 
 def activation_of(gm: fx.GraphModule, node: fx.Node) -> Activation | str | None:
     """The activation that ``node`` computes: one that can be linearised, else its class name, else None."""
-    does, module = operator_of(gm, node), module_of(gm, node)
+    module = module_of(gm, node)
+    does = _operator(node, module)
     if module is not None:
         return (Activation.of(module) or type(module).__name__) if does.activation else None
     match does.name:
@@ -113,15 +117,15 @@ def passes_through(gm: fx.GraphModule, node: fx.Node) -> bool:
 
 def settled(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     """``node``, or the last of the identities that alone read it."""
-    while len(found := readers(node)) == 1 and passes_through(gm, found[0]):
-        node = found[0]
+    while len(who := readers(node)) == 1 and passes_through(gm, who[0]):
+        node = who[0]
     return node
 
 
 def after(gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     """The only reader of ``node``, seen through identities; None where there are several or none."""
-    found = readers(settled(gm, node))
-    return found[0] if len(found) == 1 else None
+    who = readers(settled(gm, node))
+    return who[0] if len(who) == 1 else None
 
 
 def downstream(nodes: list[fx.Node], *, up: bool = False) -> Iterator[fx.Node]:
@@ -140,12 +144,12 @@ def downstream(nodes: list[fx.Node], *, up: bool = False) -> Iterator[fx.Node]:
 
 def calls(gm: fx.GraphModule) -> dict[nn.Module, list[fx.Node]]:
     """The nodes that call each leaf module, whatever name they call it by."""
-    found: dict[nn.Module, list[fx.Node]] = {}
+    callers: dict[nn.Module, list[fx.Node]] = {}
     for node in gm.graph.nodes:
         module = module_of(gm, node)
         if module is not None:
-            found.setdefault(module, []).append(node)
-    return found
+            callers.setdefault(module, []).append(node)
+    return callers
 
 
 def aliases(model: nn.Module, module: nn.Module) -> tuple[str, ...]:

@@ -46,19 +46,19 @@ def offsets(buffers: Sequence[Buffer]) -> list[int]:
         buffers: in the order in which TFLite Micro adds them: tensors by index, then kernels' scratch memory. Of
             buffers of equal size, the planner places those first that were added last.
     """
-    found = [0] * len(buffers)
+    starts = [0] * len(buffers)
     placed: list[int] = []  # in ascending order of offset
     for i in sorted(range(len(buffers) - 1, -1, -1), key=lambda i: -buffers[i].size):
         end = 0
         for j in placed:
             if buffers[j].first > buffers[i].last or buffers[i].first > buffers[j].last:
                 continue
-            if found[j] - end >= buffers[i].size:
+            if starts[j] - end >= buffers[i].size:
                 break
-            end = max(end, found[j] + buffers[j].size)
-        found[i] = end
-        placed = sorted([*placed, i], key=lambda j: found[j])
-    return found
+            end = max(end, starts[j] + buffers[j].size)
+        starts[i] = end
+        placed = sorted([*placed, i], key=lambda j: starts[j])
+    return starts
 
 
 def height(buffers: Sequence[Buffer]) -> int:

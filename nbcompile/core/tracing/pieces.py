@@ -62,12 +62,12 @@ def pieces(model: nn.Module, inputs: Inputs | None = None) -> tuple[Piece, ...]:
     seen_calls = None if inputs is None else watch_calls(model, inputs)
     search = _Search(seen_calls)
     search.visit("", model)
-    if not search.found:
+    if not search.pieces:
         raise search.failure or CaptureError(
             f"nothing in {type(model).__name__} can be captured: no part of it that holds a convolution or linear "
             "layer is called in one way, with tensors, and carries no hooks"
         )
-    return tuple(search.found)
+    return tuple(search.pieces)
 
 
 def assemble(tree: nn.Module, compiled: dict[Piece, fx.GraphModule]) -> nn.Module:
@@ -97,7 +97,7 @@ class _Search:
     """Walks down from a model to its pieces, each module once."""
 
     def __init__(self, calls: dict[nn.Module, Call] | None) -> None:
-        self.found: list[Piece] = []
+        self.pieces: list[Piece] = []
         self.failure: CaptureError | None = None
         self._calls = calls
         self._visited: set[nn.Module] = set()
@@ -123,7 +123,7 @@ class _Search:
             for node, dimensions in zip(graph.graph.find_nodes(op="placeholder"), call.dimensions, strict=False):
                 node.meta[DIMENSIONS] = dimensions
         if not name or _computes_layers(graph):
-            self.found.append(Piece(name, graph, call))
+            self.pieces.append(Piece(name, graph, call))
         return graph
 
     def _call(self, name: str, module: nn.Module) -> Call | None:

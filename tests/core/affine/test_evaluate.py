@@ -8,9 +8,10 @@ from hypothesis import event, given, settings
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nbcompile.core.affine.chains import Chain, Join
 from nbcompile.core.affine.evaluate import Element, Outlines, evaluate
 from nbcompile.core.affine.lifter import Lifter
-from nbcompile.core.affine.regions import Chain, Join, Regions
+from nbcompile.core.affine.regions import Regions
 from nbcompile.core.algebra import Geometry, NotExact
 from nbcompile.core.graph.shapes import Shapes
 from nbcompile.core.numerics import relative_error

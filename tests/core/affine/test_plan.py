@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nbcompile import zoo
+from nbcompile.core.affine.chains import Join, primitives
 from nbcompile.core.affine.cost_law import Expense
 from nbcompile.core.affine.lifter import Lifter
-from nbcompile.core.affine.plan import Plan, Planner
-from nbcompile.core.affine.regions import Join, Regions, primitives
+from nbcompile.core.affine.plan import Plan
+from nbcompile.core.affine.planner import Planner
+from nbcompile.core.affine.regions import Regions
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.graph.shapes import Shapes
 from nbcompile.core.tracing.capture import capture

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from nbcompile.core.affine.chains import Chain, Join, nodes_of, primitives
 from nbcompile.core.affine.lifter import Lifter
 from nbcompile.core.affine.primitive import Primitive
-from nbcompile.core.affine.regions import Chain, Join, Regions, nodes_of, primitives
+from nbcompile.core.affine.regions import Regions
 from nbcompile.core.graph.nodes import asks_metadata
 from nbcompile.core.graph.operators import SPLITS, called
 from tests.core.affine.lifts import Written, conv, lifter

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from nbcompile.core.graph.coupled_channels import GIVEN_OUT, Clip, Junction, Reader, clip_of, junctions, why_fixed
+from nbcompile.core.graph.coupled_channels import GIVEN_OUT, Junction, Reader, junctions
+from nbcompile.core.graph.factors import Clip, clip_of, why_fixed
 from nbcompile.core.graph.nodes import calls
 from nbcompile.core.graph.shapes import Shapes
 from nbcompile.core.numerics import relative_error
