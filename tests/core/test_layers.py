@@ -46,6 +46,14 @@ def test_a_layer_is_its_spec_and_its_map(layer: nn.Module) -> None:
     assert rebuilt(x.float()).shape == layer(x).shape
 
 
+@pytest.mark.parametrize("wanted", [torch.float16, torch.float64])
+@pytest.mark.parametrize("layer", [Scale(4, 2), nn.BatchNorm2d(4), *LAYERS[1:4], *LAYERS[9:10]], ids=str)
+def test_a_map_has_the_dtype_that_is_asked_for(layer: nn.Module, wanted: torch.dtype) -> None:
+    m = lift(layer, wanted, 2)
+    assert m.weight.dtype == wanted
+    assert m.bias is None or m.bias.dtype == wanted
+
+
 @pytest.mark.parametrize("axes", [1, 2, 3])
 def test_norms_and_scales_lift(axes: int) -> None:
     x = torch.randn(2, 4, *SIZES[axes], dtype=torch.float64)

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from nbcompile.core.graph.channel_ranges import channel_ranges
+from nbcompile.core.graph.channel_ranges import ChannelRange, channel_ranges
 from nbcompile.core.numerics import relative_error
 from nbcompile.core.tracing.capture import capture
 from nbcompile.passes.absorb_bias import AbsorbBias
@@ -117,3 +117,22 @@ def test_leaves_alone_and_says_why(model: nn.Module, reason: str) -> None:
 def test_nothing_to_absorb(model: nn.Module) -> None:
     result = check_pass(pass_for(model)[1], model, X)
     assert (result.rewritten, result.skipped) == ((), ())
+
+
+def test_which_channels_have_something_to_absorb() -> None:
+    """A clip that is only just reached cuts nothing; a thousandth of the range is not worth it."""
+    low, high = torch.tensor([1.0, 0.0, -1.0, 0.0059, 0.0061, 2.0]), torch.tensor([6.0, 6.0, 6.0, 6.0, 6.0, 6.001])
+    result = AbsorbBias({"act": ChannelRange(low, high)})(capture(Net(nn.ReLU6()), 1))
+    assert result.how == ("a: up to 1 in 2 channels",)
+    plain = AbsorbBias({"act": ChannelRange(low, high)})(capture(Net(nn.ReLU()), 1))
+    assert plain.how == ("a: up to 2 in 3 channels",)
+
+
+def test_layers_are_called_by_their_qualified_names() -> None:
+    model = nn.Sequential(Shared())
+    result = check_pass(pass_for(model)[1], model, X)
+    assert [(skip.name, skip.reason) for skip in result.skipped] == [("0.a", "'0.b' reads it: it is called 2 times")]
+    model = nn.Sequential(Net())
+    result = check_pass(pass_for(model)[1], model, X, repeatable=False)
+    assert result.rewritten == ("0.a",)
+    assert result.how[0].startswith("0.a: up to ")

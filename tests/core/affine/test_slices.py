@@ -35,6 +35,7 @@ NO_CUT = r"^'getitem.*' cannot be seen to cut channels: fuse with an example_inp
 def test_slices(forward: Forward) -> None:
     one = primitive(forward, X)
     m = one.map(2, 4)
+    assert one.name == one.node.name
     assert one.geometry(2, 4) == m.geometry
     torch.testing.assert_close(to_layer(m, X)(X), forward(None, X), rtol=0, atol=1e-15)
 

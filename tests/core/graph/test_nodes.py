@@ -177,6 +177,17 @@ def test_functions_that_are_norms() -> None:
         gm = capture(FunctionalNorm(training=training), 1)
         found = next(n for n in gm.graph.nodes if n.target is F.batch_norm)
         assert norm_of(gm, found) == Norm(True, key, 0.01, 0.3)
+    graph = fx.Graph()
+    x, mean, var = graph.placeholder("x"), graph.get_attr("mean"), graph.get_attr("var")
+    root = {"mean": torch.zeros(4), "var": torch.ones(4)}
+    for rest, expected in (
+        ((None, None, False, 0.3, 0.01), Norm(True, "mean", 0.01, 0.3)),
+        ((None, None, False, None, 0.01), Norm(True, "mean", 0.01, None)),
+        ((None, None, True), Norm(True, None)),
+        ((), Norm(True, "mean", 1e-5, 0.1)),
+    ):
+        normed = graph.call_function(F.batch_norm, (x, mean, var, *rest))
+        assert norm_of(fx.GraphModule(root, graph), normed) == expected
     for function in (F.layer_norm, F.rms_norm, torch.layer_norm):
         graph = fx.Graph()
         normed = graph.call_function(function, (graph.placeholder("x"), (4,)))

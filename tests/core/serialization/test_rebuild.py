@@ -34,6 +34,7 @@ class Net(nn.Module):
         super().__init__()
         self.body = nn.ModuleDict({"conv": nn.Conv2d(3, 4, 3, padding=1), "norm": nn.BatchNorm2d(4)})
         self.again = nn.Conv2d(4, 4, 1, bias=False)
+        self.twin = self.body
         self.tied = nn.Conv2d(4, 4, 1, bias=False)
         self.tied.weight = self.again.weight
         self.scale = nn.Parameter(torch.rand(4, 1, 1))
@@ -78,6 +79,8 @@ def test_the_stand_in_is_the_model(model: Net, record: Record) -> None:
     assert not any(module.training for module in stand_in.modules())
     assert not any(t.is_meta for t in (*stand_in.parameters(), *stand_in.buffers()))
     assert (origin_of(stand_in), type(stand_in).__name__) == (ORIGIN, "StandIn")
+    assert record["aliases"] == {"twin": "body"}  # and nothing that is inside it
+    assert stand_in.get_submodule("twin.norm") is stand_in.get_submodule("body.norm")
 
 
 def test_weights_of_another_dtype(model: Net, record: Record) -> None:
@@ -117,8 +120,8 @@ def change(key: str, value: Any) -> Callable[[Record, dict[str, Tensor]], None]:
             "the weights are not those of the recorded model: the file lacks 'gain' (1 such)",
         ),
         (
-            lambda r, t: (t.pop("gain"), t.pop("body.norm.bias"), t.update(zz=torch.zeros(1), more=torch.zeros(1))),
-            "the weights are not those of the recorded model: the file lacks 'body.norm.bias' (2 such) and has an "
+            lambda r, t: (t.pop("gain"), t.pop("head.bias"), t.update(zz=torch.zeros(1), more=torch.zeros(1))),
+            "the weights are not those of the recorded model: the file lacks 'gain' (2 such) and has an "
             "unknown 'more' (2 such)",
         ),
         (
@@ -142,6 +145,8 @@ def change(key: str, value: Any) -> Callable[[Record, dict[str, Tensor]], None]:
         (change("constants", None), "the record has no 'constants'"),
         (change("aliases", {"training": "head"}), "'training' has a name that torch's modules need for themselves"),
         (change("aliases", {"a.graph": "head"}), None),
+        (change("aliases", {"graph": "head"}), "'graph' has a name that torch's modules need for themselves"),
+        (change("aliases", {"graph.a.b": "head"}), "'graph.a.b' has a name that torch's modules need for themselves"),
         (change("aliases", {"graph.a": "head"}), "'graph.a' has a name that torch's modules need for themselves"),
         (change("aliases", {"a.forward.b": "head"}), "'a.forward.b' has a name that torch's modules need"),
         (change("keys", None), "the record has no 'keys'"),
