@@ -144,6 +144,7 @@ UNTOLD = "how many channels 'relu' has cannot be told"
         (lambda m, x: m.a(x * m.f), UNTOLD, None, UNTOLD),
         (lambda m, x: m.n(x * m.f) + m.a(x * m.f), UNTOLD, None, UNTOLD),
         (lambda m, x: m.a(x * m.f + x * m.f * 2), UNTOLD, None, UNTOLD),
+        (lambda m, x: x + m.a(x * m.f), UNTOLD, None, UNTOLD),
         (lambda m, x: m.a(x + x * m.f), UNTOLD, None, UNTOLD),
         (lambda m, x: m.a(x * 2), None, None, None),
         (lambda m, x: m.a(x + x * 2), None, None, None),
