@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One thread a process: the suite runs one process a core.
 ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: setup demo docs test test-slow lint types clean
+.PHONY: setup demo docs test test-slow test-lowest lint types clean
 
 setup: $(VENV)/.done
 
@@ -27,6 +27,10 @@ test-slow: setup
 # A warning fails. The variable silences an advertisement that mkdocs-material prints.
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# What pyproject.toml allows, at its lowest: 10 GB for a while, and half an hour on two cores.
+test-lowest:
+	PYTHON=$(PYTHON) bash tests/lowest_versions.sh
 
 lint: setup
 	$(BIN)/ruff check .
