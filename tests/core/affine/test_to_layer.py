@@ -10,27 +10,9 @@ from torch import nn
 
 from nbcompile.core.affine.to_layer import to_layer, why_no_one_layer, why_rounding_loses
 from nbcompile.core.algebra import AffineMap
-from tests.core.algebra.maps import Axis, error, fitting, make, maps, normal, run, transposed
+from tests.core.algebra.maps import Axis, any_map, error, fitting, make, normal, run, transposed
 
 LIKE = torch.empty(0, dtype=torch.float64)
-
-
-@st.composite
-def any_map(draw: st.DrawFn) -> AffineMap:
-    axes = draw(st.integers(0, 3))
-    inputs, outputs = draw(st.sampled_from(((2, 6), (6, 6), (6, 3))))
-    if not axes:
-        return make(
-            inputs, outputs, [], draw(st.sampled_from((1, 1, 3) if inputs == 6 else (1, 2))), draw(st.booleans())
-        )
-    mode = draw(st.sampled_from(("zeros", "zeros", "reflect", "replicate", "circular")))
-    m = draw(maps(axes, inputs, outputs, pads=True, mode=mode))
-    if draw(st.booleans()):  # else most pad their sides by different amounts
-        sides = [draw(st.sampled_from([(0, 0), (1, 1), (2, 2), (r // 2, r - r // 2)])) for r in m.geometry.reach]
-        m = replace(m, padding=tuple(sides), padding_mode=mode if any(map(any, sides)) else "zeros")
-    if draw(st.sampled_from((False, False, True))):
-        return transposed(m, tuple(draw(st.integers(0, 3)) for _ in range(axes)))
-    return m
 
 
 @settings(max_examples=150)

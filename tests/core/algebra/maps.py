@@ -157,3 +157,22 @@ def maps(draw: st.DrawFn, axes: int, inputs: int, outputs: int, pads: bool, mode
     groups = draw(st.sampled_from([g for g in (1, 2, 3, 6) if gcd(inputs, outputs) % g == 0]))
     shape = [draw(axis_of(LARGEST[axes], pads)) for _ in range(axes)]
     return make(inputs, outputs, shape, groups, draw(st.booleans()), mode)
+
+
+@st.composite
+def any_map(draw: st.DrawFn) -> AffineMap:
+    """Of any number of axes, transposed or not; most are what one layer can be."""
+    axes = draw(st.integers(0, 3))
+    inputs, outputs = draw(st.sampled_from(((2, 6), (6, 6), (6, 3))))
+    if not axes:
+        return make(
+            inputs, outputs, [], draw(st.sampled_from((1, 1, 3) if inputs == 6 else (1, 2))), draw(st.booleans())
+        )
+    mode = draw(st.sampled_from(("zeros", "zeros", "reflect", "replicate", "circular")))
+    m = draw(maps(axes, inputs, outputs, pads=True, mode=mode))
+    if draw(st.booleans()):  # else most pad their sides by different amounts
+        sides = [draw(st.sampled_from([(0, 0), (1, 1), (2, 2), (r // 2, r - r // 2)])) for r in m.geometry.reach]
+        m = replace(m, padding=tuple(sides), padding_mode=mode if any(map(any, sides)) else "zeros")
+    if draw(st.sampled_from((False, False, True))):
+        return transposed(m, tuple(draw(st.integers(0, 3)) for _ in range(axes)))
+    return m
