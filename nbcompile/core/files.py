@@ -70,6 +70,11 @@ def check_target(path: str | os.PathLike[str]) -> None:
         pass
 
 
+def with_slashes(path: str) -> str:
+    """``path`` with ``/`` between its folders, on Windows, too: to look for the place of a module in it."""
+    return path.replace("\\", "/")
+
+
 @contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
     """A new empty temporary of ``target``; it is removed, if it is still there, when the block ends."""

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs, change_tensors
+from nbcompile.core.files import with_slashes
 from nbcompile.exporters.to_tflite.lower.ops.table import HANDLERS
 
 
@@ -75,7 +76,7 @@ def place(node: fx.Node) -> str:
     """File and line of the call in the user's own code, if they are known: `` at net.py:12``."""
     lines = [line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines()]
     for line in reversed(lines):
-        if line.startswith('File "') and "/torch/" not in line and "eval_with_key" not in line:
+        if line.startswith('File "') and "/torch/" not in with_slashes(line) and "eval_with_key" not in line:
             file, _, rest = line.removeprefix('File "').partition('", line ')
             return f" at {file}:{rest.partition(',')[0]}"
     return ""

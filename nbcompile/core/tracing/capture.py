@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from nbcompile.core.errors import CaptureError
+from nbcompile.core.files import with_slashes
 from nbcompile.core.running import eval_mode
 from nbcompile.core.tracing.call import Call
 from nbcompile.core.tracing.tracer import Tracer, is_leaf
@@ -74,6 +75,6 @@ def _where(error: Exception) -> str:
     """File and line of the innermost frame that is the model's, not torch's."""
     frames = traceback.extract_tb(error.__traceback__)
     others = ("/torch/fx/", "/torch/nn/modules/module", "/nbcompile/core/")
-    own = [f for f in frames if not any(other in f.filename for other in others)]
+    own = [f for f in frames if not any(other in with_slashes(f.filename) for other in others)]
     frame = (own or list(frames))[-1]
     return f"{frame.filename}:{frame.lineno} in {frame.name}"

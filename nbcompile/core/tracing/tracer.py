@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from nbcompile.core.blocks import Expanded
+from nbcompile.core.files import with_slashes
 from nbcompile.core.layers import why_changed, why_no_layer
 from nbcompile.core.tracing.call import Call
 
@@ -109,7 +110,7 @@ class Tracer(fx.Tracer):
         fx's own ``trace_asserts`` does not recognise the bytecode of Python 3.11 and later.
         """
         frame = sys._getframe(1)
-        while "/torch/fx/" in frame.f_code.co_filename and frame.f_back is not None:
+        while "/torch/fx/" in with_slashes(frame.f_code.co_filename) and frame.f_back is not None:
             frame = frame.f_back
         if _is_assert(frame.f_code, frame.f_lasti):
             return True

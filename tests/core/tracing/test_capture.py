@@ -1,3 +1,4 @@
+import re
 from typing import Any
 
 import pytest
@@ -307,3 +308,16 @@ def test_an_assert_on_a_shape_is_no_control_flow(how: str) -> None:
 def test_a_choice_that_raises_is_control_flow() -> None:
     with pytest.raises(CaptureError, match=r"asserting\.py:\d+ in forward"):
         capture(asserting("choice"))
+
+
+@pytest.mark.parametrize("file", ["/env/torch/fx/proxy.py", r"C:\env\torch\fx\proxy.py"])
+def test_the_place_of_a_failure_is_the_models_on_windows_too(file: str) -> None:
+    space: dict[str, Any] = {}
+    exec(compile("def ask(x):\n    return bool(x.sum() > 0)", file, "exec"), space)
+
+    class Asking(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if space["ask"](x) else -x
+
+    with pytest.raises(CaptureError, match=rf"{re.escape(__file__)}:\d+ in forward"):
+        capture(Asking())

@@ -12,6 +12,7 @@ from nbcompile.core.errors import ExportError
 from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.lower import lowering
+from nbcompile.exporters.to_tflite.lower.capture import place
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from tests.exporters.to_tflite.lowered import Net, lowered, names, operators, outputs
 
@@ -283,6 +284,15 @@ def test_the_place_in_the_code_is_the_users() -> None:
 
     with pytest.raises(ExportError, match=re.escape(f"in layer '0' at {Path(__file__)}:")):
         float_model(nn.Sequential(Mine()), (torch.randn(1, 3),))
+
+
+def test_the_place_in_the_code_is_not_torchs_on_windows_either() -> None:
+    node = torch.fx.Graph().placeholder("x")
+    node.meta["stack_trace"] = (
+        '  File "C:\\mine\\net.py", line 12, in forward\n    x = F.relu(x)\n'
+        '  File "C:\\env\\torch\\nn\\functional.py", line 34, in relu\n    return torch.relu(x)\n'
+    )
+    assert place(node) == r" at C:\mine\net.py:12"
 
 
 @pytest.mark.parametrize(
