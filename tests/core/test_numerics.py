@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nbcompile.core.errors import PreconditionError, UsageError
-from nbcompile.core.numerics import flatten, is_finite, relative_error, tolerance
+from nbcompile.core.numerics import flatten, is_finite, own_rounding, relative_error, tolerance
 
 
 @dataclass
@@ -123,3 +123,30 @@ def test_not_finite_anywhere_is_found() -> None:
     assert is_finite(fine)
     for bad in (torch.nan, torch.inf, -torch.inf):
         assert not is_finite((fine, torch.tensor([0.0, bad])))
+
+
+class Looked(nn.Module):
+    """Indices stay indices."""
+
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.table, self.linear, self.dtype = nn.Embedding(5, 3), nn.Linear(3, 3), dtype
+
+    def forward(self, at: Tensor, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(self.table(at) + x)
+        return y if self.dtype is None else y + torch.eye(3, dtype=self.dtype) @ x.to(torch.float32)
+
+
+def test_what_a_networks_own_arithmetic_rounds() -> None:
+    inputs = (torch.tensor([1, 4]), torch.rand(3, 2, 3))
+    model = Looked().eval()
+    cases = [(inputs, model(*inputs)), ((inputs[0], torch.rand(2, 3)), torch.full((2, 3), 9.0))]
+    assert 0 < own_rounding(model, cases[:1]) < 1e-6
+    assert own_rounding(model, cases) == own_rounding(model, cases[::-1]) > 0.5  # the largest of all
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert own_rounding(model, []) == 0
+
+
+def test_a_network_that_cannot_run_in_float64() -> None:
+    inputs = (torch.tensor([1, 4, 2]), torch.rand(3, 3))
+    assert own_rounding(Looked(torch.float16), [(inputs, torch.zeros(3, 3))]) == 0

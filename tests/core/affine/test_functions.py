@@ -137,6 +137,8 @@ NO_STATISTICS = "it has no running statistics: it normalises by the batch, also 
         (lambda m, x: F.conv2d(x, x[:, :, :1, :1]), "its weight depends on the input"),
         (lambda m, x: F.conv2d(x, m.w, x.mean((0, 2, 3))), "its weight depends on the input"),
         (lambda m, x: F.linear(x, x[0, 0]), "its weight depends on the input"),
+        (lambda m, x: F.linear(x, m.w[0, 0], x[0, 0, 0]), "its weight depends on the input"),
+        (lambda m, x: F.linear(x, m.w[0, 0], bias=x[0, 0, 0]), "its weight depends on the input"),
         (lambda m, x: F.conv2d(x, m.w.int()), "its weight is int32, not floating point"),
         (lambda m, x: F.conv2d(x, m.w) + F.conv2d(x, m.w), None),
         (lambda m, x: F.conv2d(F.conv2d(x, m.w), m.w), "'conv2d_1' shares its weights"),

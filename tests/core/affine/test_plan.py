@@ -191,6 +191,8 @@ def test_plans_add_up() -> None:
     both = one + two
     assert (both.expense, both.expense.vectors) == (one.expense + two.expense, 4 + 2)
     assert both.merges == one.merges + two.merges
+    alone = {"it is one layer already", "no convolution or linear layer is among them"}  # each for itself
+    assert {refusal.reason for refusal in one.refusals} == alone
     assert (both.regroupings, both.refusals) == ([], one.refusals + two.refusals)
     assert (both + one).refusals == one.refusals + two.refusals + one.refusals
     assert len((both + one).merges) == 3

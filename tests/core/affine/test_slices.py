@@ -24,6 +24,8 @@ NO_CUT = r"^'getitem.*' cannot be seen to cut channels: fuse with an example_inp
         lambda m, x: x[:, :],
         lambda m, x: x.chunk(3, 1)[1],
         lambda m, x: torch.chunk(x, 2, dim=1)[0],
+        lambda m, x: torch.chunk(x, dim=1, chunks=3)[0],
+        lambda m, x: x.split(split_size=3, dim=1)[0],
         lambda m, x: x.split(3, 1)[1],
         lambda m, x: torch.split(x, [1, 2, 1], 1)[-2],
         lambda m, x: torch.tensor_split(x, (1, 3), 1)[1],

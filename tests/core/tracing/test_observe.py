@@ -169,3 +169,10 @@ def test_a_leaf_that_fails_and_is_caught_hides_nothing() -> None:
     gm = observe(Catches(), (torch.ones(1, 3),))
     (output,) = gm.graph.find_nodes(op="output")
     assert [node.name for node in output.all_input_nodes] == ["relu"]
+
+
+def test_what_a_leaf_calls_gets_its_keywords() -> None:
+    """``ceil_mode`` is one: without it the map, and what the linear layer takes, would be smaller."""
+    model = nn.Sequential(nn.MaxPool2d(2, ceil_mode=True), nn.Flatten(), nn.Linear(3 * 3, 2))
+    gm = observe(model, (torch.rand(1, 1, 5, 5),))
+    assert [node.target for node in gm.graph.find_nodes(op="call_module")] == ["0", "1", "2"]
