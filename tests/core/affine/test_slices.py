@@ -37,7 +37,7 @@ NO_CUT = r"^'getitem.*' cannot be seen to cut channels: fuse with an example_inp
 def test_slices(forward: Forward) -> None:
     one = primitive(forward, X)
     m = one.map(2, 4)
-    assert one.name == one.node.name
+    assert (one.name, one.constants, one.layer, one.inputs) == (one.node.name, 0, False, None)
     assert one.geometry(2, 4) == m.geometry
     torch.testing.assert_close(to_layer(m, X)(X), forward(None, X), rtol=0, atol=1e-15)
 
@@ -63,6 +63,12 @@ def test_slices(forward: Forward) -> None:
 )
 def test_other_slices(forward: Forward) -> None:
     assert last(forward, X, modules_=nn.ModuleList([nn.Identity()])) is None
+
+
+def test_taking_all_channels_takes_each_by_itself() -> None:
+    """Else what is merged with it would be dense."""
+    for forward, groups in ((lambda m, x: x[:, :], 4), (lambda m, x: x[:, :4], 4), (lambda m, x: x[:, :3], 1)):
+        assert primitive(forward, X).geometry(2, 4).groups == groups
 
 
 def test_cutting_needs_shapes() -> None:

@@ -1,11 +1,14 @@
 import builtins
+import json
 import os
 import pickle
 import re
 import subprocess
 
 import pytest
+import timm
 import torch
+import torchvision
 from torch import nn
 from torch.overrides import get_overridable_functions
 
@@ -255,3 +258,21 @@ def test_module_classes_by_name() -> None:
 
     Own.__name__ = "Conv2d"
     assert allow_list.module_class_name(Own(1, 1, 1)) is None
+
+
+def test_what_a_library_does_not_declare_has_no_name() -> None:
+    """Functions and modules of torchvision and timm, but none that fx calls whole."""
+    assert allow_list.function_name(torchvision.ops.nms) == "torchvision.ops.boxes.nms"
+    for function in (torchvision.models.resnet18, timm.create_model, json.dumps):
+        assert allow_list.function_name(function) is None
+    frozen = torchvision.ops.FrozenBatchNorm2d(3)
+    name = allow_list.module_class_name(frozen)
+    assert name == "torchvision.ops.misc.FrozenBatchNorm2d"
+    assert allow_list.module_class(name) is torchvision.ops.FrozenBatchNorm2d
+    block = torchvision.models.resnet.BasicBlock(4, 4)
+    assert allow_list.module_class_name(block) is None
+    for absent in ("torchvision.models.resnet.BasicBlock", "json.JSONDecoder", "timm.Linear", "torchvision.Conv2d"):
+        with pytest.raises(
+            CheckpointError, match=f"^the graph holds a module of class '{re.escape(absent)}', which no"
+        ):
+            allow_list.module_class(absent)
