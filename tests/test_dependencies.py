@@ -23,13 +23,13 @@ INSTALLS = {
     "nbcompile/image_files.py": ["tflite", "train"],
     "nbcompile/report": ["train"],
     "nbcompile/training": ["train"],
-    "nbcompile/training/outputs/deployed.py": ["train onnx"],
+    "nbcompile/training/deployed_accuracy.py": ["train onnx"],
     "tests": ["dev"],
 }
 """By file or folder, the most specific of which counts: the installs, each with these extras, in which it must run."""
 
-TORCHS = {"triton"}
-"""Looked for beside torch, which brings it where it can use it."""
+BROUGHT = {"triton", "huggingface_hub"}
+"""Used where others have brought it: torch, where it can use the first; timm, whose downloads go through the second."""
 
 DISTRIBUTIONS = packages_distributions()
 
@@ -65,7 +65,7 @@ def undeclared(file: str) -> list[str]:
         f"{package} in nbcompile[{extras}]"
         for extras in INSTALLS[place]
         for package in imported(file)
-        if package not in TORCHS and not providers(package) & requirements(extras)
+        if package not in BROUGHT and not providers(package) & requirements(extras)
     ]
 
 
