@@ -113,9 +113,9 @@ def test_two_processes_under_torchrun(tmp_path: Path) -> None:
     options = OPTIONS | {"epochs": 2, "plt_epochs": 1}
     script.write_text(
         "import os, pathlib, torch\n"
-        "from nbcompile.training.command import run\n"
+        "from nbcompile.training.command import run_train\n"
         "torch.set_num_threads(1)\n"
-        f"result = run({MODEL!r}, output={str(tmp_path / 'trained.pt')!r}, **{options!r})\n"
+        f"result = run_train({MODEL!r}, output={str(tmp_path / 'trained.pt')!r}, **{options!r})\n"
         "told = f'{result.accuracy} {result.fused_accuracy} {[epoch.step for epoch in result.history]}'\n"
         f"pathlib.Path({str(tmp_path)!r}, 'rank' + os.environ['RANK']).write_text(told)\n"
     )
