@@ -168,7 +168,7 @@ def _refusal(path: Path, message: str) -> str:
 
 def _inert() -> list[Any]:
     """Classes that trainers leave in their files and that do nothing when they are built."""
-    builders = [value.__reduce__()[0] for value in (np.float64(), np.empty(0))]  # how numpy pickles its values
+    builders: list[Any] = [value.__reduce__()[0] for value in (np.float64(), np.empty(0))]  # as numpy pickles
     return [
         argparse.Namespace,
         *(pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.Path),
