@@ -3,13 +3,18 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Thread
 from types import FrameType
 
 STOPPED = "nbcompile: error: stopped; every output file is as it was, or new and whole"
 STOPPED_EXIT = 130
-_pressed = False
+PATIENCE_AFTER = 5.0
+"""Seconds in which the work may come to its end: C++ may not hear the signal, nor a process that waits for others."""
+
+_pressed = _told = False
 
 
 def is_stopped() -> bool:
@@ -20,22 +25,57 @@ def is_stopped() -> bool:
 @contextmanager
 def one_line() -> Iterator[None]:
     """Inside, Ctrl-C is said in one line, and the process exits with `STOPPED_EXIT`."""
-    global _pressed
-    _pressed = False
-    before = signal.signal(signal.SIGINT, _press)
+    global _pressed, _told
+    _pressed = _told = False
+    heard, hear = os.pipe()
+    if os.name != "nt":
+        os.set_blocking(hear, False)
+    before, fd_before = signal.signal(signal.SIGINT, _press), signal.set_wakeup_fd(hear, warn_on_full_buffer=False)
+    Thread(target=_insist, args=(heard, _standard_error()), daemon=True).start()
     try:
         yield
     except BaseException as error:
         if not (_pressed or isinstance(error, KeyboardInterrupt)):
             raise
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # of several training processes one tells
-            print(STOPPED, file=sys.stderr)
-        sys.exit(STOPPED_EXIT)
+        _tell(_standard_error())
+        # of several training processes one tells; where another fails, Lightning kills them all, before that has told
+        sys.exit(STOPPED_EXIT if _is_first() else 0)
     finally:
         signal.signal(signal.SIGINT, before)
+        signal.set_wakeup_fd(fd_before)
+        os.close(hear)
 
 
 def _press(number: int, frame: FrameType | None) -> None:
     global _pressed
     _pressed = True
     raise KeyboardInterrupt
+
+
+def _insist(heard: int, stderr: int) -> None:
+    """In a thread of its own: end the process if its work does not, once the signal has come."""
+    while came := os.read(heard, 1):
+        if came[0] == signal.SIGINT:
+            time.sleep(PATIENCE_AFTER)
+            _tell(stderr)
+            os._exit(STOPPED_EXIT)
+
+
+def _standard_error() -> int | None:
+    """A copy of where it goes now, which exporters take away for a while; None where there is none."""
+    try:
+        return os.dup(sys.stderr.fileno())
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _tell(stderr: int | None) -> None:
+    global _told
+    if stderr is not None and _is_first() and not _told:
+        _told = True
+        os.write(stderr, f"{STOPPED}\n".encode())
+
+
+def _is_first() -> bool:
+    """Whether this is the first of the training processes, or the only one."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"

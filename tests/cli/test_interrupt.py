@@ -73,7 +73,7 @@ def test_in_the_users_own_code(tmp_path: Path) -> None:
 def test_of_several_training_processes_one_tells(tmp_path: Path) -> None:
     assert stopped_when(importing("torch"), tmp_path, env={"LOCAL_RANK": "0"}).stderr == LINE
     silent = stopped_when(importing("torch"), tmp_path, env={"LOCAL_RANK": "1"})
-    assert (silent.returncode, silent.stderr) == (130, "")
+    assert (silent.returncode, silent.stderr) == (0, "")  # Lightning kills all where one fails
 
 
 def test_an_error_is_no_interruption(tmp_path: Path) -> None:
@@ -100,3 +100,25 @@ def test_whenever_it_comes(tmp_path: Path, after: float) -> None:
     assert errors.endswith(LINE)
     assert "Traceback" not in errors
     assert list(tmp_path.iterdir()) == []
+
+
+def test_code_that_does_not_hear(tmp_path: Path) -> None:
+    """C++ that runs on, or waits for a process that is gone: it is ended from outside, and the line is said."""
+    (tmp_path / "deaf.py").write_text(
+        "import os, signal, time\n"
+        "from nbcompile.cli import ctrl_c\n"
+        "def make():\n"
+        "    ctrl_c.PATIENCE_AFTER = 0.1\n"
+        "    signal.signal(signal.SIGINT, lambda *_: None)\n"  # as if no bytecode ran
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(600)\n"
+    )
+    done = run(tmp_path, "-m", "nbcompile", "expand", "deaf:make", "-o", "giant.pt", "--input", "1x3x8x8")
+    assert (done.returncode, done.stderr) == (130, LINE)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["deaf.py"]
+
+
+def test_without_a_standard_error(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", AT_AN_EVENT.format(condition=importing("torch")), "inspect", DSCNN]
+    done = subprocess.run(["sh", "-c", 'exec "$@" 2>&-', "sh", *words], cwd=tmp_path, check=False)
+    assert done.returncode == 130
