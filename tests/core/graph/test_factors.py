@@ -1,125 +1,173 @@
-"""What lets a factor per channel through: what is said, against what happens to the numbers."""
+"""What a factor per channel passes through: each operator alone, between a layer that writes and one that reads."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nbcompile.core.graph.factors import Clip, clip_of, commutes_anywhere, commutes_on_maps, gated_value
-from nbcompile.core.graph.shapes import Shapes
-from nbcompile.core.tracing.capture import capture
+from nbcompile.core.graph.coupled_channels import Reader
+from nbcompile.core.graph.factors import Clip, clip_of, why_fixed
+from nbcompile.core.graph.nodes import calls
+from tests.core.graph.scaled import Forward, X, check, found
 
-X = torch.randn(2, 4, 7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-S = torch.tensor([0.3, 1.0, 2.7, 5.1], dtype=torch.float64)[:, None, None]
-
-
-class Net(nn.Module):
-    def __init__(self, forward: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.given = forward if isinstance(forward, nn.Module) else None
-        self.written = forward
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.written(x) if self.given is None else self.given(x)
-
-
-def last(forward: Callable[..., Tensor]) -> tuple[fx.GraphModule, fx.Node]:
-    gm = capture(Net(forward).double().eval(), 1)
-    (output,) = gm.graph.find_nodes(op="output")
-    return gm, output.args[0]
-
-
-@pytest.mark.parametrize(
-    ("forward", "anywhere", "on_maps"),
-    [
-        (nn.ReLU(), True, False),
-        (nn.LeakyReLU(-0.2), True, False),
-        (nn.PReLU(4), True, False),
-        (lambda x: F.leaky_relu_(x.clone(), -0.2), True, False),
-        (lambda x: x.clamp(min=0), True, False),
-        (lambda x: -x, True, False),
-        (nn.Dropout(), True, False),
-        (nn.MaxPool2d(3, 2, 1), False, True),
-        (nn.LPPool2d(2, 3), False, True),
-        (nn.ReplicationPad2d(2), False, True),
-        (nn.ConstantPad2d(2, 0.0), False, True),
-        (nn.Upsample(scale_factor=2, mode="bilinear"), False, True),
-        (lambda x: F.adaptive_avg_pool2d(x, 3), False, True),
-        (lambda x: F.pad(x, (1, 0, 2, 0)), False, True),
-        (lambda x: F.pad(x, (1, 1, 2, 2), "reflect"), False, True),
-        (lambda x: x.mean((2, 3), keepdim=True), False, True),
-    ],
-)
-def test_what_commutes(forward: Callable[..., Tensor], anywhere: bool, on_maps: bool) -> None:
-    gm, node = last(forward)
-    assert (commutes_anywhere(gm, node), commutes_on_maps(gm, node, 4)) == (anywhere, on_maps)
-    torch.testing.assert_close(gm(S * X), S * gm(X), rtol=1e-12, atol=1e-12)
-
-
-class Doubled(nn.MaxPool2d):
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input) + (2 if input.isfinite().all() else 1)
-
-
-@pytest.mark.parametrize(
-    "forward",
-    [
-        *(nn.GELU(), nn.ELU(), nn.Sigmoid(), nn.Softplus(), nn.Hardtanh(0.5, 1.0), nn.RReLU(), nn.Threshold(0.1, 0.0)),
-        *(nn.ConstantPad2d(1, 1.0), nn.BatchNorm2d(4), nn.LayerNorm(5), nn.Softmax(1), nn.GLU(1), Doubled(2)),
-        *(nn.FractionalMaxPool2d(2, 3), nn.Flatten(), nn.PixelShuffle(2), nn.LocalResponseNorm(2)),
-        *(lambda x: x + 1, lambda x: x.abs().log(), lambda x: x.clamp(-1, 1), lambda x: F.dropout(x, 0.5, True)),
-        *(lambda x: F.pad(x, (0, 0, 0, 0, 1, 1)), lambda x: F.pad(x, (1, 1), value=2.0), lambda x: x.mean()),
-        *(lambda x: x.mean(1), lambda x: x.mean((-1, -3)), lambda x: x.sum((2, 3)), lambda x: x.flip(1)),
-    ],
-)
-def test_what_is_not_known_to_commute(forward: Callable[..., Tensor]) -> None:
-    gm, node = last(forward)
-    assert not commutes_anywhere(gm, node)
-    assert not commutes_on_maps(gm, node, 4)
+PASSING: dict[str, Forward] = {
+    "relu": lambda m, y: F.relu(y),
+    "leaky relu": lambda m, y: F.leaky_relu(y, 0.2),
+    "leaky module": lambda m, y: m.leaky(y),
+    "prelu of all": lambda m, y: m.prelu(y),
+    "prelu per channel": lambda m, y: m.prelus(y),
+    "clamp from zero": lambda m, y: y.clamp(min=0),
+    "dropout": lambda m, y: F.dropout(y, training=m.training),
+    "contiguous": lambda m, y: y.contiguous(),
+    "max pool": lambda m, y: F.max_pool2d(y, 3, 2, 1),
+    "average pool": lambda m, y: m.pool(y),
+    "average pool 2": lambda m, y: F.avg_pool2d(y, (2, 3), padding=1, count_include_pad=False),
+    "adaptive average": lambda m, y: F.adaptive_avg_pool2d(y, (3, 2)),
+    "adaptive maximum": lambda m, y: m.adaptive(y),
+    "adaptive maximum 2": lambda m, y: F.adaptive_max_pool2d(y, 3),
+    "interpolate": lambda m, y: F.interpolate(y, scale_factor=2.0),
+    "upsample": lambda m, y: m.up(y),
+    "zero padding": lambda m, y: m.zeros(y),
+    "constant padding by zero": lambda m, y: m.constant(y),
+    "reflection": lambda m, y: m.reflect(y),
+    "replication": lambda m, y: m.replicate(y),
+    "circular": lambda m, y: m.circular(y),
+    "pad": lambda m, y: F.pad(y, (1, 0, 2, 1)),
+    "pad one axis": lambda m, y: F.pad(y, (1, 2), "constant", 0),
+    "pad by name": lambda m, y: F.pad(y, pad=(1, 2, 0, 0), mode="constant", value=0.0),
+    "pad with None": lambda m, y: F.pad(y, (1, 1), value=None),
+    "pad by reflection": lambda m, y: F.pad(y, (1, 1, 2, 2), "reflect"),
+    "pad by replication": lambda m, y: F.pad(y, (1, 1, 2, 2), mode="replicate", value=0.0),
+    "mean of maps": lambda m, y: y.mean((2, 3), keepdim=True),
+    "mean along one axis": lambda m, y: y.mean(3, True),
+    "mean from the end": lambda m, y: torch.mean(y, dim=(-1, -2), keepdim=True),
+    "asking for a shape": lambda m, y: F.interpolate(y, size=(2 * y.shape[2], y.size(3))),
+    "sum": lambda m, y: y + m.b(y),
+    "sum by method": lambda m, y: y.add(m.b(F.relu(y))),
+    "sum with alpha": lambda m, y: torch.add(y, m.d(y), alpha=-3),
+    "sum in place": lambda m, y: m.c(y).add_(m.b(y)),
+    "sum of sums": lambda m, y: m.c(y) + (y + m.b(y)),
+}
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "leaky": lambda: nn.LeakyReLU(0.3),
+    "prelu": nn.PReLU,
+    "prelus": lambda: nn.PReLU(6),
+    "pool": lambda: nn.AvgPool2d(3, 2),
+    "adaptive": lambda: nn.AdaptiveMaxPool2d(2),
+    "up": lambda: nn.Upsample(scale_factor=2),
+    "zeros": lambda: nn.ZeroPad2d((1, 0, 2, 1)),
+    "constant": lambda: nn.ConstantPad2d(1, 0),
+    "filled": lambda: nn.ConstantPad2d(1, 0.5),
+    "reflect": lambda: nn.ReflectionPad2d(1),
+    "replicate": lambda: nn.ReplicationPad2d((1, 2, 0, 1)),
+    "circular": lambda: nn.CircularPad2d(1),
+}
 
 
-def test_a_hook_may_do_anything() -> None:
-    for module in (nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(), nn.ReLU6()):
-        module.register_forward_hook(lambda _, __, y: y + 1)
-        gm, node = last(module)
-        assert not (commutes_anywhere(gm, node))
-        assert not (commutes_on_maps(gm, node, 4))
+def layers() -> dict[str, nn.Module]:
+    return {name: build() for name, build in LAYERS.items()}
 
 
-@pytest.mark.parametrize(
-    ("forward", "limits"),
-    [
-        (nn.ReLU6(), (0.0, 6.0)),
-        (F.relu6, (0.0, 6.0)),
-        (lambda x: x.clamp(0, 6), (0.0, 6.0)),
-        (nn.Hardtanh(-1.5, 2.0), (-1.5, 2.0)),
-        (nn.Hardtanh(0.0, 2.0), (0.0, 2.0)),
-        (nn.Hardtanh(0.5, 2.0), None),
-        (nn.ReLU(), None),
-    ],
-)
-def test_clips(forward: Callable[..., Tensor], limits: tuple[float, float] | None) -> None:
-    gm, node = last(forward)
-    assert clip_of(gm, node) == (None if limits is None else Clip(node.name, *limits))
-    assert commutes_anywhere(gm, node) is (limits is not None or isinstance(forward, nn.ReLU))
+@pytest.mark.parametrize("name", PASSING)
+def test_factors_pass_through(name: str) -> None:
+    rule = PASSING[name]
+    gm, every = found(lambda m, x: m.z(rule(m, m.a(x))), **layers())
+    assert {one.refused for one in every} == {None}
+    assert {(one.channels, len(one.clips)) for one in every} == {(6, 0)}
+    assert "a" in every[0].writers
+    assert Reader("z", 1) in every[-1].readers
+    assert check(gm, every, X) == len(every) == (2 if name == "sum in place" else 1)
 
 
-@pytest.mark.parametrize(
-    ("forward", "gated"),
-    [
-        (lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)), "x"),
-        (lambda x: F.hardsigmoid(x).mul(x.relu()), "relu"),
-        (lambda x: x * x.tanh(), None),
-        (lambda x: x.mean((2, 3), keepdim=True) * x.sigmoid(), None),
-        (lambda x: x.sigmoid() * x.sigmoid(), None),
-        (lambda x: x + x.sigmoid(), None),
-        (lambda x: x * 2, None),
-    ],
-)
-def test_gates(forward: Callable[..., Tensor], gated: str | None) -> None:
-    gm, node = last(forward)
-    value: Any = gated_value(gm, node, Shapes(gm, (X,)))
-    assert (value and value.name) == gated
+REFUSED: dict[str, tuple[Forward, str]] = {
+    "silu": (lambda m, y: F.silu(y), "'silu' reads it and takes no factors"),
+    "sigmoid": (lambda m, y: y.sigmoid(), "'sigmoid' reads it and takes no factors"),
+    "clamp from below zero": (lambda m, y: y.clamp(min=-0.1), "'clamp' reads it and takes no factors"),
+    "dropout that is on": (lambda m, y: F.dropout(y, 0.0, True), "'dropout' reads it and takes no factors"),
+    "padding with a value": (lambda m, y: m.filled(y), "'filled' reads it and takes no factors"),
+    "pad with a value": (lambda m, y: F.pad(y, (1, 1), value=0.5), "'pad' reads it and takes no factors"),
+    "padded channels": (
+        lambda m, y: F.pad(y, (0, 0, 0, 0, 1, 2))[:, 1:7],
+        "'pad' reads it and takes no factors",
+    ),
+    "padded batch": (
+        lambda m, y: F.pad(y, (0, 0, 0, 0, 0, 0, 1, 0)),
+        "'pad' reads it and takes no factors",
+    ),
+    "mean of channels": (lambda m, y: y - y.mean(1, keepdim=True), "'mean' reads it and takes no factors"),
+    "mean of channels, from the end": (lambda m, y: y + y.mean(dim=-3, keepdim=True), "'mean' reads it and takes"),
+    "mean of both": (lambda m, y: y + y.mean((1, 2), keepdim=True), "'mean' reads it and takes no factors"),
+    "mean of all": (lambda m, y: y + y.mean(), "'mean' reads it and takes no factors"),
+    "mean of the batch": (lambda m, y: y + y.mean(0), "'mean' reads it and takes no factors"),
+    "a number added": (lambda m, y: y + 1, "'add' reads it and takes no factors"),
+    "a product": (lambda m, y: y * y.relu(), "'mul' reads it and takes no factors"),
+    "a smaller term": (lambda m, y: y + F.adaptive_avg_pool2d(y, 1), None),
+    "itself twice": (lambda m, y: y + y, "'add' reads it and takes no factors"),
+    "a difference": (lambda m, y: y - m.b(y), "'sub' reads it and takes no factors"),
+    "a slice": (lambda m, y: torch.cat([y[:, 3:], y[:, :3]], 1), "'getitem' reads it and takes no factors"),
+    "a permutation": (lambda m, y: y.permute(0, 1, 3, 2), "'permute' reads it and takes no factors"),
+    "a softmax": (lambda m, y: y.softmax(1), "'softmax' reads it and takes no factors"),
+    "a norm": (lambda m, y: m.norm(y), "'norm' reads it and takes no factors"),
+    "a norm of groups": (lambda m, y: F.group_norm(y, 2), "'group_norm' reads it and takes no factors"),
+    "a view that is not flat": (lambda m, y: y.view(2, 3, 2, -1).view(y.shape), "'view' reads it and takes no factors"),
+}  # fmt: skip
+"""A None where the factors do pass: a term of another size is no matter."""
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_factors_do_not_pass(name: str) -> None:
+    rule, reason = REFUSED[name]
+    gm, every = found(lambda m, x: m.z(rule(m, m.a(x))), norm=nn.BatchNorm2d(6), **layers())
+    first = next(one for one in every if "a" in one.writers)
+    if reason is None:
+        assert first.refused is None
+    else:
+        assert first.refused is not None
+        assert first.refused.startswith(reason)
+    check(gm, every, X)
+
+
+CLIPS: list[tuple[nn.Module | Callable[[Tensor], Tensor], tuple[float, float] | None]] = [
+    (nn.ReLU6(), (0, 6)),
+    (nn.Hardtanh(), (-1, 1)),
+    (nn.Hardtanh(0, 2.5, inplace=True), (0, 2.5)),
+    (nn.Hardtanh(-3, 0.5), (-3, 0.5)),
+    (F.relu6, (0, 6)),
+    (lambda y: y.clamp(0, 6), (0, 6)),
+    (nn.Hardtanh(0.5, 1), None),  # never zero: no factor but one
+    (nn.Hardtanh(-2, -1), None),
+    (nn.Hardtanh(-2, 0), None),
+    (nn.ReLU(), None),
+    (F.relu, None),
+    (lambda y: y.clamp(0, 5), None),
+    (F.hardtanh, None),
+]
+
+
+@pytest.mark.parametrize(("act", "bounds"), CLIPS)
+def test_clips(act: Any, bounds: tuple[float, float] | None) -> None:
+    layer = {"act": act} if isinstance(act, nn.Module) else {}
+    gm, every = found(
+        lambda m, x: m.z(m.c(m.a(x)) + (m.act(m.a2(x)) if layer else act(m.a2(x)))), a2=nn.Conv2d(4, 6, 3), **layer
+    )
+    (node,) = [n for n in gm.graph.nodes if n.name in ("act", "relu6", "clamp", "hardtanh", "relu")]
+    clip = clip_of(gm, node)
+    assert clip == (None if bounds is None else Clip(node.name, *bounds))
+    one = next(one for one in every if "a2" in one.writers)
+    assert one.clips == ([clip] if clip else [])
+    if isinstance(act, nn.Hardtanh):
+        act.register_forward_hook(lambda *_: None)
+        assert clip_of(gm, node) is None
+
+
+def test_why_a_layer_is_fixed() -> None:
+    gm, _ = found(lambda m, x: m.z(m.c(m.a(x))) + m.c.bias.sum())
+    layer = gm.get_submodule("c")
+    (node,) = calls(gm)[layer]
+    assert why_fixed(gm, node, layer) == "other code reads its weight directly"
+    assert why_fixed(gm, node, nn.ReLU()) == "it is a ReLU, not a convolution or linear layer"
+    a = gm.get_submodule("a")
+    assert why_fixed(gm, calls(gm)[a][0], a) is None
