@@ -30,7 +30,7 @@ _BAR = 20
 @contextmanager
 def progress_shown() -> Iterator[None]:
     """Show steps on standard error, if that is a terminal that can take lines back; else nothing."""
-    if not sys.stderr.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
+    if sys.stderr is None or not sys.stderr.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
         yield
         return
     # A descriptor of its own: to hear what C++ says, exporters take standard error's away for a while.
@@ -77,7 +77,7 @@ class StepLines:
         from rich.console import Console
         from rich.live import Live
 
-        width = os.get_terminal_size(self._terminal.fileno()).columns or None
+        before, width = sys.stderr, os.get_terminal_size(self._terminal.fileno()).columns or None
         live = Live(
             get_renderable=self._table,
             console=Console(file=self._terminal, width=width),
@@ -87,8 +87,8 @@ class StepLines:
         )
         self._shown.enter_context(live)
         for handler in logging.getLogger("nbcompile").handlers:  # what they say goes above the lines
-            if isinstance(handler, logging.StreamHandler):
-                self._shown.callback(handler.setStream, handler.stream)
+            if isinstance(handler, logging.StreamHandler) and handler.stream is before:
+                self._shown.callback(handler.setStream, before)
                 handler.setStream(sys.stderr)
 
     def _table(self) -> "Table":
