@@ -321,3 +321,19 @@ def test_the_inputs_are_left_as_they_were() -> None:
     before = x.clone()
     cost(nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 4, 1)), x)
     assert torch.equal(x, before)
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor, factor: Tensor, more: list[Tensor]) -> Tensor:
+        y: Tensor = self.linear(x) * factor + sum(one.mean() for one in more)
+        return y
+
+
+def test_one_sample_of_every_input_that_has_samples() -> None:
+    """A scalar has none, and a list of images is a batch by itself."""
+    inputs = (torch.ones(5, 3), torch.tensor(2.0), [torch.ones(2, 2), torch.ones(3)])
+    assert cost(Scaled(), inputs).macs == 3 * 2

@@ -5,7 +5,17 @@ import torch
 from torch.utils._pytree import tree_map
 
 from nbcompile.core.errors import CheckpointError
-from nbcompile.core.example import Origin, TensorSpec, as_inputs, change_tensors, random_inputs, spec_to_json, specs
+from nbcompile.core.example import (
+    Origin,
+    TensorSpec,
+    as_inputs,
+    change_tensors,
+    inputs_for,
+    random_inputs,
+    remember,
+    spec_to_json,
+    specs,
+)
 from nbcompile.core.serialization.rebuild import origin_from_json
 
 
@@ -68,3 +78,22 @@ def test_structures_are_read_back_from_json() -> None:
 def test_malformed_inputs_are_refused(entry: object) -> None:
     with pytest.raises(CheckpointError, match=r"the record's inputs are malformed|the recorded inputs have"):
         origin_from_json({"inputs": [entry]})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int32])
+def test_inputs_get_the_dtype_of_the_weights(dtype: torch.dtype) -> None:
+    """Those that are floating point, where the weights are; what is given is left alone."""
+    model = torch.nn.Module()
+    model.register_parameter("weight", torch.nn.Parameter(torch.zeros(1, dtype=dtype), requires_grad=False))
+    given = (torch.ones(2), [torch.ones(2, dtype=torch.int64)], torch.tensor(True))
+    x, (at,), flag = inputs_for(model, given, who="the test")
+    assert (x.dtype, at.dtype, flag.dtype) == (
+        dtype if dtype.is_floating_point else torch.float32,
+        *(torch.int64, torch.bool),
+    )
+    assert (given[0].dtype, x.tolist(), at.tolist()) == (torch.float32, [1, 1], [1, 1])
+    remember(model, Origin((TensorSpec((3, 4)),)))
+    (drawn,) = inputs_for(model, None, who="the test")
+    assert drawn.dtype == x.dtype
+    (bare,) = inputs_for(torch.nn.ReLU(), torch.ones(2, dtype=torch.float16), who="the test")
+    assert bare.dtype == torch.float16

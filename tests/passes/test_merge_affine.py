@@ -375,6 +375,18 @@ def test_terms_that_fit_merge_where_one_does_not() -> None:
     assert merged(forward, other=conv(), **layers)[0] == ("a",)
 
 
+@pytest.mark.parametrize("alpha", [1, -1, 2, -0.5])
+def test_terms_keep_their_factors(alpha: float) -> None:
+    """Of what merges and of what is left: one of them has none."""
+    layers: dict[str, Any] = {"a": conv(3), "b": conv(), "first": conv(), "odd": conv(3)}
+    left = lambda m, x: torch.add(m.a(x) + m.b(x), m.odd(m.first(x)), alpha=alpha)  # noqa: E731
+    assert merged(left, **layers)[0] == ("a",)
+    both = lambda m, x: torch.add(m.odd(m.first(x)), m.a(x) + m.b(x), alpha=alpha)  # noqa: E731
+    assert merged(both, **layers)[0] == ("a",)
+    other = lambda m, x: torch.add(m.a(x) + m.other(x.relu()), m.b(x), alpha=alpha)  # noqa: E731
+    assert merged(other, other=conv(), **layers)[0] == (("a",) if alpha == 1 else ())
+
+
 def test_terms_merge_until_no_two_can() -> None:
     """Found by the hunt: a dilated kernel fits only the sum of the others, whose kernel is wider than each."""
     layers: dict[str, Any] = {"a": conv(3), "wide": conv(5), "odd": conv(3)}

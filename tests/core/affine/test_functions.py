@@ -119,6 +119,7 @@ def test_functional_layers(forward: Forward, axes: int) -> None:
     constants = {"w": W, "b": F4 - 1, "v": F4}
     x = X[:, :, :, :3] if axes == 0 else X
     one = primitive(forward, **constants)
+    assert (one.source.name, one.node.all_input_nodes[0]) == ("x", one.source)
     expected = forward(type("M", (), constants), x)
     m = one.map(axes, x.shape[-axes - 1])
     assert one.geometry(axes, x.shape[-axes - 1]) == m.geometry

@@ -126,6 +126,8 @@ def test_leaf_modules_are_whole_and_functions_keep_their_tensors() -> None:
     ]
     (norm,) = (found for node in gm.graph.nodes if (found := norm_of(gm, node)))
     assert norm.running_mean == "norm.running_mean"
+    (attention,) = gm.graph.find_nodes(op="call_module", target="attention")
+    assert attention.kwargs == {"value": attention.args[0]}
 
 
 def test_the_model_is_left_as_it_was() -> None:
