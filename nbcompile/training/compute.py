@@ -107,7 +107,7 @@ def advice(row: MethodRow, spent: TrainingCost) -> str:
     """What docs/accuracy.md recommends at the cost of a run by the method of ``row``, and what it says of that."""
     plain, count = default_method().name, spent.plain_epochs
     said = f"docs/accuracy.md, up to {MEASURED:,} parameters, recommends at this cost: {plain}"
-    if row.name == plain:
+    if row.name == plain and not spent.giant:
         return f"{said}, as here"
     return f"{said} for {count} epoch{'s' * (count != 1)} ({row.name}: {row.measured})"
 

@@ -95,6 +95,8 @@ def test_in_words() -> None:
     assert advice(METHODS["vanilla"], plain) == (
         "docs/accuracy.md, up to 65,690 parameters, recommends at this cost: vanilla, as here"
     )
+    still_a_giant = TrainingCost(network=0, giant=9_000, teacher=0, plain_epoch=1_000, epochs=4)
+    assert "recommends at this cost: vanilla for 9 epochs (vanilla: " in advice(METHODS["vanilla"], still_a_giant)
     assert advice(METHODS["kd"], taught) == (
         "docs/accuracy.md, up to 65,690 parameters, recommends at this cost: vanilla for 8 epochs "
         "(kd: +1.73 ± 0.20 points at the same epochs where training is short, behind at the same compute)"
