@@ -124,7 +124,7 @@ class PLT:
 
 
 def _blocks(model: nn.Module) -> list[Expanded]:
-    found = list(sites(model).values())
-    if not found:
+    blocks = list(sites(model).values())
+    if not blocks:
         raise PreconditionError(f"PLT: {type(model).__name__} has no expansion blocks; expand it first")
-    return found
+    return blocks

@@ -144,8 +144,8 @@ def check_pass(
     changed = not _equal(before, after)
     _expect(result.modified == changed, f"{pass_.name}: modified is {result.modified}, but the graph says {changed}")
     for a, b in zip(flatten(actual), flatten(expected), strict=True):
-        found, wanted = (a.shape, a.dtype, a.device), (b.shape, b.dtype, b.device)
-        _expect(found == wanted, f"{pass_.name}: the output became {found}, from {wanted}")
+        now, wanted = (a.shape, a.dtype, a.device), (b.shape, b.dtype, b.device)
+        _expect(now == wanted, f"{pass_.name}: the output became {now}, from {wanted}")
         limit, error = tolerance(b.dtype), relative_error(a, b) if exact else 0.0
         _expect(error <= limit, f"{pass_.name}: the output changed by {error:.2e}, at most {limit:.0e} is rounding")
     if repeatable:

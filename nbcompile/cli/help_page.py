@@ -40,12 +40,12 @@ def page(command: Any, ctx: Any, width: int, first: dict[str, list[Row]] | None 
 
 def panels(command: Any, ctx: Any) -> dict[str, list[Row]]:
     """Name and text of each option and argument, by panel."""
-    found: dict[str, list[Row]] = {}
+    panels: dict[str, list[Row]] = {}
     for parameter in command.get_params(ctx):
         if not getattr(parameter, "hidden", False):
             title = getattr(parameter, "rich_help_panel", None) or "Other"
-            found.setdefault(title, []).append(_row(parameter))
-    return found
+            panels.setdefault(title, []).append(_row(parameter))
+    return panels
 
 
 def usage_pieces(command: Any, ctx: Any) -> list[str]:

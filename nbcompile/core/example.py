@@ -80,8 +80,8 @@ def change_tensors(change: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs
 
 def specs(inputs: Inputs) -> tuple[Any, ...]:
     """Shapes and dtypes of ``inputs``, in their structure."""
-    found: tuple[Any, ...] = tree_map(lambda x: TensorSpec(tuple(x.shape), x.dtype), inputs)
-    return found
+    tree: tuple[Any, ...] = tree_map(lambda x: TensorSpec(tuple(x.shape), x.dtype), inputs)
+    return tree
 
 
 def inputs_for(model: nn.Module, example_input: ExampleInput | None, *, who: str) -> Inputs:

@@ -99,13 +99,13 @@ def option(default: _T, help: str, *, choices: Sequence[str] = (), offers: Seque
 
 def options_of(table: type[Any]) -> dict[str, Option]:
     """The options of a table, by the names of their fields, in order."""
-    found: dict[str, Option] = {}
+    options: dict[str, Option] = {}
     panel = ""
     for one in fields(table):
         said: Option = one.metadata[_KEY]
         panel = said.panel or panel
-        found[one.name] = replace(said, panel=panel)
-    return found
+        options[one.name] = replace(said, panel=panel)
+    return options
 
 
 def keywords_of(table: type[Any]) -> Callable[[_F], _F]:

@@ -161,7 +161,7 @@ def size_in_bytes(value: int | str | None, option: str) -> int | None:
     """
     if value is None or (isinstance(value, int) and value > 0):
         return value
-    found = re.fullmatch(r"(\d+)\s*([KM]?)(?:i?B)?", str(value).strip(), re.IGNORECASE)
-    if not found or not int(found[1]):
+    size = re.fullmatch(r"(\d+)\s*([KM]?)(?:i?B)?", str(value).strip(), re.IGNORECASE)
+    if not size or not int(size[1]):
         raise UsageError(f"{option}={value!r} is not a size: give bytes, such as 196608, 192K or 1M")
-    return int(found[1]) * _UNITS[found[2].upper()]
+    return int(size[1]) * _UNITS[size[2].upper()]

@@ -184,5 +184,5 @@ class Page:
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain dicts and lists for :func:`json.dumps`; NaN and infinities become None."""
-        found: dict[str, Any] = json_ready(asdict(self))
-        return found
+        fields: dict[str, Any] = json_ready(asdict(self))
+        return fields

@@ -22,13 +22,13 @@ _PACKAGES = (
 
 def versions() -> dict[str, str]:
     """The versions of Python and of those packages of the project that are installed."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue  # an extra that is not installed took no part
-    return found
+    return versions
 
 
 def machine_line() -> str:

@@ -91,8 +91,8 @@ def _file(result: ExportResult) -> dict[str, Any]:
     from nbcompile.results.numbers import json_ready
 
     device = device_of(result)
-    found: dict[str, Any] = json_ready(result.to_json())
-    return found if device is None else found | {"device": json_ready(asdict(device))}
+    row: dict[str, Any] = json_ready(result.to_json())
+    return row if device is None else row | {"device": json_ready(asdict(device))}
 
 
 def _warn_of_keys(outputs: Sequence[Path]) -> None:

@@ -25,16 +25,16 @@ def run_inspect(source: str, *, model: str | None, key: str | None, input_shape:
         totals = {name: sum(layer[name] for layer in layers) for name in ("macs", "params")}
         return {"source": source, "cost": totals | {"flops": 2 * totals["macs"]}, "layers": layers}
     network = open_network(source, model=model, key=key, input_shape=input_shape)
-    found = cost(network)
+    costs = cost(network)
     origin = origin_of(network)
     return {
         "source": source,
         "class": type(network).__name__,
         "inputs": [list(spec.shape) for spec in origin.inputs] if origin else [],
-        "cost": cost_json(found),
+        "cost": cost_json(costs),
         "sites": sites_json(network),
         "candidates": _candidates(network),
-        "layers": [asdict(layer) for layer in found.layers],
+        "layers": [asdict(layer) for layer in costs.layers],
     }
 
 

@@ -6,6 +6,7 @@ Names of layers, their kinds and shapes are told; weights, what files hold, and 
 import re
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from types import TracebackType
@@ -59,11 +60,11 @@ def _versions() -> Iterator[str]:
 
 def _extras() -> dict[str, list[str]]:
     """What each extra of nbcompile brings."""
-    found: dict[str, list[str]] = {}
+    packages: dict[str, list[str]] = {}
     for line in requires("nbcompile") or ():
         if (named := re.match(r"([\w.-]+)", line)) and (extra := re.search(r"extra == ['\"](\w+)['\"]", line)):
-            found.setdefault(extra[1], []).append(named[1])
-    return {extra: found[extra] for extra in ("onnx", "tflite", "train") if extra in found}
+            packages.setdefault(extra[1], []).append(named[1])
+    return {extra: packages[extra] for extra in ("onnx", "tflite", "train") if extra in packages}
 
 
 def _is_installed(package: str) -> bool:
@@ -85,9 +86,9 @@ def _tried(read: Callable[[], nn.Module]) -> Iterator[str]:
     yield from _step("read", opened)
     if network is None:
         return
-    steps = {"run": cost, "captured": capture, "fused": fused}
+    steps: dict[str, Callable[[nn.Module], object]] = {"run": cost, "captured": capture, "fused": fused}
     for name, step in steps.items():
-        yield from _step(name, lambda step=step: step(network))  # type: ignore[misc]
+        yield from _step(name, partial(step, network))
     outline: list[str] = []
     yield from _step("outlined", lambda: outline.extend(_outline(network)))
     yield from ("", "### Outline", "", "```text", *outline, "```") if outline else ()

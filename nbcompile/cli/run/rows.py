@@ -15,7 +15,7 @@ def sites_json(network: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
-def cost_json(found: Any) -> dict[str, int]:
+def cost_json(costs: Any) -> dict[str, int]:
     """What a `nbcompile.Cost` counts."""
     names = ("macs", "flops", "params", "norm_params", "bias_params", "norm_elements", "unread_params")
-    return {name: getattr(found, name) for name in names}
+    return {name: getattr(costs, name) for name in names}

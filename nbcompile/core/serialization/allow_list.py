@@ -71,12 +71,12 @@ def function(name: str) -> Callable[..., Any]:
     Raises:
         CheckpointError: if it is not allowed.
     """
-    found = _functions()[0].get(name)
-    if found is None and (library := name.partition(".")[0]) in ("timm", "torchvision"):
-        found = _library(library)[0].get(name)
-    if found is None:
+    known = _functions()[0].get(name)
+    if known is None and (library := name.partition(".")[0]) in ("timm", "torchvision"):
+        known = _library(library)[0].get(name)
+    if known is None:
         raise CheckpointError(f"the graph calls '{name}', which no graph in a file may call")
-    return found
+    return known
 
 
 def method(name: str) -> str:
@@ -97,13 +97,13 @@ def module_class(name: str) -> type[nn.Module]:
         CheckpointError: if it is not allowed.
     """
     head, _, tail = name.rpartition(".")
-    found = getattr(nn, tail, None) if head == "torch.nn" and not tail.startswith("_") else None
-    if found is None and (library := name.partition(".")[0]) in ("timm", "torchvision"):
-        found = _library(library)[1].get(name)
+    cls = getattr(nn, tail, None) if head == "torch.nn" and not tail.startswith("_") else None
+    if cls is None and (library := name.partition(".")[0]) in ("timm", "torchvision"):
+        cls = _library(library)[1].get(name)
     denied = tail in DENIED_MODULES or tail.startswith("Lazy")
-    if denied or not (inspect.isclass(found) and issubclass(found, nn.Module)):
+    if denied or not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
         raise CheckpointError(f"the graph holds a module of class '{name}', which no graph in a file may hold")
-    return found
+    return cls
 
 
 def module_class_name(module: nn.Module) -> str | None:
@@ -125,8 +125,8 @@ def _functions() -> tuple[dict[str, Callable[..., Any]], dict[Callable[..., Any]
         "torch.special": torch.special,
         "torch.fft": torch.fft,
     }
-    found = torch.overrides.get_overridable_functions()
-    overridable = {id(f) for space in spaces.values() for f in found.get(space, ())}
+    all_functions = torch.overrides.get_overridable_functions()
+    overridable = {id(f) for space in spaces.values() for f in all_functions.get(space, ())}
     names: dict[str, Callable[..., Any]] = {
         f"{prefix}.{attribute}": value
         for prefix, space in spaces.items()

@@ -84,13 +84,13 @@ class _Runner(fx.Interpreter):
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The values that ``n`` is called with, of bounded size."""
         args, kwargs = super().fetch_args_kwargs_from_env(n)
-        found = list(leaves((args, kwargs)))
+        operands = list(leaves((args, kwargs)))
         if any(word in str(n.target) for word in ("split", "chunk", "unbind")):
-            sizes = [v for v in found if isinstance(v, int)]
-            sizes += [size for v in found if isinstance(v, Tensor) for size in v.shape]
+            sizes = [v for v in operands if isinstance(v, int)]
+            sizes += [size for v in operands if isinstance(v, Tensor) for size in v.shape]
             _require(max(sizes, default=0) <= MAX_ITEMS, n, "a tensor in too many pieces")
         if getattr(n.target, "__module__", None) in ("_operator", "math") and n.target is not operator.getitem:
-            _require(not any(isinstance(v, (str, torch.device)) for v in found), n, "text or a device as an operand")
+            _require(not any(isinstance(v, (str, torch.device)) for v in operands), n, "text or a device as an operand")
             _require(n.target is not operator.pow or _bits(args) <= 64, n, "an integer too large")
             _require(n.target not in (operator.mul, operator.imul) or _items(args) <= MAX_ITEMS, n, "a list too long")
         return args, kwargs

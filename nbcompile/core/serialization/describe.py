@@ -80,7 +80,7 @@ def _head(model: nn.Module, origin: Origin) -> dict[str, Any]:
 
 def _constants(gm: fx.GraphModule, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The tensors that the graph reads but the state_dict lacks (non-persistent buffers, constants)."""
-    found: dict[str, Any] = {}
+    constants: dict[str, Any] = {}
     for node in gm.graph.find_nodes(op="get_attr"):
         value: Any = gm
         for part in str(node.target).split("."):
@@ -90,11 +90,11 @@ def _constants(gm: fx.GraphModule, tensors: Mapping[str, Tensor]) -> dict[str, A
         if str(node.target) not in tensors:
             raw = value.detach().cpu().contiguous()
             encoded = base64.b64encode(raw.flatten().view(torch.uint8).numpy().tobytes()).decode()
-            found[str(node.target)] = [list(raw.shape), str(raw.dtype).removeprefix("torch."), encoded]
-    size = sum(len(c[2]) for c in found.values())
+            constants[str(node.target)] = [list(raw.shape), str(raw.dtype).removeprefix("torch."), encoded]
+    size = sum(len(c[2]) for c in constants.values())
     if size > MAX_CONSTANT_BYTES:
         raise NotSerialisable(f"{size:,} bytes of constants outside the state_dict; at most {MAX_CONSTANT_BYTES:,}")
-    return found
+    return constants
 
 
 def _shared(model: nn.Module) -> dict[str, str]:
@@ -109,11 +109,11 @@ def _shared(model: nn.Module) -> dict[str, str]:
 def _aliases(model: nn.Module) -> dict[str, str]:
     """Further names of modules, with the first name of each; not the names inside them."""
     first: dict[int, str] = {}
-    found: dict[str, str] = {}
+    aliases: dict[str, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         known = first.setdefault(id(module), name)
-        if known != name and name.rpartition(".")[0] not in found:
-            found[name] = known
+        if known != name and name.rpartition(".")[0] not in aliases:
+            aliases[name] = known
         elif known != name:
-            found.setdefault(name, "")  # inside an alias
-    return {name: known for name, known in found.items() if known}
+            aliases.setdefault(name, "")  # inside an alias
+    return {name: known for name, known in aliases.items() if known}

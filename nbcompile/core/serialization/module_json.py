@@ -95,15 +95,15 @@ def resize(name: str, module: nn.Module, tensors: Mapping[str, Tensor], notes: l
 
 def _constructor_parameters(cls: type[nn.Module]) -> list[inspect.Parameter]:
     """What the constructor takes, but for where the module is and what it is filled with."""
-    found = dict(inspect.signature(cls.__init__).parameters)
+    parameters = dict(inspect.signature(cls.__init__).parameters)
     skipped = {"self", "device", "dtype"}
     if issubclass(cls, nn.RNNBase):  # GRU, LSTM and RNN hand on what they are given
-        found |= inspect.signature(nn.RNNBase.__init__).parameters
+        parameters |= inspect.signature(nn.RNNBase.__init__).parameters
         skipped |= {"mode"} if cls is nn.LSTM else {"mode", "proj_size"}
     if cls is nn.RNN:
-        found["nonlinearity"] = inspect.Parameter("nonlinearity", inspect.Parameter.KEYWORD_ONLY)
+        parameters["nonlinearity"] = inspect.Parameter("nonlinearity", inspect.Parameter.KEYWORD_ONLY)
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [p for name, p in found.items() if p.kind not in variable and name not in skipped and name[0] != "_"]
+    return [p for name, p in parameters.items() if p.kind not in variable and name not in skipped and name[0] != "_"]
 
 
 def _constructor_argument(module: nn.Module, name: str) -> Any:

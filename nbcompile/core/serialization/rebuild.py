@@ -61,11 +61,11 @@ def origin_from_json(data: Mapping[str, Any]) -> Origin:
         preprocessing = dict(data.get("preprocessing") or {})
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"the record's inputs are malformed: {type(error).__name__}: {error}") from None
-    found = tree_leaves(inputs)
-    elements = sum(math.prod(spec.shape) for spec in found)
-    if not found or elements > MAX_ELEMENTS or any(len(spec.shape) > 8 for spec in found):
+    specs = tree_leaves(inputs)
+    elements = sum(math.prod(spec.shape) for spec in specs)
+    if not specs or elements > MAX_ELEMENTS or any(len(spec.shape) > 8 for spec in specs):
         raise CheckpointError(
-            f"the recorded inputs have {elements:,} elements in {len(found)} tensors; at least one tensor of at most "
+            f"the recorded inputs have {elements:,} elements in {len(specs)} tensors; at least one tensor of at most "
             f"8 dimensions, and at most {MAX_ELEMENTS:,} elements, are read from a file"
         )
     spec = data.get("spec")
@@ -153,9 +153,9 @@ def _constants_from_json(data: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def _require_keys(tensors: Mapping[str, Tensor], keys: list[str]) -> None:
     known = {k for k in keys if not k.endswith(EXTRA)}
-    found = {k for k in tensors if not k.endswith(EXTRA)}
-    if known != found:
-        lacking, foreign = sorted(known - found), sorted(found - known)
+    given = {k for k in tensors if not k.endswith(EXTRA)}
+    if known != given:
+        lacking, foreign = sorted(known - given), sorted(given - known)
         what = [f"lacks '{lacking[0]}' ({len(lacking)} such)"] if lacking else []
         what += [f"has an unknown '{foreign[0]}' ({len(foreign)} such)"] if foreign else []
         raise CheckpointError(f"the weights are not those of the recorded model: the file {' and '.join(what)}")

@@ -76,17 +76,17 @@ def find(content: Any, path: Path) -> list[Weights]:
     Raises:
         CheckpointError: if there is none.
     """
-    found = [weights for place, tensors in _dicts(content, "", set()) for weights in _split(place, tensors)]
-    if not found:
+    sets = [weights for place, tensors in _dicts(content, "", set()) for weights in _split(place, tensors)]
+    if not sets:
         raise CheckpointError(f"{path} holds no weights: no dict of tensors is in it")
-    return sorted(found, key=lambda w: w.described is None)
+    return sorted(sets, key=lambda w: w.described is None)
 
 
-def choose(found: list[Weights], key: str | None, path: Path, keys: Collection[str] = ()) -> tuple[Weights, str | None]:
+def choose(sets: list[Weights], key: str | None, path: Path, keys: Collection[str] = ()) -> tuple[Weights, str | None]:
     """The set to take, and a sentence about it where there was a choice.
 
     Args:
-        found: from :func:`find`.
+        sets: from :func:`find`.
         key: a place, as the user wrote it; None takes an EMA where there is one, else the first.
         path: for the messages.
         keys: of the model that is to take the weights, if it is known: sets that hold them all are preferred, and what
@@ -95,12 +95,12 @@ def choose(found: list[Weights], key: str | None, path: Path, keys: Collection[s
     Raises:
         CheckpointError: if ``key`` names none (the places are listed), or the records of the chosen set are damaged.
     """
-    likely = [w for w in found if w.described or w.damaged] or list(_fitting(found, keys))
-    likely = likely or sorted(found, key=lambda w: -len(w.tensors))  # an optimiser's sets are small and many
+    likely = [w for w in sets if w.described or w.damaged] or list(_fitting(sets, keys))
+    likely = likely or sorted(sets, key=lambda w: -len(w.tensors))  # an optimiser's sets are small and many
     places = ", ".join(f"'{w.place}'" for w in likely[:8]) + (f" and {len(likely) - 8} more" if likely[8:] else "")
     note = None
     if key is not None:
-        chosen = next((w for w in (*likely, *found) if key in _spellings(w.place)), None)
+        chosen = next((w for w in (*likely, *sets) if key in _spellings(w.place)), None)
         if chosen is None:
             raise CheckpointError(f"{path} has no weights at '{key}'; it has them at {places}")
     else:
@@ -243,10 +243,10 @@ def _below(place: str, plain: Mapping[str, Tensor], prefix: str, described: str 
     return Weights(f"{place}:{prefix}" if prefix else place, inside, described)
 
 
-def _fitting(found: list[Weights], keys: Collection[str]) -> Iterator[Weights]:
+def _fitting(sets: list[Weights], keys: Collection[str]) -> Iterator[Weights]:
     """The sets that hold ``keys``, perhaps under a prefix."""
     first = next(iter(keys), None)
-    for weights in found if first is not None else ():
+    for weights in sets if first is not None else ():
         for prefix in [k.removesuffix(str(first)) for k in weights.tensors if f".{k}".endswith(f".{first}")]:
             if all(prefix + key in weights.tensors for key in keys):
                 yield _below(weights.place, weights.tensors, prefix, None) if prefix else weights

@@ -79,12 +79,12 @@ def _zipped(archive: Path) -> Folders:
     label = {name: number for number, name in enumerate(classes)}
 
     def part(*names: str) -> Files:
-        found = [(str(path), label[path.parts[1]]) for path in images if path.parts[0] in names]
-        if {number for _, number in found} != set(label.values()) or not found:
+        labelled = [(str(path), label[path.parts[1]]) for path in images if path.parts[0] in names]
+        if {number for _, number in labelled} != set(label.values()) or not labelled:
             raise UsageError(
                 f"{archive} must hold train/CLASS/*.jpg and test/CLASS/*.jpg, with the same classes; "
-                f"{len(found)} images were found in {names[0]}, of {len({number for _, number in found})} classes"
+                f"{len(labelled)} images were found in {names[0]}, of {len({number for _, number in labelled})} classes"
             )
-        return Files(found, archive)
+        return Files(labelled, archive)
 
     return Folders(part("train"), part("test", "val"), classes)

@@ -118,8 +118,8 @@ def load_factory(spec: str, input_size: int | None = None) -> Data:
 def _from_pair(spec: str, made: Any) -> Data:
     sets = made if isinstance(made, tuple | list) else (made,)
     if len(sets) != 2 or not all(isinstance(x, Dataset) and isinstance(x, Sized) for x in sets):
-        found = ", ".join(type(x).__name__ for x in sets)
-        raise UsageError(f"'{spec}' made ({found}): {RETURNS}")
+        kinds = ", ".join(type(x).__name__ for x in sets)
+        raise UsageError(f"'{spec}' made ({kinds}): {RETURNS}")
     train, val = (
         Items(x, f"the {part} set of {spec}") for x, part in zip(sets, ("training", "validation"), strict=True)
     )

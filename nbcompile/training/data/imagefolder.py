@@ -54,7 +54,7 @@ def _listed(folder: Path) -> tuple[list[tuple[str, int]], list[str]]:
     if not folder.is_dir():
         raise UsageError(f"{folder} is missing: expected DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg (or DIR/test)")
     try:
-        found = ImageFolder(str(folder))
+        dataset = ImageFolder(str(folder))
     except OSError as error:  # no class, a class without images, or it may not be read
         raise UsageError(f"{folder} cannot be used: {str(error).splitlines()[0]}") from error
-    return found.samples, found.classes
+    return dataset.samples, dataset.classes

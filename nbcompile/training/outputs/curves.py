@@ -52,8 +52,8 @@ def save_curves(history: Sequence[Epoch], path: Path) -> None:
 
 def _phases(history: Sequence[Epoch]) -> list[tuple[str, float, float]]:
     """Name, beginning and end of each phase, in epochs; an epoch ends at its number."""
-    found = []
+    spans = []
     for name, epochs in groupby(history, lambda epoch: epoch.phase):
         numbers = [epoch.epoch for epoch in epochs]
-        found.append((name, numbers[0] - 1.0, float(numbers[-1])))
-    return found
+        spans.append((name, numbers[0] - 1.0, float(numbers[-1])))
+    return spans
