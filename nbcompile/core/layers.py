@@ -201,6 +201,12 @@ def why_no_layer(module: nn.Module) -> str | None:
     return None
 
 
+def per_axis(value: Any, axes: int) -> tuple[int, ...]:
+    """One value an axis, as torch's layers understand what they are given: a number, or a sequence of one or of all."""
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    return values * axes if len(values) == 1 else values
+
+
 def memory_format(weight: Tensor) -> torch.memory_format:
     """Channels-last if ``weight`` is stored so (and not, ambiguously, both ways)."""
     wanted = _FORMATS.get(weight.ndim)

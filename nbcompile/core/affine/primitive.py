@@ -21,6 +21,7 @@ from nbcompile.core.graph.nodes import argument, module_of, settled
 from nbcompile.core.graph.operators import UNKNOWN, Operator, of_module
 from nbcompile.core.graph.ranks import least_dimensions
 from nbcompile.core.graph.shapes import Shapes
+from nbcompile.core.layers import per_axis
 
 ANY_AXES = frozenset({0, 1, 2, 3})
 _OF_LAYERS = ("torch.nn.functional", "torch._C._nn")
@@ -189,9 +190,3 @@ def why_not_torchs(module: nn.Module) -> str | None:
     """Why a module may compute something else than the class of torch that it derives from, or None."""
     own = of_module(module) is UNKNOWN
     return f"its class {type(module).__name__} computes something of its own" if own else None
-
-
-def per_axis(value: Any, axes: int) -> tuple[int, ...]:
-    """One value an axis."""
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    return values * axes if len(values) == 1 else values

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from nbcompile.core.affine.primitive import Build, Context, Primitive, Rule, owner, per_axis, why_not_torchs
+from nbcompile.core.affine.primitive import Build, Context, Primitive, Rule, owner, why_not_torchs
 from nbcompile.core.algebra import AffineMap, from_transposed_weight
 from nbcompile.core.graph.nodes import argument
 from nbcompile.core.graph.operators import Operator
-from nbcompile.core.layers import lift, why_changed, why_no_layer
+from nbcompile.core.layers import lift, per_axis, why_changed, why_no_layer
 
 
 def _convolution(context: Context, node: fx.Node, does: Operator, module: nn.Module | None) -> Primitive | str:

@@ -18,7 +18,7 @@ from nbcompile.core.example import Inputs
 from nbcompile.core.graph.nodes import activation_of, asks_metadata, layer_of, module_of, passes_through, readers
 from nbcompile.core.graph.operators import ADD, called, of_module
 from nbcompile.core.graph.shapes import Shapes
-from nbcompile.core.layers import lift, why_no_layer
+from nbcompile.core.layers import lift, per_axis, why_no_layer
 from nbcompile.core.memory.arena import Buffer, height
 
 _FUSED = {Activation("relu"), Activation("relu6")}
@@ -139,9 +139,7 @@ def _windows(module: Any) -> list[tuple[int, int, tuple[int, int]]]:
     does = of_module(module)
     if not does.pooling or does.axes > 2:  # TFLite has none over three axes
         return []
-    each = (
-        v if isinstance(v, tuple) else (v,) * does.axes for v in (module.kernel_size, module.stride, module.padding)
-    )
+    each = (per_axis(v, does.axes) for v in (module.kernel_size, module.stride, module.padding))
     return [(kernel - 1, stride, (padding, padding)) for kernel, stride, padding in zip(*each, strict=True)]
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from nbcompile.core.affine.primitive import Primitive, per_axis
+from nbcompile.core.affine.primitive import Primitive
 from tests.core.affine.lifts import Written, X, conv, lifter, primitive
 from tests.core.algebra.maps import run
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -33,6 +35,8 @@ def test_padding_that_is_an_operator_of_its_own() -> None:
         *[("1.pad", 4 * 5 * 5, 2, 3), ("1", 16, 3, 3)],  # 4×3: no window reads the last padded row
     ]
     assert [name for name, *_ in found(model, torch.randn(1, 3, 9, 5))] == ["input", "0", "1"]
+    lists: Any = [3, 3], [2, 2], [1, 1]
+    assert found(nn.Sequential(model[0], nn.MaxPool2d(*lists))) == found(model)
 
 
 class Residual(nn.Module):
