@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from nbcompile.core.affine.primitive import Primitive
+from nbcompile.core.layers import per_axis
 from tests.core.affine.lifts import Written, X, conv, lifter, primitive
 from tests.core.algebra.maps import run
 
