@@ -24,15 +24,19 @@ def is_stopped() -> bool:
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """Inside, Ctrl-C is said in one line, and the process exits with `STOPPED_EXIT`."""
+    """Inside, Ctrl-C is said in one line, and the process exits with `STOPPED_EXIT`.
+
+    Behind it the process ends, and there is nothing to stop.
+    """
     global _pressed, _told
     _pressed = _told = False
     heard, hear = os.pipe()
     if os.name != "nt":
         os.set_blocking(hear, False)
-    before, fd_before = signal.signal(signal.SIGINT, _press), signal.set_wakeup_fd(hear, warn_on_full_buffer=False)
     Thread(target=_insist, args=(heard, _standard_error()), daemon=True).start()
     try:
+        signal.signal(signal.SIGINT, _press)
+        signal.set_wakeup_fd(hear, warn_on_full_buffer=False)
         yield
     except BaseException as error:
         if not (_pressed or isinstance(error, KeyboardInterrupt)):
@@ -41,14 +45,15 @@ def one_line() -> Iterator[None]:
         # of several training processes one tells; where another fails, Lightning kills them all, before that has told
         sys.exit(STOPPED_EXIT if _is_first() else 0)
     finally:
-        signal.signal(signal.SIGINT, before)
-        signal.set_wakeup_fd(fd_before)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.set_wakeup_fd(-1)
         os.close(hear)
 
 
 def _press(number: int, frame: FrameType | None) -> None:
     global _pressed
     _pressed = True
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
     raise KeyboardInterrupt
 
 

@@ -70,6 +70,13 @@ def test_in_the_users_own_code(tmp_path: Path) -> None:
     assert not (tmp_path / "giant.pt").exists()
 
 
+def test_twice_is_once(tmp_path: Path) -> None:
+    twice = "event == 'os.rename' and [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)]"
+    done = stopped_when(twice, tmp_path)
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[1:] == [LINE.strip()]
+
+
 def test_of_several_training_processes_one_tells(tmp_path: Path) -> None:
     assert stopped_when(importing("torch"), tmp_path, env={"LOCAL_RANK": "0"}).stderr == LINE
     silent = stopped_when(importing("torch"), tmp_path, env={"LOCAL_RANK": "1"})
@@ -83,13 +90,16 @@ def test_an_error_is_no_interruption(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after", [0.1, 0.2, 0.3, 0.5, 0.8, 1.3, 2.1, 3.4, 5.5])
+@pytest.mark.parametrize("after", [0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.3, 2.1, 3.4, 5.5])
 def test_whenever_it_comes(tmp_path: Path, after: float) -> None:
     """To the whole group, as a terminal sends it; a process that was done before has written its file."""
+    code = "from nbcompile.__main__ import main; print('it begins', flush=True); main()"
     process = subprocess.Popen(
-        [sys.executable, "-m", "nbcompile", "fuse", "nbcompile:mobilenetv2_tiny", "-o", "tiny.onnx"],
-        cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True,
+        [sys.executable, "-c", code, "fuse", "nbcompile:mobilenetv2_tiny", "-o", "tiny.onnx"],
+        cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "it begins\n"
     time.sleep(after)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate()
