@@ -365,6 +365,16 @@ def test_factors_that_change_the_kind_of_the_result() -> None:
         ]
 
 
+def test_the_name_of_a_layer_whose_weight_other_code_computes() -> None:
+    """One that is free: its own belongs to the module that holds the weight."""
+    forward = lambda m, x: m.norm(F.conv2d(x, m.held.weight))  # noqa: E731
+    layers = {"held": nn.Conv2d(4, 4, 1), "norm": nn.BatchNorm2d(4)}
+    assert merged(forward, **layers) == (("held.merged",), {})
+    layers["held"].add_module("merged", nn.ReLU())
+    read = lambda m, x: forward(m, m.held.merged(x))  # noqa: E731
+    assert merged(read, **layers) == (("held.merged_",), {})
+
+
 def test_terms_that_fit_merge_where_one_does_not() -> None:
     layers: dict[str, Any] = {"a": conv(3), "b": conv(), "first": conv(), "odd": conv(3)}
     forward = lambda m, x: m.odd(m.first(x)) - m.a(x) - m.b(x) + x  # noqa: E731

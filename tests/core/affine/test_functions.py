@@ -62,6 +62,7 @@ def test_arithmetic(forward: Forward) -> None:
         lambda m, x: x * torch.ones(0, 1, 1),
         lambda m, x: torch.mul(x, m.f, out=x),
         lambda m, x: x * x,
+        lambda m, x: F.conv2d(torch.ones(1, 4, 9, 9), x),  # of a constant, by what comes in
         lambda m, x: x[:, :2, :2, :1] * m.f.view(2, 2, 1),
         lambda m, x: x * m.f.view(1, 1, 4, 1, 1),
     ],
@@ -112,6 +113,8 @@ def test_a_factor_that_adds_dimensions() -> None:
         (lambda m, x: F.pad(x, (1, 2)), 2),
         (lambda m, x: F.pad(x, (1, 1, 1, 1), "reflect"), 2),
         (lambda m, x: F.batch_norm(x, m.b, m.v, m.v, m.b, eps=0.1), 2),
+        (lambda m, x: F.batch_norm(x, m.b, m.v), 2),
+        (lambda m, x: F.batch_norm(x, m.b, m.v, bias=m.b), 2),
         (lambda m, x: F.instance_norm(x, m.b, m.v, m.v, use_input_stats=False), 2),
     ],
 )
@@ -166,3 +169,11 @@ def test_computed_weights_learn_as_what_they_are_computed_of(learns: bool) -> No
         made = one.build(None, next(iter(one.axes)), 4).weight
         assert made.requires_grad is learns
         assert weight.grad_fn is None
+
+
+def test_a_functional_layer_has_the_name_of_the_module_that_holds_its_weight() -> None:
+    held = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+    assert primitive(lambda m, x: F.conv2d(x, m.held[0].weight), held=held).name == "held.0"
+    assert primitive(lambda m, x: F.conv2d(x, m.w), w=W).name == "conv2d"
+    norm = lambda m, x: F.batch_norm(x, m.held[1].running_mean, m.held[1].running_var)  # noqa: E731
+    assert primitive(norm, held=held).name == "held.1"

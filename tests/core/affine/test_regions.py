@@ -92,6 +92,7 @@ def test_who_asks_for_a_shape(forward: Forward, expected: dict[str, str]) -> Non
     ("forward", "expected"),
     [
         (lambda m, x: m.a(x) + m.b(x), {"add": "x > (x > a + x > b)"}),
+        (lambda m, x: torch.add(input=m.a(x), other=m.b(x)), {"add": "x > (x > a + x > b)"}),
         (lambda m, x: m.a(x) - m.b(x), {"sub": "x > (x > a + -1*x > b)"}),
         (lambda m, x: torch.add(m.a(x), m.b(x), alpha=2), {"add": "x > (x > a + 2*x > b)"}),
         (lambda m, x: torch.sub(m.a(x), m.b(x), alpha=3), {"sub": "x > (x > a + -3*x > b)"}),
