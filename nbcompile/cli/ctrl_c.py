@@ -38,8 +38,6 @@ def one_line() -> Iterator[None]:
         signal.signal(signal.SIGINT, _press)
         signal.set_wakeup_fd(hear, warn_on_full_buffer=False)
         yield
-        if _pressed:  # and swallowed, by some library
-            raise KeyboardInterrupt
     except BaseException as error:
         if not (_pressed or isinstance(error, KeyboardInterrupt)):
             raise
