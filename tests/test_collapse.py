@@ -235,7 +235,6 @@ def _clean_compiler() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_clean_compiler")
-@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace the builtin:UserWarning")  # torch 2.9 says so
 def test_torch_compile_takes_it_whole_and_compiles_once_more() -> None:
     backend, giant = Counting(), linear("first:2", preserve=True)
     eager = collapse_(copy.deepcopy(giant))

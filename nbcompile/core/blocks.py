@@ -250,7 +250,12 @@ def _norm(spec: SiteSpec, after: LayerSpec, like: Tensor) -> nn.Module | None:
 
 
 def _no_autocast(device: str) -> AbstractContextManager[Any]:
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    return torch.autocast(device, enabled=False) if _has_autocast(device) else nullcontext()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch 2.9 cannot compile the question
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)
 
 
 def _hollow(layer: nn.Module) -> nn.Module:

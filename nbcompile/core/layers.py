@@ -225,16 +225,17 @@ def lift(layer: nn.Module, dtype: torch.dtype, axes: int) -> AffineMap:
         axes: number of spatial axes of the feature maps.
     """
 
-    def cast_(x: Tensor | None) -> Tensor | None:
+    # torch 2.9 compiles no union of types: this one runs inside of `torch.compile`, in a collapsed block.
+    def cast_(x: "Tensor | None") -> "Tensor | None":
         return None if x is None else x.to(dtype)
 
     if isinstance(layer, Scale):
         return per_channel(layer.weight.flatten().to(dtype), None, axes)
-    if isinstance(layer, _BatchNorm | _InstanceNorm):
+    if isinstance(layer, (_BatchNorm, _InstanceNorm)):
         mean, var = cast(Tensor, layer.running_mean).to(dtype), cast(Tensor, layer.running_var).to(dtype)
         return frozen_norm(mean, var, cast_(layer.weight), cast_(layer.bias), layer.eps, axes)
     spec = LayerSpec.of(layer)
-    weight, bias = cast(Tensor, layer.weight).to(dtype), cast_(cast(Tensor | None, layer.bias))
+    weight, bias = cast(Tensor, layer.weight).to(dtype), cast_(cast("Tensor | None", layer.bias))
     return AffineMap(
         weight=from_transposed_weight(weight, spec.groups) if spec.transposed else weight,
         bias=bias,

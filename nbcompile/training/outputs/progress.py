@@ -37,7 +37,7 @@ class Display:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._stop()
+        self._bars.stop()
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
@@ -49,7 +49,7 @@ class Display:
             left = timedelta(seconds=round(event.seconds * (self._epochs - event.epoch)))
             self._line(f"epoch {event.epoch}/{self._epochs}  {_numbers(event)}  left {left}")
         elif isinstance(event, TrainResult):
-            self._stop()
+            self._bars.stop()
 
     def _started(self, event: Started) -> None:
         self._epochs = event.epochs
@@ -74,10 +74,6 @@ class Display:
                 description=f"{event.phase} {event.epoch}/{self._epochs}",
                 numbers=f"loss {event.loss:.3f}  accuracy {event.accuracy:.1%}{_slope(event.slope)}",
             )
-
-    def _stop(self) -> None:
-        if self.console.is_terminal:  # rich before 14.3 ends the line of bars, too, that it does not show
-            self._bars.stop()
 
     def _line(self, text: str) -> None:
         # soft_wrap: a log line is one line, however narrow the pipe claims to be.

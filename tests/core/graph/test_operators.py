@@ -165,7 +165,8 @@ def test_every_view_of_aten_is_in_the_table() -> None:
         if any(value.alias_info is not None and not value.alias_info.is_write for value in schema.returns)
     }
     public = {name for name in views if callable(getattr(torch, name, None)) or callable(getattr(Tensor, name, None))}
-    public -= {"slice_inverse", *sparse}
+    named = {"align_to", "refine_names", "rename"}  # torch 2.9 has views that name dimensions
+    public -= {"slice_inverse", *sparse, *named}
     assert len(public) > 50
     assert sorted(name for name in public if not name.startswith("_") and not _method_or_function(name).view) == []
 
