@@ -223,7 +223,10 @@ def called(node: fx.Node) -> Operator:
 
 def of_class(cls: type) -> Operator:
     """What the nearest class of ``torch.nn`` computes that ``cls`` is or derives from."""
-    return next((_MODULES[base] for base in cls.__mro__ if base in _MODULES), UNKNOWN)
+    for base in cls.__mro__:
+        if base in _MODULES:
+            return _MODULES[base]
+    return UNKNOWN
 
 
 def of_module(module: nn.Module) -> Operator:
