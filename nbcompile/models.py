@@ -13,6 +13,7 @@ Values after ``?`` are Python literals (``0.5``, ``True`` or ``true``, ``(1,2)``
 """
 
 import inspect
+import logging
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -27,6 +28,8 @@ from nbcompile.core.progress import step
 from nbcompile.pretrained import fetch_torchvision, preprocessing_of, timm_weights, torchvision_weights, wants_weights
 from nbcompile.spec_strings import close_to, installed, named_factory, parse, said
 from nbcompile.zoo import NETWORKS
+
+log = logging.getLogger("nbcompile")
 
 MAX_INPUT_ELEMENTS = 2**28
 _DOWNLOADS = ("weights_backbone", "pretrained_backbone", "checkpoint_path")
@@ -124,6 +127,8 @@ def _timm(spec: str, name: str, options: dict[str, Any]) -> _Made:
     model = _call(spec, timm.create_model, {**options, "model_name": name})
     if pretrained:
         model = timm_weights(spec, lambda: timm.create_model(name, pretrained=True, **options))
+        if options.get("num_classes") not in (None, 0, timm.get_pretrained_cfg(name).num_classes):
+            log.warning("'%s': its last layer is new, and has learnt nothing yet", spec)
     preprocessing = data.resolve_data_config(model=model)
     channels, height, width = preprocessing.pop("input_size")
     preprocessing |= {"scale": 1 / 255, "crop": preprocessing.get("crop_pct", 1.0)}  # in our words

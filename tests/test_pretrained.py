@@ -96,13 +96,19 @@ def test_torchvision(torchvision_file: dict[str, torch.Tensor]) -> None:
     assert origin_of(built.model).preprocessing == built.preprocessing
 
 
-def test_timm(timm_file: dict[str, torch.Tensor], caplog: pytest.LogCaptureFixture) -> None:
+def test_timm(
+    timm_file: dict[str, torch.Tensor], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("nbcompile"), "propagate", True)  # the command line stops it
     built = build(TIMM)
     assert same(built.model, timm_file)
     assert built.inputs == (TensorSpec((1, 3, 160, 160)),)
     assert built.preprocessing["mean"] == (0.5, 0.5, 0.5)
     assert not same(build(TIMM.replace("true", "false")).model, timm_file)
+    assert same(build(f"{TIMM}&num_classes=1000").model, timm_file)
+    assert caplog.text == ""
     other = build(f"{TIMM}&num_classes=7").model.state_dict()
+    assert f"'{TIMM}&num_classes=7': its last layer is new, and has learnt nothing yet" in caplog.text
     shared = [key for key, value in timm_file.items() if other[key].shape == value.shape]
     assert len(shared) == len(timm_file) - 2  # the last layer's
     assert all(torch.equal(other[key], timm_file[key]) for key in shared)
@@ -252,7 +258,7 @@ def test_it_can_teach(
     options = {"epochs": 1, "batch_size": 256, "warmup_epochs": 0, "train_images": 256, "input_size": 32}
     model = "nbcompile:dscnn?num_classes=10&in_channels=1"
     run_train(model, output=tmp_path / "a.pt", teacher=teacher, accelerator="cpu", quiet=True, **options)
-    assert "learnt nothing" not in caplog.text
+    assert "a MODEL without weights" not in caplog.text
 
 
 def test_the_words() -> None:
