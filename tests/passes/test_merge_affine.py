@@ -419,7 +419,7 @@ def test_sums_inside_a_sum_of_which_only_some_terms_merge() -> None:
     """Some terms of the inner sum merge, some of the outer, and one of its terms starts elsewhere."""
     layers: dict[str, Any] = {"a": conv(3), "b": conv(), "first": conv(), "odd": conv(3), "elsewhere": conv()}
     inner = lambda m, x: m.c(m.a(x) + m.odd(m.first(x)) + m.b(x))  # noqa: E731
-    forward = lambda m, x: inner(m, x) + m.d(x) + m.e(x) + m.elsewhere(x.relu())  # noqa: E731
+    forward = lambda m, x: inner(m, x) + m.elsewhere(x.relu()) + m.d(x) + m.e(x)  # noqa: E731
     done, _ = merged(forward, c=conv(3), d=conv(3), e=conv(), **layers)
     assert sorted(done) == ["a", "d"]
 
