@@ -139,3 +139,37 @@ def test_paths_that_are_taken(name: str) -> None:
     for wrong in (f"{name}.__class__", f"__{name}", name + "." * 1, name + ".a" * 32):
         with pytest.raises(CheckpointError, match="no plain name"):
             graph_json.match(graph_json.PATH, wrong, "path")
+
+
+OUT = {"op": "output", "name": "output", "target": "output", "args": {"tuple": [{"node": "x"}]}, "kwargs": {}}
+IN = {"op": "placeholder", "name": "x", "target": "x", "args": {"tuple": []}, "kwargs": {}}
+RELU = {"op": "call_function", "name": "y", "target": "torch.relu", "args": {"tuple": [{"node": "x"}]}, "kwargs": {}}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        ([], "the graph must be a list of 1 to 20,000 nodes"),
+        ({}, "the graph must be a list of 1 to 20,000 nodes"),
+        ([IN], "the graph must end in its one output"),
+        ([IN, OUT, RELU], "the graph must end in its one output"),
+        ([IN, OUT, OUT | {"name": "again"}], "the graph must end in its one output"),
+        ([IN, IN, OUT], "the graph has two nodes called 'x'"),
+        ([IN, {**RELU, "kwargs": {"a b": 1}}, OUT], "the graph has a argument called 'a b', which is no plain name"),
+        ([IN, {**RELU, "name": "a b"}, OUT], "the graph has a node called 'a b', which is no plain name"),
+        ([IN, {**RELU, "op": "jump"}, OUT], "the graph has a node of unknown kind 'jump'"),
+        ([IN, {"op": "output"}], "the graph has a malformed node: KeyError: 'name'"),
+        (
+            [IN, {**RELU, "kwargs": {"out": {"node": "x"}}}, OUT],
+            "the graph writes into a tensor that it is given (out=), which no graph in a file may do",
+        ),
+        (
+            [IN, {**RELU, "args": {"tuple": [{"node": "z"}]}}, OUT],
+            "the graph holds an argument that cannot be read: {'node': 'z'}",
+        ),
+    ],
+)
+def test_what_is_no_graph(nodes: Any, message: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        graph_from_json(nodes)
+    assert str(caught.value) == message
