@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from nbcompile.core.errors import CaptureError, PreconditionError
 from nbcompile.core.tracing.capture import opaque
-from nbcompile.core.tracing.pieces import pieces
+from nbcompile.core.tracing.compiled_piece import CompiledPiece
+from nbcompile.core.tracing.pieces import assemble, pieces
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -227,3 +228,27 @@ def test_the_model_is_left_as_it_was() -> None:
 def test_detectors(name: str, wanted: list[str]) -> None:
     model = getattr(torchvision.models.detection, name)(weights=None, weights_backbone=None)
     assert found(model, [torch.rand(3, 48, 64), torch.rand(3, 64, 48)]) == wanted
+
+
+class Listed(nn.Module):
+    """Takes a list: as a graph, one tensor after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, images: list[Tensor], scale: float = 1.0) -> list[Tensor]:
+        return [self.conv(image) * scale for image in images]
+
+
+def test_a_whole_model_is_called_as_it_was() -> None:
+    """One that takes tensors and nothing else is its graph; any other is dressed as itself."""
+    listed, plain = Listed().eval(), conv().eval()
+    for model, inputs in ((listed, ([X, X[:1]],)), (plain, (X,))):
+        (piece,) = pieces(model, inputs)
+        tree = assemble(model, {piece: piece.graph})
+        assert isinstance(tree, CompiledPiece) is (model is listed)
+        for got, wanted in zip(tree(*inputs), model(*inputs), strict=True):
+            assert torch.equal(got, wanted)
+    (piece,) = pieces(plain)
+    assert assemble(plain, {piece: piece.graph}) is piece.graph
