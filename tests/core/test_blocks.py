@@ -301,9 +301,7 @@ def test_preserve_starts_as_the_layer_and_every_parameter_learns(layer: nn.Modul
 
 @pytest.mark.parametrize("inner", INNER)
 @pytest.mark.parametrize("preserve", [True, False])
-def test_only_a_norm_follows_the_last_layer_and_only_where_the_original_is_beside_it(
-    inner: str, preserve: bool
-) -> None:
+def test_only_a_norm_follows_the_last_layer_and_only_beside_the_original(inner: str, preserve: bool) -> None:
     block = expanded(nn.Conv2d(4, 8, 3), inner=inner, preserve=preserve)
     assert isinstance(block.last_norm, nn.BatchNorm2d) is (preserve and inner == "norm")
     assert block.last_norm is None or inner == "norm"
