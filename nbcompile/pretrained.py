@@ -79,11 +79,11 @@ def preprocessing_of(weights: Any) -> dict[str, Any]:
     made = weights.transforms()
     if not hasattr(made, "mean"):
         return {}
-    found = {"scale": 1 / 255, "mean": tuple(made.mean), "std": tuple(made.std)}
-    found["interpolation"] = made.interpolation.value
+    preprocessing = {"scale": 1 / 255, "mean": tuple(made.mean), "std": tuple(made.std)}
+    preprocessing["interpolation"] = made.interpolation.value
     if hasattr(made, "crop_size") and len(made.crop_size) == 1:
-        found["crop"] = made.crop_size[0] / made.resize_size[0]
-    return found
+        preprocessing["crop"] = made.crop_size[0] / made.resize_size[0]
+    return preprocessing
 
 
 def timm_weights(spec: str, create: Callable[[], nn.Module]) -> nn.Module:
@@ -132,6 +132,6 @@ def _require_answer(spec: str, url: str, where: Path) -> None:
     except OSError as error:
         raise CheckpointError(
             f"'{spec}' needs weights that are not in the cache ({where}), and {urlsplit(url).netloc} cannot be reached "
-            f"({getattr(error, 'reason', error)}): connect to the network once, or bring them there; without pretrained weights nothing is "
-            "downloaded"
+            f"({getattr(error, 'reason', error)}): connect to the network once, or bring them there; without "
+            "pretrained weights nothing is downloaded"
         ) from error
