@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,10 @@ def test_another_run_takes_the_place_of_a_finished_one(net: nn.Module, tmp_path:
 def test_says_once_what_is_not_written_without_its_package(
     net: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("nbcompile"), "propagate", True)  # the command line stops it
+    log = logging.getLogger("nbcompile")
+    monkeypatch.setattr(log, "handlers", [])  # pytest has one here, too, where the command line stopped propagation
+    monkeypatch.setattr(log, "propagate", True)
+    import_module("lightning")  # it needs matplotlib, where that is there
     for package in ("tensorboard", "matplotlib"):
         monkeypatch.setitem(sys.modules, package, None)
     train(net, TrainConfig(**(OPTIONS | {"method": "vanilla", "epochs": 2})), tmp_path / "trained.pt")
