@@ -220,6 +220,7 @@ def test_a_download_by_the_librarys_own_code(server: dict[str, bytes], tmp_path:
     assert same(build(TIMM).model, weights)  # from the cache
 
 
+@pytest.mark.slow
 def test_what_the_commands_say(
     torchvision_file: object, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,6 +128,7 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_action_passes_what_costs_the_same_and_names_the_layer_that_does_not(project: Path) -> None:
     words = {"trained": "weights of mine.pt", "model": "nets:tiny", "input": "1x1x8x8", "output": "my net.onnx"}
     done = acted(project, against="nets:tiny", **words)

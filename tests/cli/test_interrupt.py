@@ -79,6 +79,7 @@ def test_where_the_interruption_is_swallowed(tmp_path: Path) -> None:
     assert (tmp_path / "tiny.onnx").read_text() == "old bytes" or "written: tiny.onnx" in done.stdout
 
 
+@pytest.mark.slow
 def test_twice_is_once(tmp_path: Path) -> None:
     twice = "event == 'os.rename' and [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)]"
     done = stopped_when(twice, tmp_path)
@@ -92,6 +93,7 @@ def test_of_several_training_processes_one_tells(tmp_path: Path) -> None:
     assert (silent.returncode, silent.stderr) == (0, "")  # Lightning kills all where one fails
 
 
+@pytest.mark.slow
 def test_an_error_is_no_interruption(tmp_path: Path) -> None:
     done = run(tmp_path, "-m", "nbcompile", "inspect", "nope.pt")
     assert done.returncode == 2
@@ -121,6 +123,7 @@ def test_whenever_it_comes(tmp_path: Path, after: float) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_code_that_does_not_hear(tmp_path: Path) -> None:
     """C++ that runs on, or waits for a process that is gone: it is ended from outside, and the line is said."""
     (tmp_path / "deaf.py").write_text(
