@@ -56,3 +56,65 @@ def test_identities_that_are_outputs_or_called_twice() -> None:
 
 def test_nothing_to_remove() -> None:
     assert not check_pass(RemoveIdentity(), nn.Conv2d(3, 4, 1), X).modified
+
+
+class Straight(nn.Module):
+    """Leaky ReLUs of every form: of slope 1, which are removed, and others, which are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, bias=False)
+        self.leaky = nn.LeakyReLU(1.0)
+        self.inplace = nn.LeakyReLU(1, inplace=True)
+        self.prelu = nn.PReLU(4, init=1.0)
+        self.one = nn.PReLU(init=1.0)
+        self.almost = nn.LeakyReLU(1 - 2**-30)
+        self.bent = nn.PReLU(4, init=1.0)
+        self.bent.weight.data[3] = 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(self.prelu(self.inplace(self.leaky(self.conv(x)))))
+        y = F.leaky_relu(F.prelu(y, self.prelu.weight), negative_slope=1.0)
+        return self.bent(self.almost(y)) + F.leaky_relu(y, 1 / x.shape[1])
+
+
+def test_leaky_relus_of_slope_one() -> None:
+    result = check_pass(RemoveIdentity(), Straight().double(), X.double())
+    assert result.rewritten == ("inplace", "leaky", "prelu", "one", "prelu_1", "leaky_relu")
+    assert [node.target for node in result.gm.graph.find_nodes(op="call_module")] == ["conv", "almost", "bent"]
+
+
+class Copies(nn.Module):
+    """Leaky ReLUs of slope 1 whose own memory is needed: something is changed in place, or laid out anew."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = x * 2
+        kept = F.leaky_relu(y, 1.0)
+        y.mul_(3)
+        given = F.leaky_relu(x, 1.0).sub_(5)  # else the caller's own tensor would change
+        first, _ = y.chunk(2, 2)
+        flat = F.leaky_relu(first, 1.0).view(-1)  # a part of a map has gaps
+        part = F.leaky_relu(first, 1.0)
+        part += 1
+        return y, kept, given, flat, part
+
+
+def test_leaky_relus_that_copy_stay() -> None:
+    assert not check_pass(RemoveIdentity(), Copies(), X).modified
+
+
+class ThenChanged(nn.Module):
+    """What else changes in place: the result of a layer that nobody else reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.leaky_relu(self.conv(x), 1.0)
+        y += x
+        return F.leaky_relu(x, 1.0) + y
+
+
+def test_a_result_that_nobody_else_reads_may_be_changed() -> None:
+    assert check_pass(RemoveIdentity(), ThenChanged(), X).rewritten == ("leaky_relu", "leaky_relu_1")

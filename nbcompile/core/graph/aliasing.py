@@ -71,6 +71,11 @@ class Aliasing:
                         self.writers.setdefault(node, other)
             sharing.setdefault(home, []).append(node)
         self.written = {node for home in dirty for node in sharing[home]}
+        self._memory, self._sharing = memory, sharing
+
+    def shares(self, value: fx.Node) -> bool:
+        """Whether ``value`` may be in the memory of a value before it: a view of it, or it changed in place."""
+        return self._sharing[self._memory[value]][0] is not value
 
     def forget(self, value: fx.Node) -> None:
         """``value`` and what is written into it are understood, and go or stay together."""

@@ -81,8 +81,9 @@ def activation_of(gm: fx.GraphModule, node: fx.Node) -> Activation | str | None:
         return (Activation.of(module) or type(module).__name__) if does.activation else None
     match does.name:
         case "leaky_relu":
-            slope = float(argument(node, 1, "negative_slope", 0.01))
-            return Activation("leaky_relu", slope) if slope >= 0 else f"leaky_relu of slope {slope}"
+            slope = argument(node, 1, "negative_slope", 0.01)
+            plain = isinstance(slope, (int, float)) and slope >= 0
+            return Activation("leaky_relu", float(slope)) if plain else f"leaky_relu of slope {slope}"
         case "gelu":
             return Activation("gelu", str(argument(node, 1, "approximate", "none")))
         case "hardtanh":

@@ -103,3 +103,15 @@ def test_a_buffer_written_through_a_view() -> None:
     (count,) = (node for node in aliasing.changed if node.name == "count")
     aliasing.forget(count)
     assert count not in aliasing.changed
+
+
+def test_who_shares_the_memory_of_a_value_before_it() -> None:
+    class Views(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x + 1
+            part, _ = y.chunk(2, 1)
+            return part.relu_() * part.sigmoid()
+
+    gm = capture(Views(), 1)
+    shares = {node.name for node in gm.graph.nodes if node.op != "output" and Aliasing(gm).shares(node)}
+    assert shares == {"chunk", "getitem", "getitem_1", "relu_"}
