@@ -1,6 +1,7 @@
 """Merge affine regions into single layers: chains of layers, norms, factors and paddings, and sums of such branches.
 
     y = norm(conv(x)) + norm2(conv2(x)) + x     =>     y = conv'(x)
+    y = norm(permute(linear(x)))                =>     y = permute(linear'(x))
 
 Keeps: the function in eval mode, names of other nodes, device, dtype. The merged layer has the qualified name of the
 costliest layer in it, computed in float64 and rounded once. Leaves alone: what would differ at a border, what would
@@ -20,6 +21,7 @@ from torch import fx
 from nbcompile.core.affine.chains import Chain, Join, Sum, nodes_of, primitives
 from nbcompile.core.affine.evaluate import evaluate
 from nbcompile.core.affine.lifter import Lifter
+from nbcompile.core.affine.permuted import across_permutations
 from nbcompile.core.affine.plan import Merge, Plan, Refusal, Regrouping
 from nbcompile.core.affine.planner import Planner
 from nbcompile.core.affine.primitive import Primitive
@@ -27,7 +29,7 @@ from nbcompile.core.affine.regions import Regions
 from nbcompile.core.affine.to_layer import to_layer, why_rounding_loses
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import Inputs
-from nbcompile.core.graph.nodes import asks_metadata, module_of, norm_of
+from nbcompile.core.graph.nodes import asks_metadata, downstream, module_of, norm_of
 from nbcompile.core.graph.operators import SPLITS, called
 from nbcompile.core.graph.shapes import Shapes
 from nbcompile.passes.base import Pass, PassResult, Skip
@@ -65,15 +67,43 @@ class _Rewrite:
 
     def __init__(self, gm: fx.GraphModule, inputs: Inputs | None) -> None:
         self.gm = gm
-        self.lifter = Lifter(gm, Shapes(gm, inputs))
-        self.regions = Regions(self.lifter)
-        self.planner = Planner(self.lifter)
-        self.order = {node: i for i, node in enumerate(gm.graph.nodes)}
+        self.inputs = inputs
         self.became: dict[fx.Node, fx.Node] = {}
         self.gone: set[fx.Node] = set()
         self.rewritten: list[str] = []
         self.how: list[str] = []
         self.refusals: list[Refusal] = []
+        self._look()
+        if self._across_permutations():
+            self._look()
+        self.regions = Regions(self.lifter)
+
+    def _look(self) -> None:
+        """Know the graph as it is now."""
+        self.lifter = Lifter(self.gm, Shapes(self.gm, self.inputs))
+        self.planner = Planner(self.lifter)
+        self.order = {node: i for i, node in enumerate(self.gm.graph.nodes)}
+
+    def _across_permutations(self) -> bool:
+        """Let linear layers take in what is behind the permutation of their output; whether there was any."""
+        merges = [merge for chain in across_permutations(self.lifter) for merge in self._planned(chain).merges]
+        for merge in merges:
+            layer, *behind = cast(tuple[Primitive, ...], merge.elements)
+            node = self._layer(merge)
+            if node is None:
+                continue
+            for one in behind:
+                self._replace(one.node, self._laid_out(one), (one.node,))
+            self._replace(layer.node, node, (layer.node,))
+        return bool(merges)
+
+    def _laid_out(self, one: Primitive) -> fx.Node:
+        """What ``one`` is applied to, in memory that can be viewed as that of its result could, if somebody does."""
+        value = self._now(one.source)
+        if all(reader.target != "view" for reader in downstream([one.node])):
+            return value
+        with self.gm.graph.inserting_after(value):
+            return self.gm.graph.call_method("contiguous", (value,))
 
     def run(self) -> PassResult:
         for total in self.regions.sums.values():
@@ -144,6 +174,22 @@ class _Rewrite:
 
     def _merge(self, merge: Merge, spared: fx.Node | None = None) -> fx.Node | None:
         """Put one layer in the place of ``merge``; what gives its value is replaced, unless it is ``spared``."""
+        node = self._layer(merge)
+        if node is None:
+            return None
+        nodes = list(dict.fromkeys(nodes_of(merge.elements)))
+        for inner in nodes:
+            for user in list(inner.users):
+                if inner is not _end(merge) and asks_metadata(user):
+                    user.replace_input_with(inner, node)
+        if _end(merge) is not spared:
+            self._replace(_end(merge), node, nodes)
+        else:
+            self.gone.update(nodes)
+        return node
+
+    def _layer(self, merge: Merge) -> fx.Node | None:
+        """A call of the one layer of ``merge``, before what it stands for; None where it would lose too much."""
         layers = [p for p in primitives(merge.elements) if p.layer]
         costliest = max(layers, key=lambda p: p.constants)
         like = costliest.build(None, merge.axes, costliest.inputs or 0).weight
@@ -153,23 +199,14 @@ class _Rewrite:
         if lost := why_rounding_loses(whole, layer):
             self.refusals.append(Refusal(merge.elements, lost))
             return None
-        nodes = list(dict.fromkeys(nodes_of(merge.elements)))
         name = self._name(costliest)
         source = self._now(_source(merge.elements[0]))
-        first = min(nodes, key=lambda n: self.order[n])
+        first = min(nodes_of(merge.elements), key=lambda n: self.order[n])
         self.gm.set_submodule(name, layer)
         with self.gm.graph.inserting_before(first):
             node = self.gm.graph.call_module(name, (source,))
-        for inner in nodes:
-            for user in list(inner.users):
-                if inner is not _end(merge) and asks_metadata(user):
-                    user.replace_input_with(inner, node)
         self.rewritten.append(name)
         self.how.append(f"{name} <- {' + '.join(_names(merge.elements))}")
-        if _end(merge) is not spared:
-            self._replace(_end(merge), node, nodes)
-        else:
-            self.gone.update(nodes)
         return node
 
     def _replace(self, old: fx.Node, new: fx.Node, nodes: Iterable[fx.Node]) -> None:
@@ -188,10 +225,8 @@ class _Rewrite:
 
     def _name(self, layer: Primitive) -> str:
         """The layer's own name; one that is free where its weight was computed by other code."""
-        if layer.node.op == "call_module":
-            return layer.name
-        name = layer.name
-        while any(key == name or key.startswith(f"{name}.") for key, _ in self.gm.named_modules()):
+        name, taken = layer.name, [key for key, _ in self.gm.named_modules()] if layer.node.op != "call_module" else []
+        while any(key == name or key.startswith(f"{name}.") for key in taken):
             name += ".merged" if not name.endswith("merged") else "_"
         return name
 
@@ -200,9 +235,8 @@ class _Rewrite:
         for node, reason in self.regions.refused.items():
             reasons.setdefault(_name(node), reason)
         for refusal in sorted(self.refusals, key=lambda r: (len(r.elements) == 1, len(r.elements))):
-            alone = (
-                len(refusal.elements) == 1 and isinstance(refusal.elements[0], Primitive) and refusal.elements[0].layer
-            )
+            first, *more = refusal.elements
+            alone = not more and isinstance(first, Primitive) and first.layer
             if not alone and not self.gone.issuperset(nodes_of(refusal.elements)):
                 last = refusal.elements[-1]
                 name = last.name if isinstance(last, Primitive) else last.node.name
