@@ -152,11 +152,15 @@ def verify_merged(
     reference = unwrap(reference)
     example = inputs_for(reference, example_input, who="verify")
     with step("counting MACs"):
-        before, after = cost(reference, example).macs, cost(candidate, example).macs
-    held = [sum(x.numel() for x in (*m.parameters(), *m.buffers())) for m in (candidate, reference)]
+        before, after = cost(reference, example), cost(candidate, example)
     checks = (
-        Check("MACs", after <= before, f"{after:,} merged, {before:,} before", after),
-        Check("stored numbers", held[0] <= held[1], f"{held[0]:,} merged, {held[1]:,} before", held[0]),
+        Check("MACs", after.macs <= before.macs, f"{after.macs:,} merged, {before.macs:,} before", after.macs),
+        Check(
+            "stored numbers",
+            after.stored <= before.stored,
+            f"{after.stored:,} merged, {before.stored:,} before",
+            after.stored,
+        ),
         _numbers(reference, candidate, example, ()),
     )
     return Verification(checks, ())

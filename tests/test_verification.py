@@ -6,12 +6,13 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import nbcompile
 from nbcompile.core.errors import UsageError, VerificationError
 from nbcompile.layer_costs import holding, original_of, shapes
 from nbcompile.testing import scramble_
+from nbcompile.verification import verify_merged
 
 
 @pytest.fixture
@@ -206,3 +207,36 @@ def test_a_network_that_rounds_a_lot_is_measured_by_its_own_rounding(tmp_path: P
     with torch.no_grad():
         other.conv.weight[0] += 0.5
     assert list(failures(nbcompile.verify(network, other, x))) == ["numbers"]
+
+
+class Constants(nn.Module):
+    """Makes constants in forward: 4 numbers that merge into a layer, 4 + 4 that do not, and keeps 4 as an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, bias=False)
+        self.plain = torch.linspace(0.5, 2, 4).view(1, 4, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = (self.conv(x) + torch.arange(4.0).view(1, 4, 1, 1))[:, torch.tensor([2, 1, 0, 3])]
+        return y.relu() * self.plain + torch.arange(4.0).view(1, 4, 1, 1).sin()
+
+
+class StoresMore(nn.Module):
+    def __init__(self, fused: nn.Module) -> None:
+        super().__init__()
+        self.fused = fused
+        self.register_buffer("zero", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fused(x) + self.zero
+        return y
+
+
+def test_constants_that_forward_makes_count_on_both_sides() -> None:
+    model, x = Constants().eval(), torch.randn(2, 3, 7, 5)
+    fused = nbcompile.fuse(model, example_input=x)
+    stored = "124 merged, 124 before"
+    assert {check.name: check.detail for check in verify_merged(model, fused, x).checks}["stored numbers"] == stored
+    more = verify_merged(model, StoresMore(fused), x)
+    assert failures(more) == {"stored numbers": "125 merged, 124 before"}

@@ -52,10 +52,13 @@ class Cost:
     Attributes:
         layers: in the order of ``model.named_modules()``.
         unread_params: elements of parameters that the eval run never reads (auxiliary heads).
+        stored: numbers that the eval run reads and that depend on no input: parameters, buffers, and constants that
+            ``forward`` makes; no sum over layers.
     """
 
     layers: tuple[LayerCost, ...]
     unread_params: int
+    stored: int
 
     @property
     def macs(self) -> int:
@@ -123,7 +126,7 @@ def cost(model: nn.Module, example_input: ExampleInput | None = None) -> Cost:
         kind, what = type(model).__name__, type(error).__name__
         raise UsageError(f"cost could not run {kind} on an input of shape {shapes}: {what}: {error}") from error
     unread = sum(p.numel() for p in model.parameters() if not run.read(p))
-    return Cost(tuple(_layers(model, run)), unread)
+    return Cost(tuple(_layers(model, run)), unread, run.stored)
 
 
 def _layers(model: nn.Module, run: CountedRun) -> Iterator[LayerCost]:

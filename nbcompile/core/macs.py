@@ -107,10 +107,22 @@ class CountedRun(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch l
         self.norm_elements: Counter[str] = Counter()
         self._running = [""]
         self._read: set[tuple[int, int]] = set()
+        self._computed: set[tuple[int, int]] = set()
+        self._stored: dict[tuple[int, int], int] = {}
+        self._made = 0
 
     def read(self, tensor: Tensor) -> bool:
         """Whether any operator had ``tensor`` as an input, or another view of the same memory."""
         return _memory(tensor) in self._read
+
+    @property
+    def stored(self) -> int:
+        """Elements of all that was read and depends on no input: parameters, buffers, constants made on the way."""
+        return sum(self._stored.values()) + self._made
+
+    def start(self, inputs: Inputs) -> None:
+        """The model is given ``inputs``."""
+        self._computed.update(map(_memory, _tensors(inputs)))
 
     def enter(self, name: str, *_: Any) -> None:
         """What runs now is inside the module ``name``."""
@@ -136,9 +148,14 @@ class CountedRun(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch l
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
-        tensors = (x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
-        self._read.update(_memory(x) for x in tensors if x.layout is torch.strided)
+        operands = _tensors((args, kwargs))
         out = func(*args, **kwargs)
+        self._read.update(map(_memory, operands))
+        if not operands or func.overloadpacket is _aten.lift_fresh:  # the latter is what torch.tensor calls
+            self._made += sum(x.numel() for x in _tensors(out))
+        else:
+            self._stored |= {_memory(x): x.numel() for x in operands if _memory(x) not in self._computed}
+        self._computed.update(map(_memory, _tensors(out)))
         if formula is not None:
             self.macs[self._running[-1]] += formula(out, *args)
         return out
@@ -152,6 +169,7 @@ def watch_run(model: nn.Module, inputs: Inputs) -> CountedRun:
     run = CountedRun()
     looking = watched(model.named_modules(), enter=run.enter, leave=run.leave)
     with looking, untouched(model, inputs) as (buffers, copies), _in_parts(), run:
+        run.start(copies)
         functional_call(model, buffers, copies)
     return run
 
@@ -171,6 +189,10 @@ def _in_parts() -> Iterator[None]:
 def _eager() -> AbstractContextManager[Any]:
     """Compiled parts run as they were written; nothing is compiled where the compiler is not even loaded."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [x for x in tree_leaves(values) if isinstance(x, Tensor) and x.layout is torch.strided]
 
 
 def _memory(tensor: Tensor) -> tuple[int, int]:

@@ -337,3 +337,23 @@ def test_one_sample_of_every_input_that_has_samples() -> None:
     """A scalar has none, and a list of images is a batch by itself."""
     inputs = (torch.ones(5, 3), torch.tensor(2.0), [torch.ones(2, 2), torch.ones(3)])
     assert cost(Scaled(), inputs).macs == 3 * 2
+
+
+class MakesConstants(nn.Module):
+    """Reads a weight twice, a buffer, a plain tensor and literals; a head, and a counter, are never read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.norm, self.head = nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 9)
+        self.plain = torch.linspace(0, 1, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.fc(x)) * self.plain + self.fc.weight.sum()
+        y = y[:, torch.tensor([2, 1, 0, 3])] + y.new_zeros(4) + torch.ones(4).cumsum(0)
+        return y @ torch.eye(4)
+
+
+def test_stored_numbers_are_what_a_run_reads_and_depends_on_no_input() -> None:
+    counted = cost(MakesConstants(), torch.randn(2, 3))
+    assert counted.stored == 20 + 4 * 5 + 5 + 4 + 4 + 16
+    assert cost(nn.Identity(), torch.randn(2, 3)).stored == 0
