@@ -35,6 +35,7 @@ class Format:
         input_sizes: a path to the shapes of the inputs, at batch size 1 where the batch is symbolic.
         runner: a path, and pairs of inputs and expected outputs, to the largest relative error, no unit; None: nothing
             but the export compares it with PyTorch.
+        any_batch: whether its files take any batch size; the option ``batch`` then makes it one.
         pipeline: for files of a device: what the front runs in place of the exporter, which it calls in the end. Its
             options are those of the format.
     """
@@ -46,6 +47,7 @@ class Format:
     layers: str | None = None
     input_sizes: str | None = None
     runner: str | None = None
+    any_batch: bool = False
     pipeline: str | None = None
 
     @property
@@ -120,6 +122,7 @@ ONNX = Format(
     layers="nbcompile.exporters.to_onnx.layers:onnx_layers",
     input_sizes="nbcompile.exporters.to_onnx.file:onnx_input_sizes",
     runner="nbcompile.exporters.to_onnx.check:onnx_error",
+    any_batch=True,
 )
 TFLITE = Format(
     ".tflite",

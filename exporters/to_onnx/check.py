@@ -16,6 +16,9 @@ from nbcompile.core.numerics import ROUNDINGS, flatten, own_rounding, relative_e
 BATCHES = (1, 3, 1, 3)
 """Batch sizes of the check: the smallest, and one that no tracing ever saw; each with inputs of its own."""
 
+ONE_BATCH = "batch=1, on the command line --batch 1"
+"""How to ask for a file that takes one batch size only."""
+
 _ERRORS_ONLY = 3  # ONNX Runtime's log severity
 
 
@@ -119,7 +122,7 @@ def _case(reference: nn.Module, inputs: Inputs) -> Case:
     except RuntimeError as error:
         raise ExportError(
             f"the model does not run on inputs of shape {shapes}: {str(error).splitlines()[0]}; "
-            f"if it takes one batch size only, export with dynamic_batch=False"
+            f"if it takes one batch size only, export at that: {ONE_BATCH}"
         ) from error
     for i, output in enumerate(case.outputs):
         nan = int(output.isnan().sum())

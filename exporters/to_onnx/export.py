@@ -25,7 +25,7 @@ from nbcompile.core.example import Inputs
 from nbcompile.core.files import atomic
 from nbcompile.core.progress import step
 from nbcompile.exporters.base import ExportResult
-from nbcompile.exporters.to_onnx.check import Case, allowed, cases, measure
+from nbcompile.exporters.to_onnx.check import Case, allowed, cases, measure, resized
 from nbcompile.exporters.to_onnx.graph import onnx_graph, quiet_exporter, reason
 from nbcompile.exporters.to_onnx.layers import layer_names
 
@@ -40,6 +40,7 @@ def write_onnx(
     reference: nn.Module | None = None,
     opset: int | None = None,
     dynamic_batch: bool = True,
+    batch: int | None = None,
 ) -> ExportResult:
     """Write ``graph`` as ONNX; see `base.Exporter`.
 
@@ -50,14 +51,19 @@ def write_onnx(
         reference: the model whose outputs the file must give; None: ``graph`` itself.
         opset: ONNX operator set; None: the exporter's default.
         dynamic_batch: whether the file takes any batch size; else it takes that of ``inputs`` only.
+        batch: the one batch size that the file takes, whatever ``inputs`` and ``dynamic_batch`` say; None: as they say.
 
     Raises:
         ExportError: if the graph cannot be expressed, or ONNX Runtime does not give the same outputs.
-        UsageError: if the file cannot be written, or ``inputs`` holds no sample.
+        UsageError: if the file cannot be written, ``inputs`` holds no sample, or ``batch`` is below 1.
     """
     started = time.perf_counter()
     if any(x.numel() == 0 for x in inputs):
         raise UsageError("the example input holds no sample; exporting needs at least one")
+    if batch is not None:
+        if batch < 1:
+            raise UsageError(f"batch={batch} is no batch size: give 1 or more")
+        inputs, dynamic_batch = resized(inputs, batch), False
     reference = graph if reference is None else reference
     with step("running the network in PyTorch"):
         checked = cases(reference, inputs, dynamic_batch)

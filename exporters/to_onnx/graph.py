@@ -1,6 +1,7 @@
 """From a module to an ONNX graph in memory: torch.export, then PyTorch's exporter."""
 
 import contextlib
+import inspect
 import io
 import logging
 import warnings
@@ -17,7 +18,7 @@ from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs
 from nbcompile.core.numerics import flatten
 from nbcompile.core.progress import step
-from nbcompile.exporters.to_onnx.check import has_batch, resized
+from nbcompile.exporters.to_onnx.check import ONE_BATCH, has_batch, resized
 
 _TRACED_BATCH = 2  # torch.export takes sizes 0 and 1 for constants
 
@@ -72,15 +73,26 @@ def _capture(graph: nn.Module, inputs: Inputs, dynamic_batch: bool) -> ExportedP
             return torch.export.export(graph, inputs, strict=False)
         except Exception as error:  # torch.export raises many kinds; all mean that there is no graph
             raise ExportError(f"torch.export cannot capture {type(graph).__name__}: {reason(error)}") from error
-    shapes = _batched(inputs, Dim("batch"))
+    shapes = _by_parameter(graph, _batched(inputs, Dim("batch")))
     try:
         return torch.export.export(graph, resized(inputs, _TRACED_BATCH), dynamic_shapes=shapes, strict=False)
     except Exception as error:
         _capture(graph, inputs, dynamic_batch=False)  # raises if the batch is not to blame
         raise ExportError(
-            f"the batch size of {type(graph).__name__} cannot be dynamic, because its forward uses it as a fixed "
-            f"number: write x.flatten(1) or x.shape[0] instead of that number, or export with dynamic_batch=False"
+            f"the batch size of {type(graph).__name__} cannot be dynamic, because {_why_fixed(error)}, or export at "
+            f"one batch size: {ONE_BATCH}"
         ) from error
+
+
+def _why_fixed(error: Exception) -> str:
+    """What torch.export has against a symbolic batch, and what to write instead if that can be told."""
+    said = [line.strip(" -") for line in str(error).splitlines()]
+    if any("specialized it to be a constant" in line for line in said):
+        return "its forward uses it as a fixed number: write x.flatten(1) or x.shape[0] instead of that number"
+    guard = next((line for line in said if line.startswith("Not all values of batch")), None)
+    if guard is not None:
+        return f"its forward takes some batch sizes only ({guard.rstrip('.')}): write it for all"
+    return f"torch.export stops at it ({reason(error)}): write that part of forward in another way"
 
 
 def _out_of_place(program: ExportedProgram) -> None:
@@ -109,6 +121,11 @@ def _owns_memory(node: fx.Node) -> bool:
 def _batched(inputs: Inputs, batch: Any) -> tuple[dict[int, Any] | None, ...]:
     """``batch`` for the first dimension of every input that has it."""
     return tuple({0: batch} if has_batch(x, inputs) else None for x in inputs)
+
+
+def _by_parameter(graph: nn.Module, values: tuple[Any, ...]) -> dict[str, Any]:
+    """``values`` by the parameters of ``forward`` that take them: for torch.export, ``*args`` is one tuple."""
+    return dict(inspect.signature(graph.forward).bind(*values).arguments)
 
 
 def _output_names(output: Any, taken: list[str]) -> list[str]:

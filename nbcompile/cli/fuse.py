@@ -26,6 +26,12 @@ def fuse_command(
         typer.Option(metavar="FILE", help="Write a page with tables, graphs and checks.", rich_help_panel=WRITE),
     ] = None,
     json: Json = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Of .onnx: the one batch size that it takes.  [default: any]", rich_help_panel=WRITE
+        ),
+    ] = None,
     force: Annotated[bool, flag("--force", "Fuse slopes below 1, too, and report the error.", CHECKS)] = False,
     verify_each: Annotated[bool, flag("--verify-each", "Prove every pass by numbers.", CHECKS)] = False,
     explain: Annotated[
@@ -44,6 +50,6 @@ def fuse_command(
         options["dense_per_channel"] = False
     found = run_fuse(
         trained, output, model=model, key=key, input_shape=input, force=force, verify_each=verify_each, report=report,
-        command=" ".join(["nbcompile", *sys.argv[1:]]), device=options,
+        command=" ".join(["nbcompile", *sys.argv[1:]]), device=options, batch=batch,
     )  # fmt: skip
     give(found, json, partial(show_fuse, explain=explain, layers=layers))

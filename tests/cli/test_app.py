@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -120,6 +121,12 @@ def test_fuse_a_model_says_it_is_untrained(run) -> None:
     assert result.code == 0
     assert f"'{DSCNN}' is built without weights: this exports an untrained network" in result.err
     assert "<html" in Path("report.html").read_text()
+
+
+def test_fuse_for_one_batch_size(run) -> None:
+    result = run("fuse", DSCNN, "-o", "three.onnx", "-o", "plain.pt", "--batch", 3)
+    assert result.code == 0, result.err
+    assert [tuple(x.shape) for x in onnxruntime.InferenceSession("three.onnx").get_inputs()] == [(3, 1, 8, 8)]
 
 
 def test_slope_below_one(run, tmp_path: Path) -> None:
@@ -248,6 +255,8 @@ def test_lagging_ema_is_recognised(run, trained: Path) -> None:
         (("fuse", "trained.pt", "-o", "x.tflite", "--calibration", "none"), 2, "none"),
         (("fuse", "trained.pt", "-o", "x.tflite", "--target", "pi"), 2, "target='pi' is not known; known are raspb"),
         (("fuse", "trained.pt", "-o", "x.onnx", "--sram", "192K"), 2, "--sram goes with a .tflite output"),
+        (("fuse", "trained.pt", "-o", "x.pt", "--batch", "1"), 2, "--batch goes with a .onnx output, and there"),
+        (("fuse", "trained.pt", "-o", "x.onnx", "--batch", "0"), 2, "batch=0 is no batch size: give 1 or more"),
         (("fuse", "trained.pt", "-o", "x.onnx", "--key", "ema"), 2, "has no weights at 'ema'; it has them at"),
         (("fuse", DSCNN, "-o", "x.onnx", "--key", "ema"), 2, "--model and --key go with a file"),
         (("fuse", "empty.pt", "-o", "x.onnx"), 2, "empty.pt is empty"),

@@ -15,7 +15,7 @@ from nbcompile.core.errors import UsageError
 from nbcompile.core.example import origin_of, random_inputs
 from nbcompile.core.files import check_target
 from nbcompile.deploy.export import check_options, export
-from nbcompile.exporters import FORMATS, format_of
+from nbcompile.exporters import FORMATS, Format, format_of
 from nbcompile.exporters.base import ExportResult
 from nbcompile.fusion import fused
 from nbcompile.layer_costs import original_of
@@ -39,16 +39,20 @@ def run_fuse(
     report: Path | None,
     command: str,
     device: Mapping[str, Any],
+    batch: int | None = None,
 ) -> dict[str, Any]:
     """``nbcompile fuse``: a trained file, or a MODEL, becomes deploy files, each checked before it gets its name.
 
-    ``device`` holds options of the pipeline that makes files for a device, `nbcompile.deploy.to_device.export_tflite`.
+    ``device`` holds options of the pipeline that makes files for a device, `nbcompile.deploy.to_device.export_tflite`;
+    ``batch`` is the one batch size of files that otherwise take any.
     """
     forms = {path: format_of(path) for path in outputs}
-    options = {path: device if form.pipeline else {} for path, form in forms.items()}
-    if device and not any(options.values()):
-        devices = " or ".join(form.suffix for form in FORMATS.values() if form.pipeline)
-        raise UsageError(f"--{next(iter(device)).replace('_', '-')} goes with a {devices} output, and there is none")
+    options = {path: dict(device) if form.pipeline else {} for path, form in forms.items()}
+    if device:
+        _require_output(next(iter(device)), forms, [form for form in FORMATS.values() if form.pipeline])
+    if batch is not None:
+        _require_output("batch", forms, [form for form in FORMATS.values() if form.any_batch])
+        options |= {path: {"batch": batch} for path, form in forms.items() if form.any_batch}
     for path, form in forms.items():
         check_options(form, options[path])
     for path in (*outputs, *([report] if report else [])):
@@ -75,6 +79,13 @@ def run_fuse(
     if report is not None:
         _write_report(report, command, trained, tiny, checked, results)
     return found
+
+
+def _require_output(option: str, forms: Mapping[Path, Format], takes: Sequence[Format]) -> None:
+    """Check that an output is in one of the formats that take ``option``."""
+    if not any(form in takes for form in forms.values()):
+        suffixes = " or ".join(form.suffix for form in takes)
+        raise UsageError(f"--{option.replace('_', '-')} goes with a {suffixes} output, and there is none")
 
 
 def _explained(piece: str, name: str, result: PassResult) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -197,19 +198,81 @@ class Specialises(nn.Module):
         return x * {1: 0.5, 2: 1.0, 3: 1.5}[int(x.shape[0])]
 
 
-def test_a_batch_that_cannot_be_dynamic_is_refused(path: Path) -> None:
-    x = torch.randn(2, 3, 4)
-    with pytest.raises(ExportError, match=r"batch size of Specialises cannot be dynamic.*dynamic_batch=False$"):
-        write_onnx(Specialises().eval(), (x,), path)
-    with pytest.raises(ExportError, match=r"does not run on inputs of shape \(1, 3, 4\).*dynamic_batch=False$"):
-        write_onnx(RefusesBatches().eval(), (x,), path)
+class Pairs(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu() if x.shape[0] % 2 else x.unflatten(0, (-1, 2)).relu().flatten(0, 1)
+
+
+class Unsymbolic(nn.Module):
+    """What torch.export cannot do with a symbolic size, and the batch is to blame in no other way."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x.shape[0], torch.SymInt):
+            raise NotImplementedError("no such kernel\nat a place")
+        return x.relu()
+
+
+REFUSED = {
+    Specialises: "Specialises cannot be dynamic, because its forward uses it as a fixed number: write x.flatten(1) or "
+    "x.shape[0] instead of that number",
+    Pairs: "Pairs cannot be dynamic, because its forward takes some batch sizes only (Not all values of batch = "
+    "L['x'].size()[0] in the specified range satisfy the generated guard (L['x'].size()[0] % 2) == 0): "
+    "write it for all",
+    Unsymbolic: "Unsymbolic cannot be dynamic, because torch.export stops at it (NotImplementedError: no such kernel): "
+    "write that part of forward in another way",
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_batch_that_cannot_be_dynamic_is_refused(path: Path, kind: type[nn.Module]) -> None:
+    said = f"the batch size of {REFUSED[kind]}, or export at one batch size: batch=1, on the command line --batch 1"
+    with pytest.raises(ExportError, match=f"^{re.escape(said)}$"):
+        write_onnx(kind().eval(), (torch.randn(2, 3, 4),), path)
     assert os.listdir(path.parent) == []
 
 
-@pytest.mark.parametrize("kind", [Specialises, RefusesBatches])
+def test_a_network_that_runs_on_one_batch_size_is_told_how(path: Path) -> None:
+    with pytest.raises(
+        ExportError, match=r"does not run on inputs of shape \(1, 3, 4\).* on the command line --batch 1$"
+    ):
+        write_onnx(RefusesBatches().eval(), (torch.randn(2, 3, 4),), path)
+    assert os.listdir(path.parent) == []
+
+
+@pytest.mark.parametrize("kind", [Specialises, RefusesBatches, Pairs, Unsymbolic])
 def test_a_fixed_batch_can_be_asked_for(path: Path, kind: type[nn.Module]) -> None:
     write_onnx(kind().eval(), (torch.randn(2, 3, 4),), path, dynamic_batch=False)
     assert onnx.load(path).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_one_batch_size_can_be_named(path: Path, batch: int) -> None:
+    x = torch.randn(2, 3, 4)
+    write_onnx(Specialises().eval(), (x,), path, batch=batch)
+    assert onnx.load(path).graph.input[0].type.tensor_type.shape.dim[0].dim_value == batch
+    assert torch.equal(run_file(path, x[[0] * batch])["output"], x[[0] * batch] * batch / 2)
+    with pytest.raises(UsageError, match=r"^batch=0 is no batch size: give 1 or more$"):
+        write_onnx(Specialises().eval(), (x,), path, batch=0)
+
+
+class TakesAnything(nn.Module):
+    """As networks of which only parts were captured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, *args: Tensor, **options: float) -> Tensor:
+        y: Tensor = self.conv(args[0])
+        return torch.cat(list(y.chunk(2, 1)), 1) * args[1].flatten(1).sum(1).view(-1, 1, 1, 1)
+
+
+def test_a_batch_may_be_dynamic_behind_star_args(path: Path) -> None:
+    model = TakesAnything().eval()
+    write_onnx(model, (torch.randn(1, 3, 7, 5), torch.randn(1, 4)), path)
+    inputs = torch.randn(5, 3, 7, 5), torch.randn(5, 4)
+    with torch.no_grad():
+        assert relative_error(run_file(path, *inputs)["output"], model(*inputs)) <= 1e-5
 
 
 def test_the_opset_can_be_chosen(tiny: nn.Module, path: Path) -> None:
