@@ -1,0 +1,176 @@
+"""What the hunt asks of a random network: each check raises where something is wrong."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+from _random_networks import Network
+from torch import Tensor, nn
+
+import nbcompile
+from nbcompile.core.blocks import sites
+from nbcompile.core.errors import CheckpointError, NBCompileError, UsageError
+from nbcompile.core.example import Inputs, change_tensors
+from nbcompile.core.layers import CONVOLUTIONS
+from nbcompile.core.numerics import ROUNDINGS, flatten, own_rounding, relative_error
+from nbcompile.testing import scramble_
+
+LIMIT = 1e-10
+ONNX_LIMIT = 1e-4
+BATCHES = (None, 3, 1)
+"""The example's own, and two more."""
+
+
+class WrongError(Exception):
+    """Other outputs than the network's (``wrong``), or a model that was changed (``changed``), and a sentence."""
+
+
+def runs(one: Network) -> bool:
+    """Whether the network itself does, at each batch size: by rare chance its text is not sound."""
+    try:
+        for batch in BATCHES:
+            call(one.build(), one.example(batch))
+    except Exception:
+        return False
+    return True
+
+
+def check_fuse(one: Network, _: Path) -> None:
+    with unchanged(one.build(), one.example()) as (model, inputs):
+        tiny = nbcompile.fuse(model, example_input=inputs)
+    compare(one, tiny, one.build(), "fuse")
+    for keywords in one.optional:
+        with suppress(NBCompileError):
+            wanted = call(one.build(), one.example(), **keywords)
+            judge_outputs(call(tiny, one.example(), **keywords), wanted, f"fuse, {', '.join(keywords)} given later")
+
+
+def check_expand(one: Network, _: Path) -> None:
+    with unchanged(one.build(), one.example()) as (model, inputs):
+        preserving = expanded(model, inputs, preserve=True).eval()
+        giant = linear_(expanded(model, inputs, ratio=1 + one.seed % 2))
+    compare(one, preserving, one.build(), "expand, layers preserved")
+    tiny = nbcompile.fuse(giant)
+    taken = one.build()
+    taken.load_state_dict(tiny.state_dict())
+    compare(one, tiny, giant, "fuse of the giant")
+    compare(one, taken, giant, "the original with the fused weights")
+    compare(one, nbcompile.fuse(giant, "all"), giant, "deploy form of the giant")
+
+
+def check_save(one: Network, folder: Path) -> None:
+    """The giant's file; the network's own where no layer is expanded."""
+    with unchanged(one.build(), one.example()) as (model, inputs):
+        try:
+            saved = linear_(expanded(model, inputs))
+        except NBCompileError:
+            saved = one.build()
+        nbcompile.save(saved, folder / "it.pt", None if sites(saved) else inputs)
+    try:
+        loaded = nbcompile.load(folder / "it.pt")
+    except CheckpointError:
+        loaded = nbcompile.load(folder / "it.pt", model=one.build())
+        compare(one, loaded, saved, "loaded with the class")
+        raise
+    compare(one, loaded, saved, "loaded")
+    compare(one, nbcompile.fuse(loaded), saved, "loaded and fused")
+
+
+def check_onnx(one: Network, folder: Path) -> None:
+    model, inputs = one.build().float(), change_tensors(Tensor.float, one.example())
+    nbcompile.export(nbcompile.fuse(model, example_input=inputs), folder / "it.onnx", inputs)
+    session = onnxruntime.InferenceSession(folder / "it.onnx", providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+    for batch in (2, 3):
+        x = change_tensors(Tensor.float, one.example(batch))
+        wanted = call(one.build().float(), x)
+        got = session.run(None, {name: v.numpy() for name, v in zip(names, x, strict=True)})
+        limit = max(ONNX_LIMIT, ROUNDINGS * own_rounding(one.build().float(), [(x, wanted)]))
+        judge_outputs([torch.from_numpy(y) for y in got], flatten(wanted), f"ONNX at batch {batch}", limit)
+
+
+def check_tflite(one: Network, folder: Path) -> None:
+    model, inputs = one.build().float(), change_tensors(Tensor.float, one.example())
+    tiny = nbcompile.fuse(model, example_input=inputs)
+    nbcompile.export(tiny, folder / "it.tflite", inputs, quantize="float32")
+
+
+def expanded(model: nn.Module, inputs: Inputs, ratio: int = 1, **options: Any) -> nn.Module:
+    """By the rule; a network without any pattern by the name of its first layer."""
+    try:
+        return nbcompile.expand(model, inputs, where="all", ratio=ratio, **options)
+    except UsageError:
+        layers = [name for name, module in model.named_modules() if isinstance(module, (*CONVOLUTIONS, nn.Linear))]
+        return nbcompile.expand(model, inputs, where=layers[:1], ratio=ratio, **options)
+
+
+def linear_(giant: nn.Module) -> nn.Module:
+    """Norms scrambled, slopes of 1."""
+    scramble_(giant, seed=1)
+    for block in sites(giant).values():
+        block.slope.fill_(1)
+    return giant.eval()
+
+
+def call(model: nn.Module, inputs: Inputs, **keywords: Any) -> Any:
+    """With a copy of the inputs, always with the same random numbers."""
+    torch.manual_seed(1)
+    return model(*change_tensors(Tensor.clone, inputs), **keywords)
+
+
+def compare(one: Network, actual: nn.Module, expected: nn.Module, what: str) -> None:
+    """Batch after batch; at another size it may refuse."""
+    for batch in BATCHES:
+        wanted = call(expected, one.example(batch))
+        judge_outputs(call(actual, one.example(batch)), wanted, f"{what}, batch {batch or 2}")
+    try:
+        wanted = call(expected, one.resized())
+    except Exception:  # the network itself cannot
+        return
+    with suppress(NBCompileError):
+        judge_outputs(call(actual, one.resized()), wanted, f"{what}, another size")
+
+
+def judge_outputs(actual: Any, expected: Any, what: str, limit: float = LIMIT) -> None:
+    """Raises :class:`WrongError`."""
+    if type(actual) is not type(expected):
+        raise WrongError("wrong", f"{what}: {type(actual).__name__} instead of {type(expected).__name__}")
+    try:
+        error = relative_error(actual, expected)
+    except NBCompileError as structure:
+        raise WrongError("wrong", f"{what}: {structure}") from structure
+    if not error <= limit:
+        raise WrongError("wrong", f"{what}: error {error:.1e}")
+
+
+@contextmanager
+def unchanged(model: nn.Module, inputs: Inputs) -> Iterator[tuple[nn.Module, Inputs]]:
+    """Whatever happens inside, also an error: model and inputs are the same after.
+
+    Raises:
+        WrongError: if they are not.
+    """
+    before, held = picture(model, inputs), [dict(vars(module)) for module in model.modules()]
+    try:
+        yield model, inputs
+    finally:
+        after = picture(model, inputs)
+        changed = [place for place in before | after if before.get(place) != after.get(place)]
+        del held
+        if changed:
+            raise WrongError("changed", f"'{changed[0]}' of the caller's model or inputs was changed")
+
+
+def picture(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    """Every attribute of every module by identity, every tensor by content, too."""
+    seen: dict[str, Any] = {f"input {i}": x.numpy().tobytes() for i, x in enumerate(inputs)}
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            parts = value if isinstance(value, dict) else {"": value}
+            for part, one in parts.items():
+                content = one.detach().numpy().tobytes() if isinstance(one, Tensor) else None
+                seen[f"{name}.{key}.{part}"] = (id(one), content)
+    return seen

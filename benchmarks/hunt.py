@@ -1,0 +1,204 @@
+"""The hunt: random networks of ordinary code, each of which comes back right, or is refused by a sentence with a place.
+
+Network number N is the same text each time (``--one N`` prints it, and what was found). In float64, on calls at three
+batch sizes one after the other and at another height and width, where the network itself runs:
+
+1. ``fuse`` against the network; its optional arguments, given later: right or refused.
+2. ``expand`` of all layers, norms scrambled, slopes to 1, ``fuse``: against the giant, as the original's class and as
+   the deploy form; and the giant that preserves the layers against the network.
+3. ``save``, ``load`` without the class, ``fuse``: of the giant; of the network where it has no giant.
+4. ONNX of some (``--onnx``): in ONNX Runtime at two batch sizes, in float32.
+5. Float TFLite of some (``--tflite``): in the interpreters with which ``export`` checks it.
+
+A verdict is ``right``, ``refused``, ``wrong`` (other outputs), ``changed`` (the caller's model or inputs were), or
+``traceback`` (an exception that is none of nbcompile's). Of the refusals those count apart that no trait of the network
+asks for (Python reads no values, nothing depends on the batch, nothing is kept from call to call), and those that name
+no line and no layer.
+"""
+
+import logging
+import multiprocessing
+import re
+import signal
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import _random_changes  # noqa: F401  registers statements
+import _random_statements  # noqa: F401
+import torch
+from _common import parser, write
+from _hunt_checks import WrongError, check_expand, check_fuse, check_onnx, check_save, check_tflite, runs
+from _random_networks import Network, network
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from nbcompile.core.errors import NBCompileError
+
+SECONDS = 120
+"""For one network."""
+GOOD = ("right", "refused")
+VERDICTS = (*GOOD, "wrong", "changed", "traceback")
+
+
+@dataclass
+class Found:
+    """Of one network: a verdict and a sentence for each step."""
+
+    seed: int
+    traits: tuple[str, ...]
+    steps: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def worst(self) -> str:
+        """The verdict that stands last in the list of them."""
+        return max((verdict for verdict, _ in self.steps.values()), key=VERDICTS.index, default="right")
+
+
+def main() -> None:
+    made = parser("hunt", __doc__)
+    made.add_argument("--count", type=int, default=20_000, help="networks")
+    made.add_argument("--seed", type=int, default=0, help="number of the first network")
+    made.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
+    made.add_argument("--minutes", type=float, help="no network is begun later")
+    made.add_argument("--onnx", type=int, default=0, help="how many of them are exported to ONNX, too")
+    made.add_argument("--tflite", type=int, default=0, help="how many of them are exported to float TFLite, too")
+    made.add_argument("--one", type=int, help="print this network and what is found; nothing is written")
+    args = made.parse_args()
+    if args.one is not None:
+        show(args.one, args.onnx > 0, args.tflite > 0)
+        return
+    count = 20 if args.quick else args.count
+    numbers = range(args.seed, args.seed + count)
+    jobs = [(n, n - args.seed < args.onnx, n - args.seed < args.tflite) for n in numbers]
+    found = hunted(jobs, args.jobs, args.minutes)
+    results = summary(found)
+    Console().print(table(results))
+    for number, said in results["bad"].items():
+        print(number, said)
+    write(args, args.seed, {"steps": "networks", "refused": "times"}, results)
+
+
+def hunted(jobs: list[tuple[int, bool, bool]], processes: int, minutes: float | None) -> list[Found]:
+    """In the order of their numbers; what was not begun in time is left out."""
+    end = time.monotonic() + 60 * minutes if minutes else float("inf")
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=settle, max_tasks_per_child=500) as pool:
+        futures = [pool.submit(judge_until, end, *job) for job in jobs]
+        done = [future.result() for future in track(as_completed(futures), "networks", total=len(futures))]
+    return sorted((found for found in done if found is not None), key=lambda found: found.seed)
+
+
+def judge_until(end: float, seed: int, onnx: bool, tflite: bool) -> Found | None:
+    return judge(seed, onnx, tflite) if time.monotonic() < end else None
+
+
+def judge(seed: int, onnx: bool = False, tflite: bool = False) -> Found:
+    """All steps with network number ``seed``."""
+    one = network(seed)
+    found = Found(seed, tuple(sorted(one.traits)))
+    if not runs(one):
+        return found
+    steps: dict[str, Callable[[Network, Path], None]] = {"fuse": check_fuse, "expand": check_expand, "save": check_save}
+    steps |= {"onnx": check_onnx} if onnx else {}
+    steps |= {"tflite": check_tflite} if tflite else {}
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        for name, step in steps.items():
+            signal.alarm(SECONDS)
+            try:
+                step(one, Path(folder))
+                found.steps[name] = ("right", "")
+            except NBCompileError as error:
+                found.steps[name] = ("refused", str(error))
+            except WrongError as error:
+                found.steps[name] = error.args
+            except Exception as error:
+                place = traceback.extract_tb(error.__traceback__)[-1]
+                said = f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
+                found.steps[name] = ("traceback", said)
+            finally:
+                signal.alarm(0)
+    one.forget()
+    return found
+
+
+def settle() -> None:
+    """Of a process: one thread, no warnings, a limit on time that interrupts."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    signal.signal(signal.SIGALRM, _too_long)
+
+
+def _too_long(*_: object) -> None:
+    raise TimeoutError(f"not done after {SECONDS} s")
+
+
+def summary(found: list[Found]) -> dict[str, Any]:
+    """Counts by step; refusals by kind; the numbers of all that is bad."""
+    steps: dict[str, Counter[str]] = {}
+    kinds: Counter[str] = Counter()
+    example: dict[str, int] = {}
+    for one in found:
+        for step, (verdict, sentence) in one.steps.items():
+            count = steps.setdefault(step, Counter(dict.fromkeys(VERDICTS, 0)))
+            count[verdict] += 1
+            if verdict == "refused":
+                count["refused_without_trait"] += not one.traits
+                count["refused_without_place"] += not placed(sentence, one.seed)
+                kind = kind_of(sentence)
+                kinds[f"{step}: {kind}"] += 1
+                example.setdefault(f"{step}: {kind}", one.seed)
+    bad = [one for one in found if one.worst() not in GOOD]
+    return {
+        "networks": len(found),
+        "that_run": sum(bool(one.steps) for one in found),
+        "without_traits": sum(not one.traits for one in found),
+        "steps": steps,
+        "refused": {kind: {"times": n, "first": example[kind]} for kind, n in kinds.most_common()},
+        "bad": {
+            str(one.seed): {s: ": ".join(v)[:300] for s, v in one.steps.items() if v[0] not in GOOD} for one in bad
+        },
+    }
+
+
+def placed(sentence: str, seed: int) -> bool:
+    """It names a line of the network, or a part of it."""
+    return f"network_{seed}.py:" in sentence or re.search(r"'[\w.]+'", sentence) is not None
+
+
+def kind_of(sentence: str) -> str:
+    """A sentence without its names and numbers."""
+    short = re.sub(r"/\S+/|network_\d+\.py", "", sentence)
+    short = re.sub(r"'[^']*'", "'…'", short)
+    return re.sub(r"\b(Part|Taker)?\d+\b", "N", short)[:160]
+
+
+def table(results: dict[str, Any]) -> Table:
+    heads = (*VERDICTS, "refused_without_trait", "refused_without_place")
+    made = Table("step", *(head.replace("_", " ") for head in heads), title=f"{results['networks']} random networks")
+    for step, counts in results["steps"].items():
+        made.add_row(step, *(str(counts[head]) for head in heads))
+    return made
+
+
+def show(seed: int, onnx: bool, tflite: bool) -> None:
+    """The text of a network, with the numbers of its lines, and what is found."""
+    settle()
+    one = network(seed)
+    for number, line in enumerate(one.source.splitlines(), 1):
+        print(f"{number:4} {line}")
+    print("inputs:", *(tuple(spec.shape) for spec in one.inputs), "traits:", *(one.traits or {"none"}))
+    for step, (verdict, sentence) in judge(seed, onnx, tflite).steps.items():
+        print(f"{step}: {verdict} {sentence}")
+
+
+if __name__ == "__main__":
+    main()

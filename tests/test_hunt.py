@@ -1,0 +1,121 @@
+"""``benchmarks/hunt.py``: its networks are sound and the same each time, and its judge sees what it is for."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import nbcompile
+from nbcompile.core.numerics import relative_error
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def hunt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The script as a module; what it imports from its folder is forgotten after."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    with torch.no_grad():
+        yield importlib.import_module("hunt")
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
+            del sys.modules[name]
+
+
+def checks() -> Any:
+    return sys.modules["_hunt_checks"]
+
+
+def test_networks_run_at_any_batch_and_are_the_same_each_time(hunt: Any) -> None:
+    numbers = range(100)
+    networks = [hunt.network(n) for n in numbers]
+    assert [hunt.network(n).source for n in numbers] == [one.source for one in networks]
+    assert len({one.source for one in networks}) == len(numbers)
+    assert sum(checks().runs(one) for one in networks) >= 98
+    assert sum(not one.traits for one in networks) >= 60
+    for one in networks[:20]:
+        first, second = (checks().call(one.build(), one.example()) for _ in range(2))
+        assert relative_error(first, second) == 0
+
+
+def test_every_statement_is_drawn(hunt: Any) -> None:
+    drawn = dict.fromkeys(sys.modules["_random_networks"].STATEMENTS, 0)
+
+    def counted(statement: Any) -> Any:
+        def write(*args: Any) -> None:
+            drawn[statement] += 1
+            statement(*args)
+
+        return write
+
+    table = sys.modules["_random_networks"].STATEMENTS
+    weights = dict(table)
+    table.clear()
+    table.update({counted(statement): weight for statement, weight in weights.items()})
+    for n in range(200):
+        hunt.network(n)
+    assert len(drawn) >= 15
+    assert min(drawn.values()) >= 20
+
+
+def broken(kind: str) -> Any:
+    """A ``fuse`` that makes a mistake."""
+
+    def fuse(model: nn.Module, *_: Any, **__: Any) -> nn.Module:
+        if kind == "traceback":
+            raise ZeroDivisionError("no number")
+        if kind == "refused":
+            raise nbcompile.CaptureError("network_0.py:12 in forward: no")
+        if kind == "changed":
+            next(model.parameters()).add_(1)
+        return nn.Identity() if kind == "wrong" else model
+
+    return fuse
+
+
+@pytest.mark.parametrize("verdict", ["traceback", "refused", "changed", "wrong"])
+def test_the_judge_sees_a_broken_fuse(hunt: Any, monkeypatch: pytest.MonkeyPatch, verdict: str) -> None:
+    monkeypatch.setattr(nbcompile, "fuse", broken(verdict))
+    number = next(n for n in range(100) if checks().runs(hunt.network(n)))
+    found = hunt.judge(number)
+    assert found.steps["fuse"][0] == verdict
+    results = hunt.summary([found])
+    assert results["steps"]["fuse"][verdict] == 1
+    assert (str(number) in results["bad"]) == (verdict != "refused" or found.worst() not in hunt.GOOD)
+
+
+def test_a_refusal_names_a_place(hunt: Any) -> None:
+    assert hunt.placed("Net cannot be captured: network_3.py:12 in forward: no", 3)
+    assert hunt.placed("'part.conv' is in the way", 3)
+    assert not hunt.placed("network_4.py:12 in forward: no", 3)
+    assert hunt.kind_of("/tmp/x/network_3.py:12: 'm3' has 2 inputs") == hunt.kind_of(
+        "/y/network_4.py:1: 'q' has 3 inputs"
+    )
+
+
+def test_the_script_writes_what_it_found_and_shows_one(tmp_path: Path) -> None:
+    def run(*words: str) -> str:
+        command = [sys.executable, BENCHMARKS / "hunt.py", *words]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+
+    out = tmp_path / "hunt.json"
+    run("--count", "3", "--jobs", "1", "--out", str(out))
+    results = json.loads(out.read_text())["results"]
+    assert results["networks"] == 3
+    assert {*results["steps"]} == {"fuse", "expand", "save"}
+    assert (
+        sum(results["steps"]["fuse"][verdict] for verdict in ("right", "refused", "wrong", "changed", "traceback")) == 3
+    )
+    shown = run("--one", "2")
+    assert "class Net(nn.Module):" in shown
+    assert "\nfuse: " in shown
