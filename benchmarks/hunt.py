@@ -73,6 +73,7 @@ def main() -> None:
     made.add_argument("--one", type=int, help="print this network and what is found; nothing is written")
     args = made.parse_args()
     if args.one is not None:
+        settle()
         show(args.one, args.onnx > 0, args.tflite > 0)
         return
     count = 20 if args.quick else args.count
@@ -109,6 +110,7 @@ def judge(seed: int, onnx: bool = False, tflite: bool = False) -> Found:
     steps: dict[str, Callable[[Network, Path], None]] = {"fuse": check_fuse, "expand": check_expand, "save": check_save}
     steps |= {"onnx": check_onnx} if onnx else {}
     steps |= {"tflite": check_tflite} if tflite else {}
+    before = signal.signal(signal.SIGALRM, _too_long)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         for name, step in steps.items():
             signal.alarm(SECONDS)
@@ -125,16 +127,16 @@ def judge(seed: int, onnx: bool = False, tflite: bool = False) -> Found:
                 found.steps[name] = ("traceback", said)
             finally:
                 signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
     one.forget()
     return found
 
 
 def settle() -> None:
-    """Of a process: one thread, no warnings, a limit on time that interrupts."""
+    """Of a process: one thread, no warnings."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    signal.signal(signal.SIGALRM, _too_long)
 
 
 def _too_long(*_: object) -> None:
@@ -191,7 +193,6 @@ def table(results: dict[str, Any]) -> Table:
 
 def show(seed: int, onnx: bool, tflite: bool) -> None:
     """The text of a network, with the numbers of its lines, and what is found."""
-    settle()
     one = network(seed)
     for number, line in enumerate(one.source.splitlines(), 1):
         print(f"{number:4} {line}")
