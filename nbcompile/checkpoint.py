@@ -21,7 +21,7 @@ from nbcompile.core.serialization.describe import describe_model, unreadable
 from nbcompile.core.serialization.rebuild import origin_from_json, rebuild, with_shared
 from nbcompile.core.serialization.weight_files import EXTRA, RECORD, Weights, choose, find, read_weights
 from nbcompile.core.tracing.capture import capture
-from nbcompile.core.wrappers import unwrap
+from nbcompile.core.wrappers import require_loaded, unwrap, working_copy
 
 log = logging.getLogger("nbcompile")
 
@@ -43,6 +43,7 @@ def save(model: nn.Module, path: str | Path, example_input: ExampleInput | None 
     """
     check_output(path)
     model = unwrap(model)
+    require_loaded(model, "save")
     content: dict[str, Any] = {"state_dict": model.state_dict()}
     with step(f"writing {Path(path).name}"):
         if not sites(model) and (example_input is not None or origin_of(model) is not None):
@@ -82,8 +83,8 @@ def load(path: str | Path, model: nn.Module | None = None, key: str | None = Non
 
 
 def _loaded(path: Path, model: nn.Module | None, key: str | None) -> nn.Module:
-    content = read_weights(path)
     model = None if model is None else unwrap(model)
+    content = read_weights(path)
     weights, note = choose(find(content, path), key, path, () if model is None else model.state_dict())
     if note:
         log.warning("%s", note)
@@ -108,6 +109,7 @@ def _description(model: nn.Module, example_input: ExampleInput | None) -> dict[s
     inputs = inputs_for(model, example_input, who="save")
     known = origin_of(model)
     origin = Origin(specs(inputs), known.model if known else None, known.preprocessing if known else {})
+    model = working_copy(model)  # tracing runs its code
     try:
         gm = capture(model, len(inputs))
     except CaptureError as error:
@@ -141,7 +143,8 @@ def _into(model: nn.Module, weights: Weights, payload: Mapping[str, Any] | None)
     check_absorbers(model)
     if payload:
         remember(model, origin_from_json(payload))
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _sound(value: Tensor | None) -> bool:

@@ -4,7 +4,7 @@ from torch import nn
 
 from nbcompile.core.blocks import sites
 from nbcompile.core.errors import PreconditionError
-from nbcompile.core.wrappers import unwrap
+from nbcompile.core.wrappers import require_loaded, unwrap
 
 
 def collapse_(giant: nn.Module) -> nn.Module:
@@ -38,6 +38,7 @@ def collapse_(giant: nn.Module) -> nn.Module:
     blocks = sites(model)
     if not blocks:
         raise PreconditionError(f"collapse_: {type(model).__name__} has no expansion blocks; expand it first")
+    require_loaded(model, "collapse_")
     if bent := {name: block for name, block in blocks.items() if not block.linear}:
         name, block = next(iter(bent.items()))
         raise PreconditionError(

@@ -3,7 +3,6 @@
 import logging
 from typing import Literal
 
-import torch
 from torch import fx, nn
 
 from nbcompile.core.blocks import sites
@@ -12,9 +11,10 @@ from nbcompile.core.example import ExampleInput, inputs_for, origin_of
 from nbcompile.core.graph.replace import put
 from nbcompile.core.numerics import relative_error
 from nbcompile.core.progress import step
+from nbcompile.core.running import output_of
 from nbcompile.core.tracing.capture import capture
 from nbcompile.core.tracing.observe import one_run_only
-from nbcompile.core.wrappers import copied, unwrap
+from nbcompile.core.wrappers import copied, require_loaded, unwrap, working_copy
 from nbcompile.deploy.deploy_form import PassReport, compiled
 from nbcompile.pass_runner import run_passes
 from nbcompile.passes import ContractSites, PassResult
@@ -77,6 +77,7 @@ def fused(
     if scope not in (None, "sites", "all"):
         raise UsageError(f"scope='{scope}' is unknown; 'sites' or 'all'")
     model = unwrap(model)
+    require_loaded(model, "fuse")
     expanded = bool(sites(model))
     scope = scope or ("sites" if expanded else "all")
     if scope == "sites" and not expanded:
@@ -84,7 +85,7 @@ def fused(
     reports: tuple[PassReport, ...] = ()
     tiny = model
     if expanded:
-        tiny = copied(model).eval()
+        tiny = copied(model, training=False)
         reports = (PassReport("", (_contract(tiny, force, verify_each),)),)
         if force and any(not block.linear for block in sites(model).values()):
             _report_error(model, tiny)
@@ -135,7 +136,6 @@ def _report_error(giant: nn.Module, tiny: nn.Module) -> None:
         log.warning("fuse: forced with slopes below 1; the error is not known, for want of an example input")
         return
     inputs = inputs_for(giant, None, who="fuse")
-    reference = copied(giant).eval()
-    with torch.no_grad():
-        error = relative_error(tiny(*inputs), reference(*inputs))
+    reference = output_of(working_copy(giant, training=False), inputs)
+    error = relative_error(output_of(working_copy(tiny), inputs), reference)
     log.warning("fuse: forced with slopes below 1: the output changed by a relative error of %.3g", error)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from nbcompile.core.blocks import Expanded, sites
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import Inputs
-from nbcompile.core.wrappers import copied
+from nbcompile.core.running import output_of
+from nbcompile.core.wrappers import copied, working_copy
 
 
 class LayerNeededError(PreconditionError):
@@ -35,7 +36,7 @@ def probe(giant: nn.Module, model: nn.Module, inputs: Inputs, wanted: dict[str, 
         PreconditionError: if the giant does not run although the model does.
     """
     for training in (False, True):
-        probe = copied(giant).train(training)
+        probe = copied(giant, training=training)
         reached: Counter[str] = Counter()
         batch = _twice(inputs) if training else inputs
         for site, block in sites(probe).items():  # no hooks: torch's transformer layers take another path with them
@@ -48,7 +49,7 @@ def probe(giant: nn.Module, model: nn.Module, inputs: Inputs, wanted: dict[str, 
                     f"expand: '{name}' cannot be expanded: other code reads its weight directly "
                     f"({failure}); name other layers with where=[...]",
                 ) from failure
-            if _failure(copied(model).train(training), batch) is None:
+            if _failure(working_copy(model, training=training), batch) is None:
                 raise PreconditionError(f"expand: the giant does not run on the example input: {failure}") from failure
         elif not training and (missed := [name for name, count in wanted.items() if reached[name] != count]):
             raise LayerNeededError(
@@ -71,8 +72,7 @@ def _twice(inputs: Inputs) -> Inputs:
 def _failure(model: nn.Module, inputs: Inputs) -> Exception | None:
     """What the model raises on ``inputs``."""
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            model(*inputs)
+        output_of(model, inputs)
     except Exception as error:
         return error
     return None

@@ -9,7 +9,7 @@ from nbcompile.core.blocks import sites
 from nbcompile.core.cost import cost
 from nbcompile.core.example import Inputs
 from nbcompile.core.graph.replace import put
-from nbcompile.core.wrappers import copied
+from nbcompile.core.wrappers import working_copy
 
 PRODUCTS = "(other matrix products)"
 
@@ -32,7 +32,7 @@ def original_of(model: nn.Module) -> nn.Module:
 
     It shows the architecture that a giant must come back to, from what ``expand`` recorded and not from any merge.
     """
-    bare = copied(model).eval()
+    bare = working_copy(model, training=False)
     for block in list(sites(bare).values()):
         layer = block.layer()
         for parameter in layer.parameters():

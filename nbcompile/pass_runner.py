@@ -4,16 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-import torch
 from torch import fx
 
 from nbcompile.core.env import dump_folder
 from nbcompile.core.errors import PostconditionError
-from nbcompile.core.example import Inputs, change_tensors
+from nbcompile.core.example import Inputs
 from nbcompile.core.graph.nodes import render_graph
 from nbcompile.core.numerics import flatten, relative_error, tolerance
 from nbcompile.core.progress import step
-from nbcompile.core.running import eval_mode
+from nbcompile.core.running import eval_mode, output_of
 from nbcompile.passes import PASSES, Pass, PassResult
 
 Maker = Callable[[fx.GraphModule], Pass | None]
@@ -97,7 +96,7 @@ class _Run:
         if self.folder is not None:
             (self.folder / f"{self.number:02d}-{name}.txt").write_text(render_graph(self.gm))
 
-    def _prove(self, name: str, before: object) -> None:
+    def _prove(self, name: str, before: Any) -> None:
         self.gm.recompile()
         limit = max((tolerance(x.dtype) for x in flatten(before)), default=0.0)
         error = relative_error(self._outputs(), before)
@@ -106,9 +105,9 @@ class _Run:
                 f"{name} changed the function: relative error {error:.2e}, at most {limit:.0e} is rounding"
             )
 
-    def _outputs(self) -> object:
+    def _outputs(self) -> Any:
         """In eval mode: the graph may be of a model in training, whose statistics must not move."""
         if self.verify is None:
             return None
-        with torch.no_grad(), eval_mode(self.gm):
-            return self.gm(*change_tensors(torch.clone, self.verify))
+        with eval_mode(self.gm):
+            return output_of(self.gm, self.verify)

@@ -9,6 +9,7 @@ from torch import nn
 
 from nbcompile.core.blocks import Expanded, sites
 from nbcompile.core.errors import PreconditionError, UsageError
+from nbcompile.core.wrappers import require_loaded, unwrap
 
 SHAPES: dict[str, Callable[[float], float]] = {
     "linear": lambda t: t,
@@ -124,7 +125,9 @@ class PLT:
 
 
 def _blocks(model: nn.Module) -> list[Expanded]:
+    model = unwrap(model)
     blocks = list(sites(model).values())
     if not blocks:
         raise PreconditionError(f"PLT: {type(model).__name__} has no expansion blocks; expand it first")
+    require_loaded(model, "PLT")
     return blocks

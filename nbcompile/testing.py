@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from nbcompile.core.graph.nodes import render_graph
 from nbcompile.core.numerics import flatten, relative_error, tolerance
+from nbcompile.core.running import output_of
 from nbcompile.core.tracing.capture import capture
 from nbcompile.passes import Pass, PassResult
 
@@ -161,8 +162,7 @@ def _expect(holds: bool, message: str) -> None:
 
 
 def _run(gm: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Any:
-    with torch.no_grad():
-        return gm(*(x.clone() for x in inputs))
+    return output_of(gm, inputs)
 
 
 def _snapshot(gm: fx.GraphModule) -> tuple[str, dict[str, Tensor]]:

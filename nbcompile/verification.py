@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from nbcompile.core.blocks import sites
@@ -14,7 +13,8 @@ from nbcompile.core.errors import UsageError, VerificationError
 from nbcompile.core.example import ExampleInput, Inputs, as_inputs, inputs_for, random_inputs, specs
 from nbcompile.core.numerics import ROUNDINGS, flatten, is_finite, own_rounding, relative_error, tolerance
 from nbcompile.core.progress import step
-from nbcompile.core.wrappers import copied, unwrap
+from nbcompile.core.running import output_of
+from nbcompile.core.wrappers import require_loaded, unwrap, working_copy
 from nbcompile.deploy.deploy_form import deploy
 from nbcompile.exporters import FORMATS, format_of, known_format
 from nbcompile.layer_costs import ModuleCost, deploy_rows, file_rows, original_of, rows, shapes
@@ -107,10 +107,12 @@ def verify(
         CheckpointError: if the file cannot be read.
     """
     reference = unwrap(reference)
+    require_loaded(reference, "verify")
     example = inputs_for(reference, example_input, who="verify")
     wanted = original_of(reference) if sites(reference) else reference
-    if isinstance(candidate, nn.Module):
+    if not isinstance(candidate, (str, Path)):
         candidate = unwrap(candidate)
+        require_loaded(candidate, "verify")
         if blocks := sites(candidate):
             raise VerificationError(
                 f"verify: the candidate still has {len(blocks)} expansion blocks (the first: '{next(iter(blocks))}'): "
@@ -218,23 +220,22 @@ def _difference(pair: LayerPair) -> str:
 
 def _numbers(reference: nn.Module, candidate: nn.Module | Path, example: Inputs, more: Sequence[Inputs]) -> Check:
     """The largest relative error over all inputs; a giant is the reference for the outputs, too."""
-    reference = copied(reference).eval()
+    reference = working_copy(reference, training=False)
     drawn = [random_inputs(specs(example), seed=seed, batch=2) for seed in SEEDS]
     cases = []
-    with torch.no_grad():
-        with step("running the reference", len(drawn) + len(more)) as advance:
-            for inputs in (*drawn, *more):
-                placed = inputs_for(reference, inputs, who="verify")
-                cases.append((placed, reference(*placed)))
-                advance()
-        if bad := sum(not is_finite(output) for _, output in cases):  # NaN equals NaN: it would prove nothing
-            return Check("numbers", False, f"the reference itself gives NaN or Inf on {bad} of {len(cases)} inputs")
-        with step("running the candidate"):
-            if isinstance(candidate, Path):
-                error = format_of(candidate).error(candidate, cases)
-            else:
-                evaluated = copied(candidate).eval()
-                error = max(relative_error(evaluated(*inputs), output) for inputs, output in cases)
+    with step("running the reference", len(drawn) + len(more)) as advance:
+        for inputs in (*drawn, *more):
+            placed = inputs_for(reference, inputs, who="verify")
+            cases.append((placed, output_of(reference, placed)))
+            advance()
+    if bad := sum(not is_finite(output) for _, output in cases):  # NaN equals NaN: it would prove nothing
+        return Check("numbers", False, f"the reference itself gives NaN or Inf on {bad} of {len(cases)} inputs")
+    with step("running the candidate"):
+        if isinstance(candidate, Path):
+            error = format_of(candidate).error(candidate, cases)
+        else:
+            evaluated = working_copy(candidate, training=False)
+            error = max(relative_error(output_of(evaluated, inputs), output) for inputs, output in cases)
     limit = max(tolerance(output.dtype) for _, outputs in cases for output in flatten(outputs))
     if error > limit:
         with step("measuring how the reference rounds"):

@@ -31,6 +31,7 @@ from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import Inputs
 from nbcompile.core.graph.nodes import asks_metadata, downstream, module_of, norm_of
 from nbcompile.core.graph.operators import SPLITS, called
+from nbcompile.core.graph.replace import keep_what_is_read
 from nbcompile.core.graph.shapes import Shapes
 from nbcompile.passes.base import Pass, PassResult, Skip
 
@@ -288,13 +289,4 @@ def _drop_unread(gm: fx.GraphModule, lifter: Lifter, gone: set[fx.Node]) -> None
     for node in reversed(gm.graph.nodes):
         if not node.users and (node in lifter.constants or node in gone or called(node) in SPLITS):
             gm.graph.erase_node(node)
-    gm.delete_all_unused_submodules()
-    modules = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
-    read = {str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}
-    for key in [
-        key for key, _ in (*gm.named_parameters(remove_duplicate=False), *gm.named_buffers(remove_duplicate=False))
-    ]:
-        owner, _, name = key.rpartition(".")
-        inside = any(owner == module or owner.startswith(f"{module}.") for module in modules)
-        if key not in read and not inside:
-            delattr(gm.get_submodule(owner), name)
+    keep_what_is_read(gm)

@@ -284,7 +284,7 @@ def test_what_cannot_be_copied_is_named() -> None:
     NoCopy.__module__ = "torch.nn.modules.activation"  # a leaf
     model = net()
     model[2] = NoCopy()
-    assert refusal(model) == "fuse: '2' cannot be copied: it holds a lock"
+    assert refusal(model) == "Sequential cannot be copied: '2': it holds a lock"
 
 
 def test_weights_shared_with_a_place_that_does_not_merge() -> None:

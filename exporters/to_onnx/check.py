@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs, random_inputs, specs
 from nbcompile.core.numerics import ROUNDINGS, flatten, own_rounding, relative_error, tolerance
+from nbcompile.core.running import output_of
 
 BATCHES = (1, 3, 1, 3)
 """Batch sizes of the check: the smallest, and one that no tracing ever saw; each with inputs of its own."""
@@ -117,8 +118,7 @@ def resized(inputs: Inputs, batch: int, seed: int | None = None) -> Inputs:
 def _case(reference: nn.Module, inputs: Inputs) -> Case:
     shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
     try:
-        with torch.no_grad():
-            case = Case(inputs, reference(*inputs))
+        case = Case(inputs, output_of(reference, inputs))
     except RuntimeError as error:
         raise ExportError(
             f"the model does not run on inputs of shape {shapes}: {str(error).splitlines()[0]}; "

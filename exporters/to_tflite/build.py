@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from nbcompile.core.example import Inputs, random_inputs, specs
 from nbcompile.core.numerics import flatten
 from nbcompile.core.progress import step
+from nbcompile.core.running import output_of
 from nbcompile.exporters.to_tflite.file.options import AS_IT_IS, CHECKED, Recipe
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
@@ -43,9 +43,9 @@ class Samples:
         """With the outputs of ``reference``; without samples for the check, random ones like ``inputs``."""
         drawn = [random_inputs(specs(inputs), seed=seed, batch=1) for seed in range(CHECKED)]
         checked, outputs = checked or drawn, []
-        with torch.no_grad(), step("running the network in PyTorch", len(checked)) as advance:
+        with step("running the network in PyTorch", len(checked)) as advance:
             for one in checked:
-                outputs.append(flatten(reference(*one)))
+                outputs.append(flatten(output_of(reference, one)))
                 advance()
         return cls(samples, checked, outputs)
 

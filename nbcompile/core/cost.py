@@ -11,13 +11,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
-from nbcompile.core.errors import PreconditionError, UsageError
+from nbcompile.core.errors import UsageError
 from nbcompile.core.example import ExampleInput, inputs_for
 from nbcompile.core.macs import NORMS, CountedRun, watch_run
-from nbcompile.core.wrappers import unwrap
+from nbcompile.core.wrappers import unwrap, working_copy
 
 
 @dataclass(frozen=True)
@@ -110,10 +109,7 @@ def cost(model: nn.Module, example_input: ExampleInput | None = None) -> Cost:
         UsageError: if there is no example input, its batch is empty, or the model does not run on it.
         PreconditionError: if the model has lazy parameters that have no shape yet.
     """
-    model = unwrap(model)
-    lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
-    if lazy:
-        raise PreconditionError(f"cost: parameter '{lazy[0]}' has no shape yet; run the model once, then count it")
+    model = working_copy(unwrap(model))
     whole = inputs_for(model, example_input, who="cost")
     inputs = tuple(x[:1] if isinstance(x, Tensor) and x.ndim else x for x in whole)
     tensors = tree_leaves(inputs)

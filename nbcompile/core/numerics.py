@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from nbcompile.core.errors import PreconditionError, UsageError
 from nbcompile.core.example import Inputs, change_tensors
-from nbcompile.core.wrappers import copied
+from nbcompile.core.running import output_of
+from nbcompile.core.wrappers import working_copy
 
 ROUNDINGS = 4
 """How many times its own rounding a network's outputs may differ, where that is more than the tolerance."""
@@ -148,13 +149,12 @@ def own_rounding(model: nn.Module, cases: Sequence[tuple[Inputs, Any]]) -> float
     Returns:
         The largest relative error; 0 where the network cannot run in float64.
     """
-    exact = copied(model).double()
+    exact = working_copy(model).double()
     largest = 0.0
-    with torch.no_grad():
-        for inputs, output in cases:
-            try:
-                wanted = exact(*change_tensors(lambda x: x.double() if x.is_floating_point() else x, inputs))
-            except RuntimeError:  # its code names a dtype
-                return 0.0
-            largest = max(largest, relative_error(output, wanted))
+    for inputs, output in cases:
+        try:
+            wanted = output_of(exact, change_tensors(lambda x: x.double() if x.is_floating_point() else x, inputs))
+        except RuntimeError:  # its code names a dtype
+            return 0.0
+        largest = max(largest, relative_error(output, wanted))
     return largest

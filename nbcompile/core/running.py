@@ -43,10 +43,27 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 def untouched(model: nn.Module, inputs: Inputs) -> Iterator[tuple[dict[str, Tensor], Inputs]]:
     """Buffers and inputs to run ``model`` with: copies; inside is eval mode without gradients, random state is kept."""
     buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
-    inputs = change_tensors(Tensor.clone, inputs)
+    with _apart(model, inputs) as copies, eval_mode(model):
+        yield buffers, copies
+
+
+def output_of(model: nn.Module, inputs: Inputs) -> Any:
+    """What ``model``, in the mode that it is in, gives for ``inputs``: it runs on copies of them, without gradients.
+
+    Args:
+        model: a copy of the user's, which the run may change; random state is kept.
+        inputs: are left as they are.
+    """
+    with _apart(model, inputs) as copies:
+        return model(*copies)
+
+
+@contextmanager
+def _apart(model: nn.Module, inputs: Inputs) -> Iterator[Inputs]:
+    """Copies of ``inputs``; inside are no gradients, and random numbers that are drawn are not used up."""
     devices = sorted({x.device.index for x in (*tree_leaves(inputs), *model.parameters()) if x.device.type == "cuda"})
-    with torch.random.fork_rng(devices), torch.no_grad(), eval_mode(model):
-        yield buffers, inputs
+    with torch.random.fork_rng(devices), torch.no_grad():
+        yield change_tensors(Tensor.clone, inputs)
 
 
 @contextmanager
@@ -72,12 +89,14 @@ def watched(
     """Inside, who calls one of ``modules`` is told of.
 
     Args:
-        modules: by the names under which they are told of.
+        modules: by the names under which they are told of; of TorchScript nothing is told.
         enter: before every call.
         leave: after it, also if it raises.
     """
     with ExitStack() as stack:
         for name, module in modules:
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # it takes no hooks
 
             def entering(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
                 if enter is not None:

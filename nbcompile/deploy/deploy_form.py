@@ -1,12 +1,11 @@
 """The deploy form, which exporters lower: eval mode, every affine region merged that merges exactly and at no cost."""
 
-import copy
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -14,10 +13,9 @@ from nbcompile.core.errors import CaptureError, PreconditionError
 from nbcompile.core.example import Inputs, origin_of, remember
 from nbcompile.core.layers import why_changed
 from nbcompile.core.progress import step
-from nbcompile.core.running import eval_mode
 from nbcompile.core.tracing.capture import capture, opaque
 from nbcompile.core.tracing.pieces import Piece, assemble, pieces
-from nbcompile.core.wrappers import copied
+from nbcompile.core.wrappers import require_loaded, working_copy
 from nbcompile.pass_runner import run_pipeline
 from nbcompile.passes import FUSE, PassResult
 
@@ -50,7 +48,7 @@ def deploy(model: nn.Module, inputs: Inputs) -> nn.Module:
         return compiled(model, inputs)[0]
     except CaptureError as error:
         log.warning("nothing is merged: %s", error)
-        return copied(model).eval()
+        return working_copy(model, training=False)
 
 
 @step("making the deploy form")
@@ -72,18 +70,17 @@ def compiled(
         PreconditionError: if it has values that nothing can be computed with.
     """
     require_values(model)
-    with eval_mode(model):
-        with step("tracing the network"):
-            graph = _whole(model, inputs)
-        if graph is not None:
-            report = _run(graph, inputs, verify_each)
-            _part(graph, model)
-            result: nn.Module = fx.GraphModule(graph, graph.graph, type(model).__name__)
-            reports: tuple[PassReport, ...] = (PassReport("", report),)
-        else:
-            result, reports = _by_pieces(copied(model), inputs, verify_each)
+    tree = working_copy(model, training=False)  # tracing runs its code, and passes may take from its modules
+    with step("tracing the network"):
+        graph = _whole(tree, inputs)
+    if graph is None:
+        result, reports = _by_pieces(tree, inputs, verify_each)
+    else:
+        reports = (PassReport("", _run(graph, inputs, verify_each)),)
+        result = fx.GraphModule(graph, graph.graph, type(model).__name__)
     remember(result, origin_of(model))
-    return result.eval(), reports
+    result.eval()
+    return result, reports
 
 
 def require_values(model: nn.Module) -> None:
@@ -104,9 +101,8 @@ def require_values(model: nn.Module) -> None:
                     f"fuse: {who} cannot be copied, its {hook.name} is computed by the old {old}: remove it with "
                     f"torch.nn.utils.remove_{old}, or use torch.nn.utils.parametrizations.{old}"
                 )
+    require_loaded(model, "fuse")
     for key, value in (*model.named_parameters(), *model.named_buffers()):
-        if value.is_meta:
-            raise PreconditionError(f"fuse: '{key}' is on the meta device and has no values: load the weights first")
         inexact = value.is_floating_point() or value.is_complex()
         if value.is_quantized or (inexact and value.itemsize == 1):  # of float8, torch computes not even a sum
             kind = str(value.dtype).removeprefix("torch.")
@@ -138,30 +134,3 @@ def _by_pieces(tree: nn.Module, inputs: Inputs | None, verify_each: bool) -> tup
 
 def _run(gm: fx.GraphModule, inputs: Inputs | None, verify_each: bool) -> tuple[tuple[str, PassResult], ...]:
     return tuple(run_pipeline(FUSE, gm, {"inputs": inputs}, verify=inputs if verify_each else None).items())
-
-
-def _part(gm: fx.GraphModule, model: nn.Module) -> None:
-    """Copy what ``gm`` still shares with ``model``; what a merge made is its own."""
-    theirs = {id(x) for x in (*model.modules(), *model.parameters(), *model.buffers())}
-    memo: dict[int, Any] = {}  # one: what is shared inside stays shared
-    for target in dict.fromkeys(str(node.target) for node in gm.graph.nodes if node.op == "call_module"):
-        if id(module := gm.get_submodule(target)) in theirs:
-            gm.set_submodule(target, _copied(module, target, memo))
-    for target in dict.fromkeys(str(node.target) for node in gm.graph.find_nodes(op="get_attr")):
-        owner, _, name = target.rpartition(".")
-        holder = gm.get_submodule(owner)
-        value = getattr(holder, name)
-        if id(value) in theirs:
-            delattr(holder, name)
-            value = _copied(value, target, memo)
-            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-                holder.register_buffer(name, value)
-            else:
-                setattr(holder, name, value)
-
-
-def _copied(value: Any, target: str, memo: dict[int, Any]) -> Any:
-    try:
-        return copy.deepcopy(value, memo)
-    except Exception as error:
-        raise PreconditionError(f"fuse: '{target}' cannot be copied: {error}") from error

@@ -14,7 +14,7 @@ from nbcompile.core.errors import PreconditionError, UsageError
 from nbcompile.core.example import ExampleInput, inputs_for
 from nbcompile.core.files import check_target
 from nbcompile.core.progress import step
-from nbcompile.core.wrappers import copied, unwrap
+from nbcompile.core.wrappers import require_loaded, unwrap, working_copy
 from nbcompile.deploy.deploy_form import deploy
 from nbcompile.exporters import Format, format_of, imported
 from nbcompile.exporters.base import ExportResult
@@ -49,8 +49,9 @@ def export(
     check_options(form, options)
     model = unwrap(model)
     _refuse_giant(model)
+    require_loaded(model, "export")
     _refuse_not_finite(model)
-    model = copied(model).cpu().eval()
+    model = working_copy(model, training=False).cpu()
     with step(f"writing {path.name}"):
         if not form.graph:
             return form.exporter()(model, (), path, **options)

@@ -21,7 +21,7 @@ def check_fits(model: nn.Module, data: Data, who: str | None = None) -> None:
         UsageError: if it cannot take the images, or does not give one logit per class.
     """
     named = type(model).__name__ if who is None else f"{who} ({type(model).__name__})"
-    trial = copied(model).train()
+    trial = copied(model, training=True)
     parameter = next(trial.parameters(), None)
     if parameter is None:
         raise UsageError(f"{named} has no parameters: there is nothing to {'train' if who is None else 'learn from'}")

@@ -178,7 +178,7 @@ def _frozen(teacher: nn.Module | None, config: TrainConfig) -> nn.Module | None:
         raise UsageError(
             f"method '{config.method}' needs teacher=, a network" if foreign else "teacher= goes with a foreign teacher"
         )
-    return None if teacher is None else copied(teacher).eval().requires_grad_(False)
+    return None if teacher is None else copied(teacher, training=False).requires_grad_(False)
 
 
 def _input_side(model: nn.Module) -> int | None:

@@ -283,7 +283,7 @@ def test_refuses_an_empty_batch_and_lazy_parameters() -> None:
     with pytest.raises(UsageError, match=r"cost needs at least one sample; the first .* has shape \(0, 3\)"):
         cost(nn.Linear(3, 2), torch.ones(0, 3))
     lazy = nn.Sequential(nn.LazyLinear(3))
-    with pytest.raises(PreconditionError, match=r"parameter '0\.weight' has no shape yet; run the model once"):
+    with pytest.raises(PreconditionError, match=r"'0\.weight' of Sequential has no shape yet: run the model once"):
         cost(lazy, torch.ones(1, 3))
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from nbcompile.core.errors import PreconditionError
-from nbcompile.core.running import eval_mode, interpret, rehearsal, untouched, watched
+from nbcompile.core.running import eval_mode, interpret, output_of, rehearsal, untouched, watched
 from nbcompile.core.tracing.capture import capture
 
 
@@ -51,6 +51,17 @@ def test_no_trace_is_left(fails: bool) -> None:
     assert seen == [("", False, False), ("norm", False, False), ("drop", False, False)]
     assert state(model) == before
     assert x.tolist() == [[1.0] * 3] * 2
+
+
+def test_an_output_is_of_copies_in_the_mode_that_the_model_is_in() -> None:
+    model, x = Counts(), torch.ones(2, 3, requires_grad=True)
+    random = torch.get_rng_state()
+    first, second = (output_of(model, (x.detach(),)) for _ in range(2))
+    assert x.tolist() == [[1.0] * 3] * 2
+    assert not first.requires_grad
+    assert torch.equal(random, torch.get_rng_state())
+    assert torch.equal(first, second)  # the same numbers are drawn again
+    assert (float(model.count), int(model.norm.num_batches_tracked)) == (2, 2)  # whose buffers they are: a copy's
 
 
 def test_modules_are_told_of_with_all_that_they_take_and_give() -> None:

@@ -4,13 +4,13 @@ Source: Hinton et al. 2015, arXiv:1503.02531, eq. 1, in the form of Tian et al. 
 the divergence is summed over classes and averaged over the batch. A giant that teaches its own linearisation is ours.
 """
 
-import copy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nbcompile.core.wrappers import copied
 from nbcompile.training.methods import SELF
 from nbcompile.training.methods.base import Method
 
@@ -36,7 +36,7 @@ class Distilled(Method):
     def attach(self, model: nn.Module, epoch: int) -> None:
         """At the start of the decay a copy of the giant becomes its own teacher."""
         if self.config.teacher == SELF and epoch == self.config.phases.decay:
-            self.teacher = copy.deepcopy(model).eval().requires_grad_(False)
+            self.teacher = copied(model, training=False).requires_grad_(False)
         super().attach(model, epoch)
 
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
