@@ -99,6 +99,6 @@ def sway(model: nn.Module, inputs: Inputs, expected: Any) -> float:
         inputs: of the model.
         expected: its output for them.
     """
-    moved = change_tensors(lambda x: x * (1 + torch.finfo(x.dtype).eps), inputs)
+    moved = change_tensors(lambda x: x * (1 + torch.finfo(x.dtype).eps) if x.is_floating_point() else x, inputs)
     with torch.no_grad():
         return relative_error(model(*moved), expected)

@@ -1,8 +1,9 @@
 """Any network: ``fuse`` keeps the function, and an expanded network comes back, over torchvision and timm.
 
 All classification networks of torchvision, the smallest of every timm family, torchvision's segmentation networks and
-detectors: random weights, every tensor made to matter (``nbcompile.testing.enliven_``), batch 1, the network's own
-input size (detectors: 320). Each in a process of its own, one thread, with a limit on memory and time:
+detectors; and small ones that are made here: 20 of Hugging Face's transformers from configurations, and four in the
+manner of ultralytics' YOLO. Random weights, every tensor made to matter (``nbcompile.testing.enliven_``), batch 1, the
+network's own input size (detectors: 320). Each in a process of its own, one thread, with a limit on memory and time:
 
 1. ``fuse(model)`` against the model on the full output, in float32 and in float64.
 2. ``expand(where="uniform:0.5", ratio=2)``, slopes to 1, ``fuse``: the original's MACs and params layer by layer, its
@@ -27,7 +28,9 @@ import timm
 import torch
 import torchvision
 from _common import ROOT, parser, write
+from _detectors import DETECTORS, detector
 from _networks import counts, isolated, said, sway
+from _transformers import NETWORKS, drawn, shape_of, transformer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, fx, nn
@@ -36,6 +39,7 @@ import nbcompile
 from nbcompile.core.blocks import sites
 from nbcompile.core.errors import NBCompileError
 from nbcompile.core.example import Inputs, change_tensors
+from nbcompile.core.layers import CONVOLUTIONS
 from nbcompile.core.numerics import ROUNDINGS, relative_error
 from nbcompile.models import build
 from nbcompile.testing import enliven_
@@ -46,6 +50,9 @@ LIMITS = {torch.float32: 1e-5, torch.float64: 1e-12}
 SMALLEST = ROOT / "benchmarks" / "results" / "timm_smallest.json"
 PIXELS = 320
 """Of the side of a detector's input."""
+MADE_HERE = ("transformers", "yolo")
+"""Groups that no MODEL string builds; they are captured with an example, as their users would."""
+
 RAW = ("backbone", "head", "rpn.head")
 """Of a detector: what it computes before it chooses boxes."""
 QUICK = ("torchvision/shufflenet_v2_x0_5", "timm/repghost", "segmentation/lraspp*", "detection/ssdlite*")
@@ -133,7 +140,7 @@ def main() -> None:
 
 
 def subjects() -> Iterator[Subject]:
-    """In the order of the table."""
+    """In the order of the table; those that are made here come last."""
     models = torchvision.models
     for name in models.list_models(module=models):
         yield subject(f"torchvision:{name}")
@@ -141,6 +148,10 @@ def subjects() -> Iterator[Subject]:
         yield replace(subject(f"timm:{name}"), name=family)
     for name in models.list_models(module=models.segmentation) + models.list_models(module=models.detection):
         yield subject(f"torchvision:{name}")
+    for name in NETWORKS:
+        yield subject(f"transformers:{name}")
+    for name in DETECTORS:
+        yield subject(f"yolo:{name}")
 
 
 def subject(spec: str) -> Subject:
@@ -198,8 +209,8 @@ def measure(one: Subject, size: int | None) -> Found:
     found = Found(one.group, one.name)
     model, shape = network(one, size)
     found.input = (1, *shape[1:])
-    sample, other = (called_with(one, torch.randn(1, *shape[1:])) for _ in range(2))
-    enliven_(model, *called_with(one, torch.randn(2, *shape[1:])), seed=SEED)
+    sample, other, several = (called_with(one, batch, shape) for batch in (1, 1, 2))
+    enliven_(model, *several, seed=SEED)
     for step in (check_fuse, check_float64, check_expand):
         try:
             step(found, model, sample, other)
@@ -211,6 +222,10 @@ def measure(one: Subject, size: int | None) -> Found:
 
 def network(one: Subject, size: int | None) -> tuple[nn.Module, tuple[int, ...]]:
     """In eval mode, and the shape of its input; with ``size`` as its own option, or as the shape if it has none."""
+    if one.group == "transformers":
+        return transformer(one.name), shape_of(one.name)
+    if one.group == "yolo":
+        return detector(one.name), (1, 3, 64, 96)
     if one.group == "detection":
         return build(one.spec).model.eval(), (1, 3, PIXELS, PIXELS)
     if size is None:
@@ -224,29 +239,42 @@ def network(one: Subject, size: int | None) -> tuple[nn.Module, tuple[int, ...]]
     return built.model.eval(), built.inputs[0].shape
 
 
-def called_with(one: Subject, x: Tensor) -> Inputs:
-    """A batch of pictures as the network takes it: a detector takes a list."""
+def called_with(one: Subject, batch: int, shape: tuple[int, ...]) -> Inputs:
+    """So many samples as the network takes them: a detector takes a list."""
+    if one.group == "transformers":
+        return (drawn(one.name, batch),)
+    x = torch.randn(batch, *shape[1:])
     return (list(x.unbind()),) if one.group == "detection" else (x,)
+
+
+def doubled(inputs: Inputs) -> Inputs:
+    """In float64, but for words."""
+    return change_tensors(lambda x: x.double() if x.is_floating_point() else x, inputs)
+
+
+def fused(found: Found, model: nn.Module, sample: Inputs) -> nn.Module:
+    """By ``fuse``, which needs no example for torchvision and timm."""
+    return nbcompile.fuse(model, example_input=sample if found.group in MADE_HERE else None)
 
 
 def check_fuse(found: Found, model: nn.Module, sample: Inputs, other: Inputs) -> None:
     expected = outputs(model, sample)[0]
     found.response = relative_error(outputs(model, other)[0], expected) if found.group != "detection" else None
     found.before = counts(model, sample)
-    fused = nbcompile.fuse(model)
-    found.captured = "whole" if isinstance(fused, fx.GraphModule) else "pieces"
-    found.after = counts(fused, sample)
-    found.error_float32 = relative_error(outputs(fused, sample)[0], expected)
+    tiny = fused(found, model, sample)
+    found.captured = "whole" if isinstance(tiny, fx.GraphModule) else "pieces"
+    found.after = counts(tiny, sample)
+    found.error_float32 = relative_error(outputs(tiny, sample)[0], expected)
 
 
 def check_float64(found: Found, model: nn.Module, sample: Inputs, other: Inputs) -> None:
     """And judges the error in float32, which needs the model's own rounding."""
-    single, double = outputs(model, sample)[0], change_tensors(Tensor.double, sample)
+    single, double = outputs(model, sample)[0], doubled(sample)
     model.double()
     try:
         exact = outputs(model, double)
         found.own_rounding = relative_error(single, exact[0])
-        found.error_float64 = relative_error(outputs(nbcompile.fuse(model), double), exact)
+        found.error_float64 = relative_error(outputs(fused(found, model, double), double), exact)
         if found.error_float64 > LIMITS[torch.float64]:
             found.sway = sway(model, double, exact[1])
     finally:
@@ -256,6 +284,8 @@ def check_float64(found: Found, model: nn.Module, sample: Inputs, other: Inputs)
 
 
 def check_expand(found: Found, model: nn.Module, sample: Inputs, other: Inputs) -> None:
+    if not any(isinstance(module, (*CONVOLUTIONS, nn.Linear)) for module in model.modules()):
+        return  # GPT-2 has linear layers of its own class
     giant = nbcompile.expand(model, sample, where=WHERE, ratio=RATIO)
     found.sites = len(sites(giant))
     nbcompile.PLT(giant, steps=1).step()
@@ -270,7 +300,7 @@ def check_expand(found: Found, model: nn.Module, sample: Inputs, other: Inputs) 
     found.expand_error = relative_error(outputs(model, sample)[0], expected)
     if found.expand_error > LIMITS[torch.float32]:
         giant.double()
-        found.expand_rounding = relative_error(expected, outputs(giant, change_tensors(Tensor.double, sample))[0])
+        found.expand_rounding = relative_error(expected, outputs(giant, doubled(sample))[0])
     judge(found, "expand in float32", found.expand_error, torch.float32, found.expand_rounding)
 
 

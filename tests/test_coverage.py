@@ -15,6 +15,8 @@ NETWORKS = {
     "timm:test_efficientnet": "squeeze and excite",
     "timm:test_vit": "attention",
     "timm:test_nfnet": "standardised weights",
+    "transformers:BertModel": "words go in, an object with attributes comes out",
+    "yolo:yolov8-cls": "one activation for all units",
     "torchvision:ssdlite320_mobilenet_v3_large": "detection: a list goes in, a list of dicts comes out",
 }
 KEPT = {"group": "timm", "model": "kept", "failures": [], "seconds": 0.0}
