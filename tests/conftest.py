@@ -1,17 +1,28 @@
-"""What every test shares: one thread, one seed, and property tests that draw the same examples every time."""
+"""What every test shares: one thread, one seed, the same drawn examples, and a watch on what may not change."""
+
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
 import torch
 
+from tests.unchanged import torch_unchanged, watch_verbs
+
 torch.set_num_threads(1)  # the suite runs one worker a core
 hypothesis.settings.register_profile("nbcompile", deadline=None, derandomize=True, max_examples=100, database=None)
 hypothesis.settings.load_profile("nbcompile")
+watch_verbs()  # before a test module imports them
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _torch_is_left_alone(request: pytest.FixtureRequest) -> Iterator[None]:
+    with torch_unchanged(request.node.name):
+        yield
 
 
 def pytest_collectstart(collector: pytest.Collector) -> None:
