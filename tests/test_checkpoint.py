@@ -404,7 +404,7 @@ class Foreign(Small):
     """Traces, but calls what no file may call."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).add_(1)
+        return super().forward(x).unsafe_chunk(1)[0]
 
 
 @pytest.mark.parametrize("cls", [Untraceable, Foreign])
@@ -453,3 +453,50 @@ def test_save_writes_torch_files_only(tmp_path: Path) -> None:
         nbcompile.save(Small(), tmp_path / "a.safetensors")
     with pytest.raises(UsageError, match=r"the folder .*nowhere does not exist"):
         nbcompile.save(Small(), tmp_path / "nowhere" / "a.pt")
+
+
+class Writes(nn.Module):
+    """Writes in place, makes constants, and rounds sizes: all that a file may say of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm(self.a(x)))
+        y[:, :2] = y[:, :2] * 2
+        y[:, 3].add_(1).mul_(torch.linspace(0.5, 1.0, 5))
+        y += torch.arange(4.0).view(1, 4, 1, 1)
+        y = F.normalize(F.leaky_relu_(y, 0.1)[:, torch.tensor([2, 1, 0, 3])], dim=1)
+        z = torch.zeros(x.shape[0], 4, 1, 1)
+        z.copy_(y.mean((2, 3), keepdim=True))
+        y = F.interpolate(y, size=(round(y.shape[2] / 2) * 3, y.shape[3]))
+        return self.b(y).sigmoid_() + z
+
+
+def test_writes_and_constants_need_no_code(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = scramble_(Writes().eval())
+    giant = nbcompile.expand(model, torch.randn(2, 3, 7, 5), where="all", preserve=True)
+    assert not caplog.records
+    nbcompile.save(giant, tmp_path / "giant.pt")
+    x = torch.randn(3, 3, 7, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(nbcompile.load(tmp_path / "giant.pt").eval()(x), model(x), rtol=0, atol=0)
+
+
+class Waves(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.b(self.a(x.abs()).relu())
+        return y
+
+
+def test_a_giant_of_complex_inputs_is_read_again(tmp_path: Path) -> None:
+    x = torch.randn(2, 3, 7, 5, dtype=torch.complex64)
+    giant = nbcompile.expand(Waves().eval(), x, where="all", preserve=True)
+    nbcompile.save(giant, tmp_path / "giant.pt")
+    with torch.no_grad():
+        torch.testing.assert_close(nbcompile.load(tmp_path / "giant.pt").eval()(x), giant(x), rtol=0, atol=0)

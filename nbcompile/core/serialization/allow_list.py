@@ -1,8 +1,9 @@
 """What a graph in a file may name: the allow-list.
 
 A record comes from anywhere, so every name in it is looked up here, never imported or walked to. Allowed are torch's
-overridable functions (pure functions of tensors) minus a written deny list, a list of ``operator`` functions,
-``getattr`` on a few attribute names, and the functions and modules that torchvision and timm declare as fx leaves.
+overridable functions (pure functions of tensors) minus a written deny list, lists of functions that make constants and
+that write values into a tensor of the graph, a list of ``operator`` functions, ``getattr`` on a few attribute names,
+and the functions and modules that torchvision and timm declare as fx leaves.
 """
 
 import inspect
@@ -21,6 +22,24 @@ from torch.fx import _symbolic_trace
 from nbcompile.core.errors import CheckpointError
 
 ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device", "T", "mT", "H", "mH", "requires_grad"})
+
+# They draw no random numbers and leave no memory as it was; what they make is counted on `meta` first.
+CREATORS = frozenset(
+    {*("arange", "eye", "full", "linspace", "ones", "scalar_tensor", "tensor", "tril_indices", "triu_indices", "zeros")}
+)
+
+# They write values, into memory that the tensor has: no other shape or dtype, no other memory, no random numbers.
+IN_PLACE = frozenset(
+    {
+        *("abs_", "add_", "addcdiv_", "addcmul_", "ceil_", "clamp_", "clamp_max_", "clamp_min_", "clip_", "copy_"),
+        *("cos_", "div_", "divide_", "exp_", "expm1_", "fill_", "floor_", "floor_divide_", "index_add_"),
+        *("index_copy_", "index_fill_", "index_put_", "lerp_", "log1p_", "log_", "masked_fill_", "masked_scatter_"),
+        *("mul_", "multiply_", "nan_to_num_", "neg_", "negative_", "pow_", "reciprocal_", "relu_", "remainder_"),
+        *("round_", "rsqrt_", "scatter_", "scatter_add_", "sigmoid_", "sign_", "sin_", "sqrt_", "square_", "sub_"),
+        *("subtract_", "tanh_", "tril_", "triu_", "true_divide_", "trunc_", "zero_"),
+    }
+)
+ACTIVATIONS_IN_PLACE = ("celu_", "elu_", "hardtanh_", "leaky_relu_", "selu_", "threshold_")
 
 # Functions that reach beyond values (storage, hooks, autograd's own state, serialisation, devices, uninitialised
 # memory), draw random numbers whatever the mode, or loop as often as a number says.
@@ -51,9 +70,10 @@ DENIED_MODULES = frozenset(
 
 _OPERATORS = (
     *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "neg", "pos", "abs", "invert", "index"),
-    *("iadd", "isub", "imul", "itruediv", "getitem", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "xor", "not_"),
+    *("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor"),
+    *("getitem", "setitem", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "xor", "not_"),
 )
-_MATH = ("ceil", "floor", "sqrt", "log", "log2", "exp", "prod")
+_MATH = ("ceil", "floor", "trunc", "sqrt", "log", "log2", "exp", "prod")
 
 
 def function_name(function: Callable[..., Any]) -> str | None:
@@ -135,7 +155,9 @@ def _functions() -> tuple[dict[str, Callable[..., Any]], dict[Callable[..., Any]
     }
     names |= {f"operator.{n}": getattr(operator, n) for n in _OPERATORS}
     names |= {f"math.{n}": getattr(math, n) for n in _MATH}
-    names |= {"torch._assert": torch._assert, "getattr": getattr}
+    names |= {f"torch.{n}": getattr(torch, n) for n in CREATORS | IN_PLACE if hasattr(torch, n)}
+    names |= {f"torch.nn.functional.{n}": getattr(nn.functional, n) for n in ACTIVATIONS_IN_PLACE}
+    names |= {"torch._assert": torch._assert, "getattr": getattr, "round": round}
     return names, {value: name for name, value in reversed(names.items())}
 
 
@@ -147,8 +169,8 @@ def _methods() -> frozenset[str]:
 
 
 def _permitted(name: str) -> bool:
-    """No underscored name, no in-place function, nothing on the deny list."""
-    if name.startswith("_") or name.endswith("_") or name in DENIED:
+    """No underscored name, nothing on the deny list; in place only what writes values."""
+    if name.startswith("_") or (name.endswith("_") and name not in IN_PLACE) or name in DENIED:
         return False
     return not any(part in name for part in DENIED_PARTS)
 

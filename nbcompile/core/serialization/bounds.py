@@ -85,13 +85,15 @@ class _Runner(fx.Interpreter):
         """The values that ``n`` is called with, of bounded size."""
         args, kwargs = super().fetch_args_kwargs_from_env(n)
         operands = list(leaves((args, kwargs)))
+        if n.target is operator.setitem and not isinstance(args[0], Tensor):
+            raise CheckpointError(f"the graph writes into a {type(args[0]).__name__} at '{n.name}', and not a tensor")
         if any(word in str(n.target) for word in ("split", "chunk", "unbind")):
             sizes = [v for v in operands if isinstance(v, int)]
             sizes += [size for v in operands if isinstance(v, Tensor) for size in v.shape]
             _require(max(sizes, default=0) <= MAX_ITEMS, n, "a tensor in too many pieces")
         if getattr(n.target, "__module__", None) in ("_operator", "math") and n.target is not operator.getitem:
             _require(not any(isinstance(v, (str, torch.device)) for v in operands), n, "text or a device as an operand")
-            _require(n.target is not operator.pow or _bits(args) <= 64, n, "an integer too large")
+            _require(n.target not in (operator.pow, operator.ipow) or _bits(args) <= 64, n, "an integer too large")
             _require(n.target not in (operator.mul, operator.imul) or _items(args) <= MAX_ITEMS, n, "a list too long")
         return args, kwargs
 

@@ -75,7 +75,9 @@ def graph_from_json(nodes: Any) -> fx.Graph:
 def _check_arguments(target: str | Callable[..., Any], args: Any, kwargs: Any) -> None:
     if target is getattr and not (len(args) == 2 and args[1] in allow_list.ATTRIBUTES):
         raise CheckpointError(f"the graph reads the attribute {str(args[1:])[:80]}, which no graph in a file may read")
-    if "out" in kwargs:
+    if target is round and (len(args) != 1 or kwargs):
+        raise CheckpointError("the graph rounds to decimal places, which no graph in a file may do")
+    if kwargs.get("out") is not None:
         raise CheckpointError("the graph writes into a tensor that it is given (out=), which no graph in a file may do")
 
 

@@ -28,7 +28,10 @@ from nbcompile.core.tracing.capture import TAKEN
 _MODULES_OWN = frozenset(dir(nn.Module()))
 _INPUT_DTYPES = {
     name: DTYPES[name]
-    for name in ("float16", "bfloat16", "float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64")
+    for name in (
+        *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
+        *("bool", "uint8", "int8", "int16", "int32", "int64"),
+    )
 }
 
 

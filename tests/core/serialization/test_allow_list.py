@@ -27,6 +27,11 @@ def test_the_list_has_what_networks_call() -> None:
         "torch.nn.functional.dropout",
         "operator.add",
         "operator.getitem",
+        "operator.setitem",
+        "torch.arange",
+        "torch.relu_",
+        "torch.nn.functional.leaky_relu_",
+        "round",
         "math.sqrt",
         "torch._assert",
         "getattr",
@@ -41,12 +46,17 @@ def test_the_list_has_what_networks_call() -> None:
 
 @pytest.mark.parametrize("name", [n for n in FUNCTIONS if n.startswith("torch.")])
 def test_every_torch_function_is_a_function_of_tensors(name: str) -> None:
-    assert name == "torch._assert" or id(FUNCTIONS[name]) in OVERRIDABLE
+    written = allow_list.CREATORS | allow_list.IN_PLACE | {*allow_list.ACTIVATIONS_IN_PLACE, "_assert"}
+    assert name.rpartition(".")[2] in written or id(FUNCTIONS[name]) in OVERRIDABLE
 
 
 def test_the_others_are_the_written_ones() -> None:
     others = {n for n in FUNCTIONS if not n.startswith("torch.")}
-    named = {f"operator.{n}" for n in allow_list._OPERATORS} | {f"math.{n}" for n in allow_list._MATH} | {"getattr"}
+    named = (
+        {f"operator.{n}" for n in allow_list._OPERATORS}
+        | {f"math.{n}" for n in allow_list._MATH}
+        | {"getattr", "round"}
+    )
     assert others == named
 
 
@@ -67,13 +77,28 @@ def test_denied_parts(part: str) -> None:
     assert any(part in getattr(f, "__name__", "") for fs in get_overridable_functions().values() for f in fs)
 
 
+@pytest.mark.parametrize("name", [*sorted(allow_list.IN_PLACE), *allow_list.ACTIVATIONS_IN_PLACE])
+def test_in_place_are_forms_of_what_is_allowed(name: str) -> None:
+    """Each writes what a permitted function gives, or nothing but what it is given."""
+    assert name in ("copy_", "fill_", "zero_") or allow_list._permitted(name.removesuffix("_"))
+    assert name in {tail.rpartition(".")[2] for tail in FUNCTIONS} | allow_list._methods()
+
+
+@pytest.mark.parametrize("name", sorted(allow_list.CREATORS))
+def test_creators_always_make_the_same(name: str) -> None:
+    arguments = {"arange": (3,), "full": ((2,), 1.5), "linspace": (0, 1, 4), "scalar_tensor": (2,), "tensor": ([1, 2],)}
+    make, given = allow_list.function(f"torch.{name}"), arguments.get(name, (3, 3))
+    assert torch.equal(make(*given), make(*given))
+
+
 def test_nothing_underscored_or_in_place() -> None:
     tails = [
         n.rpartition(".")[2]
         for n in FUNCTIONS
         if n not in ("torch._assert", "operator.and_", "operator.or_", "operator.not_")
     ]
-    assert not [n for n in (*tails, *allow_list._methods()) if n.startswith("_") or n.endswith("_")]
+    names = {*tails, *allow_list._methods()} - allow_list.IN_PLACE - {*allow_list.ACTIVATIONS_IN_PLACE}
+    assert not [n for n in names if n.startswith("_") or n.endswith("_")]
 
 
 # Nothing may reach files, processes, devices, global state, other objects' attributes, or memory as such.
@@ -124,8 +149,11 @@ def test_no_name_that_reaches_beyond_values() -> None:
         "torch.empty",
         "operator.attrgetter",
         "operator.methodcaller",
-        "operator.setitem",
         "operator.delitem",
+        "operator.lshift",
+        "torch.rand",
+        "torch.uniform_",
+        "torch.resize_",
         "operator.call",
         "math.factorial",
         "math.comb",
@@ -185,9 +213,14 @@ def test_refused_functions_are_not_written(function: object) -> None:
         "_make_subclass",
         "apply_",
         "map_",
-        "add_",
-        "copy_",
         "set_",
+        "resize_",
+        "uniform_",
+        "normal_",
+        "bernoulli_",
+        "t_",
+        "squeeze_",
+        "detach_",
         "to_",
         "requires_grad_",
         "data",

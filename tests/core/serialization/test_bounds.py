@@ -92,6 +92,10 @@ def said(forward: Callable[..., Any], *specs: TensorSpec) -> str | None:
 X = TensorSpec((2, 3))
 
 
+def whole(g: fx.Graph, x: fx.Node) -> fx.Node:
+    return g.call_method("dim", (x,))
+
+
 def pair(g: fx.Graph) -> fx.Node:
     return g.call_function(operator.getitem, ({"a": [1, 2]}, "a"))
 
@@ -105,6 +109,7 @@ def pair(g: fx.Graph) -> fx.Node:
         (lambda g, x: g.call_function(operator.pow, (3, 33)), "an integer too large at 'pow_1'"),
         (lambda g, x: g.call_function(operator.pow, (2, -33)), "an integer too large at 'pow_1'"),
         (lambda g, x: g.call_function(operator.pow, (10, 10**9)), "an integer too large at 'pow_1'"),
+        (lambda g, x: g.call_function(operator.ipow, (whole(g, x), 10**9)), "an integer too large at 'ipow'"),
         (lambda g, x: g.call_function(operator.pow, (1.5, 100)), None),
         (lambda g, x: g.call_function(operator.pow, (x, 100)), None),
         (lambda g, x: g.call_function(operator.mul, (2**31, 2**31)), None),
@@ -141,6 +146,28 @@ def test_integers_of_a_size() -> None:
     assert MAX_INTEGER == 2**63
     full = lambda g, x: g.call_function(operator.mul, ([1, 2], 2**15))  # noqa: E731
     assert said(full) == "the graph makes a list of over 65,536 items"  # the list itself is one
+
+
+@pytest.mark.parametrize(
+    ("create", "shape"),
+    [
+        (lambda g, x: g.call_function(torch.zeros, (2**40,)), "(1099511627776,)"),
+        (lambda g, x: g.call_function(torch.ones, (2**20, 2**20), {"device": "cpu"}), "(1048576, 1048576)"),
+        (lambda g, x: g.call_function(torch.full, ((2**29,), 1.0)), "(536870912,)"),
+        (lambda g, x: g.call_function(torch.arange, (0, 1, 1e-12)), "(1000000000000,)"),
+        (lambda g, x: g.call_function(torch.linspace, (0, 1, 2**40)), "(1099511627776,)"),
+        (lambda g, x: g.call_function(torch.eye, (2**20,)), "(1048576, 1048576)"),
+        (lambda g, x: g.call_function(torch.tril_indices, (2**20, 2**20)), "(2, 549756338176)"),
+    ],
+)
+def test_constants_that_are_made_are_counted(create: Callable[..., Any], shape: str) -> None:
+    assert said(create) == tensors_no_network_has("2", shape, "50,000")
+
+
+def test_only_tensors_are_written_into() -> None:
+    assert said(lambda g, x: g.call_function(operator.setitem, (x, (0, slice(1, None)), 2.0))) is None
+    into = lambda g, x: g.call_function(operator.setitem, (g.call_method("size", (x,)), 0, x))  # noqa: E731
+    assert said(into) == "the graph writes into a Size at 'setitem', and not a tensor"
 
 
 def test_a_graph_must_take_its_inputs() -> None:

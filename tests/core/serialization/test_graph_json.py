@@ -84,9 +84,10 @@ def test_arguments_that_are_not_written(value: object) -> None:
 @pytest.mark.parametrize(
     ("call", "why"),
     [
-        (lambda g, x: g.call_method("add_", (x, 1)), "node 'add_': the graph calls the method 'add_', which no graph"),
+        (lambda g, x: g.call_method("set_", (x, x)), "node 'set_': the graph calls the method 'set_', which no graph"),
         (lambda g, x: g.call_function(torch.save, (x, "f")), "node 'save': a call of save"),
-        (lambda g, x: g.call_function(operator.setitem, (x, 0, 1)), "node 'setitem': a call of setitem"),
+        (lambda g, x: g.call_function(operator.delitem, (x, 0)), "node 'delitem': a call of delitem"),
+        (lambda g, x: g.call_function(round, (x, 2)), "node 'round_1': the graph rounds to decimal places, which no"),
         (lambda g, x: g.call_function(getattr, (x, "data")), "node 'getattr_1': the graph reads the attribute .*data"),
         (lambda g, x: g.call_function(torch.relu, (x,), {"out": x}), "node 'relu': the graph writes into a tensor"),
         (lambda g, x: g.call_function(torch.relu, (object(),)), "node 'relu': an argument of type object"),

@@ -239,7 +239,7 @@ READ = "at least one tensor of at most 8 dimensions, and at most 268,435,456 ele
         ([[["4"], "float32"]], f"{MALFORMED}ValueError: 4 is no size"),
         ([[[MAX_ELEMENTS + 1], "float32"]], f"{MALFORMED}ValueError: 268435457 is no size"),
         ([[["x" * 99], "float32"]], f"{MALFORMED}ValueError: {'x' * 40} is no size"),
-        ([[[2], "complex64"]], f"{MALFORMED}KeyError: 'complex64'"),
+        ([[[2], "float8_e5m2"]], f"{MALFORMED}KeyError: 'float8_e5m2'"),
         (5, f"{MALFORMED}TypeError: 'int' object is not iterable"),
         ([7], f"{MALFORMED}TypeError: object of type 'int' has no len()"),
         ([], f"the recorded inputs have 0 elements in 0 tensors; {READ}"),
