@@ -20,7 +20,7 @@ from nbcompile.core.blocks import SLOPE_ROUNDING, Expanded, sites
 from nbcompile.core.errors import PostconditionError, PreconditionError
 from nbcompile.core.graph.nodes import calls
 from nbcompile.core.graph.replace import put
-from nbcompile.core.layers import LayerSpec, stored_weight
+from nbcompile.core.layers import LayerSpec, stored_weight, why_more_runs
 from nbcompile.core.tracing.observe import is_observed
 from nbcompile.passes.base import Pass, PassResult
 from nbcompile.passes.sites.absorbers import absorbers
@@ -39,8 +39,12 @@ class ContractSites(Pass):
     force: bool = False
 
     def requires(self, gm: fx.GraphModule) -> None:
-        """Finite parameters, and slopes of 1."""
+        """Finite parameters, slopes of 1, and nothing that was added to what a block runs."""
         _require_finite(gm)
+        for site, block in sites(gm).items():
+            for name, module in block.named_modules(prefix=site):
+                if reason := why_more_runs(module):
+                    raise PreconditionError(f"{self.name}: '{name}' cannot be contracted: {reason}")
         bent = {n: b for n, b in sites(gm).items() if not b.linear}
         if bent and not self.force:
             raise PreconditionError(_bent(bent, len(sites(gm))))

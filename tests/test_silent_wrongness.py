@@ -6,6 +6,7 @@ Every case here was once a counterexample.
 import copy
 from collections.abc import Callable
 from types import MethodType
+from typing import Any
 
 import pytest
 import torch
@@ -114,6 +115,69 @@ def test_a_layer_whose_forward_was_replaced_is_refused() -> None:
         nbcompile.expand(model, X, where=["conv"])
     scramble_(model.eval())
     assert relative_error(nbcompile.fuse(model, scope="all")(X), model(X)) < 1e-12
+
+
+def hook_block(block: nn.Module) -> None:
+    block.register_forward_hook(lambda _, __, y: y.abs())
+
+
+def pre_hook_block(block: nn.Module) -> None:
+    block.register_forward_pre_hook(lambda _, args: (args[0] * 3,))
+
+
+def replace_forward(block: nn.Module) -> None:
+    block.forward = MethodType(lambda self, *args: 2 * type(self).forward(self, *args), block)  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("name", ["conv", "conv.stages.0.layer", "conv.last"])
+@pytest.mark.parametrize(
+    ("alter", "why"),
+    [
+        (hook_block, "it carries hooks, which would be lost; remove them first"),
+        (pre_hook_block, "it carries hooks, which would be lost; remove them first"),
+        (replace_forward, "its forward was replaced on the object itself; undo that first"),
+    ],
+)
+@pytest.mark.parametrize("force", [False, True])
+def test_what_was_added_to_a_block_is_not_dropped(
+    name: str, alter: Callable[[nn.Module], object], why: str, force: bool
+) -> None:
+    giant = giant_of(Net(), X)
+    alter(giant.get_submodule(name))
+    with pytest.raises(nbcompile.PreconditionError) as caught:
+        nbcompile.fuse(giant, force=force)
+    assert str(caught.value) == f"contract-sites: '{name}' cannot be contracted: {why}"
+
+
+class OwnCall:
+    """Goes before a class of torch: what a call gives is not what its forward gives."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y: Tensor = super().__call__(x)  # type: ignore[misc]
+        return 2 * y.abs() + 1
+
+
+@pytest.mark.parametrize(
+    ("at", "kind", "args"),
+    [
+        (0, nn.Conv2d, (3, 4, 3)),
+        (2, nn.ReLU, ()),
+        (2, nn.Identity, ()),
+        (2, nn.Dropout, ()),
+        (2, nn.AvgPool2d, (2,)),
+    ],
+)
+def test_a_class_with_a_call_of_its_own_is_none_of_torchs(at: int, kind: Any, args: tuple[int, ...]) -> None:
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)]
+    layers[at] = type(kind.__name__, (OwnCall, kind), {})(*args)
+    model = scramble_(nn.Sequential(*layers).double()).eval()
+    for example in (None, X):
+        assert relative_error(nbcompile.fuse(model, example_input=example)(X), model(X)) < 1e-12
+    if kind is nn.Conv2d:
+        with pytest.raises(nbcompile.PreconditionError, match=r"^expand: '0' cannot be expanded: it is not reached"):
+            nbcompile.expand(model, X, where=["0"])
+    giant = assert_comes_back(model, X, where=["3"])
+    assert list(sites(giant)) == ["3"]
 
 
 @pytest.mark.parametrize("width", [8, 5])

@@ -19,7 +19,7 @@ CONVOLUTIONS: tuple[type[_ConvNd], ...] = (
 _CLASSES: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in (*CONVOLUTIONS, nn.Linear)}
 _AXES = {cls.__name__: int(cls.__name__[-2]) for cls in CONVOLUTIONS}
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
-FORWARDS = ("forward", "_conv_forward")
+FORWARDS = ("forward", "_conv_forward", "__call__")
 """Methods that say what a module computes: a class that has one of its own may compute anything."""
 
 
@@ -176,6 +176,11 @@ def why_changed(module: nn.Module) -> str | None:
     """Why this very module may compute something else than its class does, or None."""
     if parametrize.is_parametrized(module):
         return "its weight is computed by a parametrization; remove it first"
+    return why_more_runs(module)
+
+
+def why_more_runs(module: nn.Module) -> str | None:
+    """Why more may run when this very module is called than the forward of its class, or None."""
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return "it carries hooks, which would be lost; remove them first"
     if any(name in vars(module) for name in FORWARDS):

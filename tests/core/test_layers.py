@@ -127,6 +127,12 @@ def hooked() -> nn.Module:
     return layer
 
 
+class OwnCall(nn.Conv2d):
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = super().__call__(x)
+        return y * 2
+
+
 def whole_numbers() -> nn.Module:
     layer = nn.Linear(2, 2)
     layer.weight = nn.Parameter(torch.zeros(2, 2, dtype=torch.int8), requires_grad=False)
@@ -139,6 +145,7 @@ def whole_numbers() -> nn.Module:
         (nn.Bilinear(2, 2, 3), "it is a Bilinear, not a convolution or linear layer"),
         (nn.ConvTranspose2d(2, 2, 3), None),
         (OwnForward(2, 2, 1), "its class OwnForward computes something of its own"),
+        (OwnCall(2, 2, 1), "its class OwnCall computes something of its own"),
         (
             parametrizations.weight_norm(nn.Conv2d(2, 2, 1)),
             "its weight is computed by a parametrization; remove it first",
