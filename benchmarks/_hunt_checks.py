@@ -1,5 +1,6 @@
 """What the hunt asks of a random network: each check raises where something is wrong."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -122,7 +123,8 @@ def call(model: nn.Module, inputs: Inputs, **keywords: Any) -> Any:
 
 
 def compare(one: Network, actual: nn.Module, expected: nn.Module, what: str) -> None:
-    """Batch after batch; at another size it may refuse."""
+    """Batch after batch, copies of both, since they may keep something; at another size it may refuse."""
+    actual, expected = copy.deepcopy(actual), copy.deepcopy(expected)
     for batch in BATCHES:
         wanted = call(expected, one.example(batch))
         judge_outputs(call(actual, one.example(batch)), wanted, f"{what}, batch {batch or 2}")

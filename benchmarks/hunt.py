@@ -1,6 +1,7 @@
 """The hunt: random networks of ordinary code, each of which comes back right, or is refused by a sentence with a place.
 
-Network number N is the same text each time (``--one N`` prints it, and what was found). In float64, on calls at three
+Network number N is the same text each time (``--one N`` prints it, and what was found; with ``--shrink`` its smallest
+part of which the same is found). In float64, on calls at three
 batch sizes one after the other and at another height and width, where the network itself runs:
 
 1. ``fuse`` against the network; its optional arguments, given later: right or refused.
@@ -19,47 +20,21 @@ no line and no layer.
 import logging
 import multiprocessing
 import re
-import signal
-import tempfile
 import time
-import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import _random_changes  # noqa: F401  registers statements
 import _random_statements  # noqa: F401
 import torch
 from _common import parser, write
-from _hunt_checks import WrongError, check_expand, check_fuse, check_onnx, check_save, check_tflite, runs
-from _random_networks import Network, network
+from _judge import GOOD, VERDICTS, Found, judge, shrunk, steps_of
+from _random_networks import network
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-
-from nbcompile.core.errors import NBCompileError
-
-SECONDS = 120
-"""For one network."""
-GOOD = ("right", "refused")
-VERDICTS = (*GOOD, "wrong", "changed", "traceback")
-
-
-@dataclass
-class Found:
-    """Of one network: a verdict and a sentence for each step."""
-
-    seed: int
-    traits: tuple[str, ...]
-    steps: dict[str, tuple[str, str]] = field(default_factory=dict)
-
-    def worst(self) -> str:
-        """The verdict that stands last in the list of them."""
-        return max((verdict for verdict, _ in self.steps.values()), key=VERDICTS.index, default="right")
 
 
 def main() -> None:
@@ -71,10 +46,11 @@ def main() -> None:
     made.add_argument("--onnx", type=int, default=0, help="how many of them are exported to ONNX, too")
     made.add_argument("--tflite", type=int, default=0, help="how many of them are exported to float TFLite, too")
     made.add_argument("--one", type=int, help="print this network and what is found; nothing is written")
+    made.add_argument("--shrink", action="store_true", help="with --one: print what is left when all is gone that can")
     args = made.parse_args()
     if args.one is not None:
         settle()
-        show(args.one, args.onnx > 0, args.tflite > 0)
+        show(args.one, args.onnx > 0, args.tflite > 0, args.shrink)
         return
     count = 20 if args.quick else args.count
     numbers = range(args.seed, args.seed + count)
@@ -98,38 +74,7 @@ def hunted(jobs: list[tuple[int, bool, bool]], processes: int, minutes: float | 
 
 
 def judge_until(end: float, seed: int, onnx: bool, tflite: bool) -> Found | None:
-    return judge(seed, onnx, tflite) if time.monotonic() < end else None
-
-
-def judge(seed: int, onnx: bool = False, tflite: bool = False) -> Found:
-    """All steps with network number ``seed``."""
-    one = network(seed)
-    found = Found(seed, tuple(sorted(one.traits)))
-    if not runs(one):
-        return found
-    steps: dict[str, Callable[[Network, Path], None]] = {"fuse": check_fuse, "expand": check_expand, "save": check_save}
-    steps |= {"onnx": check_onnx} if onnx else {}
-    steps |= {"tflite": check_tflite} if tflite else {}
-    before = signal.signal(signal.SIGALRM, _too_long)
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        for name, step in steps.items():
-            signal.alarm(SECONDS)
-            try:
-                step(one, Path(folder))
-                found.steps[name] = ("right", "")
-            except NBCompileError as error:
-                found.steps[name] = ("refused", str(error))
-            except WrongError as error:
-                found.steps[name] = error.args
-            except Exception as error:
-                place = traceback.extract_tb(error.__traceback__)[-1]
-                said = f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
-                found.steps[name] = ("traceback", said)
-            finally:
-                signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
-    one.forget()
-    return found
+    return judge(network(seed), steps_of(onnx, tflite)) if time.monotonic() < end else None
 
 
 def settle() -> None:
@@ -137,10 +82,6 @@ def settle() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-
-
-def _too_long(*_: object) -> None:
-    raise TimeoutError(f"not done after {SECONDS} s")
 
 
 def summary(found: list[Found]) -> dict[str, Any]:
@@ -191,13 +132,15 @@ def table(results: dict[str, Any]) -> Table:
     return made
 
 
-def show(seed: int, onnx: bool, tflite: bool) -> None:
+def show(seed: int, onnx: bool, tflite: bool, shrink: bool = False) -> None:
     """The text of a network, with the numbers of its lines, and what is found."""
-    one = network(seed)
+    one, steps = network(seed), steps_of(onnx, tflite)
+    if shrink:
+        one = shrunk(one, steps)
     for number, line in enumerate(one.source.splitlines(), 1):
         print(f"{number:4} {line}")
     print("inputs:", *(tuple(spec.shape) for spec in one.inputs), "traits:", *(one.traits or {"none"}))
-    for step, (verdict, sentence) in judge(seed, onnx, tflite).steps.items():
+    for step, (verdict, sentence) in judge(one, steps).steps.items():
         print(f"{step}: {verdict} {sentence}")
 
 

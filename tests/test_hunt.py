@@ -91,7 +91,7 @@ def broken(kind: str) -> Any:
 def test_the_judge_sees_a_broken_fuse(hunt: Any, monkeypatch: pytest.MonkeyPatch, verdict: str) -> None:
     monkeypatch.setattr(nbcompile, "fuse", broken(verdict))
     number = next(n for n in range(100) if checks().runs(hunt.network(n)))
-    found = hunt.judge(number)
+    found = hunt.judge(hunt.network(number), ("fuse", "expand", "save"))
     assert found.steps["fuse"][0] == verdict
     results = hunt.summary([found])
     assert results["steps"]["fuse"][verdict] == 1
@@ -112,6 +112,21 @@ def test_one_is_shown_with_its_text(hunt: Any, capsys: pytest.CaptureFixture[str
     shown = capsys.readouterr().out
     assert "class Net(nn.Module):" in shown
     assert re.search("^fuse: (right|refused|wrong|changed|traceback)", shown, re.MULTILINE)
+
+
+def test_a_bad_one_is_shrunk_to_what_is_bad_in_it(hunt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fuse(model: nn.Module, **_: Any) -> nn.Module:
+        if any(isinstance(module, nn.SiLU) for module in model.modules()):
+            raise ZeroDivisionError("SiLU")
+        return copy.deepcopy(model)
+
+    monkeypatch.setattr(nbcompile, "fuse", fuse)
+    drawn = map(hunt.network, range(100))
+    one = next(one for one in drawn if "nn.SiLU" in one.source and checks().runs(one))
+    small = hunt.shrunk(one, ("fuse",))
+    assert "nn.SiLU" in small.source
+    assert len(small.source.splitlines()) <= 14 < len(one.source.splitlines())
+    assert hunt.judge(small, ("fuse",)).steps["fuse"][0] == "traceback"
 
 
 @pytest.mark.slow
