@@ -12,7 +12,9 @@ marks an optional step. Steps see through identities, dropout and calls for shap
     end                                     no activation follows
     sum                                     added to a shortcut from before the first layer
 
-The first rows are the places of the paper; the last four find something in every network that has a layer.
+The first rows are the places of the paper; the last four find something in every network that has a layer. The first
+row that finds something is taken, unless it finds nothing on the way to the output that most layers reach: what stands
+in auxiliary heads alone is not what the network is made of.
 
 Source: NetBooster (arXiv 2306.13586) sec. 4.1 (first pointwise layer of inverted residuals), App. A (first layer of
 ResNet blocks, first linear layer of FFNs).
@@ -23,6 +25,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
+from nbcompile.core.graph.aliasing import Aliasing
 from nbcompile.core.graph.nodes import activation_of, after, downstream, layer_of, norm_of, readers, settled
 from nbcompile.core.graph.operators import ADD, MUL, called
 from nbcompile.core.layers import LayerSpec, why_no_layer
@@ -66,7 +69,9 @@ PATTERNS = (
 
 
 def locate(gm: fx.GraphModule, fits: Callable[[nn.Module], bool] = lambda _: True) -> tuple[str, tuple[Node, ...]]:
-    """The candidates: all matches of the first pattern in the table that matches anywhere.
+    """The candidates: all matches of the first pattern in the table that matches on the way to the main output.
+
+    Where none does, of the first that matches anywhere. A layer that no output depends on is no candidate.
 
     Args:
         gm: the graph.
@@ -75,15 +80,39 @@ def locate(gm: fx.GraphModule, fits: Callable[[nn.Module], bool] = lambda _: Tru
     Returns:
         The pattern's name and the matching nodes in graph order, each layer once; ``("", ())`` where none matches.
     """
+    read, main = _ways(gm)
+    beside: tuple[str, tuple[Node, ...]] = ("", ())
     for pattern in PATTERNS:
         matches: dict[nn.Module, Node] = {}
         for node in gm.graph.nodes:
-            layer = layer_of(gm, node)
+            layer = layer_of(gm, node) if node in read else None
             if layer is not None and layer not in matches and pattern.matches(gm, node) and fits(layer):
                 matches[layer] = node
-        if matches:
-            return pattern.name, tuple(matches.values())
-    return "", ()
+        found = pattern.name, tuple(matches.values())
+        if not main.isdisjoint(matches.values()):
+            return found
+        if matches and not beside[1]:
+            beside = found
+    return beside
+
+
+def _ways(gm: fx.GraphModule) -> tuple[set[Node], set[Node]]:
+    """The nodes that any output depends on, and those that the one with the most layers before it does."""
+    aliasing = Aliasing(gm)
+    outputs = next(iter(reversed(gm.graph.nodes))).all_input_nodes
+    ways = [_before(aliasing, output) for output in outputs] or [set(gm.graph.nodes)]
+    return set().union(*ways), max(ways, key=lambda way: len({layer_of(gm, node) for node in way}))
+
+
+def _before(aliasing: Aliasing, value: Node) -> set[Node]:
+    """What ``value`` depends on, itself included; what is written into a value is part of it."""
+    seen, stack = {value}, [value]
+    while stack:
+        node = stack.pop()
+        new = {*node.all_input_nodes, *aliasing.writing(node)} - seen
+        seen |= new
+        stack += new
+    return seen
 
 
 def _is_layer(kind: str) -> Callable[[fx.GraphModule, Node], bool]:

@@ -56,7 +56,7 @@ class Aliasing:
         order = {node: i for i, node in enumerate(gm.graph.nodes)}
         memory: dict[fx.Node, object] = {}
         sharing: dict[object, list[fx.Node]] = {}
-        dirty: set[object] = set()
+        self._into: dict[object, list[fx.Node]] = {}
         for node in gm.graph.nodes:
             writes = writes_in_place(gm, node)
             source = _memory_of(node)
@@ -64,14 +64,18 @@ class Aliasing:
             home = memory[source] if aliases and source is not None else _home(node)
             memory[node] = home
             if writes:
-                dirty.add(home)
+                self._into.setdefault(home, []).append(node)
                 for other in sharing.get(home, ()):
                     if any(order[user] > order[node] for user in other.users):
                         self.changed.setdefault(other, node)
                         self.writers.setdefault(node, other)
             sharing.setdefault(home, []).append(node)
-        self.written = {node for home in dirty for node in sharing[home]}
+        self.written = {node for home in self._into for node in sharing[home]}
         self._memory, self._sharing = memory, sharing
+
+    def writing(self, value: fx.Node) -> list[fx.Node]:
+        """The nodes that change the memory that ``value`` is in."""
+        return self._into.get(self._memory.get(value), [])
 
     def shares(self, value: fx.Node) -> bool:
         """Whether ``value`` may be in the memory of a value before it: a view of it, or it changed in place."""

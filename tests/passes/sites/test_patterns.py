@@ -244,3 +244,70 @@ def test_layers_that_do_not_fit_are_no_candidates() -> None:
     assert names(first) == ("conv-act", ["2"])
     assert names(first, second) == ("conv", ["4"])
     assert names(first, second, last) == ("", [])
+
+
+class Unit(nn.Module):
+    """As RepVGG's: branches with norms of their own, and the activation behind their sum."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.wide, self.point = nn.Conv2d(inputs, outputs, 3, padding=1), nn.Conv2d(inputs, outputs, 1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(outputs) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norms[0](self.wide(x)) + self.norms[1](self.point(x)))
+
+
+class WithHeads(nn.Module):
+    """As RepVGGplus: auxiliary heads are all that the pattern 'conv-norm-act' finds."""
+
+    def __init__(self, pack: Callable[[Tensor, Tensor], object]) -> None:
+        super().__init__()
+        self.a, self.b, self.c = Unit(3, 4), Unit(4, 4), Unit(4, 4)
+        self.aux = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        self.heads = nn.ModuleList(nn.Linear(4, 5) for _ in range(2))
+        self.pack = pack
+
+    def forward(self, x: Tensor) -> object:
+        x = self.a(x)
+        aux = self.heads[0](self.aux(x).mean((2, 3)))
+        return self.pack(self.heads[1](self.c(self.b(x)).mean((2, 3))), aux)
+
+
+TRUNK = [f"{unit}.{layer}" for unit in "abc" for layer in ("wide", "point")]
+
+
+@pytest.mark.parametrize(
+    ("pack", "heads"),
+    [
+        (lambda y, aux: {"aux": aux, "main": y}, ["aux.0"]),
+        (lambda y, aux: (y, [aux]), ["aux.0"]),
+        (lambda y, aux: y, []),  # computed, and read by nobody
+    ],
+)
+def test_heads_do_not_choose_the_pattern(pack: Callable[[Tensor, Tensor], object], heads: list[str]) -> None:
+    name, layers = found(WithHeads(pack))
+    assert (name, sorted(layers)) == ("conv", sorted(TRUNK + heads))
+
+
+def test_a_head_alone_is_better_than_nothing() -> None:
+    """No layer that fits is on the way to the main output."""
+    model = WithHeads(lambda y, aux: (y, aux))
+    gm = capture(model)
+    name, nodes = locate(gm, lambda layer: layer is model.aux[0])
+    assert (name, [str(node.target) for node in nodes]) == ("conv-norm-act", ["aux.0"])
+
+
+def test_what_is_written_into_an_output_is_on_its_way() -> None:
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.a(x)
+            part, _ = y.chunk(2, 1)
+            part.mul_(self.b(x))
+            return y
+
+    assert found(Writes()) == ("conv", ["a", "b"])
