@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from nbcompile.core.example import change_tensors
 from nbcompile.core.graph.nodes import render_graph
 from nbcompile.core.numerics import flatten, relative_error, tolerance
 from nbcompile.core.running import output_of
@@ -81,7 +82,7 @@ def enliven_(model: nn.Module, *inputs: Any, seed: int = 0) -> nn.Module:
         tracking = [norm for norm in norms if isinstance(getattr(norm, "running_var", None), Tensor)]
         handles = [norm.register_forward_pre_hook(moved) for norm in tracking]
         try:
-            model(*inputs)
+            model(*change_tensors(torch.clone, inputs))
         finally:
             for handle in handles:
                 handle.remove()

@@ -22,8 +22,11 @@ VERBS = {
     "nbcompile.checkpoint": ("save",),
     "nbcompile.core.cost": ("cost",),
     "nbcompile.deploy.export": ("export",),
+    "nbcompile.deploy.to_device": ("export_tflite",),
     "nbcompile.expansion": ("expand", "candidates"),
     "nbcompile.fusion": ("fuse", "fused"),
+    "nbcompile.report.errors_by_layer": ("per_layer_error",),
+    "nbcompile.report.collect": ("report_on",),
     "nbcompile.verification": ("verify", "verify_merged"),
 }
 DRAWING = ("expand",)
@@ -174,13 +177,13 @@ def _copied(value: Any) -> Any:
 
 def _same(before: Any, after: Any) -> bool:
     """Whether two attributes are the same objects, in containers of the same content and order."""
-    if type(before) is not type(after):
-        return False
+    if before is after or type(before) is not type(after):
+        return before is after
     if isinstance(before, dict):
         return list(before) == list(after) and all(map(_same, before.values(), after.values()))
     if isinstance(before, (list, tuple)):
         return len(before) == len(after) and all(map(_same, before, after))
-    return bool(before == after) if isinstance(before, (int, float, str, bytes, set)) else before is after
+    return isinstance(before, (int, float, str, bytes, set)) and bool(before == after)
 
 
 def _has_bits(value: Any) -> bool:

@@ -13,6 +13,7 @@ from nbcompile.core.errors import CaptureError
 from nbcompile.core.example import ExampleInput
 from nbcompile.core.progress import step
 from nbcompile.core.tracing.capture import capture
+from nbcompile.core.wrappers import working_copy
 from nbcompile.report.data import Graph, LayerRow, ModelRow, Page, SiteRow
 from nbcompile.report.environment import machine_line, versions
 from nbcompile.report.errors_by_layer import per_layer_error
@@ -87,7 +88,7 @@ def _graphs(giant: nn.Module | None, tiny: nn.Module) -> tuple[Graph, ...]:
     names = list(sites(giant)) if giant is not None else []
     title = "The network; expanded layers are marked" if names else "The network"
     try:
-        drawn = [graph_of(capture(tiny), names, title)]
+        drawn = [graph_of(capture(working_copy(tiny)), names, title)]
     except CaptureError:
         drawn = []  # a network can be fused at named layers without being traceable as a whole
     if giant is not None and names:

@@ -10,7 +10,8 @@ from torch.func import functional_call
 from nbcompile.core.blocks import sites
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import ExampleInput, as_inputs
-from nbcompile.core.running import untouched, watched
+from nbcompile.core.running import rehearsal, watched
+from nbcompile.core.wrappers import working_copy
 from nbcompile.report.data import LayerRow
 from nbcompile.report.labels import absorbing_norms, layer_label
 
@@ -33,7 +34,9 @@ def per_layer_error(reference: nn.Module, candidate: nn.Module, inputs: ExampleI
 
     Raises:
         UsageError: if the two have no module name in common.
+        PreconditionError: if one of them does not run on ``inputs``.
     """
+    reference, candidate = working_copy(reference), working_copy(candidate)
     known = {name for name, _ in reference.named_modules()}
     shared = {
         name: module
@@ -57,7 +60,7 @@ def per_layer_error(reference: nn.Module, candidate: nn.Module, inputs: ExampleI
 
     for model, see in ((reference, remember), (candidate, compare)):
         named = [(name, module) for name, module in model.named_modules() if name in shared]
-        with watched(named, leave=see), untouched(model, as_inputs(inputs)) as (buffers, copies):
+        with watched(named, leave=see), rehearsal(model, as_inputs(inputs)) as (buffers, copies):
             functional_call(model, buffers, copies)
     moved = {name: norms[0] for name, block in sites(reference).items() if (norms := absorbing_norms(name, block))}
     return tuple(_row(name, layer_label(shared[name]), errors, moved) for name in errors)
