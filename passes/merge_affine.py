@@ -235,7 +235,8 @@ class _Rewrite:
         reasons: dict[str, str] = {}
         for node, reason in self.regions.refused.items():
             reasons.setdefault(_name(node), reason)
-        for refusal in sorted(self.refusals, key=lambda r: (len(r.elements) == 1, len(r.elements))):
+        refusals = (refusal for refusal in self.refusals if refusal.elements)  # a branch may be the value itself
+        for refusal in sorted(refusals, key=lambda r: (len(r.elements) == 1, len(r.elements))):
             first, *more = refusal.elements
             alone = not more and isinstance(first, Primitive) and first.layer
             if not alone and not self.gone.issuperset(nodes_of(refusal.elements)):

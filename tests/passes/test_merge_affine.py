@@ -504,3 +504,20 @@ def test_nothing_of_the_user_is_touched() -> None:
     MergeAffine((X,))(gm)
     assert torch.equal(state, torch.get_rng_state())
     assert float(gm.get_buffer("count")) == 0
+
+
+class Twice(nn.Module):
+    """A sum that has one value twice: two of its terms are one, and the others are values as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.a(x)
+        return y + x + y.relu() + x
+
+
+def test_terms_of_a_sum_may_be_values_as_they_are() -> None:
+    result = check_pass(MergeAffine(), Twice().double(), X.double())
+    assert not result.modified
