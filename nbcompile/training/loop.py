@@ -10,7 +10,7 @@ from nbcompile.checkpoint import check_output
 from nbcompile.core.blocks import sites
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import origin_of
-from nbcompile.core.wrappers import copied
+from nbcompile.core.wrappers import copied, require_loaded, unwrap
 from nbcompile.training.accuracy import accuracy
 from nbcompile.training.begin import set_up
 from nbcompile.training.check_fits import check_fits
@@ -73,6 +73,8 @@ def train(
     """
     output = Path(output)
     check_output(output)
+    model = unwrap(model)
+    require_loaded(model, "train")
     config = config.for_network(giant=bool(sites(model)))
     folder = RunFolder(Path(run_dir) if run_dir is not None else output.parent / f"{output.stem}-run")
     checkpoint = folder.open(config, resume=resume)

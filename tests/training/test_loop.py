@@ -84,6 +84,24 @@ def test_vanilla_learns_and_leaves_what_it_promises(net: nn.Module, tmp_path: Pa
     assert not list(run.glob("tiny.*")), "exported without being asked"
 
 
+@pytest.mark.parametrize(
+    ("bad", "sentence"),
+    [
+        (nn.Linear, "not the class Linear: make one, as in Linear"),
+        ({"weight": torch.ones(1)}, "not weights alone (dict): load them into a model with load_state_dict"),
+        (
+            nn.Linear(1, 1, device="meta"),
+            "train: 'weight' is on the meta device and has no values: load the weights first",
+        ),
+    ],
+)
+def test_only_models_are_trained(bad: Any, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(NBCompileError) as caught:
+        train(bad, config(), tmp_path / "t.pt")
+    assert sentence in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_trained_file_is_read_back(net: nn.Module, tmp_path: Path) -> None:
     result = train(net, config(epochs=2), tmp_path / "trained.pt")
     images, labels = load_data(config()).val[list(range(360))]  # type: ignore[misc]
