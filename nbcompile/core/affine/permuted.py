@@ -69,7 +69,7 @@ def _second(order: fx.Node, rank: int) -> int | None:
     given = _dimensions(order)
     if given is None:
         return None
-    dims = [dim % rank for dim in given]
+    dims: list[int] = [dim % rank for dim in given]
     if called(order) not in _SWAPS:
         return dims[1]
     return dims[1 - dims.index(1)] if 1 in dims else 1
