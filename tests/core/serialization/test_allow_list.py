@@ -86,7 +86,14 @@ def test_in_place_are_forms_of_what_is_allowed(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(allow_list.CREATORS))
 def test_creators_always_make_the_same(name: str) -> None:
-    arguments = {"arange": (3,), "full": ((2,), 1.5), "linspace": (0, 1, 4), "scalar_tensor": (2,), "tensor": ([1, 2],)}
+    arguments = {
+        "as_tensor": ([1, 2],),
+        "arange": (3,),
+        "full": ((2,), 1.5),
+        "linspace": (0, 1, 4),
+        "scalar_tensor": (2,),
+        "tensor": ([1, 2],),
+    }
     make, given = allow_list.function(f"torch.{name}"), arguments.get(name, (3, 3))
     assert torch.equal(make(*given), make(*given))
 
