@@ -111,7 +111,7 @@ def _description(model: nn.Module, example_input: ExampleInput | None) -> dict[s
     origin = Origin(specs(inputs), known.model if known else None, known.preprocessing if known else {})
     model = working_copy(model)  # tracing runs its code
     try:
-        gm = capture(model, len(inputs))
+        gm = capture(model, inputs)
     except CaptureError as error:
         return unreadable(model, origin, str(error))
     return describe_model(model, gm, origin)

@@ -20,7 +20,7 @@ from nbcompile.core.serialization.describe import describe_model
 from nbcompile.core.tracing.capture import capture, opaque
 from nbcompile.core.tracing.observe import is_observed, observe
 from nbcompile.core.tracing.pieces import Piece, pieces
-from nbcompile.core.wrappers import copied, unwrap
+from nbcompile.core.wrappers import unwrap, working_copy
 from nbcompile.giant_probe import LayerNeededError, probe
 from nbcompile.pass_runner import run_passes
 from nbcompile.passes import ExpandSites
@@ -113,7 +113,7 @@ def candidates(model: nn.Module, example_input: ExampleInput | None = None) -> t
         model: left as it is.
         example_input: as of :func:`expand`.
     """
-    gm, parts = _graph(copied(unwrap(model)), inputs_for(model, example_input, who="inspect"))
+    gm, parts = _graph(working_copy(unwrap(model)), inputs_for(model, example_input, who="inspect"))
     return ExpandSites(parts=parts).candidates(gm)
 
 
@@ -121,7 +121,7 @@ def _expanded(
     model: nn.Module, inputs: Inputs, expander: ExpandSites, verify: Inputs | None
 ) -> tuple[nn.Module, fx.GraphModule]:
     """A giant made from a copy of ``model``, and the graph in which its sites were found."""
-    giant = copied(model)
+    giant = working_copy(model)
     with step("tracing the network"):
         gm, parts = _graph(giant, inputs)
     _require_called(giant, gm, named_patterns(expander.where) or [])
@@ -137,7 +137,7 @@ def _expanded(
 def _graph(giant: nn.Module, inputs: Inputs) -> tuple[fx.GraphModule, tuple[Piece, ...]]:
     """The captured graph; where that hides a tensor or cannot be had, the graph of one run, and the pieces."""
     with suppress(CaptureError):
-        gm = capture(giant, len(inputs))
+        gm = capture(giant, inputs)
         if not any(True for module in opaque(gm).values() for _ in tensors_of(module)):
             return gm, ()
     gm = observe(giant, inputs)
@@ -150,7 +150,7 @@ def _whole(giant: nn.Module, gm: fx.GraphModule, inputs: Inputs) -> fx.GraphModu
     """The graph for the record: what was observed in one run is not the model."""
     if is_observed(gm):
         with suppress(CaptureError):
-            return capture(giant, len(inputs))
+            return capture(giant, inputs)
     return gm
 
 

@@ -114,9 +114,8 @@ def _graph(tree: nn.Module) -> tuple[fx.GraphModule, bool]:
     Returns:
         The graph, and whether it can be run.
     """
-    origin = origin_of(tree)
     try:
-        gm = capture(tree, len(origin.inputs) if origin else None)
+        gm = capture(tree)
         if len(sites(gm)) == len(sites(tree)):
             return gm, True
     except CaptureError:

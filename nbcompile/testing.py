@@ -138,7 +138,7 @@ def check_pass(
     Raises:
         AssertionError: saying which of these the pass broke.
     """
-    gm = capture(copy.deepcopy(model), len(inputs)).eval()
+    gm = capture(copy.deepcopy(model), inputs).eval()
     before, expected = _snapshot(gm), _run(gm, inputs)
     result = pass_(gm)
     result.gm.graph.lint()

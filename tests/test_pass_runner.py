@@ -18,7 +18,7 @@ X = torch.randn(2, 3, 7, 5, generator=torch.Generator().manual_seed(0))
 
 def net() -> fx.GraphModule:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(), nn.BatchNorm2d(4), nn.ReLU(), nn.Identity())
-    return capture(scramble_(model), 1).eval()
+    return capture(scramble_(model)).eval()
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def test_verify_moves_no_statistics_of_a_model_in_training() -> None:
 def test_verify_takes_inputs_that_are_no_floats() -> None:
     """The tolerance is that of the outputs."""
     model = nn.Sequential(nn.Embedding(5, 4), nn.Dropout(), nn.Linear(4, 2))
-    gm = capture(model, 1).eval()
+    gm = capture(model).eval()
 
     @dataclass(frozen=True)
     class Rounding(Pass):

@@ -161,6 +161,7 @@ class OwnCall:
     ("at", "kind", "args"),
     [
         (0, nn.Conv2d, (3, 4, 3)),
+        (1, nn.BatchNorm2d, (4,)),
         (2, nn.ReLU, ()),
         (2, nn.Identity, ()),
         (2, nn.Dropout, ()),

@@ -35,7 +35,7 @@ SHAPES = [(block, preserve) for block in BLOCKS for preserve in (False, True)]
 
 def expanded(model: nn.Module, **options: Any) -> fx.GraphModule:
     """A linear giant with random norms, in float64."""
-    gm = ExpandSites(["0"], ratio=3, **options)(capture(model.double(), 1)).gm.eval()
+    gm = ExpandSites(["0"], ratio=3, **options)(capture(model.double())).gm.eval()
     scramble_(gm)
     for block in sites(gm).values():
         block.slope.fill_(1)

@@ -11,6 +11,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from nbcompile.core.errors import CaptureError, PreconditionError
 from nbcompile.core.example import Inputs, origin_of, remember
+from nbcompile.core.graph.guards import CheckedGraph
 from nbcompile.core.layers import why_changed
 from nbcompile.core.progress import step
 from nbcompile.core.tracing.capture import capture, opaque
@@ -77,7 +78,7 @@ def compiled(
         result, reports = _by_pieces(tree, inputs, verify_each)
     else:
         reports = (PassReport("", _run(graph, inputs, verify_each)),)
-        result = fx.GraphModule(graph, graph.graph, type(model).__name__)
+        result = CheckedGraph(graph, graph.graph, type(model).__name__)
     remember(result, origin_of(model))
     result.eval()
     return result, reports
@@ -116,7 +117,7 @@ def _whole(model: nn.Module, inputs: Inputs | None) -> fx.GraphModule | None:
     if why_changed(model):
         return None
     try:
-        graph = capture(model, None if inputs is None else len(inputs))
+        graph = capture(model, inputs)
     except CaptureError:
         return None
     return None if opaque(graph) else graph

@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.running import eval_mode, interpret, output_of, rehearsal, untouched, watched
-from nbcompile.core.tracing.capture import capture
+from tests.symbolic import capture
 
 
 class Counts(nn.Module):
@@ -90,7 +90,7 @@ def test_a_module_that_raises_gives_nothing_and_is_left() -> None:
 
 
 def graph() -> fx.GraphModule:
-    return capture(nn.Sequential(nn.BatchNorm1d(3), nn.ReLU(inplace=True)).eval(), 1)
+    return capture(nn.Sequential(nn.BatchNorm1d(3), nn.ReLU(inplace=True)).eval())
 
 
 def test_a_graph_is_told_of_node_by_node() -> None:

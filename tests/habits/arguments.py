@@ -42,13 +42,13 @@ class TwoInputs(Pair):
         return self.b(self.a(x) - (y if y is not None else x))
 
 
-@habit("whole", [IMAGE, IMAGE], sized=True, batches=())
+@habit("piece", [IMAGE, IMAGE], sized=True, batches=())
 class ListInput(Pair):
     def forward(self, maps):
         return self.b(self.a(maps[0]) - maps[1]) if len(maps) == 2 else self.a(maps[0])
 
 
-@habit("whole", {"a": IMAGE, "b": IMAGE}, sized=True, batches=())
+@habit("piece", {"a": IMAGE, "b": IMAGE}, sized=True, batches=())
 class DictInput(Pair):
     def forward(self, given):
         return {key: getattr(self, key)(x) for key, x in given.items()}

@@ -104,7 +104,7 @@ class AsksLayout(Pair):
         return self.b(y)
 
 
-@habit(sized=True)
+@habit()
 class AsksWhole(Pair):
     def forward(self, x):
         h, w = x.shape[-2:]
@@ -113,7 +113,7 @@ class AsksWhole(Pair):
         return self.b(self.a(x))
 
 
-@habit(sized=True, sites=0)
+@habit(sized=True, sites=0, norms=1)
 class AsksOfParameters(nn.Module):
     def __init__(self):
         super().__init__()

@@ -80,7 +80,7 @@ class PoppingHead(nn.Module):
         return self.unit(first) if first.shape[1] == 4 else first
 
 
-@habit(sized=True)
+@habit(sized=True, norms=1)
 class PopsFirst(Pair):
     def __init__(self):
         super().__init__()
@@ -172,7 +172,7 @@ class Folds(nn.Module):
         return last + torch.stack([y for y, _ in zip([one, several], self.units, strict=False)]).mean(0)
 
 
-@habit(sized=True)
+@habit(sized=True, norms=2)
 class FlowsInLoop(nn.Module):
     def __init__(self):
         super().__init__()

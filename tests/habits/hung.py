@@ -36,7 +36,7 @@ class BorderOfBias(nn.Module):
         return self.d(F.relu(self.c(y)))
 
 
-@habit(sized=True)
+@habit("piece", sized=True, sites=0)
 class Hooked(Pair):
     """Hooks that change what goes in and what comes out."""
 
@@ -50,7 +50,7 @@ class Hooked(Pair):
         return self.b(self.a(x))
 
 
-@habit(sized=True)
+@habit("piece", sized=True)
 class HookKeepsOutput(Pair):
     def __init__(self):
         super().__init__()
@@ -105,7 +105,7 @@ class SubclassedConv(nn.Module):
         return self.b(F.relu(self.n(self.a(x))))
 
 
-@habit(sized=True, sites=0)
+@habit("piece", sized=True, sites=0)
 class ForwardOnInstance(Pair):
     def __init__(self):
         super().__init__()
@@ -116,7 +116,7 @@ class ForwardOnInstance(Pair):
         return self.b(self.a(x))
 
 
-@habit(sized=True, norms=2, sites=0)
+@habit(sized=True, norms=2, sites=0, file=False)
 class Parametrized(Pair):
     def __init__(self):
         super().__init__()

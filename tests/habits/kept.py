@@ -72,7 +72,7 @@ class KeepsLastOutput(Pair):
         return self.b(self.last)
 
 
-@habit()
+@habit(norms=1)
 class CachesByFunction(Pair):
     @functools.lru_cache(maxsize=4)  # noqa: B019
     def ramp(self, n):
@@ -109,7 +109,7 @@ class CountsInBuffer(Pair):
         return self.b(self.a(x))
 
 
-@habit("refused", sites=0)
+@habit("safe", sites=0)
 class Averages(Pair):
     """An EMA of what it saw moves with every call."""
 
@@ -133,7 +133,7 @@ class RemembersState(nn.Module):
         return self.h
 
 
-@habit("refused", sites=0)
+@habit("safe", sites=0)
 class Alternates(Pair):
     odd = False
 
@@ -142,7 +142,7 @@ class Alternates(Pair):
         return self.a(x) if self.odd else self.b(x)
 
 
-@habit("refused", sites=0)
+@habit("safe", sites=0)
 class CountsInPython(Pair):
     def __init__(self):
         super().__init__()
@@ -176,7 +176,7 @@ class WritesValues(Pair):
         return self.b(y)
 
 
-@habit(sized=True)
+@habit(sized=True, file=False)
 class WritesOut(Pair):
     def forward(self, x):
         y = torch.empty_like(x)

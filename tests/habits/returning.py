@@ -17,7 +17,7 @@ class ReturnsDict(Pair):
         return {"out": self.b(y), "aux": {"x": x, "y": [y, None]}}
 
 
-@habit(sized=True)
+@habit(sized=True, file=False)
 class ReturnsOrderedDict(Pair):
     def forward(self, x):
         found = OrderedDict()
@@ -73,7 +73,7 @@ class ReturnsNamedTuple(Pair):
         return Both(low=self.a(x), high=self.b(x))
 
 
-@habit(sized=True)
+@habit(sized=True, file=False)
 class ReturnsTupleOfTorch(Pair):
     def forward(self, x):
         best = self.b(self.a(x)).max(dim=1)
@@ -94,7 +94,7 @@ class ReturnsConstants(Pair):
         return y, torch.tensor([1.0, 2.0]), torch.ones(y.shape[0], 1), None
 
 
-@habit()
+@habit(file=False)
 class ReturnsNumbers(Pair):
     """Sizes beside the tensors are no tensors."""
 

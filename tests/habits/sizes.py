@@ -158,7 +158,7 @@ class SplitsBySize(nn.Module):
         return torch.cat([self.one(a), self.rest(b)], 1)
 
 
-@habit()
+@habit(norms=1)
 class ShufflesChannels(Pair):
     def forward(self, x):
         b, c, h, w = self.a(x).shape
@@ -167,7 +167,7 @@ class ShufflesChannels(Pair):
         return self.b(torch.cat([right, left, *y.unbind(1)[:0]], 1))
 
 
-@habit()
+@habit(norms=1)
 class StripsOfSize(Pair):
     def forward(self, x):
         strips = [self.a(x[:, :, i : i + 2]) for i in range(0, x.shape[2], 2)]

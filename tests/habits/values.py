@@ -136,7 +136,7 @@ class IndexesByValue(Pair):
         return self.b(self.a(x)[:, i : i + 4]) if i == 0 else self.b(torch.roll(x, i, 1))
 
 
-@habit(sized=True)
+@habit("piece", sized=True)
 class ReadsValuesOfConstants(Pair):
     def __init__(self):
         super().__init__()

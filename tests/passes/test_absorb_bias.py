@@ -42,7 +42,7 @@ class Both(Net):
 
 
 def pass_for(model: nn.Module) -> tuple[fx.GraphModule, AbsorbBias]:
-    gm = capture(model, 1)
+    gm = capture(model)
     return gm, AbsorbBias(channel_ranges(gm, [(X,)]))
 
 
@@ -122,9 +122,9 @@ def test_nothing_to_absorb(model: nn.Module) -> None:
 def test_which_channels_have_something_to_absorb() -> None:
     """A clip that is only just reached cuts nothing; a thousandth of the range is not worth it."""
     low, high = torch.tensor([1.0, 0.0, -1.0, 0.0059, 0.0061, 2.0]), torch.tensor([6.0, 6.0, 6.0, 6.0, 6.0, 6.001])
-    result = AbsorbBias({"act": ChannelRange(low, high)})(capture(Net(nn.ReLU6()), 1))
+    result = AbsorbBias({"act": ChannelRange(low, high)})(capture(Net(nn.ReLU6())))
     assert result.how == ("a: up to 1 in 2 channels",)
-    plain = AbsorbBias({"act": ChannelRange(low, high)})(capture(Net(nn.ReLU()), 1))
+    plain = AbsorbBias({"act": ChannelRange(low, high)})(capture(Net(nn.ReLU())))
     assert plain.how == ("a: up to 2 in 3 channels",)
 
 

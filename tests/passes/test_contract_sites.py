@@ -22,7 +22,7 @@ NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 def expanded(model: nn.Module, where: Any, **options: Any) -> fx.GraphModule:
     """A linear giant with random norms, in float64."""
-    gm = ExpandSites(where, **options)(capture(model.double(), 1)).gm.eval()
+    gm = ExpandSites(where, **options)(capture(model.double())).gm.eval()
     scramble_(gm)
     for block in sites(gm).values():
         block.slope.fill_(1)
@@ -128,7 +128,7 @@ def test_what_is_kept() -> None:
 
 def test_rounds_once() -> None:
     """In float32 the merged weight is the float64 one, rounded."""
-    gm = ExpandSites("all")(capture(zoo.dscnn(), 1)).gm.eval()
+    gm = ExpandSites("all")(capture(zoo.dscnn())).gm.eval()
     scramble_(gm)
     for block in sites(gm).values():
         block.slope.fill_(1)
@@ -212,7 +212,7 @@ def test_limits_and_masks_may_be_infinite() -> None:
 
 
 def test_a_merge_too_large_for_the_dtype() -> None:
-    gm = ExpandSites(["0"])(capture(nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU()), 1)).gm.eval()
+    gm = ExpandSites(["0"])(capture(nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU()))).gm.eval()
     block = sites(gm)["0"]
     block.slope.fill_(1)
     with torch.no_grad():
@@ -233,7 +233,7 @@ def test_a_giant_inside_another_model() -> None:
     with pytest.raises(
         PreconditionError, match=r"the block at '0' was expanded as 'features\.block0\.expand\.conv': fuse"
     ):
-        ContractSites()(capture(stray, 1))
+        ContractSites()(capture(stray))
 
 
 def test_a_wrong_merge_does_not_leave(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +269,7 @@ def test_blocks_left_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_golden_graph(golden: Callable[[str, str], None]) -> None:
-    original = capture(zoo.InvertedResidual(4, 4, 2), 1)
+    original = capture(zoo.InvertedResidual(4, 4, 2))
     wanted = render_graph(original)
     gm = expanded(zoo.InvertedResidual(4, 4, 2), "all")
     assert render_graph(ContractSites()(gm).gm) == wanted

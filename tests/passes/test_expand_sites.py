@@ -16,6 +16,7 @@ from nbcompile.core.site_spec import SiteSpec
 from nbcompile.core.tracing.capture import capture
 from nbcompile.passes import ContractSites, ExpandSites
 from nbcompile.testing import check_pass, scramble_
+from tests import symbolic
 
 X = torch.randn(2, 4, 7, 5, generator=torch.Generator().manual_seed(0))
 
@@ -78,7 +79,7 @@ class Net(nn.Module):
 
 
 def site(model: nn.Module, **options: Any) -> SiteSpec:
-    gm = ExpandSites(["layer"], **options)(capture(model, 1)).gm
+    gm = ExpandSites(["layer"], **options)(capture(model)).gm
     return sites(gm)["layer"].spec
 
 
@@ -114,7 +115,7 @@ def test_the_form_follows_from_the_readers(
     how: str, bias: bool, inner: str, absorbers: tuple[str, ...], preserve: bool
 ) -> None:
     """The form is decided here, and contracts exactly whatever it is."""
-    gm = ExpandSites(["layer"], preserve=preserve)(capture(Net(how, bias=bias).double(), 1)).gm
+    gm = ExpandSites(["layer"], preserve=preserve)(capture(Net(how, bias=bias).double())).gm
     block = sites(gm)["layer"]
     assert (block.spec.inner, block.spec.absorbers) == (inner, absorbers)
     scramble_(block)
@@ -140,15 +141,15 @@ def test_the_nearest_activation_is_taken(where: list[str]) -> None:
     model.add_module("layer", nn.Conv2d(4, 4, 1, bias=False))
     model.add_module("gelu", nn.GELU("tanh"))
     model.add_module("last", nn.Conv2d(4, 4, 1, bias=False))
-    found = sites(ExpandSites(where)(capture(model, 1)).gm)[where[0]].spec.activation
+    found = sites(ExpandSites(where)(capture(model)).gm)[where[0]].spec.activation
     assert found == (Activation("leaky_relu", 0.2) if where == ["first"] else Activation("gelu", "tanh"))
     bare = nn.Sequential(nn.Conv2d(4, 4, 1))
-    assert sites(ExpandSites(["0"])(capture(bare, 1)).gm)["0"].spec.activation == Activation("relu")
+    assert sites(ExpandSites(["0"])(capture(bare)).gm)["0"].spec.activation == Activation("relu")
 
 
 def test_gates_are_no_activations() -> None:
     model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Sigmoid(), nn.Conv2d(4, 4, 1), nn.SiLU())
-    assert sites(ExpandSites(["0"])(capture(model, 1)).gm)["0"].spec.activation == Activation("silu")
+    assert sites(ExpandSites(["0"])(capture(model)).gm)["0"].spec.activation == Activation("silu")
 
 
 def test_with_preserve_the_function_stays() -> None:
@@ -160,18 +161,18 @@ def test_with_preserve_the_function_stays() -> None:
 
 def test_a_layer_of_two_names_is_one_site() -> None:
     model = Net("alias")
-    gm = capture(model, 1)
+    gm = capture(model)
     result = ExpandSites(["layer"])(gm)
     assert result.rewritten == ("layer",)
     assert aliases(result.gm, result.gm.get_submodule("layer")) == ("layer",)  # the graph calls one name
 
     both = nn.Sequential(conv := nn.Conv2d(4, 4, 1), nn.ReLU(), conv)
-    assert ExpandSites(["*"])(capture(both, 1)).rewritten == ("0",)
+    assert ExpandSites(["*"])(capture(both)).rewritten == ("0",)
 
 
 @pytest.mark.parametrize(("where", "pattern"), [("first:1", "inverted-residual"), (["features.stem.conv"], "named")])
 def test_the_site_knows_who_found_it(where: Any, pattern: str) -> None:
-    gm = ExpandSites(where)(capture(zoo.dscnn(), 1)).gm
+    gm = ExpandSites(where)(capture(zoo.dscnn())).gm
     assert [block.spec.pattern for block in sites(gm).values()] == [pattern]
 
 
@@ -210,7 +211,7 @@ def odd(kind: str) -> nn.Module:
 )
 def test_refuses_layers_whose_weight_does_not_say_everything(kind: str, reason: str) -> None:
     with pytest.raises(PreconditionError, match=f"^expand-sites: 'layer' cannot be expanded: {reason}"):
-        site(Net(layer=odd(kind)))
+        ExpandSites(["layer"])(symbolic.capture(Net(layer=odd(kind))))
 
 
 def test_refuses_tied_weights() -> None:
@@ -236,7 +237,7 @@ def test_refuses_activations_that_plt_does_not_know(act: nn.Module) -> None:
 
 
 def test_refuses_a_giant() -> None:
-    gm = ExpandSites(["layer"])(capture(Net(), 1)).gm
+    gm = ExpandSites(["layer"])(capture(Net())).gm
     with pytest.raises(
         PreconditionError, match=r"already has 1 expansion blocks \(the first: 'layer'\); fuse it first"
     ):
@@ -253,6 +254,6 @@ def test_refuses_options() -> None:
 
 @pytest.mark.parametrize("preserve", [False, True])
 def test_golden_graph(preserve: bool, golden: Callable[[str, str], None]) -> None:
-    gm = capture(zoo.InvertedResidual(4, 4, 2), 1)
+    gm = capture(zoo.InvertedResidual(4, 4, 2))
     result = ExpandSites("uniform:0.5", preserve=preserve)(gm)
     golden(f"expand_sites{'_preserve' if preserve else ''}", render_graph(result.gm))

@@ -34,7 +34,7 @@ def test_removes_and_keeps(golden: Callable[[str, str], None]) -> None:
 
 
 def test_contiguous_stays_because_view_needs_it() -> None:
-    gm = RemoveIdentity()(capture(Net().eval(), 1)).gm
+    gm = RemoveIdentity()(capture(Net().eval())).gm
     assert [node.target for node in gm.graph.find_nodes(op="call_method")] == ["permute", "contiguous", "view"]
 
 

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.padding import _CircularPadNd, _ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd
 
+from nbcompile.core.graph import guards
 from nbcompile.core.layers import FORWARDS
 
 
@@ -192,6 +193,7 @@ OPERATORS = (
     *_each("bernoulli multinomial gumbel_softmax scaled_dot_product_attention random uniform", "random"),
     *_each("cauchy exponential geometric log_normal native_dropout", "random"),
     *_each("empty empty_like empty_strided empty_permuted empty_quantized new_empty new_empty_strided", "random"),
+    *(_op(name, "metadata", homes=(guards,)) for name in ("require_sizes", "require_choice")),
     *_each("size dim numel nelement ndimension is_floating_point __len__ get_device", "metadata"),
 )
 METADATA_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda", "requires_grad", "layout", "is_nested"}

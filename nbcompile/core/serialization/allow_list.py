@@ -20,12 +20,13 @@ from torch import nn
 from torch.fx import _symbolic_trace
 
 from nbcompile.core.errors import CheckpointError
+from nbcompile.core.graph.guards import require_choice, require_sizes
 
 ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device", "T", "mT", "H", "mH", "requires_grad"})
 
 # They draw no random numbers and leave no memory as it was; what they make is counted on `meta` first.
 CREATORS = frozenset(
-    {*("arange", "eye", "full", "linspace", "ones", "scalar_tensor", "tensor", "tril_indices", "triu_indices", "zeros")}
+    {"as_tensor", *("arange", "eye", "full", "linspace", "ones", "scalar_tensor", "tensor", "tril_indices", "triu_indices", "zeros")}
 )
 
 # They write values, into memory that the tensor has: no other shape or dtype, no other memory, no random numbers.
@@ -157,6 +158,7 @@ def _functions() -> tuple[dict[str, Callable[..., Any]], dict[Callable[..., Any]
     names |= {f"math.{n}": getattr(math, n) for n in _MATH}
     names |= {f"torch.{n}": getattr(torch, n) for n in CREATORS | IN_PLACE if hasattr(torch, n)}
     names |= {f"torch.nn.functional.{n}": getattr(nn.functional, n) for n in ACTIVATIONS_IN_PLACE}
+    names |= {f"nbcompile.{check.__name__}": check for check in (require_choice, require_sizes)}
     names |= {"torch._assert": torch._assert, "getattr": getattr, "round": round}
     return names, {value: name for name, value in reversed(names.items())}
 
@@ -165,6 +167,7 @@ def _functions() -> tuple[dict[str, Callable[..., Any]], dict[Callable[..., Any]
 def _methods() -> frozenset[str]:
     overridable = torch.overrides.get_overridable_functions()[torch.Tensor]
     names = {getattr(f, "__name__", "_") for f in overridable}
+    names |= {"new_full", "new_ones", "new_tensor", "new_zeros"}
     return frozenset(n for n in names if _permitted(n) and callable(getattr(torch.Tensor, n, None)))
 
 

@@ -142,6 +142,8 @@ def encode_argument(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else {"float": str(value)}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        raise NotSerialisable(f"a {type(value).__name__}, whose class is the network's own")
     if isinstance(value, (tuple, list)):
         return {"tuple" if isinstance(value, tuple) else "list": [encode_argument(v) for v in value]}
     if isinstance(value, dict) and all(isinstance(k, str) for k in value):

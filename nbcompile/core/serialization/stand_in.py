@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from nbcompile.core.errors import CheckpointError
+from nbcompile.core.graph.guards import CheckedGraph
 from nbcompile.core.serialization.weight_files import EXTRA
 
 
-class StandIn(fx.GraphModule):
+class StandIn(CheckedGraph):
     """A GraphModule whose copies keep what its graph does not read (auxiliary heads, aliases)."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> fx.GraphModule:

@@ -4,27 +4,26 @@ Where the top of a model cannot be traced (detectors, control flow), its backbon
 submodule stays opaque in a graph, there are pieces inside it. Compiled, they are put back in its place.
 """
 
-import inspect
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from nbcompile.core.errors import CaptureError
-from nbcompile.core.example import Inputs
+from nbcompile.core.example import Inputs, random_inputs
 from nbcompile.core.graph.nodes import layer_of
 from nbcompile.core.graph.operators import called
-from nbcompile.core.graph.ranks import DIMENSIONS
 from nbcompile.core.graph.replace import put
 from nbcompile.core.layers import why_changed
 from nbcompile.core.tracing.call import Call
-from nbcompile.core.tracing.call_watch import watch_calls
-from nbcompile.core.tracing.capture import capture, opaque
+from nbcompile.core.tracing.capture import Captured, captured, opaque, refused
 from nbcompile.core.tracing.compiled_piece import CompiledPiece, dressed
-from nbcompile.core.tracing.tracer import is_leaf
+from nbcompile.core.tracing.leaves import is_leaf
+from nbcompile.core.tracing.record import Recording
 
 _LAYERS = (_ConvNd, nn.Linear)
+Called = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,17 +50,14 @@ def pieces(model: nn.Module, inputs: Inputs | None = None) -> tuple[Piece, ...]:
 
     Args:
         model: any module; left as it was.
-        inputs: what it is called with. One run then tells how each submodule is called, so that optional parameters
-            and structures of tensors are captured as they are used. None leaves the submodules that take nothing but
-            required tensors.
+        inputs: what it is called with; None as of :func:`nbcompile.core.tracing.capture.capture`.
 
     Raises:
         CaptureError: if there is no piece, with the reason.
         PreconditionError: if the model does not run on ``inputs``.
     """
-    seen_calls = None if inputs is None else watch_calls(model, inputs)
-    search = _Search(seen_calls)
-    search.visit("", model)
+    search = _Search()
+    search.visit("", model, None if inputs is None else (inputs, {}))
     if not search.pieces:
         raise search.failure or CaptureError(
             f"nothing in {type(model).__name__} can be captured: no part of it that holds a convolution or linear "
@@ -96,46 +92,54 @@ def assemble(tree: nn.Module, compiled: dict[Piece, fx.GraphModule]) -> nn.Modul
 class _Search:
     """Walks down from a model to its pieces, each module once."""
 
-    def __init__(self, calls: dict[nn.Module, Call] | None) -> None:
+    def __init__(self) -> None:
         self.pieces: list[Piece] = []
         self.failure: CaptureError | None = None
-        self._calls = calls
         self._visited: set[nn.Module] = set()
 
-    def visit(self, name: str, module: nn.Module) -> None:
-        if module in self._visited or (name and not _may_hold_pieces(name, module)):
+    def visit(self, name: str, module: nn.Module, called: Called | None) -> None:
+        if module in self._visited or (name and not _may_hold_pieces(module)):
             return
         self._visited.add(module)
-        graph = self._captured(name, module)
-        for child, inside in module.named_children() if graph is None else opaque(graph).items():
-            self.visit(f"{name}.{child}".lstrip("."), inside)
+        found = None if isinstance(module, CompiledPiece) else self._captured(name, module, called)
+        inner = dict(module.named_children())
+        if found is not None and found.graph is not None:
+            inner = opaque(found.graph)
+            self._keep(name, found)
+        for child, inside in inner.items():
+            seen = None if found is None else _call_of(found.recording, child)
+            if found is None or seen is not None or child not in found.recording.calls:
+                self.visit(f"{name}.{child}".lstrip("."), inside, seen)
 
-    def _captured(self, name: str, module: nn.Module) -> fx.GraphModule | None:
-        call = self._call(name, module)
-        if (call is None and name) or why_changed(module) or isinstance(module, CompiledPiece):
-            return None  # of what is compiled already, the graph is a piece
+    def _captured(self, name: str, module: nn.Module, called: Called | None) -> Captured | None:
+        if why_changed(module):
+            return None
         try:
-            graph = capture(module, call)
+            found = captured(module, called)
         except CaptureError as error:
             self.failure = self.failure or error
             return None
-        if call is not None and call.dimensions is not None:
-            for node, dimensions in zip(graph.graph.find_nodes(op="placeholder"), call.dimensions, strict=False):
-                node.meta[DIMENSIONS] = dimensions
+        if found.graph is None:
+            self.failure = self.failure or refused(module, found.refusal)
+        return found
+
+    def _keep(self, name: str, found: Captured) -> None:
+        graph = cast(fx.GraphModule, found.graph)
         if not name or _computes_layers(graph):
-            self.pieces.append(Piece(name, graph, call))
-        return graph
-
-    def _call(self, name: str, module: nn.Module) -> Call | None:
-        if self._calls is not None:
-            return self._calls.get(module)
-        parameters = inspect.signature(module.forward).parameters.values()
-        plain = all(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
-        return Call.required(module) if plain or not name else None
+            self.pieces.append(Piece(name, graph, found.call))
 
 
-def _may_hold_pieces(name: str, module: nn.Module) -> bool:
-    if isinstance(module, _LAYERS) or is_leaf(module, name):
+def _call_of(recording: Recording, child: str) -> Called | None:
+    """How ``child`` was called in a run, where it was always called so, with tensors like those."""
+    calls = recording.calls.get(child, [])
+    call = calls[0][0] if calls else None
+    if call is None or child in recording.passed_by or any(other != call for other, _ in calls):
+        return None
+    return call.filled(random_inputs(calls[0][1]))
+
+
+def _may_hold_pieces(module: nn.Module) -> bool:
+    if isinstance(module, _LAYERS) or is_leaf(module):
         return False
     return any(isinstance(m, _LAYERS) for m in module.modules())
 

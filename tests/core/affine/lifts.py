@@ -9,8 +9,8 @@ from torch import Tensor, fx, nn
 from nbcompile.core.affine.lifter import Lifter
 from nbcompile.core.affine.primitive import Primitive
 from nbcompile.core.graph.shapes import Shapes
-from nbcompile.core.tracing.capture import capture
 from nbcompile.testing import scramble_
+from tests.symbolic import capture
 
 X = torch.randn(2, 4, 7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -36,7 +36,7 @@ def conv(kernel: int = 1, inputs: int = 4, outputs: int = 4, **options: Any) -> 
 
 
 def lifter(model: nn.Module, x: Tensor | None = None) -> Lifter:
-    gm = capture(model, 1)
+    gm = capture(model)
     return Lifter(gm, Shapes(gm, None if x is None else (x,)))
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from nbcompile.core.graph.shapes import Shapes
-from nbcompile.core.tracing.capture import capture
 from nbcompile.testing import scramble_
+from tests.symbolic import capture
 
 X = torch.randn(2, 4, 7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 ONE: dict[str, Callable[[Any, str, Tensor], Tensor]] = {
@@ -84,7 +84,7 @@ def networks(draw: st.DrawFn, most: int = 7) -> Drawn:
 
 def run(model: nn.Module) -> tuple[fx.GraphModule, Shapes, dict[fx.Node, Any]]:
     """The graph, the shapes on :data:`X`, and the value of every node there."""
-    gm = capture(model, 1)
+    gm = capture(model)
     values: dict[fx.Node, Any] = {}
 
     class Recorder(fx.Interpreter):

@@ -15,10 +15,10 @@ from nbcompile.core.affine.regions import Regions
 from nbcompile.core.algebra import Geometry, NotExact
 from nbcompile.core.graph.shapes import Shapes
 from nbcompile.core.numerics import relative_error
-from nbcompile.core.tracing.capture import capture
 from tests.core.affine.lifts import Written, conv
 from tests.core.affine.networks import Drawn, X, networks, run
 from tests.core.algebra.maps import run as run_map
+from tests.symbolic import capture
 
 LIKE = X.new_empty(0)
 
@@ -56,7 +56,7 @@ def test_a_region_is_one_map_or_is_refused(model: Drawn) -> None:
 
 
 def only_chain(model: nn.Module, x: Tensor | None = X) -> tuple[Chain, Outlines]:
-    gm = capture(model, 1)
+    gm = capture(model)
     lifter = Lifter(gm, Shapes(gm, None if x is None else (x,)))
     (chain,) = Regions(lifter).chains.values()
     return chain, Outlines(2, lifter)

@@ -19,13 +19,13 @@ from nbcompile.core.affine.planner import Planner
 from nbcompile.core.affine.regions import Regions
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.graph.shapes import Shapes
-from nbcompile.core.tracing.capture import capture
 from nbcompile.testing import scramble_
 from tests.core.affine.lifts import Written, conv
+from tests.symbolic import capture
 
 
 def plans(model: nn.Module, x: Tensor | None = None) -> list[Plan]:
-    gm = capture(model.eval(), 1)
+    gm = capture(model.eval())
     lifter = Lifter(gm, Shapes(gm, None if x is None else (x,)))
     return [Planner(lifter).plan(chain) for chain in Regions(lifter).chains.values()]
 

@@ -9,8 +9,8 @@ from torch import Tensor, fx, nn
 from nbcompile.core.graph.coupled_channels import Junction, junctions
 from nbcompile.core.graph.shapes import Shapes
 from nbcompile.core.numerics import relative_error
-from nbcompile.core.tracing.capture import capture
 from nbcompile.testing import scramble_
+from tests.symbolic import capture
 
 Forward = Callable[[Any, Tensor], Any]
 X = torch.randn(2, 4, 9, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -35,7 +35,7 @@ class Written(nn.Module):
 
 
 def found(forward: Forward, x: Tensor = X, **layers: nn.Module) -> tuple[fx.GraphModule, tuple[Junction, ...]]:
-    gm = capture(Written(forward, **layers), 1)
+    gm = capture(Written(forward, **layers))
     return gm, junctions(gm, Shapes(gm, (x,)))
 
 

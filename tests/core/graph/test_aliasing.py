@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from nbcompile.core.graph.aliasing import Aliasing, writes_in_place
-from nbcompile.core.tracing.capture import capture
+from tests.symbolic import capture
 
 
 class Net(nn.Module):
@@ -21,7 +21,7 @@ class Net(nn.Module):
 
 
 def graph(forward: Callable[[Any, Tensor], Any]) -> fx.GraphModule:
-    return capture(Net(forward), 1)
+    return capture(Net(forward))
 
 
 def iadd(m: Any, x: Tensor) -> Tensor:
@@ -112,6 +112,6 @@ def test_who_shares_the_memory_of_a_value_before_it() -> None:
             part, _ = y.chunk(2, 1)
             return part.relu_() * part.sigmoid()
 
-    gm = capture(Views(), 1)
+    gm = capture(Views())
     shares = {node.name for node in gm.graph.nodes if node.op != "output" and Aliasing(gm).shares(node)}
     assert shares == {"chunk", "getitem", "getitem_1", "relu_"}

@@ -4,7 +4,7 @@ from torch import nn
 
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.graph.channel_ranges import channel_ranges
-from nbcompile.core.tracing.capture import capture
+from tests.symbolic import capture
 
 NET = capture(nn.Sequential(nn.BatchNorm2d(2), nn.ReLU6(inplace=True), nn.Flatten(), nn.Linear(8, 3), nn.ReLU()).eval())
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from nbcompile.core.graph.factors import commutes_anywhere, commutes_on_maps, gated_value
 from nbcompile.core.graph.shapes import Shapes
-from nbcompile.core.tracing.capture import capture
+from tests.symbolic import capture
 
 X = torch.randn(2, 4, 7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 S = torch.tensor([0.3, 1.0, 2.7, 5.1], dtype=torch.float64)[:, None, None]
@@ -27,7 +27,7 @@ class Net(nn.Module):
 
 
 def last(forward: Callable[..., Tensor]) -> tuple[fx.GraphModule, fx.Node]:
-    gm = capture(Net(forward).double().eval(), 1)
+    gm = capture(Net(forward).double().eval())
     (output,) = gm.graph.find_nodes(op="output")
     return gm, output.args[0]
 

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from nbcompile.core.graph.aliasing import Aliasing
 from nbcompile.core.graph.constants import Constants
-from nbcompile.core.tracing.capture import capture
+from tests.symbolic import capture
 
 
 class Net(nn.Module):
@@ -29,7 +29,7 @@ class Net(nn.Module):
 
 
 def found() -> tuple[dict[str, fx.Node], Constants]:
-    gm = capture(Net(), 1)
+    gm = capture(Net())
     return {node.name: node for node in gm.graph.nodes}, Constants(gm, Aliasing(gm))
 
 
@@ -51,7 +51,7 @@ def test_what_is_drawn_and_what_nobody_knows_is_not_constant() -> None:
             w = self.weight
             return foreign(w), torch.binomial(w, w), F.fractional_max_pool2d(w, 1, output_size=1), torch.empty_like(w)
 
-    gm = capture(Drawn(), 1)
+    gm = capture(Drawn())
     constants = Constants(gm, Aliasing(gm))
     assert [node.name for node in gm.graph.nodes if node in constants] == ["weight"]
 

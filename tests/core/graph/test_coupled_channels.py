@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from nbcompile.core.graph.coupled_channels import GIVEN_OUT, Reader, junctions
 from nbcompile.core.graph.shapes import Shapes
-from nbcompile.core.tracing.capture import capture
 from tests.core.graph.scaled import Forward, X, check, found
+from tests.symbolic import capture
 
 
 def let(value: Any, then: Callable[[Any], Any]) -> Any:
@@ -125,7 +125,7 @@ def test_layers_whose_weights_are_not_theirs_alone() -> None:
     assert reasons(read)["a"] == f"'c' {reads}: other code reads its weight directly"
     hooks = "it carries hooks, which would be lost; remove them first"
     assert reasons(lambda m, x: m.z(m.c2(m.a(x))), c2=hooked()) == {"a": f"'c2' {reads}: {hooks}"}
-    gm = capture(Unbatched(), 1)
+    gm = capture(Unbatched())
     assert junctions(gm, Shapes(gm, (X,))) == ()
     gm, every = found(lambda m, x: (m.z(m.a(x)), m.a(x[:1])))
     assert every == ()

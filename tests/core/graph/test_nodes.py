@@ -24,7 +24,7 @@ from nbcompile.core.graph.nodes import (
     render_graph,
     settled,
 )
-from nbcompile.core.tracing.capture import capture
+from tests.symbolic import capture
 
 
 class Net(nn.Module):
@@ -46,7 +46,7 @@ class Net(nn.Module):
 
 @pytest.fixture
 def gm() -> fx.GraphModule:
-    return capture(Net(), 1)
+    return capture(Net())
 
 
 def node(gm: fx.GraphModule, name: str) -> fx.Node:
@@ -139,7 +139,7 @@ def test_functions_that_are_activations(function: Callable[..., Tensor], activat
     ],
 )
 def test_modules_that_are_activations(module: nn.Module, activation: Activation | str | None) -> None:
-    gm = capture(nn.Sequential(module), 1)
+    gm = capture(nn.Sequential(module))
     assert activation_of(gm, list(gm.graph.nodes)[1]) == activation
 
 
@@ -157,7 +157,7 @@ def test_modules_that_are_activations(module: nn.Module, activation: Activation 
     ],
 )
 def test_modules_that_are_norms(module: nn.Module, norm: Norm | None) -> None:
-    gm = capture(nn.Sequential(module), 1)
+    gm = capture(nn.Sequential(module))
     assert norm_of(gm, list(gm.graph.nodes)[1]) == norm
 
 
@@ -174,7 +174,7 @@ class FunctionalNorm(nn.Module):
 
 def test_functions_that_are_norms() -> None:
     for training, key in ((False, "inner.running_mean"), (True, None)):
-        gm = capture(FunctionalNorm(training=training), 1)
+        gm = capture(FunctionalNorm(training=training))
         found = next(n for n in gm.graph.nodes if n.target is F.batch_norm)
         assert norm_of(gm, found) == Norm(True, key, 0.01, 0.3)
     graph = fx.Graph()

@@ -9,15 +9,15 @@ from torch.nn import functional as F
 from nbcompile.core.affine.lifter import Lifter
 from nbcompile.core.graph.ranks import BATCHED, DIMENSIONS, least_dimensions
 from nbcompile.core.graph.shapes import Shapes
-from nbcompile.core.tracing.capture import capture
 from tests.core.affine.lifts import Written, conv
+from tests.symbolic import capture
 
 FACTOR = torch.rand(1, 4, 1, 1)
 
 
 def least(forward: Callable[[Any, Tensor], Any], known: int | None = None, **layers: Any) -> int:
     """What the last node is seen to have."""
-    gm = capture(Written(forward, conv=conv(), norm=nn.BatchNorm2d(4), f=FACTOR, **layers), 1)
+    gm = capture(Written(forward, conv=conv(), norm=nn.BatchNorm2d(4), f=FACTOR, **layers))
     if known is not None:
         next(iter(gm.graph.nodes)).meta[DIMENSIONS] = known
     (output,) = gm.graph.find_nodes(op="output")

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.graph.shapes import Shapes
-from nbcompile.core.tracing.capture import capture
+from tests.symbolic import capture
 
 
 class Net(nn.Module):
@@ -23,7 +23,7 @@ class Net(nn.Module):
 
 def test_shapes_and_dtypes_leave_no_trace() -> None:
     model = Net()
-    gm, x = capture(model, 1), torch.randn(2, 3, 7, 5)
+    gm, x = capture(model), torch.randn(2, 3, 7, 5)
     state = torch.get_rng_state()
     nodes = {node.name: node for node in gm.graph.nodes}
     shapes = Shapes(gm, (x,))
@@ -36,11 +36,11 @@ def test_shapes_and_dtypes_leave_no_trace() -> None:
 
 
 def test_unknown() -> None:
-    gm = capture(Net(), 1)
+    gm = capture(Net())
     assert {Shapes(gm, None).of(node) for node in gm.graph.nodes} == {None}
 
 
 def test_inputs_that_do_not_fit() -> None:
-    gm = capture(Net(), 1)
+    gm = capture(Net())
     with pytest.raises(PreconditionError, match="does not run on the example input: RuntimeError"):
         Shapes(gm, (torch.randn(2, 9, 7, 5),)).of(next(iter(gm.graph.nodes)))

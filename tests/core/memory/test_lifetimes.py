@@ -8,15 +8,15 @@ from torch.nn import functional as F
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.memory.arena import Buffer, height, offsets
 from nbcompile.core.memory.lifetimes import Lifetimes
-from nbcompile.core.tracing.capture import capture
 from nbcompile.deploy.deploy_form import deploy
 from nbcompile.zoo import mobilenetv2_tiny
+from tests.symbolic import capture
 
 X = torch.randn(2, 3, 8, 6)
 
 
 def lifetimes(model: nn.Module, x: Tensor = X) -> Lifetimes:
-    return Lifetimes(capture(model.eval(), 1), (x,))
+    return Lifetimes(capture(model.eval()), (x,))
 
 
 def found(model: nn.Module, x: Tensor = X) -> list[tuple[str, int, int, int]]:

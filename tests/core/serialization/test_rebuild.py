@@ -61,7 +61,7 @@ def model() -> Net:
 
 @pytest.fixture
 def record(model: Net) -> Record:
-    again: Record = json.loads(json.dumps(describe_model(model, capture(model, 1), ORIGIN)))
+    again: Record = json.loads(json.dumps(describe_model(model, capture(model), ORIGIN)))
     assert again["graph"] is not None
     return again
 

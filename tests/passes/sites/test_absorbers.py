@@ -27,7 +27,7 @@ class Net(nn.Module):
 @pytest.mark.parametrize(("also", "keys"), [(False, ("norm.running_mean",)), (True, ())])
 def test_a_captured_graph_is_its_own_proof(also: bool, keys: tuple[str, ...]) -> None:
     model = Net(also=also)
-    gm = capture(model, 1)
+    gm = capture(model)
     assert absorbers(gm, LayerSpec.of(model.layer), calls(gm)[model.layer]) == keys
 
 
@@ -37,7 +37,7 @@ def test_one_run_needs_a_piece_that_says_the_same() -> None:
     gm, spec = observe(model, (X,)), LayerSpec.of(model.layer)
     nodes = calls(gm)[model.layer]
     (other_says,) = pieces(other, (X,))
-    elsewhere = Piece("", capture(Net(), 1), None)
+    elsewhere = Piece("", capture(Net()), None)
     assert absorbers(gm, spec, nodes) == ()
     assert absorbers(gm, spec, nodes, [elsewhere]) == ()
     assert absorbers(gm, spec, nodes, [other_says]) == ()

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nbcompile import zoo
-from nbcompile.core.tracing.capture import capture
 from nbcompile.passes.sites.patterns import PATTERNS, locate
+from tests.symbolic import capture
 
 tv = torchvision.models
 
 
 def found(model: nn.Module) -> tuple[str, list[str]]:
-    name, nodes = locate(capture(model, 1))
+    name, nodes = locate(capture(model))
     return name, [str(node.target) for node in nodes]
 
 
@@ -233,7 +233,7 @@ def test_something_is_found_wherever_there_is_a_layer(model: nn.Module, pattern:
 def test_layers_that_do_not_fit_are_no_candidates() -> None:
     """Where none of a pattern fits, the next is tried."""
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
-    gm = capture(model, 1)
+    gm = capture(model)
     first, _, second, _, last = model
 
     def names(*unfit: nn.Module) -> tuple[str, list[str]]:

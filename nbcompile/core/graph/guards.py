@@ -1,0 +1,65 @@
+"""What a graph checks when it runs, because it was made for these inputs only."""
+
+from typing import Any
+
+from torch import Tensor, fx
+
+from nbcompile.core.errors import PreconditionError
+
+
+class CheckedGraph(fx.GraphModule):
+    """A graph of a network that says what is wrong if it is called as the network can be, and it cannot."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the graph.
+
+        Raises:
+            PreconditionError: if it is called with more than its inputs.
+        """
+        names = [str(node.target) for node in self.graph.find_nodes(op="placeholder")]
+        if len(args) > len(names) or not kwargs.keys() <= set(names):
+            more = [*(key for key in kwargs if key not in names), *(f"input {i + 1}" for i in range(len(names), len(args)))]
+            raise PreconditionError(
+                f"the graph of this {self._get_name()} takes {', '.join(names)}, as in the example that it was made with, "
+                f"and no {more[0]}: all else is as it was then; make it again with an example that gives {more[0]}"
+            )
+        return super().__call__(*args, **kwargs)
+
+
+@fx.has_side_effect
+def require_sizes(x: Tensor, name: str, sizes: tuple[int, ...]) -> None:
+    """Check the sizes of an input, but for its batch.
+
+    Args:
+        x: the input.
+        name: of it.
+        sizes: of its dimensions from the second on.
+
+    Raises:
+        PreconditionError: if they are others.
+    """
+    if tuple(x.shape[1:]) != tuple(sizes):
+        raise PreconditionError(
+            f"'{name}' has the sizes {tuple(x.shape[1:])} behind its batch, but the graph holds for {tuple(sizes)} only: "
+            "the network chooses its way by them, or computes with them in a way that could not be followed; make it again "
+            "with an example input of the sizes that you want"
+        )
+
+
+@fx.has_side_effect
+def require_choice(outcome: Any, expected: bool, place: str) -> None:
+    """Check that code which chose its way by sizes would choose as it did.
+
+    Args:
+        outcome: of its comparison, for the inputs at hand.
+        expected: what it was for the example.
+        place: file, line and function of the code.
+
+    Raises:
+        PreconditionError: if it would choose otherwise.
+    """
+    if bool(outcome) != expected:
+        raise PreconditionError(
+            f"{place}: the network chooses its way by the sizes of its input, and for these it is another than the graph's; "
+            "make it again with an example input of the sizes that you want"
+        )

@@ -1,0 +1,67 @@
+"""Inputs to run a network on, where nobody gave an example."""
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from nbcompile.core.example import TensorSpec, origin_of, random_inputs
+from nbcompile.core.running import tensors_of
+from nbcompile.core.tracing.call import SLOT, Call
+
+_SIZES = (16, 32, 64, 224, 28, 128, 8, 5)
+_TRIES = 40
+
+
+def known(model: nn.Module) -> tuple[Any, ...] | None:
+    """What ``model`` itself says that it is called with: by what it remembers, or as timm's and torchvision's do."""
+    origin = origin_of(model)
+    if origin is not None:
+        return origin.inputs
+    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    size = getattr(config, "input_size", None) or (config.get("input_size") if isinstance(config, dict) else None)
+    if size is not None:
+        return (TensorSpec((1, *size)),)
+    if type(model).__module__.startswith("torchvision.models.") and ".detection" not in type(model).__module__:
+        spatial = (16, 112, 112) if ".video" in type(model).__module__ else (224, 224)
+        return (TensorSpec((1, 3, *spatial)),)
+    return None
+
+
+def guesses(model: nn.Module, call: Call) -> Iterator[list[Tensor]]:
+    """Tensors for ``call`` that may fit: of the kind that the first layers take, in usual sizes."""
+    device = next((x.device for x in tensors_of(model)), torch.device("cpu"))
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+    count = sum(leaf is SLOT for leaf in call.leaves)
+    for spec in _specs(model, dtype):
+        yield [x.to(device) for x in random_inputs([spec] * count)]
+
+
+def _specs(model: nn.Module, dtype: torch.dtype) -> Iterator[TensorSpec]:
+    seen: set[tuple[int, ...]] = set()
+    found = (spec for module in model.modules() for spec in _of(module, dtype))
+    usual = (TensorSpec(shape, dtype) for shape in ((2, 3, 32, 32), (2, 8), (2, 3, 32), (2, 3, 16, 16, 16)))
+    for spec in chain(found, usual):
+        if spec.shape not in seen and len(seen) < _TRIES:
+            seen.add(spec.shape)
+            yield spec
+
+
+def _of(module: nn.Module, dtype: torch.dtype) -> Iterator[TensorSpec]:
+    """What ``module`` may take: an index, or maps of as many channels as its tensors say."""
+    if isinstance(module, nn.Embedding):
+        yield TensorSpec((2, 8), torch.int64)
+        return
+    for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+        if tensor.ndim in (1, 2):
+            channels = tensor.shape[-1]
+            yield from (TensorSpec((2, *shape), dtype) for shape in ((channels,), (9, channels)))
+            yield from (TensorSpec((2, channels, *(16,) * axes), dtype) for axes in (2, 1, 3))
+        elif tensor.ndim > 2:
+            transposed = isinstance(module, _ConvTransposeNd)
+            channels = tensor.shape[0] if transposed else tensor.shape[1] * getattr(module, "groups", 1)
+            sizes = _SIZES if tensor.ndim < 5 else _SIZES[:2]
+            yield from (TensorSpec((2, channels, *(size,) * (tensor.ndim - 2)), dtype) for size in sizes)

@@ -1,0 +1,139 @@
+"""The proof that a graph is the network: both are run, and what they give is compared."""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from nbcompile.core.numerics import relative_error, tolerance
+from nbcompile.core.running import eval_mode
+from nbcompile.core.tracing.call import Call
+from nbcompile.core.tracing.record import Recording
+from nbcompile.core.tracing.shadow import State, shadow, state
+from nbcompile.core.tracing.values import PLACE, tensors_within
+
+class UnprovenError(Exception):
+    """The graph is not the network.
+
+    Attributes:
+        place: file, line and function of the code.
+        why: what it does.
+    """
+
+    def __init__(self, place: str, why: str) -> None:
+        super().__init__(why)
+        self.place, self.why = place, why
+
+
+def prove(model: nn.Module, call: Call, one: Recording, others: Sequence[tuple[Sequence[Tensor], Any]]) -> None:
+    """Run the graph of ``one`` on what ``model`` was run on; and the model once more, where a run changes it.
+
+    Args:
+        model: left as it is.
+        call: how it is called.
+        one: a recording of ``model``.
+        others: other inputs, and what the model made of them.
+
+    Raises:
+        UnprovenError: naming the first layer that differs, or what the model keeps from call to call.
+    """
+    for tensors, outputs in ((one.tensors, one.outputs), *others):
+        root = _root(model, one)
+        _compare(model, one, _replayed(root, one.graph, tensors), outputs, tensors)
+    if changed := _changed(one.before, state(one.root)):
+        name, attribute = changed[0]
+        if not _same(_called(one.root, call, one.tensors), one.outputs):
+            raise UnprovenError(
+                _forward_of(one.root.get_submodule(name)),
+                f"gives another output when it is called again, because it keeps '{f'{name}.{attribute}'.lstrip('.')}' "
+                "from call to call",
+            )
+
+
+def _changed(before: State, after: State) -> list[tuple[str, str]]:
+    return [key for key in after if not _unchanged(before.get(key), after[key])]
+
+
+def _unchanged(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return a is b
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_unchanged, a, b))
+    return type(a) is type(b) and bool(a == b or a != a)
+
+
+@contextmanager
+def _quietly(model: nn.Module, tensors: Sequence[Tensor]) -> Iterator[None]:
+    devices = sorted({x.device.index for x in (*tensors, *model.parameters()) if x.device.type == "cuda"})
+    with torch.no_grad(), torch.random.fork_rng(devices), eval_mode(model):
+        yield
+
+
+def _root(model: nn.Module, one: Recording) -> nn.Module:
+    root = shadow(model)
+    for name, constant in one.constants.items():
+        root.register_buffer(name, constant.clone(), persistent=False)
+    return root
+
+
+def _replayed(root: nn.Module, graph: fx.Graph, tensors: Sequence[Tensor]) -> Any:
+    with _quietly(root, tensors):
+        return fx.Interpreter(root, graph=graph).run(*(x.clone() for x in tensors), enable_io_processing=False)
+
+
+def _called(model: nn.Module, call: Call, tensors: Sequence[Tensor]) -> Any:
+    args, kwargs = call.filled([x.clone() for x in tensors])
+    with _quietly(model, tensors):
+        return model(*args, **kwargs)
+
+
+def _compare(model: nn.Module, one: Recording, actual: Any, expected: Any, tensors: Sequence[Tensor]) -> None:
+    if _same(actual, expected):
+        return
+    node = next(_differing(model, one, tensors), None) if expected is one.outputs else None
+    where = f"first at '{node.name}'" if node is not None else "in what it returns"
+    place = node.meta.get(PLACE, "?") if node is not None else _forward_of(model)
+    raise UnprovenError(
+        place, f"does what is seen by no hook and by none of torch's functions: the graph gives another output, {where}"
+    )
+
+
+def _same(actual: Any, expected: Any) -> bool:
+    ours, theirs = list(tensors_within(actual)), list(tensors_within(expected))
+    if len(ours) != len(theirs):
+        return False
+    return all(a.shape == b.shape and a.dtype == b.dtype and _error(a, b) <= tolerance(b.dtype) for a, b in zip(ours, theirs, strict=True))
+
+
+def _error(a: Tensor, b: Tensor) -> float:
+    if torch.equal(a, b):
+        return 0.0
+    return relative_error(a, b)
+
+
+def _differing(model: nn.Module, one: Recording, tensors: Sequence[Tensor]) -> Iterator[fx.Node]:
+    """Nodes that do not give what was seen."""
+    root, seen = _root(model, one), one.seen
+    found: list[fx.Node] = []
+
+    class Looking(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if isinstance(value, Tensor) and n in seen and not _same(value, seen[n]):
+                found.append(n)
+            return value
+
+    with _quietly(root, tensors):
+        Looking(root, graph=one.graph).run(*(x.clone() for x in tensors), enable_io_processing=False)
+    yield from found
+
+
+def _forward_of(module: nn.Module) -> str:
+    try:
+        function = inspect.unwrap(type(module).forward)
+        return f"{inspect.getsourcefile(function)}:{inspect.getsourcelines(function)[1]} in forward"
+    except (OSError, TypeError):
+        return type(module).__name__
