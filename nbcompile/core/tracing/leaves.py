@@ -28,7 +28,7 @@ def hollow_scripts(root: nn.Module) -> list[tuple[str, nn.Module]]:
     """The modules of ``root`` by name; modules of TorchScript, which take no hooks, get something around them first."""
     scripts = [(name, m) for name, m in root.named_modules() if name and isinstance(m, torch.jit.ScriptModule)]
     for name, script in scripts:
-        if not isinstance(root.get_submodule(name.rpartition(".")[0]), torch.jit.ScriptModule):
+        if not isinstance(root.get_submodule(name.rpartition(".")[0]), (torch.jit.ScriptModule, _Scripted)):
             root.set_submodule(name, _Scripted(script))
     return list(root.named_modules())
 
