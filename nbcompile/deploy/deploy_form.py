@@ -77,8 +77,9 @@ def compiled(
     if graph is None:
         result, reports = _by_pieces(tree, inputs, verify_each)
     else:
-        reports = (PassReport("", _run(graph, inputs, verify_each)),)
-        result = CheckedGraph(graph, graph.graph, type(model).__name__)
+        result, reports = graph, (PassReport("", _run(graph, inputs, verify_each)),)
+    if isinstance(result, fx.GraphModule):
+        result = CheckedGraph(result, result.graph, type(model).__name__)
     remember(result, origin_of(model))
     result.eval()
     return result, reports

@@ -18,10 +18,10 @@ class CheckedGraph(fx.GraphModule):
         """
         names = [str(node.target) for node in self.graph.find_nodes(op="placeholder")]
         if len(args) > len(names) or not kwargs.keys() <= set(names):
-            more = [*(key for key in kwargs if key not in names), *(f"input {i + 1}" for i in range(len(names), len(args)))]
+            more = [*(k for k in kwargs if k not in names), *(f"input {i + 1}" for i in range(len(names), len(args)))]
             raise PreconditionError(
-                f"the graph of this {self._get_name()} takes {', '.join(names)}, as in the example that it was made with, "
-                f"and no {more[0]}: all else is as it was then; make it again with an example that gives {more[0]}"
+                f"the graph of this {self._get_name()} takes {', '.join(names)}, as in the example that it was made "
+                f"with, and no {more[0]}: all else is as it was then; make it again with an example that gives {more[0]}"
             )
         return super().__call__(*args, **kwargs)
 
@@ -40,14 +40,14 @@ def require_sizes(x: Tensor, name: str, sizes: tuple[int, ...]) -> None:
     """
     if tuple(x.shape[1:]) != tuple(sizes):
         raise PreconditionError(
-            f"'{name}' has the sizes {tuple(x.shape[1:])} behind its batch, but the graph holds for {tuple(sizes)} only: "
-            "the network chooses its way by them, or computes with them in a way that could not be followed; make it again "
-            "with an example input of the sizes that you want"
+            f"'{name}' has the sizes {tuple(x.shape[1:])} behind its batch, but the graph holds for {tuple(sizes)} "
+            "only: the network chooses its way by them, or computes with them in a way that could not be followed; make it "
+            "again with an example input of the sizes that you want"
         )
 
 
 @fx.has_side_effect
-def require_choice(outcome: Any, expected: bool, place: str) -> None:
+def require_same_choice(outcome: Any, expected: bool, place: str) -> None:
     """Check that code which chose its way by sizes would choose as it did.
 
     Args:
@@ -60,6 +60,6 @@ def require_choice(outcome: Any, expected: bool, place: str) -> None:
     """
     if bool(outcome) != expected:
         raise PreconditionError(
-            f"{place}: the network chooses its way by the sizes of its input, and for these it is another than the graph's; "
-            "make it again with an example input of the sizes that you want"
+            f"{place}: the network chooses its way by the sizes of its input, and for these it is another than the "
+            "graph's; make it again with an example input of the sizes that you want"
         )

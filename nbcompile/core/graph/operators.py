@@ -193,7 +193,7 @@ OPERATORS = (
     *_each("bernoulli multinomial gumbel_softmax scaled_dot_product_attention random uniform", "random"),
     *_each("cauchy exponential geometric log_normal native_dropout", "random"),
     *_each("empty empty_like empty_strided empty_permuted empty_quantized new_empty new_empty_strided", "random"),
-    *(_op(name, "metadata", homes=(guards,)) for name in ("require_sizes", "require_choice")),
+    *(_op(name, "metadata", homes=(guards,)) for name in ("require_sizes", "require_same_choice")),
     *_each("size dim numel nelement ndimension is_floating_point __len__ get_device", "metadata"),
 )
 METADATA_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda", "requires_grad", "layout", "is_nested"}

@@ -20,7 +20,7 @@ from torch import nn
 from torch.fx import _symbolic_trace
 
 from nbcompile.core.errors import CheckpointError
-from nbcompile.core.graph.guards import require_choice, require_sizes
+from nbcompile.core.graph.guards import require_same_choice, require_sizes
 
 ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device", "T", "mT", "H", "mH", "requires_grad"})
 
@@ -72,7 +72,7 @@ DENIED_MODULES = frozenset(
 _OPERATORS = (
     *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "neg", "pos", "abs", "invert", "index"),
     *("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor"),
-    *("getitem", "setitem", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "xor", "not_"),
+    *("getitem", "setitem", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "xor", "not_", "truth"),
 )
 _MATH = ("ceil", "floor", "trunc", "sqrt", "log", "log2", "exp", "prod")
 
@@ -158,7 +158,7 @@ def _functions() -> tuple[dict[str, Callable[..., Any]], dict[Callable[..., Any]
     names |= {f"math.{n}": getattr(math, n) for n in _MATH}
     names |= {f"torch.{n}": getattr(torch, n) for n in CREATORS | IN_PLACE if hasattr(torch, n)}
     names |= {f"torch.nn.functional.{n}": getattr(nn.functional, n) for n in ACTIVATIONS_IN_PLACE}
-    names |= {f"nbcompile.{check.__name__}": check for check in (require_choice, require_sizes)}
+    names |= {f"nbcompile.{check.__name__}": check for check in (require_same_choice, require_sizes)}
     names |= {"torch._assert": torch._assert, "getattr": getattr, "round": round}
     return names, {value: name for name, value in reversed(names.items())}
 

@@ -2,13 +2,14 @@
 
 import math
 import operator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
-from nbcompile.core.tracing.record import Choice, Recording
+from nbcompile.core.tracing.recording import Choice, Recording
 from nbcompile.core.tracing.values import INSIDE, NUMBER, PLACE, SHAPE
 
 
@@ -28,7 +29,7 @@ class DisagreementError(Exception):
         self.why = why
 
 
-class Agreement:
+class Comparison:
     """Compares a recording that has sizes as nodes with one, at other inputs, that has them as plain numbers.
 
     A whole number that is no node, and grows as the batch does, is made a node; only where a third run agrees is that
@@ -73,9 +74,10 @@ class Agreement:
                 self._values[node] = node.target(*numbers)  # type: ignore[operator]
         return self._values[node]
 
-    def open(self, choice: Choice) -> bool:
-        """Whether a choice was made by numbers that can be others."""
-        return any(self.value(node) != node.meta[NUMBER] for node in choice.nodes if node in self._one.graph.nodes)
+    def open(self, choice: Choice, varied: bool) -> bool:
+        """Whether a choice was made by numbers that can be others, as they can if the sizes can that they are made of."""
+        nodes = [node for node in choice.nodes if node in self._one.graph.nodes]
+        return any(not _is_fixed(size, self, varied) for node in nodes for size in _sizes(node))
 
     def _compare(self, a: fx.Node, b: fx.Node, other: Recording) -> tuple[Any, Any]:
         if a.op != b.op or a.target != b.target:
@@ -138,7 +140,7 @@ class _Grown:
     value: int
 
 
-def settle(one: Recording, agreed: Agreement | None, varied: bool) -> None:
+def settle(one: Recording, agreed: Comparison | None, varied: bool) -> None:
     """Numbers that are the same for every input become plain, and what nobody reads goes.
 
     Args:
@@ -157,8 +159,8 @@ def settle(one: Recording, agreed: Agreement | None, varied: bool) -> None:
             one.graph.erase_node(node)
 
 
-def _is_fixed(node: fx.Node, agreed: Agreement, varied: bool) -> bool:
-    """Whether a number is the same for every input: the size of a dimension that no input's sizes reach, or made of such."""
+def _is_fixed(node: fx.Node, agreed: Comparison, varied: bool) -> bool:
+    """Whether a number is the same for every input: the size of a dimension that no input reaches, or made of such."""
     if node.op != "call_method":
         return not node.all_input_nodes
     if agreed.value(node) != node.meta[NUMBER] or node.target != "size":
@@ -166,6 +168,15 @@ def _is_fixed(node: fx.Node, agreed: Agreement, varied: bool) -> bool:
     source: Any = node.args[0]
     dims = len(source.meta[SHAPE])
     return varied or (dims >= 4 and node.args[1] in (1, 1 - dims))
+
+
+def _sizes(node: fx.Node) -> Iterator[fx.Node]:
+    """The sizes that a number is made of."""
+    if node.op == "call_method":
+        yield node
+    else:
+        for one in node.all_input_nodes:
+            yield from _sizes(one)
 
 
 def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -16,7 +16,7 @@ _SIZES = (16, 32, 64, 224, 28, 128, 8, 5)
 _TRIES = 40
 
 
-def known(model: nn.Module) -> tuple[Any, ...] | None:
+def known_inputs(model: nn.Module) -> tuple[Any, ...] | None:
     """What ``model`` itself says that it is called with: by what it remembers, or as timm's and torchvision's do."""
     origin = origin_of(model)
     if origin is not None:

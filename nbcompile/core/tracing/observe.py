@@ -10,8 +10,9 @@ from torch.utils._pytree import tree_flatten
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import Inputs
 from nbcompile.core.tracing.call import SLOT, Call
-from nbcompile.core.tracing.capture import does_not_run, graph_module, require_free_names
+from nbcompile.core.tracing.capture import does_not_run, require_free_names
 from nbcompile.core.tracing.record import record
+from nbcompile.core.tracing.rounds import graph_module
 
 
 def observe(model: nn.Module, inputs: Inputs) -> fx.GraphModule:

@@ -17,10 +17,11 @@ from nbcompile.core.graph.operators import called
 from nbcompile.core.graph.replace import put
 from nbcompile.core.layers import why_changed
 from nbcompile.core.tracing.call import Call
-from nbcompile.core.tracing.capture import Captured, captured, opaque, refused
+from nbcompile.core.tracing.capture import capture_call, opaque, refused
 from nbcompile.core.tracing.compiled_piece import CompiledPiece, dressed
 from nbcompile.core.tracing.leaves import is_leaf
-from nbcompile.core.tracing.record import Recording
+from nbcompile.core.tracing.recording import Recording
+from nbcompile.core.tracing.rounds import Captured
 
 _LAYERS = (_ConvNd, nn.Linear)
 Called = tuple[tuple[Any, ...], dict[str, Any]]
@@ -115,7 +116,7 @@ class _Search:
         if why_changed(module):
             return None
         try:
-            found = captured(module, called)
+            found = capture_call(module, called)
         except CaptureError as error:
             self.failure = self.failure or error
             return None

@@ -11,9 +11,10 @@ from torch import Tensor, fx, nn
 from nbcompile.core.numerics import relative_error, tolerance
 from nbcompile.core.running import eval_mode
 from nbcompile.core.tracing.call import Call
-from nbcompile.core.tracing.record import Recording
+from nbcompile.core.tracing.recording import Recording
 from nbcompile.core.tracing.shadow import State, shadow, state
 from nbcompile.core.tracing.values import PLACE, tensors_within
+
 
 class UnprovenError(Exception):
     """The graph is not the network.
@@ -105,7 +106,10 @@ def _same(actual: Any, expected: Any) -> bool:
     ours, theirs = list(tensors_within(actual)), list(tensors_within(expected))
     if len(ours) != len(theirs):
         return False
-    return all(a.shape == b.shape and a.dtype == b.dtype and _error(a, b) <= tolerance(b.dtype) for a, b in zip(ours, theirs, strict=True))
+    return all(
+        a.shape == b.shape and a.dtype == b.dtype and _error(a, b) <= tolerance(b.dtype)
+        for a, b in zip(ours, theirs, strict=True)
+    )
 
 
 def _error(a: Tensor, b: Tensor) -> float:

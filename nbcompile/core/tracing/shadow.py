@@ -102,13 +102,14 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
 
 def _rebound(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
     """A function that a module holds, a hook say, with the copies of the modules that it was made with."""
-    cells = function.__closure__ or ()
+    cells, named = function.__closure__ or (), function.__kwdefaults__ or {}
     inside = [cell.cell_contents for cell in cells if cell != CellType()]
-    if not any(id(value) in memo for value in inside):
+    if not any(id(value) in memo for value in (*inside, *(function.__defaults__ or ()), *named.values())):
         return function
     closure = tuple(CellType(memo.get(id(cell.cell_contents), cell.cell_contents)) for cell in cells)
-    made = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, closure)
-    made.__kwdefaults__ = function.__kwdefaults__
+    defaults = tuple(memo.get(id(value), value) for value in function.__defaults__ or ())
+    made = FunctionType(function.__code__, function.__globals__, function.__name__, defaults, closure)
+    made.__kwdefaults__ = {key: memo.get(id(value), value) for key, value in named.items()}
     return made
 
 

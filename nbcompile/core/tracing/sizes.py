@@ -19,7 +19,7 @@ class Writer(Protocol):
 
 
 class TracedInt(int):
-    """A size, or what was computed of sizes. Whatever Python does with it that is not arithmetic sees a plain number."""
+    """A size, or what was computed of sizes. All that Python does with it but arithmetic sees a plain number."""
 
     node: fx.Node
     writer: Writer
@@ -87,7 +87,7 @@ for _cls in (TracedInt, TracedFloat):
         setattr(_cls, f"__{_name}__", _asked(getattr(operator, _name)))
     for _function in (math.ceil, math.floor, math.trunc, round):
         setattr(_cls, f"__{_function.__name__}__", _computed(_function))
-    setattr(_cls, "__bool__", _asked(operator.truth))
-    setattr(_cls, "__hash__", lambda self: hash(plain(self)))
-    setattr(_cls, "__divmod__", lambda self, other: (self // other, self % other))
-    setattr(_cls, "__rdivmod__", lambda self, other: (other // self, other % self))
+    _cls.__bool__ = _asked(operator.truth)
+    _cls.__hash__ = lambda self: hash(plain(self))
+    _cls.__divmod__ = lambda self, other: (self // other, self % other)
+    _cls.__rdivmod__ = lambda self, other: (other // self, other % self)

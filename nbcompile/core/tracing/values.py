@@ -2,6 +2,7 @@
 
 import dataclasses
 import operator
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -58,7 +59,7 @@ class Values:
     def new(self, op: str, target: Any, args: Any = (), kwargs: Any = None, name: str | None = None) -> fx.Node:
         """A node."""
         node = self._graph.create_node(op, target, args, kwargs or {}, name)
-        node.meta[PLACE], node.meta[INSIDE] = place(), self.inside()
+        node.meta[PLACE], node.meta[INSIDE] = code_place(), self.inside()
         for kind in (self._fed, self._learnt):
             if not kind.isdisjoint(node.all_input_nodes):
                 kind.add(node)
@@ -170,7 +171,9 @@ class Values:
             return {key: self.returned(part) for key, part in value.items()}
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
-            return self.new("call_function", type(value), (), {key: self.returned(part) for key, part in fields.items()})
+            return self.new(
+                "call_function", type(value), (), {key: self.returned(part) for key, part in fields.items()}
+            )
         if isinstance(value, Mapping):
             return self.new("call_function", type(value), (self.returned(dict(value)),))
         return self.expressed(value)
@@ -245,13 +248,15 @@ def tensors_within(value: Any, seen: set[int] | None = None) -> Iterator[Tensor]
             parts = value
         elif isinstance(value, Mapping):
             parts = value.values()
-        elif hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type, int, float)) and not callable(value):
+        elif (
+            hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type, int, float)) and not callable(value)
+        ):
             parts = vars(value).values()
         for part in parts:
             yield from tensors_within(part, seen)
 
 
-def place() -> str:
+def code_place() -> str:
     """File, line and function of the innermost code that is neither torch's nor ours."""
     frame = caller()
     return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
@@ -266,7 +271,7 @@ def caller() -> FrameType:
 
 
 _OURS: dict[CodeType, bool] = {}
-_FOLDERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+_FOLDERS = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))  # not torchvision
 
 
 def _is_ours(code: CodeType) -> bool:
@@ -282,5 +287,3 @@ def _named(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
         plain_ones = ((key, x) for key, x in vars(module).items() if isinstance(x, Tensor))
         found += [(f"{name}.{key}".lstrip("."), x) for key, x in plain_ones]
     return reversed(found)
-
-

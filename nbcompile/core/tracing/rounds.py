@@ -1,0 +1,225 @@
+"""Runs of a network, compared until they agree on what is opaque, what depends on sizes, and what is computed."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx._lazy_graph_module import _LazyGraphModule
+
+from nbcompile.core.errors import CaptureError
+from nbcompile.core.graph.guards import require_same_choice, require_sizes
+from nbcompile.core.graph.ranks import DIMENSIONS
+from nbcompile.core.tracing.agree import Comparison, DisagreementError, settle
+from nbcompile.core.tracing.call import Call
+from nbcompile.core.tracing.record import record
+from nbcompile.core.tracing.recording import Choice, Reason, Recording
+from nbcompile.core.tracing.replay import UnprovenError, prove
+from nbcompile.core.tracing.values import SHAPE
+
+_ROUNDS = 12
+"""How often a network is run again because another part of it has turned out to be opaque."""
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """What came of a capture.
+
+    Attributes:
+        call: how the model was called.
+        recording: of its last run.
+        graph: None where there is a refusal.
+        refusal: why the model as a whole cannot be said.
+    """
+
+    call: Call
+    recording: Recording
+    graph: fx.GraphModule | None
+    refusal: Reason | None
+
+
+class _RefusedError(Exception):
+    """The whole cannot be said."""
+
+    def __init__(self, recording: Recording, refusal: Reason) -> None:
+        super().__init__(str(refusal))
+        self.recording, self.refusal = recording, refusal
+
+
+class _OpaqueError(Exception):
+    """More parts are opaque than were known."""
+
+    def __init__(self, parts: dict[str, Reason]) -> None:
+        super().__init__()
+        self.parts = parts
+
+
+def capture_in_rounds(model: nn.Module, call: Call, tensors: list[Tensor], guess: bool, proof: bool) -> Captured:
+    """Run ``model`` until no more of it turns out to be opaque, and make a graph of what runs agree on.
+
+    Args:
+        model: left as it is.
+        call: how it is called.
+        tensors: of the call.
+        guess: whether they are nobody's example: then no code may choose its way by their sizes.
+        proof: whether the graph is run, too, and compared.
+
+    Raises:
+        CaptureError: if parts in parts are opaque without end.
+        Exception: whatever the model raises.
+    """
+    hidden: dict[str, Reason] = {}
+    for _ in range(_ROUNDS):
+        try:
+            one, others = _agreed(model, call, tensors, hidden, guess)
+            if proof:
+                prove(model, call, one, others)
+        except _OpaqueError as more:
+            hidden |= more.parts
+            continue
+        except _RefusedError as error:
+            return Captured(call, error.recording, None, error.refusal)
+        except UnprovenError as error:
+            return Captured(call, one, None, Reason(error.place, error.why))
+        one.root, one.seen, one.before, one.outputs = nn.Module(), {}, {}, None  # they hold every value of the run
+        one.opaque = hidden | one.opaque
+        for node, x in zip(one.graph.find_nodes(op="placeholder"), () if guess else tensors, strict=False):
+            node.meta[DIMENSIONS] = x.ndim
+        return Captured(call, one, graph_module(model, one), None)
+    raise CaptureError(f"{type(model).__name__} has more than {_ROUNDS} parts, one in the other, that no graph can say")
+
+
+def _agreed(
+    model: nn.Module, call: Call, tensors: list[Tensor], hidden: dict[str, Reason], guess: bool
+) -> tuple[Recording, list[tuple[Sequence[Tensor], Any]]]:
+    """A run that others agree with: at another batch, at other sizes if the network takes them and it holds there."""
+    failure: DisagreementError | None = None
+    for sizes in (True,) if guess else (True, False):
+        one = _run(model, call, tensors, hidden, sizes)
+        for others, varied in variations(tensors):
+            if varied and not sizes:
+                continue
+            try:
+                other = _run(model, call, others, hidden, False)
+            except (_OpaqueError, _RefusedError):
+                raise
+            except Exception:
+                continue
+            try:
+                agreed = Comparison(one, other)
+                chosen = [choice for choice in one.choices if agreed.open(choice)]
+                if chosen and guess:
+                    _refuse_choice(chosen[0])
+            except DisagreementError as error:
+                failure = failure or error
+                if varied and not guess:
+                    continue  # it may hold at these sizes
+                break
+            if agreed.guessed or chosen or not sizes:
+                _more_batches(model, call, tensors, one, hidden)
+            same = all(a.shape == b.shape for a, b in zip(tensors, others, strict=True))
+            _guard(one, chosen, sizes=failure is not None or same)  # numbers of unseen origin were not put to the test
+            settle(one, agreed, varied)
+            return one, [(others, other.outputs)]
+        if failure is None:  # there is nothing else that it takes
+            settle(one, None, False)
+            return one, []
+    assert failure is not None
+    raise _verdict(one, failure)
+
+
+def _verdict(one: Recording, failure: DisagreementError) -> Exception:
+    """The part in which runs differ is opaque; or the whole is refused, where that is no part."""
+    why = Reason(failure.place, failure.why)
+    return _OpaqueError({failure.inside: why}) if failure.inside else _RefusedError(one, why)
+
+
+def _run(model: nn.Module, call: Call, tensors: list[Tensor], hidden: dict[str, Reason], sizes: bool) -> Recording:
+    """One run in which no more is opaque than is known to be, in all of its calls."""
+    one = record(model, call, tensors, opaque=hidden, sizes=sizes)
+    if one.refusal is not None:
+        raise _RefusedError(one, one.refusal)
+    more = one.opaque.keys() - hidden.keys()
+    if more and (not sizes or any(len(one.calls[name]) > 1 for name in more)):
+        raise _OpaqueError(one.opaque)
+    hidden |= one.opaque
+    return one
+
+
+def _guard(one: Recording, chosen: Sequence[Choice], sizes: bool) -> None:
+    """Let the graph check that it would have come the same way; with ``sizes``, that its inputs have its sizes."""
+    graph = one.graph
+    for choice in chosen:
+        last = max(choice.nodes, key=list(graph.nodes).index)
+        with graph.inserting_after(last):
+            asked = graph.call_function(choice.function, choice.numbers)
+        with graph.inserting_after(asked):
+            graph.call_function(require_same_choice, (asked, choice.outcome, choice.place))
+    inputs = graph.find_nodes(op="placeholder")
+    with graph.inserting_after(inputs[-1]):
+        for node in reversed(inputs) if sizes else ():
+            if len(node.meta[SHAPE]) > 1:
+                graph.call_function(require_sizes, (node, str(node.target), node.meta[SHAPE][1:]))
+
+
+def _refuse_choice(choice: Choice) -> None:
+    """Python chose its way by a size that is only guessed."""
+    error = DisagreementError(choice.nodes[0], "chooses its way by the size of its input, of which no example is known")
+    error.inside, error.place = choice.inside, choice.place
+    raise error
+
+
+def _more_batches(
+    model: nn.Module, call: Call, tensors: list[Tensor], one: Recording, hidden: dict[str, Reason]
+) -> None:
+    """Check that code that looks at the batch does the same at one sample and at many."""
+    batch = _batch(tensors)
+    for wanted in (1, 2 * batch + 3):
+        others = [_resized(x, batch, wanted, False) for x in tensors]
+        try:
+            other = _run(model, call, others, hidden, False)
+        except (_OpaqueError, _RefusedError):
+            raise
+        except Exception:
+            continue
+        try:
+            Comparison(one, other, guess=False)
+        except DisagreementError as error:
+            raise _verdict(one, error) from error
+
+
+def variations(tensors: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], bool]]:
+    """Other inputs of the kind of ``tensors``, and whether their sizes are others, too, not only the batch."""
+    batch = _batch(tensors)
+    if any(x.ndim > 2 or (x.ndim == 2 and not x.is_floating_point()) for x in tensors):
+        more = 1 + (batch == 1)  # sizes are doubled, a batch of 1 is not: what grows with one does not with the other
+        yield [_resized(x, batch, batch + more, True) for x in tensors], True
+    yield [_resized(x, batch, batch + 1, False) for x in tensors], False
+    yield [_resized(x, batch, batch, False) for x in tensors], False
+
+
+def _batch(tensors: Sequence[Tensor]) -> int:
+    return next((x.shape[0] for x in tensors if x.ndim), 0)
+
+
+def _resized(x: Tensor, batch: int, wanted: int, sizes: bool) -> Tensor:
+    """Another number of samples, other sizes, other values: the same ones at other places."""
+    first = 1 if not x.is_floating_point() else 2
+    for d, size in enumerate(x.shape):
+        length = wanted if d == 0 and size == batch else size
+        if sizes and d >= first:
+            length = size // 2 if size >= 64 else 2 * size
+        x = x.index_select(d, torch.arange(length, device=x.device) % max(size, 1))
+    return x.flatten().roll(1).reshape(x.shape)
+
+
+def graph_module(model: nn.Module, recording: Recording) -> fx.GraphModule:
+    """A recording as a module that shares its leaf modules with ``model``."""
+    root = nn.Module()
+    root.__dict__.update(model.__dict__)
+    root.__dict__["_buffers"] = {**model._buffers, **recording.constants}
+    # it writes its code when it is first run: passes only look at the graph
+    gm = _LazyGraphModule(root, recording.graph, type(model).__name__)
+    gm.training = model.training
+    return gm
