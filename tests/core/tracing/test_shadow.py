@@ -1,0 +1,258 @@
+"""A copy to run: it shares the weights and nothing else, and whatever the copy does the model is as it was."""
+
+import threading
+from collections import OrderedDict
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nbcompile.core.errors import PreconditionError
+from nbcompile.core.example import Origin, TensorSpec, origin_of, remember
+from nbcompile.core.tracing.shadow import shadow, state
+
+
+class Keeping(nn.Module):
+    """Keeps all kinds of things."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 5, 1).double(), nn.BatchNorm2d(5).double()
+        self.register_buffer("table", torch.arange(7))
+        self.grid = torch.ones(3)
+        self.sizes, self.cache, self.seen = [3, [5]], {"a": {"b": 1}}, {7}
+        self.pair: Any = (self.conv, [self.norm])
+        self.by_name: Any = OrderedDict(first=self.conv, other=torch.zeros(2))
+        self.by_module = {self.norm: "norm"}
+        self.lock, self.generator = threading.Lock(), torch.Generator().manual_seed(3)
+        self.myself = [self]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))  # type: ignore[no-any-return]
+
+
+def memory(x: Tensor) -> int:
+    return x.untyped_storage().data_ptr()
+
+
+def test_parameters_share_their_memory_and_are_no_parameters_of_the_model() -> None:
+    model = Keeping()
+    model.conv.weight.requires_grad_(False)
+    made = shadow(model)
+    assert type(made) is Keeping
+    for (name, theirs), (same, ours) in zip(model.named_parameters(), made.named_parameters(), strict=True):
+        assert name == same
+        assert ours is not theirs
+        assert memory(ours) == memory(theirs)
+        assert type(ours) is nn.Parameter
+        assert ours.requires_grad == theirs.requires_grad == (name != "conv.weight")
+
+
+def test_buffers_and_plain_tensors_are_copies() -> None:
+    model = Keeping()
+    model.free = torch.ones(2, requires_grad=True)  # type: ignore[assignment]
+    made: Any = shadow(model)
+    for theirs, ours in zip(
+        (*model.buffers(), model.grid, model.free), (*made.buffers(), made.grid, made.free), strict=True
+    ):
+        assert torch.equal(theirs, ours)
+        assert memory(theirs) != memory(ours)
+    assert made.free.requires_grad
+    made.table.add_(1)
+    made.grid.zero_()
+    assert torch.equal(model.get_buffer("table"), torch.arange(7))
+    assert torch.equal(model.grid, torch.ones(3))
+
+
+def test_containers_are_copies_that_hold_the_copys_modules() -> None:
+    model = Keeping()
+    made: Any = shadow(model)
+    assert made.pair == (made.conv, [made.norm])
+    assert type(made.by_name) is OrderedDict
+    assert made.by_name["first"] is made.conv is not model.conv
+    assert made.by_module == {made.norm: "norm"}
+    assert made.myself[0] is made
+    made.sizes[1].append(9)
+    made.cache["a"]["b"] = 2
+    made.seen.add(8)
+    made.by_name["other"].add_(1)
+    made.by_name["more"] = 1
+    made.pair[1].append(None)
+    assert (model.sizes, model.cache, model.seen) == ([3, [5]], {"a": {"b": 1}}, {7})
+    assert list(model.by_name) == ["first", "other"]
+    assert torch.equal(model.by_name["other"], torch.zeros(2))
+    assert model.pair == (model.conv, [model.norm])
+
+
+def test_shared_things_stay_shared() -> None:
+    model = Keeping()
+    model.again, model.tied = model.conv, nn.Conv2d(3, 5, 1)
+    model.tied.weight = model.conv.weight
+    model.more, model.listed = model.sizes, [model.grid, model.grid]
+    made: Any = shadow(model)
+    assert made.again is made.conv
+    assert made.tied.weight is made.conv.weight
+    assert made.more is made.sizes
+    assert made.listed[0] is made.listed[1] is made.grid
+
+
+def test_of_a_lock_there_is_one_and_a_generator_is_cloned() -> None:
+    model = Keeping()
+    made: Any = shadow(model)
+    assert made.lock is model.lock
+    assert made.generator is not model.generator
+    before = model.generator.get_state()
+    drawn = torch.rand(3, generator=made.generator)
+    assert torch.equal(model.generator.get_state(), before)
+    assert torch.equal(torch.rand(3, generator=model.generator), drawn)
+
+
+def through_closure(model: Any) -> Any:
+    def hook(_: nn.Module, __: Any, y: Tensor, *, by: float = 3.0) -> Tensor:
+        model.calls += 1
+        return y * by
+
+    return hook
+
+
+def through_default(model: Any) -> Any:
+    def hook(_: nn.Module, __: Any, y: Tensor, net: Any = model) -> Tensor:
+        net.calls += 1
+        return y * 3
+
+    return hook
+
+
+def through_keyword(model: Any) -> Any:
+    def hook(_: nn.Module, __: Any, y: Tensor, *, net: Any = model) -> Tensor:
+        net.calls += 1
+        return y * 3
+
+    return hook
+
+
+def counting(model: Any, _: nn.Module, __: Any, y: Tensor) -> Tensor:
+    model.calls += 1
+    return y * 3
+
+
+@pytest.mark.parametrize(
+    "made_with",
+    [
+        through_closure,
+        through_default,
+        through_keyword,
+        lambda model: counting.__get__(model),
+        lambda model: partial(counting, model),
+    ],
+)
+def test_hooks_that_know_the_model_know_the_copy(made_with: Any) -> None:
+    model: Any = Keeping().eval()
+    model.calls = 0
+    model.conv.register_forward_hook(made_with(model))
+    made: Any = shadow(model)
+    x = torch.randn(1, 3, 2, 3, dtype=torch.float64)
+    with torch.no_grad():
+        ours = made(x)
+        assert (made.calls, model.calls) == (1, 0)
+        assert torch.equal(ours, model(x))
+        assert not torch.equal(ours, Keeping().eval()(x))
+
+
+def no_hook_of_its_own(*_: Any) -> None:
+    """Knows no module."""
+
+
+def test_other_functions_are_the_same() -> None:
+    model: Any = Keeping()
+    model.act = no_hook_of_its_own
+    assert shadow(model).act is no_hook_of_its_own
+
+
+def test_the_model_remembers_what_it_is_called_with() -> None:
+    model, origin = Keeping(), Origin((TensorSpec((1, 3, 4, 5)),))
+    remember(model, origin)
+    assert origin_of(shadow(model)) is origin
+    assert origin_of(shadow(Keeping())) is None
+
+
+class OwnCopy(nn.Module):
+    """Says for itself how it is copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.copies = nn.Parameter(torch.ones(2)), 0
+
+    def __deepcopy__(self, memo: Any) -> "OwnCopy":
+        made = OwnCopy()
+        made.copies = self.copies + 1
+        return made
+
+
+class Refusing(OwnCopy):
+    def __deepcopy__(self, memo: Any) -> "Refusing":
+        raise ValueError("there is only one of me")
+
+
+def test_a_class_that_says_how_it_is_copied_is_asked() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), OwnCopy())
+    made = shadow(model)
+    assert made[1].copies == 1
+    assert memory(made[0].weight) != memory(model[0].weight)  # all of it is a copy then
+    with pytest.raises(PreconditionError, match=r"^Sequential cannot be copied: .*there is only one of me"):
+        shadow(nn.Sequential(nn.Linear(2, 2), Refusing()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: setattr(m, "new", 1),
+        lambda m: setattr(m, "grid", m.grid.clone()),
+        lambda m: m.grid.add_(1),
+        lambda m: m.table.add_(1),
+        lambda m: m.conv.weight.add_(1),
+        lambda m: setattr(m.conv, "weight", nn.Parameter(m.conv.weight.detach())),
+        lambda m: m.sizes[1].append(1),
+        lambda m: m.cache["a"].update(b=2),
+        lambda m: m.seen.add(1),
+        lambda m: m.by_name.update(other=torch.zeros(2)),
+        lambda m: setattr(m, "flag", None),
+    ],
+)
+def test_a_change_of_what_is_kept_is_seen(change: Any) -> None:
+    model: Any = Keeping()
+    model.flag = False
+    before = state(model)
+    same = state(model)
+    assert before.keys() == same.keys()
+    with torch.no_grad():
+        change(model)
+    after = state(model)
+    differing = [key for key in after if key not in before or not equal(before[key], after[key])]
+    assert len(differing) == 1
+
+
+def equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return a is b
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return type(a) is type(b) and bool(a == b)
+
+
+def test_modes_and_hooks_are_no_state() -> None:
+    model = Keeping()
+    before = state(model)
+    model.eval()
+    model.conv.register_forward_hook(no_hook_of_its_own)
+    after = state(model)
+    assert before.keys() == after.keys()
+    assert all(equal(before[key], after[key]) for key in after)
+
+
+def test_state_names_modules_and_attributes() -> None:
+    names = set(state(Keeping()))
+    assert {("", "sizes"), ("conv", "weight"), ("norm", "running_mean"), ("", "table"), ("norm", "eps")} <= names
+    assert not {key for _, key in names} & {"_modules", "_buffers", "_parameters", "training", "_forward_hooks"}
