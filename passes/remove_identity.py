@@ -57,7 +57,8 @@ class RemoveIdentity(Pass):
         for node in _straight_copies(gm):
             remove(node)
         for node in reversed(gm.graph.nodes):
-            if not node.users and removed and (_about_shapes(node) or node.op == "get_attr"):
+            idle = not node.users and not node.is_impure()  # a guard is there to be asked
+            if idle and removed and (_about_shapes(node) or node.op == "get_attr"):
                 gm.graph.erase_node(node)
         return PassResult(gm, tuple(removed))
 

@@ -36,6 +36,22 @@ class OptionalArguments(Pair):
         return self.b(y)
 
 
+class ReadsItsLargest(nn.Module):
+    def forward(self, x):
+        return x * float(x.max())
+
+
+@habit("piece", sized=True, later=({"scale": 3.0}, {"mask": torch.full((1,), 0.5, dtype=torch.float64)}))
+class OptionsAroundAPart(Pair):
+    def __init__(self):
+        super().__init__()
+        self.part = ReadsItsLargest()
+
+    def forward(self, x, scale=1.0, mask=None):
+        y = self.part(self.a(x)) * scale
+        return self.b(y if mask is None else y * mask)
+
+
 @habit("whole", IMAGE, IMAGE, sized=True)
 class TwoInputs(Pair):
     def forward(self, x, y=None):

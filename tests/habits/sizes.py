@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from nbcompile.core.example import TensorSpec
 from tests.habits.table import IMAGE, TOKENS, Pair, Unit, habit
 
 
@@ -25,6 +26,19 @@ class PadsToMultiple(Pair):
         if h % 8 or w % 8:
             x = F.pad(x, (0, -w % 8, 0, (8 - h % 8) % 8))
         return self.b(self.a(x))[..., :h, :w]
+
+
+@habit("whole", TensorSpec((2, 4, 8, 6), torch.float64))
+class AsksForParity(Pair):
+    """Both sizes stay even when they are doubled; what the pass over identities drops must not be the guard."""
+
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout(0.1)
+
+    def forward(self, x):
+        y = self.drop(self.a(x))
+        return self.b(y.roll(1, 2) if y.size(3) % 2 else y.cumsum(3))
 
 
 @habit()

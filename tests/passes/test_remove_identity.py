@@ -1,9 +1,11 @@
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nbcompile.core.errors import PreconditionError
 from nbcompile.core.graph.nodes import render_graph
 from nbcompile.core.tracing.capture import capture
 from nbcompile.passes import RemoveIdentity
@@ -36,6 +38,21 @@ def test_removes_and_keeps(golden: Callable[[str, str], None]) -> None:
 def test_contiguous_stays_because_view_needs_it() -> None:
     gm = RemoveIdentity()(capture(Net().eval())).gm
     assert [node.target for node in gm.graph.find_nodes(op="call_method")] == ["permute", "contiguous", "view"]
+
+
+class Guarded(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.dropout(x, 0.5, self.training)
+        return y.flip(3) if y.shape[3] > 3 else y
+
+
+def test_guards_stay() -> None:
+    gm = RemoveIdentity()(capture(Guarded().eval(), (X,))).gm
+    assert torch.equal(gm(X), X.flip(3))
+    with pytest.raises(
+        PreconditionError, match=r"identity\.py:\d+ in forward: the network chooses its way"
+    ):
+        gm(X[..., :3])
 
 
 class ToOutput(nn.Module):
