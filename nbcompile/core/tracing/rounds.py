@@ -108,7 +108,7 @@ def _agreed(
                 continue
             try:
                 agreed = Comparison(one, other)
-                chosen = [choice for choice in one.choices if agreed.open(choice)]
+                chosen = [choice for choice in one.choices if agreed.open(choice, varied)]
                 if chosen and guess:
                     _refuse_choice(chosen[0])
             except DisagreementError as error:
