@@ -88,9 +88,15 @@ def test_weights_that_are_no_floats(dtype: torch.dtype) -> None:
     layers = [nn.Conv2d(3, 4, 1, bias=False), nn.Conv2d(4, 4, 1, bias=False)]
     for layer in layers:
         layer.weight = nn.Parameter((layer.weight.detach() * 10).to(dtype), requires_grad=False)
-    reason = f"its weight is {str(dtype).removeprefix('torch.')}, not floating point"
+    if not dtype.is_complex:  # torch itself runs no such convolution
+        with pytest.raises(
+            CaptureError, match="^what Sequential takes cannot be guessed from its layers: give an example"
+        ):
+            fused(nn.Sequential(*layers))
+        return
     small, (report,) = fused(nn.Sequential(*layers))
     result = dict(report.passes)["merge-affine"]
+    reason = "its weight is complex64, not floating point"
     assert (result.rewritten, [s.reason for s in result.skipped]) == ((), [reason] * 2)
     assert torch.equal(small.get_parameter("0.weight"), layers[0].weight)
 
@@ -311,7 +317,9 @@ def test_what_is_changed_in_place_and_read_again() -> None:
         return m.norm(y) + z
 
     model = Written(forward, conv=nn.Conv2d(3, 4, 1), norm=nn.BatchNorm2d(4))
-    assert outcome(model)[:2] == ([], {"norm": "'conv' is changed in place by 'relu' and read again"})
+    done, _, small = outcome(model)  # who reads it afterwards reads what it was changed to, and the graph says so
+    assert done == []
+    assert isinstance(small.get_submodule("norm"), nn.BatchNorm2d)
 
 
 @pytest.mark.parametrize("learns", [True, False])

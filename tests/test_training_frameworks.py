@@ -102,12 +102,14 @@ def test_ddp_in_two_processes(tmp_path: Path) -> None:
 
 def test_amp(giant: nn.Module) -> None:
     """The slopes are float32 and must not lift the maps out of bfloat16."""
-    dtypes = set()
+    dtypes, hooks = set(), []
     for module in giant.modules():
         if isinstance(module, Stage):
-            module.register_forward_hook(lambda _module, _inputs, output: dtypes.add(output.dtype))
+            hooks.append(module.register_forward_hook(lambda _module, _inputs, output: dtypes.add(output.dtype)))
     plt = PLT(giant, STEPS)
     train(giant, plt, context=torch.autocast("cpu", torch.bfloat16))
+    for hook in hooks:
+        hook.remove()
     assert dtypes == {torch.bfloat16}
     assert {p.dtype for p in giant.parameters()} == {torch.float32}
     check_fused(giant)

@@ -24,7 +24,13 @@ class NBCompileError(Exception):
 
 
 class CaptureError(NBCompileError):
-    """The model cannot be traced into a graph."""
+    """The model cannot be traced into a graph.
+
+    Attributes:
+        place: file, line and function of the code that is why, where it is known.
+    """
+
+    place: str | None = None
 
 
 class PreconditionError(NBCompileError):

@@ -35,7 +35,8 @@ def export(
         example_input: one tensor or a tuple of them, batch first; None where the model remembers it. Formats that
             hold weights only do not need it.
         options: of the format. ``.onnx``: ``opset`` (None: the exporter's default), ``batch`` (the one batch size that
-            the file takes; None: any), ``dynamic_batch`` (True; else that of ``example_input``). ``.tflite``: those of `nbcompile.deploy.to_device.export_tflite`, ``calibration`` first of all.
+            the file takes; None: any), ``dynamic_batch`` (True; else that of ``example_input``). ``.tflite``: those of
+            `nbcompile.deploy.to_device.export_tflite`, ``calibration`` first of all.
 
     Raises:
         UsageError: if ``path`` cannot be written, its extension or an option is unknown, a package is missing, or

@@ -174,7 +174,9 @@ def test_an_original_that_cannot_take_the_files_input(run, trained: Path) -> Non
     factory = run("verify", "tiny.onnx", "--against", "colours:make")
     assert factory.code == 1, factory.err
     assert "input sizes differ: colours:make does not run on 1x1x8x8" in factory.err
-    assert run("verify", "tiny.onnx", "--against", DSCNN, "--input", "1x3x8x8").code == 2
+    wrong = run("verify", "tiny.onnx", "--against", DSCNN, "--input", "1x3x8x8")
+    assert wrong.code == 1
+    assert "does not run on the example input: RuntimeError: Given groups=1" in wrong.err
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from types import TracebackType
 from torch import nn
 
 from nbcompile.core.cost import cost
-from nbcompile.core.errors import NBCompileError
+from nbcompile.core.errors import CaptureError, NBCompileError
 from nbcompile.core.example import origin_of
 from nbcompile.core.files import atomic, check_target
 from nbcompile.core.tracing.capture import capture
@@ -109,7 +109,10 @@ def _places(error: BaseException) -> list[str]:
     """Where it arose, innermost last: places in nbcompile, and in the user's own code."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
-    return list(_own_frames(error.__traceback__))[-FRAMES_TOLD:]
+    told = list(_own_frames(error.__traceback__))
+    if isinstance(error, CaptureError) and error.place is not None:  # the code that was running then
+        told.append(f"{error.place}, your code")
+    return told[-FRAMES_TOLD:]
 
 
 def _own_frames(trace: TracebackType | None) -> Iterator[str]:

@@ -20,8 +20,8 @@ class CheckedGraph(fx.GraphModule):
         if len(args) > len(names) or not kwargs.keys() <= set(names):
             more = [*(k for k in kwargs if k not in names), *(f"input {i + 1}" for i in range(len(names), len(args)))]
             raise PreconditionError(
-                f"the graph of this {self._get_name()} takes {', '.join(names)}, as in the example that it was made "
-                f"with, and no {more[0]}: all else is as it was then; make it again with an example that gives {more[0]}"
+                f"the graph of this {type(self).__name__} takes {', '.join(names)}, as in the example that it was "
+                f"made with, and no {more[0]}: all else is as it was then; make it again with an example with {more[0]}"
             )
         return super().__call__(*args, **kwargs)
 
@@ -41,8 +41,8 @@ def require_sizes(x: Tensor, name: str, sizes: tuple[int, ...]) -> None:
     if tuple(x.shape[1:]) != tuple(sizes):
         raise PreconditionError(
             f"'{name}' has the sizes {tuple(x.shape[1:])} behind its batch, but the graph holds for {tuple(sizes)} "
-            "only: the network chooses its way by them, or computes with them in a way that could not be followed; make it "
-            "again with an example input of the sizes that you want"
+            "only: the network chooses its way by them, or computes with them in a way that could not be followed; "
+            "make it again with an example input of the sizes that you want"
         )
 
 

@@ -26,7 +26,10 @@ ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device", "T", "mT", "H", "mH"
 
 # They draw no random numbers and leave no memory as it was; what they make is counted on `meta` first.
 CREATORS = frozenset(
-    {"as_tensor", *("arange", "eye", "full", "linspace", "ones", "scalar_tensor", "tensor", "tril_indices", "triu_indices", "zeros")}
+    {
+        *("arange", "as_tensor", "eye", "full", "linspace", "ones", "scalar_tensor", "tensor"),
+        *("tril_indices", "triu_indices", "zeros"),
+    }
 )
 
 # They write values, into memory that the tensor has: no other shape or dtype, no other memory, no random numbers.

@@ -67,15 +67,15 @@ class Comparison:
         if node not in self._values:
             first, *rest = node.args
             if node.op == "call_method":
-                shape = self._twin[first].meta[SHAPE]  # type: ignore[index]
-                self._values[node] = math.prod(shape) if node.target != "size" else shape[rest[0]]  # type: ignore[index]
+                shape = self._twin[first].meta[SHAPE]
+                self._values[node] = math.prod(shape) if node.target != "size" else shape[rest[0]]
             else:
                 numbers = [self.value(x) if isinstance(x, fx.Node) else x for x in node.args]
                 self._values[node] = node.target(*numbers)  # type: ignore[operator]
         return self._values[node]
 
     def open(self, choice: Choice, varied: bool) -> bool:
-        """Whether a choice was made by numbers that can be others, as they can if the sizes can that they are made of."""
+        """Whether a choice was made by numbers that can be others, as the sizes can that they are made of."""
         nodes = [node for node in choice.nodes if node in self._one.graph.nodes]
         return any(not _is_fixed(size, self, varied) for node in nodes for size in _sizes(node))
 
@@ -150,9 +150,10 @@ def settle(one: Recording, agreed: Comparison | None, varied: bool) -> None:
     """
     for node in list(one.graph.nodes):
         if NUMBER in node.meta and agreed is not None and _is_fixed(node, agreed, varied):
+            plain = {node: node.meta[NUMBER]}
             for user in list(node.users):
-                user.args = fx.node.map_arg(user.args, lambda n, gone=node: n.meta[NUMBER] if n is gone else n)
-                user.kwargs = fx.node.map_arg(user.kwargs, lambda n, gone=node: n.meta[NUMBER] if n is gone else n)
+                user.args = fx.node.map_arg(user.args, lambda n, plain=plain: plain.get(n, n))  # type: ignore[misc]
+                user.kwargs = fx.node.map_arg(user.kwargs, lambda n, plain=plain: plain.get(n, n))  # type: ignore[misc]
     for node in reversed(list(one.graph.nodes)):
         idle = NUMBER in node.meta or node.target is operator.getitem or node.target is getattr or node.op == "get_attr"
         if idle and not node.users:

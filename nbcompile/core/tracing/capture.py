@@ -18,6 +18,7 @@ from nbcompile.core.example import Inputs, inputs_for, random_inputs
 from nbcompile.core.tracing.call import Call
 from nbcompile.core.tracing.guess import guesses, known_inputs
 from nbcompile.core.tracing.leaves import is_leaf
+from nbcompile.core.tracing.record import ModelError
 from nbcompile.core.tracing.recording import Reason
 from nbcompile.core.tracing.rounds import Captured, capture_in_rounds
 
@@ -77,13 +78,11 @@ def capture_call(model: nn.Module, called: tuple[Inputs, dict[str, Any]] | None,
         raise CaptureError(f"{type(model).__name__} is called with what is neither tensor nor constant")
     try:
         return capture_in_rounds(model, call, call.tensors(*called) or [], guess=False, proof=proof)
-    except CaptureError:
-        raise
-    except Exception as error:
-        raise does_not_run(model, error) from error
+    except ModelError as error:
+        raise does_not_run(model, error.__cause__) from error.__cause__
 
 
-def does_not_run(model: nn.Module, error: Exception) -> PreconditionError:
+def does_not_run(model: nn.Module, error: BaseException | None) -> PreconditionError:
     """That ``model`` raised ``error`` on the example input."""
     return PreconditionError(
         f"{type(model).__name__} does not run on the example input: {type(error).__name__}: {error}"
@@ -92,10 +91,12 @@ def does_not_run(model: nn.Module, error: Exception) -> PreconditionError:
 
 def refused(model: nn.Module, refusal: Reason | None) -> CaptureError:
     """That ``model`` cannot be said, and why."""
-    return CaptureError(
+    error = CaptureError(
         f"{type(model).__name__} cannot be traced into a graph: {refusal}. Make that code independent of tensor "
         "values, or name the layers to expand with where=[...]"
     )
+    error.place = None if refusal is None else refusal.place
+    return error
 
 
 def opaque(gm: fx.GraphModule) -> dict[str, nn.Module]:
@@ -122,9 +123,7 @@ def _at_a_guess(model: nn.Module, proof: bool) -> Captured:
     for tensors in guesses(model, call) if call is not None else ():
         try:
             return capture_in_rounds(model, call, tensors, guess=True, proof=proof)  # type: ignore[arg-type]
-        except CaptureError:
-            raise
-        except Exception:
+        except ModelError:
             continue
     raise CaptureError(
         f"what {type(model).__name__} takes cannot be guessed from its layers: give an example input "

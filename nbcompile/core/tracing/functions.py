@@ -2,6 +2,7 @@
 
 import dis
 import operator
+import sys
 from operator import attrgetter
 from types import CodeType
 from typing import Any
@@ -114,7 +115,11 @@ def versions(tensors: list[Tensor]) -> list[int]:
 
 def in_assert() -> bool:
     """Whether the truth value that is asked for decides only if an AssertionError is raised."""
-    frame = caller()
+    frame, inner = caller(), sys._getframe(1)
+    while inner is not frame and inner.f_back is not None:
+        if inner.f_code is torch._assert.__code__:
+            return True
+        inner = inner.f_back
     return _is_assert(frame.f_code, frame.f_lasti)
 
 

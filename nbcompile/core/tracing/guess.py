@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import chain
+from math import prod
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from nbcompile.core.tracing.call import SLOT, Call
 
 _SIZES = (16, 32, 64, 224, 28, 128, 8, 5)
 _TRIES = 40
+_ELEMENTS = 2**24
+"""Of a tensor, at most."""
 
 
 def known_inputs(model: nn.Module) -> tuple[Any, ...] | None:
@@ -34,7 +37,9 @@ def known_inputs(model: nn.Module) -> tuple[Any, ...] | None:
 def guesses(model: nn.Module, call: Call) -> Iterator[list[Tensor]]:
     """Tensors for ``call`` that may fit: of the kind that the first layers take, in usual sizes."""
     device = next((x.device for x in tensors_of(model)), torch.device("cpu"))
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+    dtype = next(
+        (p.dtype for p in tensors_of(model) if p.is_floating_point() or p.is_complex()), torch.get_default_dtype()
+    )
     count = sum(leaf is SLOT for leaf in call.leaves)
     for spec in _specs(model, dtype):
         yield [x.to(device) for x in random_inputs([spec] * count)]
@@ -45,7 +50,7 @@ def _specs(model: nn.Module, dtype: torch.dtype) -> Iterator[TensorSpec]:
     found = (spec for module in model.modules() for spec in _of(module, dtype))
     usual = (TensorSpec(shape, dtype) for shape in ((2, 3, 32, 32), (2, 8), (2, 3, 32), (2, 3, 16, 16, 16)))
     for spec in chain(found, usual):
-        if spec.shape not in seen and len(seen) < _TRIES:
+        if spec.shape not in seen and len(seen) < _TRIES and prod(spec.shape) <= _ELEMENTS:
             seen.add(spec.shape)
             yield spec
 

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nbcompile.core.running import tensors_of
-from nbcompile.core.tracing.sizes import is_traced
+from nbcompile.core.tracing.shadow import State, changed, state
 
 
 def holders(root: nn.Module) -> dict[nn.Module, set[str]]:
@@ -39,9 +39,19 @@ def containers(value: Any) -> Any:
 
 
 def can_be_taken_apart(value: Any) -> bool:
-    """Whether a graph can take ``value`` apart."""
+    """Whether ``value`` is nothing but tensors, and containers that a graph can take apart."""
     if isinstance(value, dict):
         return type(value) is dict and all(map(can_be_taken_apart, value.values()))
     if isinstance(value, (list, tuple)):
         return all(map(can_be_taken_apart, value))
-    return value is None or (isinstance(value, (Tensor, bool, int, float, str)) and not is_traced(value))
+    return value is None or isinstance(value, Tensor)  # a number may depend on values: for other inputs it is another
+
+
+def keeps(module: nn.Module, before: State) -> str:
+    """What ``module`` holds now and did not before, if it is no tensor: of those it is known where they were made."""
+    after = state(module)
+    for key in changed(before, after):
+        value = after[key][0] if isinstance(after[key], tuple) and after[key] else None
+        if not isinstance(value, Tensor):
+            return ".".join(filter(None, key))
+    return ""

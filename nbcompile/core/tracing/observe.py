@@ -11,7 +11,7 @@ from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import Inputs
 from nbcompile.core.tracing.call import SLOT, Call
 from nbcompile.core.tracing.capture import does_not_run, require_free_names
-from nbcompile.core.tracing.record import record
+from nbcompile.core.tracing.record import ModelError, record
 from nbcompile.core.tracing.rounds import graph_module
 
 
@@ -38,8 +38,8 @@ def observe(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
     tensors, structure = tree_flatten((inputs, {}))
     try:
         seen = record(model, Call(structure, (SLOT,) * len(tensors)), tensors, sizes=False, strict=False)
-    except Exception as error:
-        raise does_not_run(model, error) from error
+    except ModelError as error:
+        raise does_not_run(model, error.__cause__) from error.__cause__
     with seen.graph.inserting_before(next(iter(n for n in seen.graph.nodes if n.op != "placeholder"))):
         seen.graph.call_function(one_run_only)
     return graph_module(model, seen)

@@ -1,6 +1,7 @@
 """One run of a network, written down."""
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,10 @@ from nbcompile.core.tracing.recorder import Recorder, WritesWeightsError
 from nbcompile.core.tracing.recording import Recording
 from nbcompile.core.tracing.shadow import shadow, state
 from nbcompile.core.wrappers import copied
+
+
+class ModelError(Exception):
+    """The model does not run on these inputs; why is the cause."""
 
 
 def record(
@@ -34,7 +39,7 @@ def record(
         strict: False writes down what was seen of this run, nothing opaque, be it the network or not.
 
     Raises:
-        Exception: whatever the model raises.
+        ModelError: if the model raises.
     """
     shared = frozenset(x.untyped_storage()._cdata for x in model.parameters() if x.layout is torch.strided)
     try:
@@ -52,6 +57,14 @@ def _recorded(recorder: Recorder, call: Call, tensors: Sequence[Tensor]) -> Reco
         args, kwargs = call.filled(inputs)
         recorder.recording.root, recorder.recording.before, recorder.recording.tensors = model, state(model), tensors
         given = containers((args, kwargs))
-        with recorder.looking(), recorder:
-            recorder.recording.outputs = model(*args, **kwargs)
+        with recorder.looking():
+            recorder.recording.outputs = _outputs(recorder, args, kwargs)
     return recorder.finished(containers((args, kwargs)) == given)
+
+
+def _outputs(recorder: Recorder, args: Any, kwargs: Any) -> Any:
+    try:
+        with recorder:
+            return recorder.root(*args, **kwargs)
+    except Exception as error:
+        raise ModelError from error

@@ -1,8 +1,8 @@
 """What a network did in one run, written down as a graph.
 
 The network itself runs, on plain tensors, under a ``TorchFunctionMode``: Python takes the branches that it takes in
-eager mode, lists are popped and attributes kept as always, because nothing stands in for a tensor. Hooks, on a copy, mark
-the modules that stay one node. The mode is one thread's and the hooks are the copy's: nothing is patched.
+eager mode, lists are popped and attributes kept as always, because nothing stands in for a tensor. Hooks, on a copy,
+mark the modules that stay one node. The mode is one thread's and the hooks are the copy's: nothing is patched.
 
 What a graph cannot say is not guessed: code that reads a value that depends on inputs or weights makes the module that
 it is in opaque, one node whatever it does inside; and if that cannot be said either, the module around it.
@@ -31,8 +31,9 @@ from nbcompile.core.tracing.functions import (
     versions,
 )
 from nbcompile.core.tracing.leaves import calls_itself, hollow_scripts, is_leaf
-from nbcompile.core.tracing.modules import can_be_taken_apart, contents, holders
+from nbcompile.core.tracing.modules import can_be_taken_apart, contents, holders, keeps
 from nbcompile.core.tracing.recording import Choice, Reason, Recording
+from nbcompile.core.tracing.shadow import State, state
 from nbcompile.core.tracing.values import InexpressibleError, Values, bare, code_place, tensors_in, tensors_within
 
 
@@ -52,6 +53,7 @@ class _Frame:
         last: the last node that was written before.
         leaf: whether it is one node.
         refusal: why it cannot be said what it does.
+        kept: what it held, if it is one node because of what its code does.
     """
 
     name: str
@@ -61,6 +63,7 @@ class _Frame:
     last: fx.Node | None = None
     leaf: bool = False
     refusal: Reason | None = None
+    kept: State | None = None
 
 
 class Recorder(TorchFunctionMode):
@@ -215,6 +218,7 @@ class Recorder(TorchFunctionMode):
                 return
             frame = self._frame(name, (args, kwargs))
             frame.leaf = one and self.values.owns(module)  # with other tensors than its own, it is what it does
+            frame.kept = state(module) if frame.leaf and not own else None
             self._frames.append(frame)
             self._leaf = int(frame.leaf)
 
@@ -249,6 +253,8 @@ class Recorder(TorchFunctionMode):
         self.values.forget_after(frame.last)
         same = contents(frame.given) == frame.before
         unsaid = None if own or same else "changes what it is given"
+        if frame.kept is not None and (kept := keeps(self.root.get_submodule(frame.name), frame.kept)):
+            unsaid = f"keeps '{kept}', by which other code may choose its way"
         if frame.called is None:
             unsaid = "is given what no graph can hold"
         if not can_be_taken_apart(value):

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from nbcompile.core.numerics import relative_error, tolerance
+from nbcompile.core.numerics import TOLERANCE, relative_error
 from nbcompile.core.running import eval_mode
 from nbcompile.core.tracing.call import Call
 from nbcompile.core.tracing.recording import Recording
-from nbcompile.core.tracing.shadow import State, shadow, state
+from nbcompile.core.tracing.shadow import changed, shadow, state
 from nbcompile.core.tracing.values import PLACE, tensors_within
 
 
@@ -44,26 +44,14 @@ def prove(model: nn.Module, call: Call, one: Recording, others: Sequence[tuple[S
     for tensors, outputs in ((one.tensors, one.outputs), *others):
         root = _root(model, one)
         _compare(model, one, _replayed(root, one.graph, tensors), outputs, tensors)
-    if changed := _changed(one.before, state(one.root)):
-        name, attribute = changed[0]
+    if kept := changed(one.before, state(one.root)):
+        name, attribute = kept[0]
         if not _same(_called(one.root, call, one.tensors), one.outputs):
             raise UnprovenError(
                 _forward_of(one.root.get_submodule(name)),
                 f"gives another output when it is called again, because it keeps '{f'{name}.{attribute}'.lstrip('.')}' "
                 "from call to call",
             )
-
-
-def _changed(before: State, after: State) -> list[tuple[str, str]]:
-    return [key for key in after if not _unchanged(before.get(key), after[key])]
-
-
-def _unchanged(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return a is b
-    if isinstance(a, tuple) and isinstance(b, tuple):
-        return len(a) == len(b) and all(map(_unchanged, a, b))
-    return type(a) is type(b) and bool(a == b or a != a)
 
 
 @contextmanager
@@ -81,8 +69,13 @@ def _root(model: nn.Module, one: Recording) -> nn.Module:
 
 
 def _replayed(root: nn.Module, graph: fx.Graph, tensors: Sequence[Tensor]) -> Any:
-    with _quietly(root, tensors):
-        return fx.Interpreter(root, graph=graph).run(*(x.clone() for x in tensors), enable_io_processing=False)
+    try:
+        with _quietly(root, tensors):
+            return fx.Interpreter(root, graph=graph).run(*(x.clone() for x in tensors), enable_io_processing=False)
+    except Exception as error:
+        raise UnprovenError(
+            _forward_of(root), f"does what its graph cannot do again ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _called(model: nn.Module, call: Call, tensors: Sequence[Tensor]) -> Any:
@@ -107,15 +100,15 @@ def _same(actual: Any, expected: Any) -> bool:
     if len(ours) != len(theirs):
         return False
     return all(
-        a.shape == b.shape and a.dtype == b.dtype and _error(a, b) <= tolerance(b.dtype)
+        a.shape == b.shape and a.dtype == b.dtype and (torch.equal(a, b) or _close(a, b))
         for a, b in zip(ours, theirs, strict=True)
     )
 
 
-def _error(a: Tensor, b: Tensor) -> float:
-    if torch.equal(a, b):
-        return 0.0
-    return relative_error(a, b)
+def _close(a: Tensor, b: Tensor) -> bool:
+    if b.is_complex():
+        return _close(torch.view_as_real(a), torch.view_as_real(b))
+    return b.dtype in TOLERANCE and relative_error(a, b) <= TOLERANCE[b.dtype]
 
 
 def _differing(model: nn.Module, one: Recording, tensors: Sequence[Tensor]) -> Iterator[fx.Node]:

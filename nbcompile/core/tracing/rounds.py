@@ -13,7 +13,7 @@ from nbcompile.core.graph.guards import require_same_choice, require_sizes
 from nbcompile.core.graph.ranks import DIMENSIONS
 from nbcompile.core.tracing.agree import Comparison, DisagreementError, settle
 from nbcompile.core.tracing.call import Call
-from nbcompile.core.tracing.record import record
+from nbcompile.core.tracing.record import ModelError, record
 from nbcompile.core.tracing.recording import Choice, Reason, Recording
 from nbcompile.core.tracing.replay import UnprovenError, prove
 from nbcompile.core.tracing.values import SHAPE
@@ -67,7 +67,7 @@ def capture_in_rounds(model: nn.Module, call: Call, tensors: list[Tensor], guess
 
     Raises:
         CaptureError: if parts in parts are opaque without end.
-        Exception: whatever the model raises.
+        ModelError: if the model raises.
     """
     hidden: dict[str, Reason] = {}
     for _ in range(_ROUNDS):
@@ -102,9 +102,7 @@ def _agreed(
                 continue
             try:
                 other = _run(model, call, others, hidden, False)
-            except (_OpaqueError, _RefusedError):
-                raise
-            except Exception:
+            except ModelError:
                 continue
             try:
                 agreed = Comparison(one, other)
@@ -179,9 +177,7 @@ def _more_batches(
         others = [_resized(x, batch, wanted, False) for x in tensors]
         try:
             other = _run(model, call, others, hidden, False)
-        except (_OpaqueError, _RefusedError):
-            raise
-        except Exception:
+        except ModelError:
             continue
         try:
             Comparison(one, other, guess=False)

@@ -55,6 +55,19 @@ def state(model: nn.Module) -> State:
     return found
 
 
+def changed(before: State, after: State) -> list[tuple[str, str]]:
+    """The names of the modules and attributes that hold something else than ``before``."""
+    return [key for key in after if not _unchanged(before.get(key), after[key])]
+
+
+def _unchanged(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return a is b
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_unchanged, a, b))
+    return type(a) is type(b) and bool(a == b or a != a)
+
+
 def _look(value: Any, depth: int = 3) -> Any:
     """Tensors by identity and version; what else has parts by its parts."""
     if isinstance(value, Tensor):
@@ -87,9 +100,10 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         made.update((_copied(key, memo), _copied(part, memo)) for key, part in value.items())
         return made
     if type(value) is list:
-        made = memo[id(value)] = []
-        made.extend(_copied(part, memo) for part in value)
-        return made
+        parts: list[Any] = []
+        memo[id(value)] = parts
+        parts.extend(_copied(part, memo) for part in value)
+        return parts
     if type(value) is tuple:
         return tuple(_copied(part, memo) for part in value)
     if isinstance(value, torch.Generator):
@@ -115,7 +129,5 @@ def _rebound(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
 
 def _is_plain(cls: type) -> bool:
     """Whether its objects are what is in their ``__dict__``."""
-    own = ("__deepcopy__", "__copy__", "__reduce__", "__getstate__", "__new__")
-    return not any(getattr(cls, name, None) is not getattr(nn.Module, name, None) for name in own) and (
-        cls.__reduce_ex__ is object.__reduce_ex__
-    )
+    own = ("__deepcopy__", "__copy__", "__reduce__", "__reduce_ex__", "__getstate__", "__new__")
+    return all(getattr(cls, name, None) is getattr(nn.Module, name, None) for name in own)

@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from torch import fx
@@ -25,7 +25,7 @@ class TracedInt(int):
     writer: Writer
 
     def __deepcopy__(self, _: Any) -> int:
-        return plain(self)
+        return int.__int__(self)
 
     def __reduce__(self) -> Any:
         return int, (plain(self),)
@@ -38,7 +38,7 @@ class TracedFloat(float):
     writer: Writer
 
     def __deepcopy__(self, _: Any) -> float:
-        return plain(self)
+        return float.__float__(self)
 
     def __reduce__(self) -> Any:
         return float, (plain(self),)
@@ -77,17 +77,22 @@ def _asked(function: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
+def _methods() -> Iterator[tuple[str, Any]]:
+    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
+        yield f"__{name}__", _computed(getattr(operator, name))
+        yield f"__r{name}__", _computed(getattr(operator, name), swapped=True)
+    for name in ("neg", "abs"):
+        yield f"__{name}__", _computed(getattr(operator, name))
+    for name in ("lt", "le", "gt", "ge", "eq", "ne"):
+        yield f"__{name}__", _asked(getattr(operator, name))
+    for function in (math.ceil, math.floor, math.trunc, round):
+        yield f"__{function.__name__}__", _computed(function)
+    yield "__bool__", _asked(operator.truth)
+    yield "__hash__", lambda self: hash(plain(self))
+    yield "__divmod__", lambda self, other: (self // other, self % other)
+    yield "__rdivmod__", lambda self, other: (other // self, other % self)
+
+
 for _cls in (TracedInt, TracedFloat):
-    for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
-        setattr(_cls, f"__{_name}__", _computed(getattr(operator, _name)))
-        setattr(_cls, f"__r{_name}__", _computed(getattr(operator, _name), swapped=True))
-    for _name in ("neg", "abs"):
-        setattr(_cls, f"__{_name}__", _computed(getattr(operator, _name)))
-    for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
-        setattr(_cls, f"__{_name}__", _asked(getattr(operator, _name)))
-    for _function in (math.ceil, math.floor, math.trunc, round):
-        setattr(_cls, f"__{_function.__name__}__", _computed(_function))
-    _cls.__bool__ = _asked(operator.truth)
-    _cls.__hash__ = lambda self: hash(plain(self))
-    _cls.__divmod__ = lambda self, other: (self // other, self % other)
-    _cls.__rdivmod__ = lambda self, other: (other // self, other % self)
+    for _name, _method in _methods():
+        setattr(_cls, _name, _method)

@@ -60,6 +60,8 @@ class Values:
         """A node."""
         node = self._graph.create_node(op, target, args, kwargs or {}, name)
         node.meta[PLACE], node.meta[INSIDE] = code_place(), self.inside()
+        owner = target if op == "call_module" else node.meta[INSIDE]
+        node.meta["nn_module_stack"] = {"": (owner, nn.Module)}  # as fx's own tracer says it
         for kind in (self._fed, self._learnt):
             if not kind.isdisjoint(node.all_input_nodes):
                 kind.add(node)

@@ -96,6 +96,7 @@ MODULES: dict[str, tuple[Any, ...]] = {
     **{"SyncBatchNorm": (6,), "Unflatten": (1, (2, 3))},
 }
 UNRUN = {"cuda", "pin_memory"}  # need another device
+UNRUN |= {"require_sizes", "require_same_choice"}  # they give nothing
 UNRUN |= {"empty", "empty_like", "empty_strided", "empty_permuted", "empty_quantized", "new_empty", "new_empty_strided"}
 
 
