@@ -90,7 +90,7 @@ def test_weights_that_are_no_floats(dtype: torch.dtype) -> None:
         layer.weight = nn.Parameter((layer.weight.detach() * 10).to(dtype), requires_grad=False)
     if not dtype.is_complex:  # torch itself runs no such convolution
         with pytest.raises(
-            CaptureError, match="^what Sequential takes cannot be guessed from its layers: give an example"
+            CaptureError, match=r"^what Sequential takes cannot be guessed from its layers: give an example"
         ):
             fused(nn.Sequential(*layers))
         return

@@ -159,7 +159,7 @@ def _functions() -> tuple[dict[str, Callable[..., Any]], dict[Callable[..., Any]
     }
     names |= {f"operator.{n}": getattr(operator, n) for n in _OPERATORS}
     names |= {f"math.{n}": getattr(math, n) for n in _MATH}
-    names |= {f"torch.{n}": getattr(torch, n) for n in CREATORS | IN_PLACE if hasattr(torch, n)}
+    names |= {f"torch.{n}": getattr(torch, n) for n in sorted(CREATORS | IN_PLACE) if hasattr(torch, n)}
     names |= {f"torch.nn.functional.{n}": getattr(nn.functional, n) for n in ACTIVATIONS_IN_PLACE}
     names |= {f"nbcompile.{check.__name__}": check for check in (require_same_choice, require_sizes)}
     names |= {"torch._assert": torch._assert, "getattr": getattr, "round": round}

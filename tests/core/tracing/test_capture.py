@@ -16,8 +16,7 @@ from nbcompile.core.blocks import Expanded
 from nbcompile.core.errors import CaptureError
 from nbcompile.core.numerics import relative_error
 from nbcompile.core.running import eval_mode
-from nbcompile.core.tracing.call import Call
-from nbcompile.core.tracing.capture import capture, is_leaf, opaque
+from nbcompile.core.tracing.capture import capture, capture_call, opaque
 from nbcompile.testing import scramble_
 
 X = torch.randn(2, 3, 33, 33, generator=torch.Generator().manual_seed(0))
@@ -44,7 +43,7 @@ class Net(nn.Module):
 def test_eval_mode_is_captured_and_left() -> None:
     model = Net()
     model.head.eval()
-    gm = capture(model, 1)
+    gm = capture(model, (X,))
     assert [m.training for m in (model, model.conv, model.head, model.auxiliary)] == [True, True, False, True]
     assert gm.conv is model.conv
     assert not hasattr(gm, "auxiliary")
@@ -53,7 +52,7 @@ def test_eval_mode_is_captured_and_left() -> None:
 
 def test_what_is_computed_from_a_buffer_follows_it() -> None:
     model = Net().eval()
-    gm = capture(model, 1)
+    gm = capture(model, (X,))
     before = gm(X)
     model.get_buffer("scale").mul_(3)
     assert torch.equal(gm(X), model(X))
@@ -62,30 +61,23 @@ def test_what_is_computed_from_a_buffer_follows_it() -> None:
 
 def test_inputs_beyond_those_given_take_their_defaults() -> None:
     model, mask = Net().eval(), torch.rand(2, 4)
-    assert torch.equal(capture(model, 1)(X), model(X))
-    gm = capture(model, 2)
+    assert torch.equal(capture(model, (X,))(X), model(X))
+    gm = capture(model, (X, mask))
     assert [node.name for node in gm.graph.find_nodes(op="placeholder")] == ["x", "mask"]
     assert torch.equal(gm(X, mask), model(X, mask))
 
 
 def test_blocks_stay_whole() -> None:
     giant = nbcompile.expand(zoo.dscnn(), torch.randn(2, 1, 8, 8), where="all")
-    gm = capture(giant, 1)
+    gm = capture(giant, (torch.randn(2, 1, 8, 8),))
     assert (
         sum(isinstance(gm.get_submodule(str(n.target)), Expanded) for n in gm.graph.find_nodes(op="call_module")) == 5
     )
 
 
-def test_leaves() -> None:
-    assert is_leaf(nn.Conv2d(3, 3, 1), "conv")
-    assert is_leaf(nn.MultiheadAttention(4, 2), "attention")
-    assert not is_leaf(nn.Sequential(), "features")
-    assert not is_leaf(Net(), "net")
-
-
 def test_a_graph_module_is_its_own_capture() -> None:
-    first = capture(Net(), 1)
-    second = capture(first, 1)
+    first = capture(Net(), (X,))
+    second = capture(first)
     assert second.graph is not first.graph
     assert second.code == first.code
     assert second.conv is first.conv
@@ -109,13 +101,13 @@ def test_libraries_networks(library: str, name: str) -> None:
     build = getattr(torchvision.models, name) if library == "torchvision" else lambda: timm.create_model(name)
     model = scramble_(build()).eval()
     with torch.no_grad():
-        assert relative_error(capture(model, 1)(X), model(X)) <= 1e-6
+        assert relative_error(capture(model, (X,))(X), model(X)) <= 1e-6
 
 
 @pytest.mark.parametrize("norm", [BatchNormAct2d(4), FrozenBatchNormAct2d(4), FrozenBatchNorm2d(4), nn.BatchNorm2d(4)])
 def test_norms_are_opened(norm: nn.Module) -> None:
     """Also beside what cannot be traced."""
-    gm = capture(nn.Sequential(nn.Conv2d(3, 4, 1), norm, Branching()), 1)
+    gm = capture(nn.Sequential(nn.Conv2d(3, 4, 1), norm, Branching()), (X,))
     assert list(opaque(gm)) == ["2"]
     assert (gm.graph.find_nodes(op="call_module", target="1") == []) == (type(norm) is not nn.BatchNorm2d)
 
@@ -184,7 +176,7 @@ class Unpacking(Asking):
 )
 def test_the_innermost_module_that_cannot_be_traced_is_opaque(model: nn.Module, wanted: list[str]) -> None:
     model.eval()
-    gm = capture(model, 1)
+    gm = capture(model, (X,))
     assert list(opaque(gm)) == wanted
     assert all(gm.get_submodule(name) is model.get_submodule(name) for name in wanted)
     gm.graph.lint()
@@ -195,7 +187,7 @@ def test_the_innermost_module_that_cannot_be_traced_is_opaque(model: nn.Module, 
 
 def test_a_shared_opaque_module_is_one() -> None:
     child = Deep()
-    gm = capture(nn.Sequential(child, nn.ReLU(), child), 1)
+    gm = capture(nn.Sequential(child, nn.ReLU(), child), (X,))
     assert list(opaque(gm)) == ["0"]
     assert len(gm.graph.find_nodes(op="call_module", target="0")) == 2
 
@@ -210,15 +202,15 @@ def test_what_is_changed_on_the_object_stays_whole(how: str) -> None:
             model[0].register_forward_pre_hook(lambda _, args: (args[0] * 2,))
         case "forward":
             model[0].forward = lambda x: -x
-    gm = capture(model, 1)
+    gm = capture(model, (X,))
     assert list(opaque(gm)) == ["0"]
     assert torch.equal(gm(X), model(X))
 
 
 def test_a_call_says_what_is_traced() -> None:
     model, mask = Net().eval(), torch.rand(2, 4)
-    call = Call.of((X,), {"mask": mask, "tail": True})
-    gm = capture(model, call)
+    gm = capture_call(model, ((X,), {"mask": mask, "tail": True})).graph
+    assert gm is not None
     assert [node.name for node in gm.graph.find_nodes(op="placeholder")] == ["x", "mask"]
     found, wanted = gm(X, mask), model(X, mask, tail=True)
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
@@ -231,10 +223,13 @@ class Summing(nn.Module):
 
 
 def test_any_number_of_inputs() -> None:
-    gm = capture(Summing(), 3)
+    gm = capture(Summing(), (X, X, X))
     assert [node.name for node in gm.graph.find_nodes(op="placeholder")] == ["first", "others_1", "others_2"]
     assert torch.equal(gm(X, X, X), 3 * X)
-    assert torch.equal(capture(Summing())(X, X, X), 3 * X)
+    with pytest.raises(
+        CaptureError, match=r"^what Summing takes cannot be guessed from its layers: give an example input "
+    ):
+        capture(Summing())
 
 
 class Failing(nn.Module):
@@ -251,7 +246,7 @@ class Failing(nn.Module):
 )
 def test_what_cannot_be_traced_is_placed(model: nn.Module, what: str) -> None:
     with pytest.raises(CaptureError) as caught:
-        capture(model, 1)
+        capture(model, (X,))
     message = str(caught.value)
     assert message.startswith(f"{type(model).__name__} cannot be traced into a graph: {__file__}:")
     assert f" in forward: {what}" in message

@@ -79,7 +79,7 @@ class Net(nn.Module):
 def test_all_readers_are_seen(also: str, only_the_norm: bool) -> None:
     model = Net(also)
     with pytest.raises(CaptureError, match="Net cannot be traced"):
-        capture(model, 1)
+        capture(model, (X,))
     gm = observe(model, (X,))
     gm.graph.lint()
     (node,) = calls(gm)[model.conv]
