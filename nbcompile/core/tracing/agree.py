@@ -56,9 +56,6 @@ class Comparison:
         inputs = [n.meta[SHAPE] for n in nodes if n.op == "placeholder" and n.meta[SHAPE]]
         self._batch = (inputs[0][0], self._twin[nodes[0]].meta[SHAPE][0]) if inputs else (1, 1)
         merged = [self._compare(a, b, other) for a, b in zip(nodes, others, strict=False)]
-        if len(nodes) != len(others):
-            longer = max(nodes, others, key=len)
-            raise DisagreementError(longer[min(len(nodes), len(others))], "makes another number of calls")
         for node, (args, kwargs) in zip(nodes, merged, strict=True):
             node.args, node.kwargs = self._put(node, args), self._put(node, kwargs)
 
@@ -80,6 +77,8 @@ class Comparison:
         return any(not _is_fixed(size, self, varied) for node in nodes for size in _sizes(node))
 
     def _compare(self, a: fx.Node, b: fx.Node, other: Recording) -> tuple[Any, Any]:
+        if (a.op == "output") != (b.op == "output"):
+            raise DisagreementError(b if a.op == "output" else a, "makes another number of calls for another input")
         if a.op != b.op or a.target != b.target:
             raise DisagreementError(a, f"calls {_said(a)} for one input and {_said(b)} for another")
         constant = self._one.constants.get(str(a.target)) if a.op == "get_attr" else None
@@ -99,7 +98,7 @@ class Comparison:
             return {key: self._merged(at, x, b[key]) for key, x in a.items()}
         if isinstance(a, slice) and isinstance(b, slice):
             return slice(*(self._merged(at, getattr(a, k), getattr(b, k)) for k in ("start", "stop", "step")))
-        if type(a) is type(b) and (a == b or a != a):
+        if type(a) is type(b) and (a == b or (a != a and b != b)):
             return a
         return self._grown(at, a, b)
 

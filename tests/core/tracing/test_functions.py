@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.core.tracing.runs import Does, X, check, recorded, written
+from tests.core.tracing.runs import Does, Net, X, check, recorded, written
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from nbcompile.core.tracing.record import ModelError
 from nbcompile.core.tracing.values import NUMBER
-from tests.core.tracing.runs import Does, X, check, recorded, run, written
+from tests.core.tracing.runs import Does, Net, X, check, recorded, run, written
 
 
 def test_tensors_of_the_network_are_read_by_their_names() -> None:
