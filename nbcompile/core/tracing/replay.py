@@ -112,20 +112,20 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 
 def _differing(model: nn.Module, one: Recording, tensors: Sequence[Tensor]) -> Iterator[fx.Node]:
-    """Nodes that do not give what was seen."""
+    """Nodes that do not give what was seen, all as it is after the run: a later node may have written into it."""
     root, seen = _root(model, one), one.seen
-    found: list[fx.Node] = []
+    made: list[tuple[fx.Node, Tensor]] = []
 
     class Looking(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             value = super().run_node(n)
-            if isinstance(value, Tensor) and n in seen and not _same(value, seen[n]):
-                found.append(n)
+            if isinstance(value, Tensor) and n in seen:
+                made.append((n, value))
             return value
 
     with _quietly(root, tensors):
         Looking(root, graph=one.graph).run(*(x.clone() for x in tensors), enable_io_processing=False)
-    yield from found
+    yield from (node for node, value in made if not _same(value, seen[node]))
 
 
 def _forward_of(module: nn.Module) -> str:
