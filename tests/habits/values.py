@@ -250,3 +250,16 @@ class UnfoldsAndFolds(nn.Module):
         size = x.shape[-2:]
         columns = F.unfold(self.a(x), 3, padding=1)
         return self.b(F.fold(columns, size, 3, padding=1) / 9)
+
+
+@habit("piece")
+class CatchesItsAssertion(Pair):
+    def forward(self, x):
+        try:
+            self.check(x)
+        except AssertionError:
+            x = x / 2
+        return self.b(self.a(x))
+
+    def check(self, x):
+        assert (x > 3).any()

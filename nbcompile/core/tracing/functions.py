@@ -1,6 +1,7 @@
 """What torch's functions are: how a call is written in a graph, what it may write to, and what it tells."""
 
 import dis
+import functools
 import operator
 import sys
 from operator import attrgetter
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nbcompile.core.tracing.values import caller
+from nbcompile.core.tracing.values import caller, callers
 
 _SWAPPED = {
     f"__r{name}__": getattr(operator, name) for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
@@ -114,13 +115,24 @@ def versions(tensors: list[Tensor]) -> list[int]:
 
 
 def in_assert() -> bool:
-    """Whether the truth value that is asked for decides only if an AssertionError is raised."""
+    """Whether the truth value that is asked for decides only if an AssertionError is raised that nobody catches."""
     frame, inner = caller(), sys._getframe(1)
     while inner is not frame and inner.f_back is not None:
         if inner.f_code is torch._assert.__code__:
-            return True
+            break
         inner = inner.f_back
-    return _is_assert(frame.f_code, frame.f_lasti)
+    checks = inner is not frame or _is_assert(frame.f_code, frame.f_lasti)
+    return checks and not any(_in_try(f.f_code, f.f_lasti) for f in callers(frame))
+
+
+def _in_try(code: CodeType, at: int) -> bool:
+    """Whether what is raised there goes to a handler in the same function."""
+    return any(start <= at < end for start, end, *_ in _handled(code))
+
+
+@functools.cache
+def _handled(code: CodeType) -> list[Any]:
+    return list(dis._parse_exception_table(code))  # type: ignore[attr-defined]
 
 
 def _is_assert(code: CodeType, at: int) -> bool:

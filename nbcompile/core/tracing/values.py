@@ -272,6 +272,14 @@ def caller() -> FrameType:
     return frame or sys._getframe(1)
 
 
+def callers(frame: FrameType | None) -> Iterator[FrameType]:
+    """``frame`` and the code of the network around it, without torch's, out to what runs the network."""
+    while frame is not None and not frame.f_code.co_filename.startswith(_FOLDERS[1]):
+        if not _is_ours(frame.f_code):
+            yield frame
+        frame = frame.f_back
+
+
 _OURS: dict[CodeType, bool] = {}
 _FOLDERS = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))  # not torchvision
 
