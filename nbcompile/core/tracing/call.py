@@ -1,13 +1,14 @@
 """How a module is called: which of its arguments are tensors, in what structure, and what the others are."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_flatten_with_path, tree_unflatten
 
 _CONSTANTS = (type(None), bool, int, float, str, torch.dtype, torch.device)
@@ -55,7 +56,7 @@ class Call:
     @classmethod
     def required(cls, module: nn.Module) -> "Call | None":
         """A call with a tensor for every parameter of ``forward`` that has no default; None where it has ``*args``."""
-        parameters = inspect.signature(module.forward).parameters.values()
+        parameters = _parameters(module)
         if any(p.kind is p.VAR_POSITIONAL for p in parameters):
             return None
         needed = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
@@ -84,7 +85,7 @@ class Call:
 
     def names(self, module: nn.Module) -> list[str]:
         """A name for every slot, after the parameters of ``forward``: ``x``, ``features_0``, ``features_1``."""
-        parameters = inspect.signature(module.forward).parameters.values()
+        parameters = _parameters(module)
         plain = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "input")
         names: list[str] = []
@@ -99,6 +100,12 @@ class Call:
                 name += "_"
             names.append(name)
         return names
+
+
+def _parameters(module: nn.Module) -> Collection[inspect.Parameter]:
+    """Of ``forward``; that of a graph which has not run yet takes anything, until its code is written."""
+    _LazyGraphModule.force_recompile(module)
+    return inspect.signature(module.forward).parameters.values()
 
 
 def _fits(leaf: Any, own: Any) -> bool:

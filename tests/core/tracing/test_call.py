@@ -4,8 +4,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from nbcompile.core.tracing.call import SLOT, Call
+from nbcompile.core.tracing.capture import capture
 
 A, B = torch.zeros(1), torch.ones(2)
 
@@ -81,3 +83,11 @@ def test_required() -> None:
     assert call.names(Needs()) == ["x", "y", "w"]
     assert Call.required(Module()) is None  # it takes any number
     assert Call.positional(2) == called(A, A)
+
+
+def test_a_graph_that_has_not_run_says_what_it_takes() -> None:
+    """Its code is written when it first runs; until then its forward takes anything."""
+    gm = capture(Module(), (A,))
+    assert isinstance(gm, _LazyGraphModule)
+    assert Call.required(gm) == called(A)
+    assert called(A).names(capture(Module(), (A,))) == ["x"]

@@ -1,6 +1,5 @@
 import copy
 import pickle
-from typing import Any
 
 import pytest
 import torch
@@ -140,7 +139,7 @@ def test_modes_are_of_both() -> None:
 
 def test_a_compiled_piece_can_be_traced_and_finds_its_graph() -> None:
     made = nn.Sequential(compiled(Net()).encoder)
-    gm = capture(made, 1)
+    gm = capture(made, (X,))
     (node,) = gm.graph.find_nodes(op="call_module")
     assert gm.get_submodule(str(node.target)) is made[0].compiled.conv
 
@@ -166,37 +165,6 @@ def test_pieces_inside_pieces() -> None:
         assert torch.equal(compiled(model)(X), model(X))
 
 
-class TwoOf(nn.Module):
-    """Opaque in its parent's graph for its flag, and a piece as it is called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 3, 1)
-
-    def forward(self, x: Tensor, sizes: Any) -> Tensor:
-        y: Tensor = self.conv(x)
-        return y[:, :, : sizes[0]] if sizes[0] > 4 else y
-
-
-class Sizing(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.part = nn.Conv2d(3, 3, 1), TwoOf()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.part(self.conv(x), x.shape[2:])  # type: ignore[no-any-return]
-
-
-def test_an_opaque_module_that_is_a_piece_as_it_is_called() -> None:
-    model = Sizing().eval()
-    made = compiled(model)
-    assert type(made.part) is CompiledPiece
-    with torch.no_grad():
-        for size in (8, 6, 3):  # of another size than the captured: the original computes it
-            x = torch.randn(1, 3, size, size)
-            assert torch.equal(made(x), model(x))
-
-
 @pytest.mark.parametrize("name", ["ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn"])
 def test_detectors(name: str) -> None:
     model = scramble_(getattr(torchvision.models.detection, name)(weights=None, weights_backbone=None)).eval()
@@ -205,4 +173,6 @@ def test_detectors(name: str) -> None:
     made = assemble(tree, {piece: piece.graph for piece in pieces(tree, (images,))})
     with torch.no_grad():
         assert relative_error(made(images), model(images)) == 0
-    assert type(made.backbone) is CompiledPiece
+    assert type(made) is CompiledPiece
+    assert isinstance(made, type(model))
+    assert made.backbone is tree.backbone

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from nbcompile.core.blocks import sites
 from nbcompile.core.errors import CaptureError, PreconditionError
-from nbcompile.core.graph.nodes import activation_of, calls, norm_of, readers, render_graph
+from nbcompile.core.graph.nodes import activation_of, calls, norm_of, readers
 from nbcompile.core.tracing.capture import capture
 from nbcompile.core.tracing.observe import observe
 from nbcompile.passes import ExpandSites
@@ -117,7 +117,6 @@ class Functional(nn.Module):
 
 def test_leaf_modules_are_whole_and_functions_keep_their_tensors() -> None:
     gm = observe(Functional(), (X,))
-    assert render_graph(gm).count("attention") == 3  # one node, and its repr
     assert [node.target for node in gm.graph.find_nodes(op="get_attr")] == [
         "norm.running_mean",
         "norm.running_var",
