@@ -20,6 +20,7 @@ from nbcompile.core.serialization.describe import describe_model
 from nbcompile.core.tracing.capture import capture, opaque
 from nbcompile.core.tracing.observe import is_observed, observe
 from nbcompile.core.tracing.pieces import Piece, pieces
+from nbcompile.core.tracing.replay import require_same_function
 from nbcompile.core.wrappers import unwrap, working_copy
 from nbcompile.giant_probe import LayerNeededError, probe
 from nbcompile.pass_runner import run_passes
@@ -40,6 +41,7 @@ def expand(
     *,
     pad_first: bool = False,
     verify_each: bool = False,
+    proof: bool = True,
 ) -> nn.Module:
     """A giant: a copy of ``model`` in which some layers are expansion blocks.
 
@@ -59,12 +61,14 @@ def expand(
             k×k layer first. Both contract exactly; the zero ring of the former disturbs the inner norm's batch
             statistics, and trained worse (``benchmarks/kernel_order.py``).
         verify_each: with ``preserve``, run the graph before and after the pass and compare.
+        proof: run the graph in which sites were found against the model, and the giant's graph against the giant.
 
     Returns:
         The giant: same class, same mode, same keys outside the sites.
 
     Raises:
         CaptureError: if a child has a name that graphs need for themselves.
+        PostconditionError: if the giant's graph does not compute what the giant does.
         PreconditionError: if a layer cannot be expanded; it is named.
         UsageError: if the options do not fit; candidates are listed.
 
@@ -75,7 +79,7 @@ def expand(
     expander = ExpandSites(where, block, ratio, preserve, pad_first)
     while True:
         try:
-            giant, gm = _expanded(model, inputs, expander, inputs if verify_each and preserve else None)
+            giant, gm = _expanded(model, inputs, expander, inputs if verify_each and preserve else None, proof)
             break
         except LayerNeededError as refusal:
             if named_patterns(where) is not None or refusal.layer in expander.spared:
@@ -118,12 +122,12 @@ def candidates(model: nn.Module, example_input: ExampleInput | None = None) -> t
 
 
 def _expanded(
-    model: nn.Module, inputs: Inputs, expander: ExpandSites, verify: Inputs | None
+    model: nn.Module, inputs: Inputs, expander: ExpandSites, verify: Inputs | None, proof: bool
 ) -> tuple[nn.Module, fx.GraphModule]:
     """A giant made from a copy of ``model``, and the graph in which its sites were found."""
     giant = working_copy(model)
     with step("tracing the network"):
-        gm, parts = _graph(giant, inputs)
+        gm, parts = _graph(giant, inputs, proof)
     _require_called(giant, gm, named_patterns(expander.where) or [])
     layers = dict(gm.named_modules())
     (result,) = run_passes((replace(expander, parts=parts),), gm, verify)
@@ -131,18 +135,20 @@ def _expanded(
         put(giant, layers[name], gm.get_submodule(name))
     with step("running the giant as its original ran"):
         probe(giant, model, inputs, {name: len(calls(gm)[gm.get_submodule(name)]) for name in result.rewritten})
+        if proof and not is_observed(gm):
+            require_same_function(giant, gm, inputs)
     return giant, gm
 
 
-def _graph(giant: nn.Module, inputs: Inputs) -> tuple[fx.GraphModule, tuple[Piece, ...]]:
+def _graph(giant: nn.Module, inputs: Inputs, proof: bool = True) -> tuple[fx.GraphModule, tuple[Piece, ...]]:
     """The captured graph; where that hides a tensor or cannot be had, the graph of one run, and the pieces."""
     with suppress(CaptureError):
-        gm = capture(giant, inputs)
+        gm = capture(giant, inputs, proof=proof)
         if not any(True for module in opaque(gm).values() for _ in tensors_of(module)):
             return gm, ()
     gm = observe(giant, inputs)
     with suppress(CaptureError):
-        return gm, pieces(giant, inputs)
+        return gm, pieces(giant, inputs, proof=proof)
     return gm, ()
 
 

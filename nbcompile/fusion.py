@@ -31,6 +31,7 @@ def fuse(
     example_input: ExampleInput | None = None,
     force: bool = False,
     verify_each: bool = False,
+    proof: bool = True,
 ) -> nn.Module:
     """The tiny network: ``model`` with its expansion blocks contracted, or with all merged that can be; in eval mode.
 
@@ -39,11 +40,12 @@ def fuse(
         scope: ``sites`` (the default where there are expansion blocks) gives back the original's class, keys and
             shapes, norms and all; ``all`` (the default where there are none) the deploy form: every affine region
             merged whose merge is border-exact and lets neither MACs nor params grow.
-        example_input: what the model is called with, for ``all``; None where the model remembers it, or can do without.
-            It tells how what cannot be traced as a whole is called in its parts, and the shapes that a few merges
-            depend on (linear layers beside a BatchNorm1d, concatenations, slices).
+        example_input: what the model is called with, for ``all``, which runs it to read it. None where the model
+            remembers it, is one of timm or torchvision, or runs on what its first layers take; the example also tells
+            the shapes that a few merges depend on (linear layers beside a BatchNorm1d, concatenations, slices).
         force: contract blocks whose slope is not 1, too; the error this makes is measured and logged.
         verify_each: run the graph before and after every pass and compare.
+        proof: for ``all``: run the graph that was read against the model, on the example and on a drawn input.
 
     Returns:
         With ``sites``, a module of the original's class whose ``state_dict`` the original takes strictly. With
@@ -51,7 +53,7 @@ def fuse(
 
     Raises:
         PreconditionError: if a slope is below 1, a weight is not finite, on the meta device or quantized; it is named.
-        CaptureError: with ``all``, if nothing in the model can be traced.
+        CaptureError: with ``all``, if no graph can say anything of the model, or it needs an example input.
         UsageError: if ``scope`` is neither.
 
     What is returned can be trained on: call ``.train()`` and make a new optimiser. In train mode it computes what the
@@ -60,7 +62,7 @@ def fuse(
     Source: NetBooster (arXiv 2306.13586) sec. 3.4.
     """
     return fused(
-        model, scope, example_input=example_input, force=force, verify_each=verify_each
+        model, scope, example_input=example_input, force=force, verify_each=verify_each, proof=proof
     )[0]  # fmt: skip
 
 
@@ -72,6 +74,7 @@ def fused(
     example_input: ExampleInput | None = None,
     force: bool = False,
     verify_each: bool = False,
+    proof: bool = True,
 ) -> tuple[nn.Module, tuple[PassReport, ...]]:
     """As :func:`fuse`, and what was done."""
     if scope not in (None, "sites", "all"):
@@ -92,7 +95,7 @@ def fused(
     if scope == "all":
         known = example_input is not None or origin_of(model) is not None
         inputs = inputs_for(tiny, example_input, who="fuse") if known else None
-        tiny, more = compiled(tiny, inputs, verify_each)
+        tiny, more = compiled(tiny, inputs, verify_each, proof=proof)
         reports += more
     return tiny, reports
 

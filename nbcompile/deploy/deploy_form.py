@@ -54,7 +54,7 @@ def deploy(model: nn.Module, inputs: Inputs) -> nn.Module:
 
 @step("making the deploy form")
 def compiled(
-    model: nn.Module, inputs: Inputs | None, verify_each: bool = False
+    model: nn.Module, inputs: Inputs | None, verify_each: bool = False, *, proof: bool = True
 ) -> tuple[nn.Module, tuple[PassReport, ...]]:
     """The deploy form of a model without expansion blocks, and what was done.
 
@@ -62,6 +62,7 @@ def compiled(
         model: left as it is, and shares nothing with the result.
         inputs: what it is called with; None where that is not known.
         verify_each: run the graph before and after every pass and compare.
+        proof: run the graph that was captured against the model.
 
     Returns:
         A GraphModule; where the model cannot be traced, its own class with what can be traced replaced.
@@ -73,9 +74,9 @@ def compiled(
     require_values(model)
     tree = working_copy(model, training=False)  # tracing runs its code, and passes may take from its modules
     with step("tracing the network"):
-        graph = _whole(tree, inputs)
+        graph = _whole(tree, inputs, proof)
     if graph is None:
-        result, reports = _by_pieces(tree, inputs, verify_each)
+        result, reports = _by_pieces(tree, inputs, verify_each, proof)
     else:
         result, reports = graph, (PassReport("", _run(graph, inputs, verify_each)),)
     if isinstance(result, fx.GraphModule):
@@ -113,21 +114,23 @@ def require_values(model: nn.Module) -> None:
             raise PreconditionError(f"fuse: '{key}' holds NaN: training diverged; take an earlier checkpoint")
 
 
-def _whole(model: nn.Module, inputs: Inputs | None) -> fx.GraphModule | None:
+def _whole(model: nn.Module, inputs: Inputs | None, proof: bool) -> fx.GraphModule | None:
     """The graph of all of ``model``; None where a part of it is opaque, it cannot be traced, or would lose hooks."""
     if why_changed(model):
         return None
     try:
-        graph = capture(model, inputs)
+        graph = capture(model, inputs, proof=proof)
     except CaptureError:
         return None
     return None if opaque(graph) else graph
 
 
-def _by_pieces(tree: nn.Module, inputs: Inputs | None, verify_each: bool) -> tuple[nn.Module, tuple[PassReport, ...]]:
+def _by_pieces(
+    tree: nn.Module, inputs: Inputs | None, verify_each: bool, proof: bool
+) -> tuple[nn.Module, tuple[PassReport, ...]]:
     done: dict[Piece, fx.GraphModule] = {}
     reports = []
-    for piece in pieces(tree, inputs):
+    for piece in pieces(tree, inputs, proof=proof):
         whole = inputs if not piece.name else None
         reports.append(PassReport(piece.name, _run(piece.graph, whole, verify_each and whole is not None)))
         done[piece] = piece.graph

@@ -1,5 +1,6 @@
 """Lifting of convolutions, transposed or not, and linear layers: as modules, and as functions of constant weights."""
 
+import operator
 from typing import Any, cast
 
 import torch
@@ -85,7 +86,13 @@ def _why_not(context: Context, node: fx.Node, weight: Any, given: Any, bias: Any
         return "its weight depends on the input"
     if not weight.is_floating_point():
         return f"its weight is {str(weight.dtype).removeprefix('torch.')}, not floating point"
-    return f"'{node.name}' shares its weights" if context.constants.shared(node) else None
+    others = context.constants.readers(node) - {node} - _border(node)
+    return f"'{node.name}' shares its weights" if others else None
+
+
+def _border(node: fx.Node) -> set[fx.Node]:
+    """What fills the padding behind ``node``, with its own bias say (ECB: Zhang et al. 2021, sec. 3.2)."""
+    return {write for padding in node.users for write in padding.users if write.target is operator.setitem}
 
 
 def _why_no_transposed(module: nn.Module) -> str | None:

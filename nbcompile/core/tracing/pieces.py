@@ -43,7 +43,7 @@ class Piece:
     call: Call | None
 
 
-def pieces(model: nn.Module, inputs: Inputs | None = None) -> tuple[Piece, ...]:
+def pieces(model: nn.Module, inputs: Inputs | None = None, *, proof: bool = True) -> tuple[Piece, ...]:
     """The model itself if it can be captured, and the pieces of what is opaque in it; else those of its children.
 
     Outer pieces come first. Beside the model itself, a piece holds a convolution or linear layer, carries no hooks
@@ -52,12 +52,13 @@ def pieces(model: nn.Module, inputs: Inputs | None = None) -> tuple[Piece, ...]:
     Args:
         model: any module; left as it was.
         inputs: what it is called with; None as of :func:`nbcompile.core.tracing.capture.capture`.
+        proof: as there.
 
     Raises:
         CaptureError: if there is no piece, with the reason.
         PreconditionError: if the model does not run on ``inputs``.
     """
-    search = _Search()
+    search = _Search(proof)
     search.visit("", model, None if inputs is None else (inputs, {}))
     if not search.pieces:
         raise search.failure or CaptureError(
@@ -93,7 +94,8 @@ def assemble(tree: nn.Module, compiled: dict[Piece, fx.GraphModule]) -> nn.Modul
 class _Search:
     """Walks down from a model to its pieces, each module once."""
 
-    def __init__(self) -> None:
+    def __init__(self, proof: bool) -> None:
+        self._proof = proof
         self.pieces: list[Piece] = []
         self.failure: CaptureError | None = None
         self._visited: set[nn.Module] = set()
@@ -116,7 +118,7 @@ class _Search:
         if why_changed(module):
             return None
         try:
-            found = capture_call(module, called)
+            found = capture_call(module, called, proof=self._proof)
         except CaptureError as error:
             self.failure = self.failure or error
             return None

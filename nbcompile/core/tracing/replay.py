@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from nbcompile.core.errors import PostconditionError
+from nbcompile.core.example import Inputs
 from nbcompile.core.numerics import TOLERANCE, relative_error
 from nbcompile.core.running import eval_mode
 from nbcompile.core.tracing.call import Call
@@ -52,6 +54,28 @@ def prove(model: nn.Module, call: Call, one: Recording, others: Sequence[tuple[S
                 f"gives another output when it is called again, because it keeps '{f'{name}.{attribute}'.lstrip('.')}' "
                 "from call to call",
             )
+
+
+def require_same_function(model: nn.Module, gm: fx.GraphModule, inputs: Inputs) -> None:
+    """Run a model and a graph of it, which was rewritten as the model was, each as a copy in eval mode.
+
+    Args:
+        model: left as it is.
+        gm: of the same layers; left as it is.
+        inputs: positional inputs of ``model``, tensors.
+
+    Raises:
+        PostconditionError: if they give other outputs.
+    """
+    tensors = [x for x in inputs if isinstance(x, Tensor)]
+    copy = shadow(model)
+    with _quietly(copy, tensors):
+        expected = copy(*(x.clone() for x in inputs))
+    if not _same(_replayed(shadow(gm), gm.graph, tensors), expected):
+        raise PostconditionError(
+            f"the graph of this {type(model).__name__} gives another output than the network, now that layers were "
+            "replaced in both: a file of it would be another network"
+        )
 
 
 @contextmanager
