@@ -199,3 +199,24 @@ class ChoosesByChannels(nn.Module):
             x = self.by[f"c{x.shape[1]}"](x)
         torch._assert(x.shape[1] == 4, "other channels")
         return x
+
+
+@habit("whole", TOKENS, batches=(3,))
+class ScalesByLength(nn.Module):
+    """A number that does not say where it is from, of a size in which no network is asked to differ."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.b(self.a(x).relu()) / len(x[0]) * x.shape[1]
+
+
+@habit("whole", TensorSpec((2, 4, 8, 8), torch.float64))
+class CutsToAWindow(Pair):
+    """What is 8 wide at the example and at twice its size is narrower at others."""
+
+    def forward(self, x):
+        y = self.a(x)[:, :, :9, :9]
+        return self.b(y) / y.shape[2] if y.shape[3] == 8 else self.b(y)

@@ -27,20 +27,22 @@ class CheckedGraph(fx.GraphModule):
 
 
 @fx.has_side_effect
-def require_sizes(x: Tensor, name: str, sizes: tuple[int, ...]) -> None:
+def require_sizes(x: Tensor, name: str, sizes: tuple[int | None, ...]) -> None:
     """Check the sizes of an input, but for its batch.
 
     Args:
         x: the input.
         name: of it.
-        sizes: of its dimensions from the second on.
+        sizes: of its dimensions from the second on; None where any will do.
 
     Raises:
         PreconditionError: if they are others.
     """
-    if tuple(x.shape[1:]) != tuple(sizes):
+    given = tuple(x.shape[1:])
+    if len(given) != len(sizes) or any(size not in (None, n) for size, n in zip(sizes, given, strict=True)):
+        held = ", ".join("any" if size is None else str(size) for size in sizes)
         raise PreconditionError(
-            f"'{name}' has the sizes {tuple(x.shape[1:])} behind its batch, but the graph holds for {tuple(sizes)} "
+            f"'{name}' has the sizes {given} behind its batch, but the graph holds for ({held}) "
             "only: the network chooses its way by them, or computes with them in a way that could not be followed; "
             "make it again with an example input of the sizes that you want"
         )

@@ -167,7 +167,23 @@ def _is_fixed(node: fx.Node, agreed: Comparison, varied: bool) -> bool:
         return False
     source: Any = node.args[0]
     dims = len(source.meta[SHAPE])
-    return varied or (dims >= 4 and node.args[1] in (1, 1 - dims))
+    return (varied and not _is_cut(source)) or (dims >= 4 and node.args[1] in (1, 1 - dims))
+
+
+def _is_cut(node: fx.Node) -> bool:
+    """Whether a map was cut to a fixed length on its way: a shorter one has another size."""
+    seen, stack = {node}, [node]
+    while stack:
+        one = stack.pop()
+        index = one.args[1] if one.target is operator.getitem else ()
+        if any(
+            isinstance(part, slice) and part.stop is not None
+            for part in (index if isinstance(index, tuple) else (index,))
+        ):
+            return True
+        stack += [more for more in one.all_input_nodes if more not in seen]
+        seen.update(one.all_input_nodes)
+    return False
 
 
 def _sizes(node: fx.Node) -> Iterator[fx.Node]:

@@ -1,10 +1,9 @@
 """Runs of a network, compared until they agree on what is opaque, what depends on sizes, and what is computed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
@@ -17,6 +16,7 @@ from nbcompile.core.tracing.record import ModelError, record
 from nbcompile.core.tracing.recording import Choice, Reason, Recording
 from nbcompile.core.tracing.replay import UnprovenError, prove
 from nbcompile.core.tracing.values import SHAPE
+from nbcompile.core.tracing.variations import batch_of, open_sizes, resized, variations
 
 _ROUNDS = 12
 """How often a network is run again because another part of it has turned out to be opaque."""
@@ -116,8 +116,10 @@ def _agreed(
                 break
             if agreed.guessed or chosen or not sizes:
                 _more_batches(model, call, tensors, one, hidden)
-            same = all(a.shape == b.shape for a, b in zip(tensors, others, strict=True))
-            _guard(one, chosen, sizes=failure is not None or same)  # numbers of unseen origin were not put to the test
+            untested = [set(range(1, x.ndim)) for x in tensors]
+            if failure is None:  # numbers of unseen origin were put to the test where sizes were others
+                untested = open_sizes(lambda given: _takes(model, call, given), tensors, others)
+            _guard(one, chosen, untested)
             settle(one, agreed, varied)
             return one, [(others, other.outputs)]
         if failure is None:  # there is nothing else that it takes
@@ -145,8 +147,8 @@ def _run(model: nn.Module, call: Call, tensors: list[Tensor], hidden: dict[str, 
     return one
 
 
-def _guard(one: Recording, chosen: Sequence[Choice], sizes: bool) -> None:
-    """Let the graph check that it would have come the same way; with ``sizes``, that its inputs have its sizes."""
+def _guard(one: Recording, chosen: Sequence[Choice], untested: Sequence[Collection[int]]) -> None:
+    """Let the graph check that it would have come the same way, and that ``untested`` sizes are as seen."""
     graph = one.graph
     for choice in chosen:
         last = max(choice.nodes, key=list(graph.nodes).index)
@@ -156,9 +158,18 @@ def _guard(one: Recording, chosen: Sequence[Choice], sizes: bool) -> None:
             graph.call_function(require_same_choice, (asked, choice.outcome, choice.place))
     inputs = graph.find_nodes(op="placeholder")
     with graph.inserting_after(inputs[-1]):
-        for node in reversed(inputs) if sizes else ():
-            if len(node.meta[SHAPE]) > 1:
-                graph.call_function(require_sizes, (node, str(node.target), node.meta[SHAPE][1:]))
+        for node, dims in reversed(list(zip(inputs, untested, strict=True))):
+            if dims:
+                sizes = tuple(n if d in dims else None for d, n in enumerate(node.meta[SHAPE]))
+                graph.call_function(require_sizes, (node, str(node.target), sizes[1:]))
+
+
+def _takes(model: nn.Module, call: Call, tensors: Sequence[Tensor]) -> bool:
+    try:
+        record(model, call, tensors, sizes=False)
+    except ModelError:
+        return False
+    return True
 
 
 def _refuse_choice(choice: Choice) -> None:
@@ -172,9 +183,9 @@ def _more_batches(
     model: nn.Module, call: Call, tensors: list[Tensor], one: Recording, hidden: dict[str, Reason]
 ) -> None:
     """Check that code that looks at the batch does the same at one sample and at many."""
-    batch = _batch(tensors)
+    batch = batch_of(tensors)
     for wanted in (1, 2 * batch + 3):
-        others = [_resized(x, batch, wanted, False) for x in tensors]
+        others = [resized(x, batch, wanted) for x in tensors]
         try:
             other = _run(model, call, others, hidden, False)
         except ModelError:
@@ -183,31 +194,6 @@ def _more_batches(
             Comparison(one, other, guess=False)
         except DisagreementError as error:
             raise _verdict(one, error) from error
-
-
-def variations(tensors: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], bool]]:
-    """Other inputs of the kind of ``tensors``, and whether their sizes are others, too, not only the batch."""
-    batch = _batch(tensors)
-    if any(x.ndim > 2 or (x.ndim == 2 and not x.is_floating_point()) for x in tensors):
-        more = 1 + (batch == 1)  # sizes are doubled, a batch of 1 is not: what grows with one does not with the other
-        yield [_resized(x, batch, batch + more, True) for x in tensors], True
-    yield [_resized(x, batch, batch + 1, False) for x in tensors], False
-    yield [_resized(x, batch, batch, False) for x in tensors], False
-
-
-def _batch(tensors: Sequence[Tensor]) -> int:
-    return next((x.shape[0] for x in tensors if x.ndim), 0)
-
-
-def _resized(x: Tensor, batch: int, wanted: int, sizes: bool) -> Tensor:
-    """Another number of samples, other sizes, other values: the same ones at other places."""
-    first = 1 if not x.is_floating_point() else 2
-    for d, size in enumerate(x.shape):
-        length = wanted if d == 0 and size == batch else size
-        if sizes and d >= first:
-            length = size // 2 if size >= 64 else 2 * size
-        x = x.index_select(d, torch.arange(length, device=x.device) % max(size, 1))
-    return x.flatten().roll(1).reshape(x.shape)
 
 
 def graph_module(model: nn.Module, recording: Recording) -> fx.GraphModule:
