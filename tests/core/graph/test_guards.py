@@ -52,6 +52,17 @@ def test_other_sizes_are_refused(shape: tuple[int, ...]) -> None:
     )
 
 
+def test_of_some_sizes_any_will_do() -> None:
+    require_sizes(torch.ones(2, 3, 9), "x", (3, None))
+    with pytest.raises(
+        PreconditionError,
+        match=re.escape("'x' has the sizes (4, 9) behind its batch, but the graph holds for (3, any) only"),
+    ):
+        require_sizes(torch.ones(2, 4, 9), "x", (3, None))
+    with pytest.raises(PreconditionError, match=re.escape("holds for (3, any) only")):
+        require_sizes(torch.ones(2, 3), "x", (3, None))
+
+
 def test_another_choice_is_refused() -> None:
     with pytest.raises(PreconditionError) as caught:
         checked()(X[:1], 2)
