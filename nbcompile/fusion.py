@@ -14,7 +14,7 @@ from nbcompile.core.progress import step
 from nbcompile.core.running import output_of
 from nbcompile.core.tracing.capture import capture
 from nbcompile.core.tracing.observe import one_run_only
-from nbcompile.core.wrappers import copied, require_loaded, unwrap, working_copy
+from nbcompile.core.wrappers import require_loaded, unwrap, working_copy
 from nbcompile.deploy.deploy_form import PassReport, compiled
 from nbcompile.pass_runner import run_passes
 from nbcompile.passes import ContractSites, PassResult
@@ -88,7 +88,7 @@ def fused(
     reports: tuple[PassReport, ...] = ()
     tiny = model
     if expanded:
-        tiny = copied(model, training=False)
+        tiny = working_copy(model, training=False)
         reports = (PassReport("", (_contract(tiny, force, verify_each),)),)
         if force and any(not block.linear for block in sites(model).values()):
             _report_error(model, tiny)

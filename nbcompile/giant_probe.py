@@ -11,7 +11,7 @@ from nbcompile.core.blocks import Expanded, sites
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import Inputs
 from nbcompile.core.running import output_of
-from nbcompile.core.wrappers import copied, working_copy
+from nbcompile.core.wrappers import working_copy
 
 
 class LayerNeededError(PreconditionError):
@@ -36,7 +36,7 @@ def probe(giant: nn.Module, model: nn.Module, inputs: Inputs, wanted: dict[str, 
         PreconditionError: if the giant does not run although the model does.
     """
     for training in (False, True):
-        probe = copied(giant, training=training)
+        probe = working_copy(giant, training=training)
         reached: Counter[str] = Counter()
         batch = _twice(inputs) if training else inputs
         for site, block in sites(probe).items():  # no hooks: torch's transformer layers take another path with them

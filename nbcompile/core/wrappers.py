@@ -3,6 +3,7 @@
 import copy
 import sys
 from collections.abc import Iterator, Mapping
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
@@ -87,10 +88,27 @@ def working_copy(model: nn.Module, *, training: bool | None = None) -> nn.Module
 
 def _copied(model: nn.Module, memo: dict[int, Any], training: bool | None) -> nn.Module:
     copy_ = copy.deepcopy(model, memo)
+    for module in copy_.modules():
+        for key, hooks in vars(module).items():
+            if key.endswith("_hooks") and isinstance(hooks, dict):  # a copy's are to know the copy
+                hooks.update({n: rebound(hook, memo) for n, hook in hooks.items() if isinstance(hook, FunctionType)})
     remember(copy_, origin_of(model))
     if training is not None:  # what a model's own `train` and `eval` return does not matter
         copy_.train() if training else copy_.eval()
     return copy_
+
+
+def rebound(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
+    """A function that a module holds, a hook say, with the copies of the modules that it was made with."""
+    cells, named = function.__closure__ or (), function.__kwdefaults__ or {}
+    inside = [cell.cell_contents for cell in cells if cell != CellType()]
+    if not any(id(value) in memo for value in (*inside, *(function.__defaults__ or ()), *named.values())):
+        return function
+    closure = tuple(CellType(memo.get(id(cell.cell_contents), cell.cell_contents)) for cell in cells)
+    defaults = tuple(memo.get(id(value), value) for value in function.__defaults__ or ())
+    made = FunctionType(function.__code__, function.__globals__, function.__name__, defaults, closure)
+    made.__kwdefaults__ = {key: memo.get(id(value), value) for key, value in named.items()}
+    return made
 
 
 def _stubborn(model: nn.Module) -> Iterator[tuple[str, Any, Exception]]:

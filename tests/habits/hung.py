@@ -61,9 +61,9 @@ class HookKeepsOutput(Pair):
         return y + self.a.seen
 
 
-@habit("refused", sites=0)
+@habit("safe", sites=0)
 class HookKeepsElsewhere(Pair):
-    """The hook of a copy writes into the original, whose copies therefore do not run."""
+    """The hook knows the original: a copy by copy.deepcopy does not run."""
 
     def __init__(self):
         super().__init__()

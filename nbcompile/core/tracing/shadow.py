@@ -2,14 +2,14 @@
 
 import copy
 from collections import OrderedDict
-from types import CellType, FunctionType
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nbcompile.core.example import origin_of, remember
-from nbcompile.core.wrappers import copied
+from nbcompile.core.wrappers import copied, rebound
 
 State = dict[tuple[str, str], Any]
 """What each attribute of each module holds, by the names of both."""
@@ -94,7 +94,7 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         made = memo[id(value)] = value.detach().clone().requires_grad_(value.requires_grad)
         return made
     if isinstance(value, FunctionType):
-        return _rebound(value, memo)
+        return rebound(value, memo)
     if type(value) in (dict, OrderedDict):
         made = memo[id(value)] = type(value)()
         made.update((_copied(key, memo), _copied(part, memo)) for key, part in value.items())
@@ -112,19 +112,6 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(value, memo)
     except Exception:
         return value  # a lock, an open file: there is only one of it
-
-
-def _rebound(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
-    """A function that a module holds, a hook say, with the copies of the modules that it was made with."""
-    cells, named = function.__closure__ or (), function.__kwdefaults__ or {}
-    inside = [cell.cell_contents for cell in cells if cell != CellType()]
-    if not any(id(value) in memo for value in (*inside, *(function.__defaults__ or ()), *named.values())):
-        return function
-    closure = tuple(CellType(memo.get(id(cell.cell_contents), cell.cell_contents)) for cell in cells)
-    defaults = tuple(memo.get(id(value), value) for value in function.__defaults__ or ())
-    made = FunctionType(function.__code__, function.__globals__, function.__name__, defaults, closure)
-    made.__kwdefaults__ = {key: memo.get(id(value), value) for key, value in named.items()}
-    return made
 
 
 def _is_plain(cls: type) -> bool:
