@@ -3,8 +3,11 @@
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
+from nbcompile.core.tracing.modules import can_be_taken_apart, containers, contents, holders, keeps
+from nbcompile.core.tracing.shadow import state
 from tests.core.tracing.runs import Does, X, recorded
 
 
@@ -93,3 +96,78 @@ def test_a_tensor_that_is_kept_by_what_is_not_shown_is_no_flag() -> None:
         return x if x.sum() > 0 else x + m.kept
 
     assert recorded(nn.Sequential(Does(keeps)), X, opaque=("0",)).refusal is None
+
+
+def test_all_around_a_module_are_passed_by() -> None:
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.outer = nn.Sequential(nn.Sequential(nn.Linear(5, 5).double(), nn.ReLU()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.outer[0][0](x)  # type: ignore[no-any-return]
+
+    model = Deep()
+    assert holders(model)[model.outer[0][0]] == {"outer", "outer.0"}
+    assert holders(model)[model.outer[0]] == {"outer"}
+    assert holders(model)[model.outer[0][1]] == set()  # an activation is nobody's
+    assert recorded(model, X).passed_by == {"outer", "outer.0"}
+
+
+def test_a_tensor_from_a_part_that_was_not_understood_is_no_constant() -> None:
+    """Also where only the part around it is one node."""
+
+    def inner(m: Any, x: Tensor) -> Any:
+        return {x * 2}
+
+    def middle(m: Any, x: Tensor) -> Tensor:
+        (m.kept,) = m.parts[0](x)
+        return x * 1
+
+    def outer(m: Any, x: Tensor) -> Tensor:
+        return m.parts[0](x) + m.parts[0].kept  # type: ignore[no-any-return]
+
+    one = recorded(Does(outer, Does(middle, Does(inner))), X, opaque=("parts.0.parts.0",))
+    assert one.refusal is not None
+    assert one.refusal.why == "uses a tensor that was made by code which the graph does not show"
+    assert one.constants == {}
+
+
+def test_contents_tell_of_a_change_and_containers_of_those_alone() -> None:
+    x = torch.ones(2)
+    value: Any = {"a": [x, 1], "b": (x,)}
+    inside, around = contents(value), containers(value)
+    x.add_(1)
+    assert contents(value) != inside
+    assert containers(value) == around
+    value["a"].pop()
+    assert containers(value) != around
+
+
+@pytest.mark.parametrize(
+    ("value", "can"),
+    [
+        (X, True),
+        (None, True),
+        ([X, (X, None)], True),
+        ({"a": X}, True),
+        (3, False),
+        ([X, 3], False),
+        ("a", False),
+        ({X}, False),
+        (type("Own", (dict,), {})(a=X), False),
+    ],
+)
+def test_what_a_graph_can_take_apart(value: Any, can: bool) -> None:
+    assert can_be_taken_apart(value) is can
+
+
+def test_keeps_names_the_first_that_is_no_tensor() -> None:
+    model: Any = nn.Sequential(nn.ReLU())
+    before = state(model)
+    model[0].kept = X
+    assert keeps(model, before) == ""
+    model[0].flag = True
+    assert keeps(model, before) == "0.flag"
+    model.listed = [1]
+    assert keeps(model, before) == "listed"
