@@ -84,7 +84,7 @@ class ExpandSites(Pass):
         pattern, candidates = self.candidates(gm)
         if layers and not candidates and named_patterns(self.where) is None:
             first = next(iter(layers))
-            reason = self._why_not(gm, first, nodes[gm.get_submodule(first)])
+            reason = self._why_not(gm, first, nodes[gm.get_submodule(first)]) or "no output depends on it"
             raise PreconditionError(f"{self.name}: no layer of this network can be expanded; not '{first}': {reason}")
         chosen = select_sites(self.where, candidates, list(layers))
         specs = [

@@ -10,7 +10,7 @@ from typing import Any, cast
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from nbcompile.core.errors import CaptureError
+from nbcompile.core.errors import CaptureError, PreconditionError
 from nbcompile.core.example import Inputs, random_inputs
 from nbcompile.core.graph.nodes import layer_of
 from nbcompile.core.graph.operators import called
@@ -122,6 +122,10 @@ class _Search:
         except CaptureError as error:
             self.failure = self.failure or error
             return None
+        except PreconditionError:
+            if not name:
+                raise
+            return None  # by itself, and with drawn inputs, it may not run
         if found.graph is None:
             self.failure = self.failure or refused(module, found.refusal)
         return found

@@ -45,7 +45,9 @@ def record(
     try:
         return _recorded(Recorder(shadow(model), opaque, sizes, strict, shared), call, tensors)
     except WritesWeightsError:
-        return _recorded(Recorder(copied(model), opaque, sizes, strict), call, tensors)
+        made = _recorded(Recorder(copied(model), opaque, sizes, strict), call, tensors)
+        made.writes = True
+        return made
 
 
 def _recorded(recorder: Recorder, call: Call, tensors: Sequence[Tensor]) -> Recording:

@@ -67,6 +67,7 @@ class Recording:
         before: what its modules held before, as :func:`state` says.
         tensors: what it ran on.
         seen: the values of nodes, as they are after the run.
+        writes: whether the network writes into its weights: who runs it, or its graph, needs weights of its own.
     """
 
     graph: fx.Graph = field(default_factory=fx.Graph)
@@ -81,3 +82,4 @@ class Recording:
     before: dict[tuple[str, str], Any] = field(default_factory=dict)
     tensors: Sequence[Tensor] = ()
     seen: dict[fx.Node, Tensor] = field(default_factory=dict)
+    writes: bool = False

@@ -16,6 +16,7 @@ from nbcompile.core.tracing.call import Call
 from nbcompile.core.tracing.recording import Recording
 from nbcompile.core.tracing.shadow import changed, shadow, state
 from nbcompile.core.tracing.values import PLACE, tensors_within
+from nbcompile.core.wrappers import copied
 
 
 class UnprovenError(Exception):
@@ -86,7 +87,7 @@ def _quietly(model: nn.Module, tensors: Sequence[Tensor]) -> Iterator[None]:
 
 
 def _root(model: nn.Module, one: Recording) -> nn.Module:
-    root = shadow(model)
+    root = copied(model) if one.writes else shadow(model)
     for name, constant in one.constants.items():
         root.register_buffer(name, constant.clone(), persistent=False)
     return root

@@ -60,7 +60,10 @@ def resized(x: Tensor, batch: int, wanted: int, dims: Collection[int] = (), smal
         length = wanted if d == 0 and size == batch else size
         if d in dims:
             length = size // 2 if size >= 64 or smaller else 2 * size
-        x = x.index_select(d, torch.arange(length, device=x.device) % max(size, 1))
+        if size:
+            x = x.index_select(d, torch.arange(length, device=x.device) % size)
+        elif length:
+            x = x.new_ones(*x.shape[:d], length, *x.shape[d + 1 :])
     return x.flatten().roll(1).reshape(x.shape)
 
 
