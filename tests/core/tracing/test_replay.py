@@ -221,3 +221,10 @@ def test_model_inputs_and_generator_are_left_alone() -> None:
     assert torch.equal(torch.get_rng_state(), random)
     assert torch.equal(x, X)
     assert all(m.training for m in model.modules())
+
+
+def test_a_network_that_writes_into_its_input_leaves_those_it_is_proven_on() -> None:
+    model, x = Does(lambda m, x: x.add_(1) * 2), X.clone()
+    one = recorded(model, x)
+    prove(model, CALL, one, [(list(map(Tensor.clone, [x])), one.outputs)])
+    assert torch.equal(x, X)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.tracing.capture import capture
-from nbcompile.core.tracing.variations import open_sizes, variations
+from nbcompile.core.tracing.variations import open_sizes, resized, variations
 
 TOKENS = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
 IMAGE = torch.randn(2, 4, 7, 7, generator=torch.Generator().manual_seed(0))
@@ -68,3 +68,26 @@ def test_what_is_tried() -> None:
 
     assert open_sizes(takes, [TOKENS], [TOKENS]) == [{1}]  # type: ignore[arg-type]
     assert tried == [(2, 6, 4), (2, 1, 4), (2, 3, 8), (2, 3, 2)]
+
+
+def test_a_batch_of_one_does_not_grow_as_sizes_do() -> None:
+    shapes = [tuple(x.shape) for (x,), _ in variations([torch.ones(1, 3, 7, 5)])]
+    assert shapes == [(3, 3, 14, 10), (2, 3, 7, 5), (1, 3, 7, 5)]
+
+
+def test_values_are_those_of_the_example_at_other_places() -> None:
+    """So that indices stay indices."""
+    x = torch.arange(12).view(3, 4)
+    for (other,), _ in variations([x]):
+        assert set(other.flatten().tolist()) <= set(range(12))
+        assert not torch.equal(other[:3, :4], x)
+
+
+def test_resized() -> None:
+    x = torch.arange(6.0).view(2, 3)
+    assert resized(x, 2, 3).tolist() == [[2, 0, 1], [2, 3, 4], [5, 0, 1]]  # its rows again, moved by one
+    assert resized(x, 9, 4).shape == (2, 3)  # its first dimension is no batch
+    assert resized(torch.ones(2, 70, 5), 2, 1, [1, 2]).shape == (1, 35, 10)
+    assert resized(torch.ones(2, 7, 5), 2, 2, [1, 2], smaller=True).shape == (2, 3, 2)
+    assert resized(torch.ones(2, 0), 2, 3, [1]).shape == (3, 0)
+    assert torch.equal(x, torch.arange(6.0).view(2, 3))
