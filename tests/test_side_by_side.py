@@ -69,12 +69,10 @@ def run_side_by_side(rounds: int) -> None:
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
 
 
-@pytest.mark.xfail(reason="tracing patches Module.__call__ for the whole process", strict=False)
 def test_eight_threads_fuse_expand_and_run() -> None:
     run_side_by_side(5)
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="tracing patches Module.__call__ for the whole process", strict=False)
 def test_eight_threads_fuse_expand_and_run_a_hundred_times() -> None:
     run_side_by_side(100)

@@ -147,8 +147,10 @@ def interpret(
         def forward(self, *inputs: Any) -> Any:
             return Looking(self.gm).run(*(x for x in tree_leaves(inputs) if isinstance(x, Tensor)))
 
+    read = {str(node.target) for node in gm.graph.find_nodes(op="get_attr")}  # and maybe written into
     with rehearsal(gm, inputs) as (buffers, copies):
-        functional_call(Interpreted(), {f"gm.{key}": value for key, value in buffers.items()}, copies)
+        own = buffers | {key: x.detach().clone() for key, x in gm.named_parameters() if key in read}
+        functional_call(Interpreted(), {f"gm.{key}": value for key, value in own.items()}, copies)
 
 
 def tensors_of(module: nn.Module) -> Iterator[Tensor]:
