@@ -65,7 +65,7 @@ def test_structures_are_read_back_from_json() -> None:
 @pytest.mark.parametrize(
     "entry",
     [
-        [[3, 4], "complex64"],
+        [[3, 4], "complex32"],
         [],
         {},
         [[[3, 4], "float32"], 7],

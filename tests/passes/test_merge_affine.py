@@ -454,7 +454,7 @@ def test_instance_norms() -> None:
     frozen = nn.InstanceNorm2d(4, affine=True, track_running_stats=True)
     assert merged(lambda m, x: m.norm(m.conv(x)), conv=conv(), norm=frozen)[0] == ("conv",)
     frozen.track_running_stats = False
-    result = MergeAffine()(capture(nn.Sequential(conv(), frozen).double().eval()))
+    result = MergeAffine()(capture(nn.Sequential(conv(), frozen).double().eval(), (X.double(),)))
     why = "it has no running statistics: it normalises by the batch, also in eval mode"
     assert (result.rewritten, [s.reason for s in result.skipped]) == ((), [why])
 

@@ -7,6 +7,10 @@ from torch import Tensor, fx
 from nbcompile.core.errors import PreconditionError
 
 
+class OtherSizesError(PreconditionError):
+    """A graph was made for other sizes than it is given."""
+
+
 class CheckedGraph(fx.GraphModule):
     """A graph of a network that says what is wrong if it is called as the network can be, and it cannot."""
 
@@ -36,12 +40,12 @@ def require_sizes(x: Tensor, name: str, sizes: tuple[int | None, ...]) -> None:
         sizes: of its dimensions from the second on; None where any will do.
 
     Raises:
-        PreconditionError: if they are others.
+        OtherSizesError: if they are others.
     """
     given = tuple(x.shape[1:])
     if len(given) != len(sizes) or any(size not in (None, n) for size, n in zip(sizes, given, strict=True)):
         held = ", ".join("any" if size is None else str(size) for size in sizes)
-        raise PreconditionError(
+        raise OtherSizesError(
             f"'{name}' has the sizes {given} behind its batch, but the graph holds for ({held}) "
             "only: the network chooses its way by them, or computes with them in a way that could not be followed; "
             "make it again with an example input of the sizes that you want"
@@ -58,10 +62,15 @@ def require_same_choice(outcome: Any, expected: bool, place: str) -> None:
         place: file, line and function of the code.
 
     Raises:
-        PreconditionError: if it would choose otherwise.
+        OtherSizesError: if it would choose otherwise.
     """
     if bool(outcome) != expected:
-        raise PreconditionError(
+        raise OtherSizesError(
             f"{place}: the network chooses its way by the sizes of its input, and for these it is another than the "
             "graph's; make it again with an example input of the sizes that you want"
         )
+
+
+def is_guarded(gm: fx.GraphModule) -> bool:
+    """Whether ``gm`` holds for some sizes only."""
+    return any(gm.graph.find_nodes(op="call_function", target=check) for check in (require_sizes, require_same_choice))

@@ -64,7 +64,10 @@ class Comparison:
         if node not in self._values:
             first, *rest = node.args
             if node.op == "call_method":
-                shape = self._twin[first].meta[SHAPE]
+                twin = self._twin.get(first)
+                if twin is None or SHAPE not in twin.meta:
+                    raise DisagreementError(node, "asks for the size of what it has for one input only")
+                shape = twin.meta[SHAPE]
                 self._values[node] = math.prod(shape) if node.target != "size" else shape[rest[0]]
             else:
                 numbers = [self.value(x) if isinstance(x, fx.Node) else x for x in node.args]

@@ -104,7 +104,8 @@ class Call:
 
 def _parameters(module: nn.Module) -> Collection[inspect.Parameter]:
     """Of ``forward``; that of a graph which has not run yet takes anything, until its code is written."""
-    _LazyGraphModule.force_recompile(module)
+    if isinstance(module, fx.GraphModule):
+        _LazyGraphModule.force_recompile(module)
     return inspect.signature(module.forward).parameters.values()
 
 

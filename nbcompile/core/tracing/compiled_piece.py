@@ -1,10 +1,12 @@
 """What stands in a model for a module that was compiled: its graph, in that module's clothes."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from torch import fx, nn
 
+from nbcompile.core.graph.guards import OtherSizesError
 from nbcompile.core.tracing.call import Call
 
 
@@ -28,9 +30,12 @@ class CompiledPiece(nn.Module):
         self.__dict__.update(_original=original, _call=call, training=original.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The graph's output; for another kind of call, the original's."""
+        """The graph's output; for another kind of call, or sizes that it was not made for, the original's."""
         tensors = self._call.tensors(args, kwargs)
-        return self._original(*args, **kwargs) if tensors is None else self.compiled(*tensors)
+        if tensors is not None:
+            with suppress(OtherSizesError):
+                return self.compiled(*tensors)
+        return self._original(*args, **kwargs)
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:

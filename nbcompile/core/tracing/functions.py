@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nbcompile.core.tracing.values import caller, callers
+from nbcompile.core.tracing.places import caller, callers
 
 _SWAPPED = {
     f"__r{name}__": getattr(operator, name) for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
@@ -109,7 +109,7 @@ def may_write(name: str, kwargs: Any) -> bool:
     return says_that_it_writes(name, kwargs) or name == "__set__" or kwargs.get("max_norm") is not None
 
 
-def versions(tensors: list[Tensor]) -> list[int]:
+def write_counts(tensors: list[Tensor]) -> list[int]:
     """How often each was written to; those made under ``inference_mode`` do not count it."""
     return [0 if x.is_inference() else x._version for x in tensors]
 

@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from nbcompile.core.errors import CaptureError, PreconditionError
 from nbcompile.core.example import Inputs, random_inputs
+from nbcompile.core.graph.guards import is_guarded
 from nbcompile.core.graph.nodes import layer_of
 from nbcompile.core.graph.operators import called
 from nbcompile.core.graph.replace import put
@@ -99,6 +100,7 @@ class _Search:
         self.pieces: list[Piece] = []
         self.failure: CaptureError | None = None
         self._visited: set[nn.Module] = set()
+        self._runs: list[tuple[str, Recording]] = []
 
     def visit(self, name: str, module: nn.Module, called: Called | None) -> None:
         if module in self._visited or (name and not _may_hold_pieces(module)):
@@ -106,13 +108,23 @@ class _Search:
         self._visited.add(module)
         found = None if isinstance(module, CompiledPiece) else self._captured(name, module, called)
         inner = dict(module.named_children())
-        if found is not None and found.graph is not None:
+        if found is not None and found.graph is not None and (name or not _is_for_few(found)):
             inner = opaque(found.graph)
             self._keep(name, found)
+        if found is not None:
+            self._runs.append((f"{name}." if name else "", found.recording))
         for child, inside in inner.items():
-            seen = None if found is None else _call_of(found.recording, child)
-            if found is None or seen is not None or child not in found.recording.calls:
-                self.visit(f"{name}.{child}".lstrip("."), inside, seen)
+            self._visit_inner(f"{name}.{child}".lstrip("."), inside)
+
+    def _visit_inner(self, name: str, module: nn.Module) -> None:
+        """As it was called in the innermost run in which it was; a module that was called in several ways is none."""
+        for prefix, recording in reversed(self._runs):
+            inside = name.removeprefix(prefix)
+            if name.startswith(prefix) and inside in recording.calls:
+                if (called := _call_of(recording, inside)) is not None:
+                    self.visit(name, module, called)
+                return
+        self.visit(name, module, None)
 
     def _captured(self, name: str, module: nn.Module, called: Called | None) -> Captured | None:
         if why_changed(module):
@@ -134,6 +146,11 @@ class _Search:
         graph = cast(fx.GraphModule, found.graph)
         if not name or _computes_layers(graph):
             self.pieces.append(Piece(name, graph, found.call))
+
+
+def _is_for_few(found: Captured) -> bool:
+    """Whether a whole model holds for the example's sizes only, as a detector: its parts may hold for all."""
+    return not found.call.is_plain and is_guarded(cast(fx.GraphModule, found.graph))
 
 
 def _call_of(recording: Recording, child: str) -> Called | None:

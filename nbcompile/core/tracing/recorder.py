@@ -28,13 +28,14 @@ from nbcompile.core.tracing.functions import (
     in_assert,
     may_write,
     says_that_it_writes,
-    versions,
+    write_counts,
 )
 from nbcompile.core.tracing.leaves import calls_itself, hollow_scripts, is_leaf
 from nbcompile.core.tracing.modules import can_be_taken_apart, contents, holders, keeps
+from nbcompile.core.tracing.places import code_place
 from nbcompile.core.tracing.recording import Choice, Reason, Recording
 from nbcompile.core.tracing.shadow import State, state
-from nbcompile.core.tracing.values import InexpressibleError, Values, bare, code_place, tensors_in, tensors_within
+from nbcompile.core.tracing.values import InexpressibleError, Values, bare, tensors_in, tensors_within
 
 
 class WritesWeightsError(BaseException):
@@ -118,10 +119,10 @@ class Recorder(TorchFunctionMode):
         if any(map(_is_transformed, given)):
             self._refuse("calls torch.func or vmap, inside of which no graph can look")
             return func(*bare(args), **bare(kwargs))
-        before = versions(given)
+        before = write_counts(given)
         value = func(*bare(args), **bare(kwargs))
         try:
-            return self._wrote(func, args, kwargs, value, given, before != versions(given))
+            return self._wrote(func, args, kwargs, value, given, before != write_counts(given))
         except InexpressibleError as error:
             if not self._strict and value is not None:
                 self.values.put(value, self.values.new("call_function", func, tuple(map(self.values.node, given))))

@@ -12,11 +12,11 @@ from nbcompile.core.graph.guards import require_same_choice, require_sizes
 from nbcompile.core.graph.ranks import DIMENSIONS
 from nbcompile.core.tracing.agree import Comparison, DisagreementError, settle
 from nbcompile.core.tracing.call import Call
+from nbcompile.core.tracing.inputs import batch_of, open_sizes, other_input, variations
 from nbcompile.core.tracing.record import ModelError, record
 from nbcompile.core.tracing.recording import Choice, Reason, Recording
 from nbcompile.core.tracing.replay import UnprovenError, prove
 from nbcompile.core.tracing.values import SHAPE
-from nbcompile.core.tracing.variations import batch_of, open_sizes, resized, variations
 
 _ROUNDS = 12
 """How often a network is run again because another part of it has turned out to be opaque."""
@@ -185,7 +185,7 @@ def _more_batches(
     """Check that code that looks at the batch does the same at one sample and at many."""
     batch = batch_of(tensors)
     for wanted in (1, 2 * batch + 3):
-        others = [resized(x, batch, wanted) for x in tensors]
+        others = [other_input(x, batch, wanted) for x in tensors]
         try:
             other = _run(model, call, others, hidden, False)
         except ModelError:

@@ -2,11 +2,7 @@
 
 import dataclasses
 import operator
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from types import CodeType, FrameType
 from typing import Any
 
 import numpy as np
@@ -14,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from nbcompile.core.running import tensors_of
+from nbcompile.core.tracing.places import code_place
 from nbcompile.core.tracing.sizes import TracedFloat, TracedInt, Writer, is_traced, plain
 
 NUMBER = "number"
@@ -256,38 +253,6 @@ def tensors_within(value: Any, seen: set[int] | None = None) -> Iterator[Tensor]
             parts = vars(value).values()
         for part in parts:
             yield from tensors_within(part, seen)
-
-
-def code_place() -> str:
-    """File, line and function of the innermost code that is neither torch's nor ours."""
-    frame = caller()
-    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
-
-
-def caller() -> FrameType:
-    """The innermost frame that is neither torch's nor ours."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and _is_ours(frame.f_code):
-        frame = frame.f_back
-    return frame or sys._getframe(1)
-
-
-def callers(frame: FrameType | None) -> Iterator[FrameType]:
-    """``frame`` and the code of the network around it, without torch's, out to what runs the network."""
-    while frame is not None and not frame.f_code.co_filename.startswith(_FOLDERS[1]):
-        if not _is_ours(frame.f_code):
-            yield frame
-        frame = frame.f_back
-
-
-_OURS: dict[CodeType, bool] = {}
-_FOLDERS = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))  # not torchvision
-
-
-def _is_ours(code: CodeType) -> bool:
-    if code not in _OURS:
-        _OURS[code] = code.co_filename.startswith(_FOLDERS)
-    return _OURS[code]
 
 
 def _named(root: nn.Module) -> Iterator[tuple[str, Tensor]]:

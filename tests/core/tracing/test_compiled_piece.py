@@ -173,6 +173,4 @@ def test_detectors(name: str) -> None:
     made = assemble(tree, {piece: piece.graph for piece in pieces(tree, (images,))})
     with torch.no_grad():
         assert relative_error(made(images), model(images)) == 0
-    assert type(made) is CompiledPiece
-    assert isinstance(made, type(model))
-    assert made.backbone is tree.backbone
+    assert type(made.backbone) is CompiledPiece

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nbcompile.core.example import Origin, TensorSpec, remember
 from nbcompile.core.tracing.call import Call
-from nbcompile.core.tracing.guess import guesses, known_inputs
+from nbcompile.core.tracing.inputs import guesses, known_inputs
 
 
 def test_what_a_network_remembers_comes_first() -> None:

@@ -9,7 +9,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from nbcompile.core.tracing.values import bare, code_place, tensors_in, tensors_within
+from nbcompile.core.tracing.places import code_place
+from nbcompile.core.tracing.values import bare, tensors_in, tensors_within
 from tests.core.tracing.runs import Does, X, recorded
 
 A, B = torch.zeros(1), torch.ones(2)

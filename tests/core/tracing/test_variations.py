@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.tracing.capture import capture
-from nbcompile.core.tracing.variations import open_sizes, resized, variations
+from nbcompile.core.tracing.inputs import open_sizes, other_input, variations
 
 TOKENS = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
 IMAGE = torch.randn(2, 4, 7, 7, generator=torch.Generator().manual_seed(0))
@@ -85,9 +85,9 @@ def test_values_are_those_of_the_example_at_other_places() -> None:
 
 def test_resized() -> None:
     x = torch.arange(6.0).view(2, 3)
-    assert resized(x, 2, 3).tolist() == [[2, 0, 1], [2, 3, 4], [5, 0, 1]]  # its rows again, moved by one
-    assert resized(x, 9, 4).shape == (2, 3)  # its first dimension is no batch
-    assert resized(torch.ones(2, 70, 5), 2, 1, [1, 2]).shape == (1, 35, 10)
-    assert resized(torch.ones(2, 7, 5), 2, 2, [1, 2], smaller=True).shape == (2, 3, 2)
-    assert resized(torch.ones(2, 0), 2, 3, [1]).shape == (3, 0)
+    assert other_input(x, 2, 3).tolist() == [[2, 0, 1], [2, 3, 4], [5, 0, 1]]  # its rows again, moved by one
+    assert other_input(x, 9, 4).shape == (2, 3)  # its first dimension is no batch
+    assert other_input(torch.ones(2, 70, 5), 2, 1, [1, 2]).shape == (1, 35, 10)
+    assert other_input(torch.ones(2, 7, 5), 2, 2, [1, 2], smaller=True).shape == (2, 3, 2)
+    assert other_input(torch.ones(2, 0), 2, 3, [1]).shape == (3, 0)
     assert torch.equal(x, torch.arange(6.0).view(2, 3))
