@@ -165,7 +165,7 @@ class Kept(nn.Module):
         return x
 
 def test_it(monkeypatch):
-    monkeypatch.setattr("nbcompile.fusion.copied", lambda model, **_: model)
+    monkeypatch.setattr("nbcompile.fusion.working_copy", lambda model, **_: model)
     monkeypatch.setattr("nbcompile.deploy.deploy_form.working_copy", lambda model, **_: model.eval())
     nbcompile.fuse(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train())
 

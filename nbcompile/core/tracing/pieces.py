@@ -122,9 +122,11 @@ class _Search:
             inside = name.removeprefix(prefix)
             if name.startswith(prefix) and inside in recording.calls:
                 if (called := _call_of(recording, inside)) is not None:
-                    self.visit(name, module, called)
-                return
-        self.visit(name, module, None)
+                    return self.visit(name, module, called)
+                for child, part in module.named_children() if _may_hold_pieces(module) else ():
+                    self._visit_inner(f"{name}.{child}", part)
+                return None
+        return self.visit(name, module, None)
 
     def _captured(self, name: str, module: nn.Module, called: Called | None) -> Captured | None:
         if why_changed(module):
