@@ -67,7 +67,7 @@ def hunted(jobs: list[tuple[int, bool, bool]], processes: int, minutes: float | 
     """In the order of their numbers; what was not begun in time is left out."""
     end = time.monotonic() + 60 * minutes if minutes else float("inf")
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=settle, max_tasks_per_child=500) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=settle) as pool:
         futures = [pool.submit(judge_until, end, *job) for job in jobs]
         done = [future.result() for future in track(as_completed(futures), "networks", total=len(futures))]
     return sorted((found for found in done if found is not None), key=lambda found: found.seed)
