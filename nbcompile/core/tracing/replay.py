@@ -49,7 +49,7 @@ def prove(model: nn.Module, call: Call, one: Recording, others: Sequence[tuple[S
         _compare(model, one, _replayed(root, one.graph, tensors), outputs, tensors)
     if kept := changed(one.before, state(one.root)):
         name, attribute = kept[0]
-        if not _same(_called(one.root, call, one.tensors), one.outputs):
+        if not _same(outputs_at(one.root, call, one.tensors), one.outputs):
             raise UnprovenError(
                 _forward_of(one.root.get_submodule(name)),
                 f"gives another output when it is called again, because it keeps '{f'{name}.{attribute}'.lstrip('.')}' "
@@ -103,7 +103,8 @@ def _replayed(root: nn.Module, graph: fx.Graph, tensors: Sequence[Tensor]) -> An
         ) from error
 
 
-def _called(model: nn.Module, call: Call, tensors: Sequence[Tensor]) -> Any:
+def outputs_at(model: nn.Module, call: Call, tensors: Sequence[Tensor]) -> Any:
+    """What ``model``, a copy that the run may change, gives in eval mode; ``tensors`` are left as they are."""
     args, kwargs = call.filled([x.clone() for x in tensors])
     with _quietly(model, tensors):
         return model(*args, **kwargs)
