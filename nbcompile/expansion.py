@@ -16,7 +16,7 @@ from nbcompile.core.graph.replace import put
 from nbcompile.core.layers import CONVOLUTIONS
 from nbcompile.core.progress import step
 from nbcompile.core.running import tensors_of
-from nbcompile.core.serialization.describe import describe_model
+from nbcompile.core.serialization.describe import describe_model, unreadable
 from nbcompile.core.tracing.capture import capture, opaque
 from nbcompile.core.tracing.observe import is_observed, observe
 from nbcompile.core.tracing.pieces import Piece, pieces
@@ -106,7 +106,11 @@ def record_again(giant: nn.Module) -> None:
 
 def _attach_record(giant: nn.Module, gm: fx.GraphModule, inputs: Inputs) -> None:
     origin = origin_of(giant) or Origin(specs(inputs))
-    next(iter(sites(giant).values())).attach_record({"model": describe_model(giant, _whole(giant, gm, inputs), origin)})
+    try:
+        description = describe_model(giant, _whole(giant, gm, inputs), origin)
+    except CaptureError as error:
+        description = unreadable(giant, origin, str(error))
+    next(iter(sites(giant).values())).attach_record({"model": description})
 
 
 @step("looking for candidates")
@@ -153,11 +157,12 @@ def _graph(giant: nn.Module, inputs: Inputs, proof: bool = True) -> tuple[fx.Gra
 
 
 def _whole(giant: nn.Module, gm: fx.GraphModule, inputs: Inputs) -> fx.GraphModule:
-    """The graph for the record: what was observed in one run is not the model."""
-    if is_observed(gm):
-        with suppress(CaptureError):
-            return capture(giant, inputs)
-    return gm
+    """The graph for the record: what was observed in one run is not the model.
+
+    Raises:
+        CaptureError: if there is none.
+    """
+    return capture(giant, inputs) if is_observed(gm) else gm
 
 
 def _require_called(giant: nn.Module, gm: fx.GraphModule, patterns: Sequence[str]) -> None:
