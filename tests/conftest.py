@@ -1,5 +1,6 @@
 """What every test shares: one thread, one seed, the same drawn examples, and a watch on what may not change."""
 
+import gc
 from collections.abc import Iterator
 
 import hypothesis
@@ -29,3 +30,9 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
     """Networks that a module builds when it is imported are the same in every run, whatever else is collected."""
     if isinstance(collector, pytest.Module):
         torch.manual_seed(0)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays until the end: the collector need not look at it after every graph."""
+    gc.collect()
+    gc.freeze()

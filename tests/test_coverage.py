@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "coverage.py"
 NETWORKS = {
     "torchvision:shufflenet_v2_x0_5": "split and shuffled channels",
@@ -54,6 +56,7 @@ def wrong(row: dict[str, Any]) -> list[str]:
     return [claim for claim, holds in claims.items() if not holds]
 
 
+@pytest.mark.slow
 def test_networks_keep_their_function_and_come_back(tmp_path: Path) -> None:
     """One test: two test processes would run the script twice."""
     rows = run(tmp_path)

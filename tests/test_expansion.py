@@ -141,7 +141,14 @@ def same_architecture(original: nn.Module, tiny: nn.Module, x: Tensor) -> None:
         assert torch.equal(taken(x), tiny(x))
 
 
-@pytest.mark.parametrize("case", pairwise({**GRID, "ratio": (2, 5, 8)}), ids=lambda c: "-".join(map(str, c)))
+CASES = pairwise({**GRID, "ratio": (2, 5, 8)})
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=[pytest.mark.slow] if i % 3 else []) for i, c in enumerate(CASES)],
+    ids=lambda c: "-".join(map(str, c)),
+)
 def test_giant_to_tiny(case: Case) -> None:
     check(case)
 
@@ -375,7 +382,13 @@ def test_blocks_without_norms_are_told(caplog: pytest.LogCaptureFixture) -> None
     assert "(the first: '0')" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "densenetblur121d", "mobilenetv3_small_050", "deit_tiny_patch16_224"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("resnet10t", "mobilenetv3_small_050"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("densenetblur121d", "deit_tiny_patch16_224")),
+    ],
+)
 def test_timms_networks_come_back(name: str) -> None:
     size = 224 if name.startswith("deit") else 32
     model = scramble_(timm.create_model(name)).double()

@@ -210,6 +210,7 @@ def test_expand_contracts_to_what_it_was(row: Habit) -> None:
     assert_computes(preserving, row.build(), row)
 
 
+@pytest.mark.slow
 @rows("name")
 def test_a_named_layer_contracts_or_is_refused(row: Habit) -> None:
     """The first of the network, whatever it is."""
@@ -222,6 +223,7 @@ def test_a_named_layer_contracts_or_is_refused(row: Habit) -> None:
         assert_computes(nbcompile.fuse(giant), giant, row)
 
 
+@pytest.mark.slow
 @rows("save")
 def test_files_need_no_code(row: Habit, tmp_path: Path) -> None:
     """The network's own, and its giant's; what is no graph may ask for its class."""

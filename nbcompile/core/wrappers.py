@@ -81,7 +81,7 @@ def working_copy(model: nn.Module, *, training: bool | None = None) -> nn.Module
         return copied(model, training=training)
     except PreconditionError:
         shared = {id(value): value for _, value, _ in _stubborn(model)}
-        if not shared or any(isinstance(value, nn.Module) for value in shared.values()):
+        if not shared or any(isinstance(value, (nn.Module, Tensor)) for value in shared.values()):
             raise
         return _copied(model, shared, training)
 

@@ -117,10 +117,15 @@ def _agreed(
                     continue  # it may hold at these sizes
                 break
             if agreed.guessed or chosen or not sizes:
-                _more_batches(model, call, tensors, one, hidden)
+                for wanted in {1, 2 * batch_of(tensors) + 1} - {batch_of(tensors)}:
+                    _must_agree(model, call, one, [other_input(x, batch_of(tensors), wanted) for x in tensors], hidden)
             untested = [set(range(1, x.ndim)) for x in tensors]
             if failure is None:  # numbers of unseen origin were put to the test where sizes were others
                 untested = open_sizes(partial(_takes, working_copy(model), call), tensors, others)
+            if guess:  # no size that was guessed is one to hold on to
+                more = [other_input(x, -1, -1, dims) for x, dims in zip(tensors, untested, strict=True)]
+                _must_agree(model, call, one, more, hidden)
+                untested = [set() for _ in tensors]
             _guard(one, chosen, untested)
             settle(one, agreed, varied)
             return one, [(others, other.outputs)]
@@ -181,21 +186,14 @@ def _refuse_choice(choice: Choice) -> None:
     raise error
 
 
-def _more_batches(
-    model: nn.Module, call: Call, tensors: list[Tensor], one: Recording, hidden: dict[str, Reason]
-) -> None:
-    """Check that code that looks at the batch does the same at one sample and at many."""
-    batch = batch_of(tensors)
-    for wanted in {1, 2 * batch + 1} - {batch}:
-        others = [other_input(x, batch, wanted) for x in tensors]
-        try:
-            other = _run(model, call, others, hidden, False)
-        except ModelError:
-            continue
-        try:
-            Comparison(one, other, guess=False)
-        except DisagreementError as error:
-            raise _verdict(one, error) from error
+def _must_agree(model: nn.Module, call: Call, one: Recording, others: list[Tensor], hidden: dict[str, Reason]) -> None:
+    """Check that the network does the same on ``others``, if it takes them."""
+    try:
+        Comparison(one, _run(model, call, others, hidden, False), guess=False)
+    except ModelError:
+        return
+    except DisagreementError as error:
+        raise _verdict(one, error) from error
 
 
 def graph_module(model: nn.Module, recording: Recording) -> fx.GraphModule:

@@ -165,6 +165,7 @@ def test_pieces_inside_pieces() -> None:
         assert torch.equal(compiled(model)(X), model(X))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn"])
 def test_detectors(name: str) -> None:
     model = scramble_(getattr(torchvision.models.detection, name)(weights=None, weights_backbone=None)).eval()

@@ -224,6 +224,7 @@ def test_the_model_is_left_as_it_was() -> None:
     assert all(m.training and not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "wanted"),
     [
