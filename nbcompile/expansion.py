@@ -129,7 +129,7 @@ def _expanded(
     model: nn.Module, inputs: Inputs, expander: ExpandSites, verify: Inputs | None, proof: bool
 ) -> tuple[nn.Module, fx.GraphModule]:
     """A giant made from a copy of ``model``, and the graph in which its sites were found."""
-    giant = working_copy(model)
+    giant = working_copy(model, tensors=False)
     with step("tracing the network"):
         gm, parts = _graph(giant, inputs, proof)
     _require_called(giant, gm, named_patterns(expander.where) or [])

@@ -71,8 +71,13 @@ def copied(model: nn.Module, *, training: bool | None = None) -> nn.Module:
         raise PreconditionError(f"{type(model).__name__} cannot be copied: {_why(name, value, reason)}") from error
 
 
-def working_copy(model: nn.Module, *, training: bool | None = None) -> nn.Module:
+def working_copy(model: nn.Module, *, training: bool | None = None, tensors: bool = True) -> nn.Module:
     """As :func:`copied`, to look at and to run: it shares plain attributes that cannot be copied, such as a lock.
+
+    Args:
+        model: any module.
+        training: as there.
+        tensors: whether tensors that cannot be copied are shared, too; not where the copy is given away.
 
     Raises:
         PreconditionError: if one of the modules cannot be copied; it is named.
@@ -80,8 +85,9 @@ def working_copy(model: nn.Module, *, training: bool | None = None) -> nn.Module
     try:
         return copied(model, training=training)
     except PreconditionError:
+        kept = nn.Module if tensors else (nn.Module, Tensor)
         shared = {id(value): value for _, value, _ in _stubborn(model)}
-        if not shared or any(isinstance(value, (nn.Module, Tensor)) for value in shared.values()):
+        if not shared or any(isinstance(value, kept) for value in shared.values()):
             raise
         return _copied(model, shared, training)
 

@@ -212,6 +212,7 @@ def test_targets_and_budgets_compute_the_same(tmp_path: Path) -> None:
     assert np.ptp(outputs["plain"]) > 50
 
 
+@pytest.mark.slow
 def test_the_order_of_the_passes_is_the_pipelines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Turned round, layers are computed in parts for the sake of a PAD operator, and no bias is absorbed any more."""
     model, images = wide(activation=nn.ReLU)
