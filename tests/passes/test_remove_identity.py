@@ -49,9 +49,7 @@ class Guarded(nn.Module):
 def test_guards_stay() -> None:
     gm = RemoveIdentity()(capture(Guarded().eval(), (X,))).gm
     assert torch.equal(gm(X), X.flip(3))
-    with pytest.raises(
-        PreconditionError, match=r"identity\.py:\d+ in forward: the network chooses its way"
-    ):
+    with pytest.raises(PreconditionError, match=r"identity\.py:\d+ in forward: the network chooses its way"):
         gm(X[..., :3])
 
 
