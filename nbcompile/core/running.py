@@ -43,8 +43,15 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 def untouched(model: nn.Module, inputs: Inputs) -> Iterator[tuple[dict[str, Tensor], Inputs]]:
     """Buffers and inputs to run ``model`` with: copies; inside is eval mode without gradients, random state is kept."""
     buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
-    with _apart(model, inputs) as copies, eval_mode(model):
+    with quiet(model, inputs) as copies:
         yield buffers, copies
+
+
+@contextmanager
+def quiet(model: nn.Module, inputs: Inputs) -> Iterator[Inputs]:
+    """As :func:`untouched`, for a copy of a model, whose buffers a run may change."""
+    with _apart(model, inputs) as copies, eval_mode(model):
+        yield copies
 
 
 def output_of(model: nn.Module, inputs: Inputs) -> Any:

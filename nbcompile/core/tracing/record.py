@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbcompile.core.running import eval_mode
+from nbcompile.core.running import quiet
 from nbcompile.core.tracing.call import Call
 from nbcompile.core.tracing.modules import containers
 from nbcompile.core.tracing.recorder import Recorder, WritesWeightsError
@@ -51,9 +51,8 @@ def record(
 
 
 def _recorded(recorder: Recorder, call: Call, tensors: Sequence[Tensor]) -> Recording:
-    model, inputs = recorder.root, [x.detach().clone() for x in tensors]
-    devices = sorted({x.device.index for x in (*inputs, *model.parameters()) if x.device.type == "cuda"})
-    with torch.no_grad(), torch.random.fork_rng(devices), eval_mode(model):
+    model = recorder.root
+    with quiet(model, tuple(tensors)) as inputs:
         for name, x in zip(call.names(model), inputs, strict=True):
             recorder.values.put(x, recorder.values.new("placeholder", name))
         args, kwargs = call.filled(inputs)

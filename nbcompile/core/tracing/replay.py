@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,12 +10,12 @@ from torch import Tensor, fx, nn
 from nbcompile.core.errors import PostconditionError
 from nbcompile.core.example import Inputs
 from nbcompile.core.numerics import TOLERANCE, relative_error
-from nbcompile.core.running import eval_mode
+from nbcompile.core.running import output_of, quiet
 from nbcompile.core.tracing.call import Call
 from nbcompile.core.tracing.recording import Recording
 from nbcompile.core.tracing.shadow import changed, shadow, state
 from nbcompile.core.tracing.values import PLACE, tensors_within
-from nbcompile.core.wrappers import copied
+from nbcompile.core.wrappers import copied, working_copy
 
 
 class UnprovenError(Exception):
@@ -68,22 +67,16 @@ def require_same_function(model: nn.Module, gm: fx.GraphModule, inputs: Inputs) 
     Raises:
         PostconditionError: if they give other outputs.
     """
-    tensors = [x for x in inputs if isinstance(x, Tensor)]
-    copy = shadow(model)
-    with _quietly(copy, tensors):
-        expected = copy(*(x.clone() for x in inputs))
-    if not _same(_replayed(shadow(gm), gm.graph, tensors), expected):
+    expected = output_of(working_copy(model, training=False), inputs)
+    try:
+        same = _same(_replayed(working_copy(gm), gm.graph, inputs), expected)
+    except UnprovenError:
+        same = False
+    if not same:
         raise PostconditionError(
             f"the graph of this {type(model).__name__} gives another output than the network, now that layers were "
             "replaced in both: a file of it would be another network"
         )
-
-
-@contextmanager
-def _quietly(model: nn.Module, tensors: Sequence[Tensor]) -> Iterator[None]:
-    devices = sorted({x.device.index for x in (*tensors, *model.parameters()) if x.device.type == "cuda"})
-    with torch.no_grad(), torch.random.fork_rng(devices), eval_mode(model):
-        yield
 
 
 def _root(model: nn.Module, one: Recording) -> nn.Module:
@@ -95,8 +88,8 @@ def _root(model: nn.Module, one: Recording) -> nn.Module:
 
 def _replayed(root: nn.Module, graph: fx.Graph, tensors: Sequence[Tensor]) -> Any:
     try:
-        with _quietly(root, tensors):
-            return fx.Interpreter(root, graph=graph).run(*(x.clone() for x in tensors), enable_io_processing=False)
+        with quiet(root, tuple(tensors)) as copies:
+            return fx.Interpreter(root, graph=graph).run(*copies, enable_io_processing=False)
     except Exception as error:
         raise UnprovenError(
             _forward_of(root), f"does what its graph cannot do again ({type(error).__name__}: {error})"
@@ -105,8 +98,8 @@ def _replayed(root: nn.Module, graph: fx.Graph, tensors: Sequence[Tensor]) -> An
 
 def outputs_at(model: nn.Module, call: Call, tensors: Sequence[Tensor]) -> Any:
     """What ``model``, a copy that the run may change, gives in eval mode; ``tensors`` are left as they are."""
-    args, kwargs = call.filled([x.clone() for x in tensors])
-    with _quietly(model, tensors):
+    with quiet(model, tuple(tensors)) as copies:
+        args, kwargs = call.filled(copies)
         return model(*args, **kwargs)
 
 
@@ -149,8 +142,8 @@ def _differing(model: nn.Module, one: Recording, tensors: Sequence[Tensor]) -> I
                 made.append((n, value))
             return value
 
-    with _quietly(root, tensors):
-        Looking(root, graph=one.graph).run(*(x.clone() for x in tensors), enable_io_processing=False)
+    with quiet(root, tuple(tensors)) as copies:
+        Looking(root, graph=one.graph).run(*copies, enable_io_processing=False)
     yield from (node for node, value in made if not _same(value, seen[node]))
 
 

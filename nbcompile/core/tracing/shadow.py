@@ -88,8 +88,6 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         return value
     if id(value) in memo:
         return memo[id(value)]
-    if type(value) in (dict, OrderedDict) and not value:
-        return type(value)()
     if type(value) is Tensor and value.grad_fn is None:
         made = memo[id(value)] = value.detach().clone().requires_grad_(value.requires_grad)
         return made

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from nbcompile.core.errors import PostconditionError
 from nbcompile.core.tracing.call import Call
+from nbcompile.core.tracing.capture import capture
 from nbcompile.core.tracing.recording import Recording
-from nbcompile.core.tracing.replay import UnprovenError, prove
+from nbcompile.core.tracing.replay import UnprovenError, prove, require_same_function
 from tests.core.tracing.runs import Does, X, recorded
 
 Y = torch.randn(5, 3, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -228,3 +230,19 @@ def test_a_network_that_writes_into_its_input_leaves_those_it_is_proven_on() -> 
     one = recorded(model, x)
     prove(model, CALL, one, [(list(map(Tensor.clone, [x])), one.outputs)])
     assert torch.equal(x, X)
+
+
+@pytest.mark.parametrize("change", ["another value", "does not run"])
+def test_a_graph_that_was_rewritten_otherwise_than_its_model(change: str) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU()).double().eval()
+    x = torch.randn(2, 3, dtype=torch.float64)
+    gm = capture(model, (x,))
+    require_same_function(model, gm, (x,))
+    (node,) = gm.graph.find_nodes(op="call_module", target="1")
+    with gm.graph.inserting_after(node):
+        new = gm.graph.call_function(
+            *((torch.neg, (node,)) if change == "another value" else (torch.bmm, (node, node)))
+        )
+    node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+    with pytest.raises(PostconditionError, match=r"^the graph of this Sequential gives another output than the network"):
+        require_same_function(model, gm, (x,))
