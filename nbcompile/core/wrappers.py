@@ -72,7 +72,7 @@ def copied(model: nn.Module, *, training: bool | None = None) -> nn.Module:
 
 
 def working_copy(model: nn.Module, *, training: bool | None = None, tensors: bool = True) -> nn.Module:
-    """As :func:`copied`, to look at and to run: it shares plain attributes that cannot be copied, such as a lock.
+    """As :func:`copied`, and it shares plain attributes that cannot be copied, such as a lock.
 
     Args:
         model: any module.
