@@ -2,12 +2,21 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
+
+import nbcompile
+from nbcompile.core.blocks import sites
+from nbcompile.report.collect import report_on
 
 PROGRAM = """
 import sys, threading, torch, nbcompile
+from nbcompile.report.collect import report_on
 from tests.habits.rows import HABITS
 
 torch.set_num_threads(1)
@@ -33,6 +42,7 @@ def fusing(row):
             assert near(nbcompile.fuse(model, example_input=inputs)(*inputs), wanted), "fuse: other outputs"
             giant = nbcompile.expand(model, inputs, where="all", ratio=1, preserve=True).eval()
             assert near(giant(*inputs), wanted), "expand: other outputs"
+            assert len(report_on("", "", model, inputs, giant=giant).graphs) == 2
     return work
 
 def running(row):
@@ -76,3 +86,63 @@ def test_eight_threads_fuse_expand_and_run() -> None:
 @pytest.mark.slow
 def test_eight_threads_fuse_expand_and_run_a_hundred_times() -> None:
     run_side_by_side(100)
+
+
+X = torch.randn(2, 3, 7, 5, generator=torch.Generator().manual_seed(0))
+
+
+def small() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1)).eval()
+
+
+def linear_giant() -> nn.Module:
+    giant = nbcompile.expand(small(), X, "all").eval()
+    for block in sites(giant).values():
+        block.slope.fill_(1)
+    return giant
+
+
+def saved_and_loaded(folder: Path) -> nn.Module:
+    nbcompile.save(linear_giant(), folder / "giant.pt")
+    return nbcompile.load(folder / "giant.pt")
+
+
+VERBS: dict[str, Callable[[Path], Any]] = {
+    "report": lambda _: report_on("", "", small(), X, giant=linear_giant(), original=small()),
+    "expand": lambda _: nbcompile.expand(small(), X, "all"),
+    "collapse_": lambda _: nbcompile.collapse_(linear_giant()),
+    "fuse sites": lambda _: nbcompile.fuse(linear_giant(), verify_each=True),
+    "fuse all": lambda _: nbcompile.fuse(small(), example_input=X, verify_each=True),
+    "save, load": saved_and_loaded,
+    "verify": lambda _: nbcompile.verify(small(), small(), X),
+    "cost": lambda _: nbcompile.cost(small(), X),
+}
+
+
+def patches(work: Callable[[], Any]) -> list[str]:
+    """The functions that were called during ``work`` while ``nn.Module`` was not as torch made it."""
+    methods = ("__call__", "__getattr__", "__setattr__")
+    seen, before = [], [vars(nn.Module)[name] for name in methods]
+
+    def look(frame: Any, event: str, _: Any) -> None:
+        if event == "call" and any(vars(nn.Module)[n] is not own for n, own in zip(methods, before, strict=True)):
+            seen.append(f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}")
+
+    sys.setprofile(look)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return seen
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_nothing_of_torch_is_patched_meanwhile(verb: str, tmp_path: Path) -> None:
+    """At no moment: what another thread runs would be caught in it."""
+    assert not patches(lambda: VERBS[verb](tmp_path))
+
+
+def test_a_patch_would_be_seen() -> None:
+    model: Callable[[Tensor], Tensor] = small()
+    assert "Conv2d" not in str(patches(lambda: model(X)))
+    assert any("symbolic_trace" in place for place in patches(lambda: torch.fx.symbolic_trace(model)))

@@ -4,9 +4,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
 
-from torch import fx, nn
+from torch import nn
 
-from nbcompile.core.activations import linearised
 from nbcompile.core.blocks import Expanded, sites
 from nbcompile.core.cost import Cost, cost
 from nbcompile.core.errors import CaptureError
@@ -19,6 +18,7 @@ from nbcompile.report.environment import machine_line, versions
 from nbcompile.report.errors_by_layer import per_layer_error
 from nbcompile.report.graphs import graph_of
 from nbcompile.report.labels import absorbing_norms
+from nbcompile.report.opened_block import block_graph
 
 
 @step("looking for what the report says")
@@ -134,15 +134,3 @@ def _shift(name: str, block: Expanded) -> str:
 
 def _params(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def block_graph(giant: nn.Module, site: str) -> Graph:
-    """The expansion block at ``site``, drawn by itself: what stands in the giant for one layer.
-
-    Args:
-        giant: a network with expansion blocks.
-        site: the name of one of them; KeyError for any other name.
-    """
-    block = sites(giant)[site]
-    traced = fx.GraphModule(block, fx.Tracer(autowrap_functions=(linearised,)).trace(block))
-    return graph_of(traced, {site}, f"What stands in the giant for {site}", within=site)

@@ -39,6 +39,7 @@ from nbcompile.report.graphs import graph_of
 from nbcompile.report.html import render_page, write
 from nbcompile.report.labels import layer_label
 from nbcompile.report.layout import BOX_HEIGHT, BOX_WIDTH, PAGE_WIDTH, layout
+from nbcompile.report.opened_block import block_graph
 from nbcompile.report.summary import summary
 from nbcompile.results import numbers
 from tests.report.report_page import HOSTILE, ParsedPage
@@ -145,7 +146,7 @@ def full_report() -> Page:
             CheckRow(name="error of tiny", measured=3.1e-7, limit=1e-6, passed=True),
             CheckRow(name="same keys", measured="equal", limit="equal", passed=False),
         ),
-        graphs=(graph_of(capture(tiny), {"conv"}, "original"), collect.block_graph(giant, "conv")),
+        graphs=(graph_of(capture(tiny), {"conv"}, "original"), block_graph(giant, "conv")),
         notes=("The EMA weights were taken.",),
         files=(FileRow(path="out/tiny.onnx", what="ONNX, opset 20", bytes=2_934_112, sha256="ab" * 32),),
     )
@@ -385,7 +386,7 @@ def test_giant_shows_its_block_whole_and_opened() -> None:
     giant, _ = giant_and_tiny()
     whole = graph_of(capture(giant)).nodes[1]
     assert (whole.name, whole.label, whole.highlighted) == ("conv", "inverted-residual ×4", True)
-    opened = collect.block_graph(giant, "conv")
+    opened = block_graph(giant, "conv")
     assert opened.title == "What stands in the giant for conv"
     assert [(node.name, node.label, node.detail) for node in opened.nodes[1:]] == [
         ("conv.stages.0.layer", "depthwise 3×3 3→12", "norm · PLT relu6"),
