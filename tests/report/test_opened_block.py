@@ -13,7 +13,6 @@ from nbcompile.core.site_spec import BLOCKS, SiteSpec
 from nbcompile.report.opened_block import opened
 from nbcompile.testing import scramble_
 
-
 CONVOLUTIONS = product(BLOCKS, ("norm", "bias", "scale"), (False, True), ("convolution",))
 LINEAR = product(BLOCKS, ("bias", "scale"), (False, True), ("linear",))
 
