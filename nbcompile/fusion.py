@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import fx, nn
 
+from nbcompile.contraction_proof import require_contracted
 from nbcompile.core.blocks import sites
 from nbcompile.core.errors import CaptureError, PreconditionError, UsageError
 from nbcompile.core.example import ExampleInput, inputs_for, origin_of
@@ -45,7 +46,9 @@ def fuse(
             the shapes that a few merges depend on (linear layers beside a BatchNorm1d, concatenations, slices).
         force: contract blocks whose slope is not 1, too; the error this makes is measured and logged.
         verify_each: run the graph before and after every pass and compare.
-        proof: for ``all``: run the graph that was read against the model, on the example and on a drawn input.
+        proof: compare each block with its layer, and the giant with what it became, in a run on the example or on
+            what the giant remembers, unless a slope is below 1; for ``all``, run the graph that was read against the
+            model, on the example and on a drawn input.
 
     Returns:
         With ``sites``, a module of the original's class whose ``state_dict`` the original takes strictly. With
@@ -54,6 +57,7 @@ def fuse(
     Raises:
         PreconditionError: if a slope is below 1, a weight is not finite, on the meta device or quantized; it is named.
         CaptureError: with ``all``, if no graph can say anything of the model, or it needs an example input.
+        PostconditionError: if what was made of a block or of the giant is another function; the first is named.
         UsageError: if ``scope`` is neither.
 
     What is returned can be trained on: call ``.train()`` and make a new optimiser. In train mode it computes what the
@@ -85,15 +89,19 @@ def fused(
     scope = scope or ("sites" if expanded else "all")
     if scope == "sites" and not expanded:
         raise PreconditionError(f"fuse: {type(model).__name__} has no expansion blocks; expand it, or use scope='all'")
+    known = example_input is not None or origin_of(model) is not None
     reports: tuple[PassReport, ...] = ()
     tiny = model
     if expanded:
         tiny = working_copy(model, training=False)
         reports = (PassReport("", (_contract(tiny, force, verify_each),)),)
-        if force and any(not block.linear for block in sites(model).values()):
+        if any(not block.linear for block in sites(model).values()):  # it was forced
             _report_error(model, tiny)
+        elif proof and known:
+            require_contracted(model, tiny, inputs_for(model, example_input, who="fuse"))
+        elif proof:
+            log.warning("fuse: not proven by running it, for want of an example input")
     if scope == "all":
-        known = example_input is not None or origin_of(model) is not None
         inputs = inputs_for(tiny, example_input, who="fuse") if known else None
         tiny, more = compiled(tiny, inputs, verify_each, proof=proof)
         reports += more
@@ -118,7 +126,7 @@ def _graph(tree: nn.Module) -> tuple[fx.GraphModule, bool]:
         The graph, and whether it can be run.
     """
     try:
-        gm = capture(tree)
+        gm = capture(tree, proof=False)  # it says where the blocks are, and who reads them
         if len(sites(gm)) == len(sites(tree)):
             return gm, True
     except CaptureError:

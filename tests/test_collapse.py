@@ -1,7 +1,9 @@
 """Training in weight space: the expanded form's gradients, the original's layers, and nothing that a file can see."""
 
 import copy
+import logging
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,12 @@ from torch.nn import functional as F
 import nbcompile
 from nbcompile import PLT, collapse_, zoo
 from nbcompile.core.blocks import Expanded, sites
-from nbcompile.core.errors import PreconditionError
+from nbcompile.core.errors import PostconditionError, PreconditionError
+from nbcompile.core.example import Origin, TensorSpec, remember
 from nbcompile.core.numerics import relative_error
 from nbcompile.core.site_spec import BLOCKS
 from nbcompile.testing import scramble_
+from tests.unchanged import arguments_unchanged
 
 EVERYWHERE = ["*conv", "classifier"]
 Build = Callable[[], nn.Module]
@@ -346,3 +350,132 @@ def test_a_ramp_that_goes_back_ends_it() -> None:
     assert all(block.collapsed for block in sites(giant).values())
     plt.load_state_dict(early)
     assert not any(block.collapsed for block in sites(giant).values())
+
+
+# ---- the proof
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, fault: Callable[[Tensor], Tensor], only: str = "*block1.*") -> None:
+    """What a block of one name computes as one layer goes through ``fault``."""
+    right = Expanded.as_one_layer
+
+    def wrong(block: Expanded, x: Tensor) -> Tensor:
+        y = right(block, x)
+        return fault(y) if fnmatch(block.spec.name, only) else y
+
+    monkeypatch.setattr(Expanded, "as_one_layer", wrong)
+
+
+FAULTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "weight": lambda y: y * 1.0001,
+    "border": lambda y: torch.cat([y[..., :1] * 1.01, y[..., 1:]], -1),
+    "one channel": lambda y: torch.cat([y[:, :-1], y[:, -1:] + 1e-3], 1),
+    "another batch": lambda y: y * 1.01 if len(y) == 2 else y,
+    "shape": lambda y: y[..., 1:],
+    "infinite": lambda y: y / 0,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_wrong_collapse_is_refused_and_nothing_is_changed(
+    fault: str, fresh: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    giant = fresh()
+    plant(monkeypatch, FAULTS[fault])
+    message = (
+        r"^collapse_: what is to stand for 'features\.block1\.expand\.conv' "
+        r"(is another function than the block: relative error (.*e-0[2-5]|inf), at most .*e-0\d is rounding|"
+        r"does not do what the block does: PreconditionError: outputs of different shape .*)$"
+    )
+    with arguments_unchanged("collapse_", giant), pytest.raises(PostconditionError, match=message):
+        collapse_(giant)
+    assert not any(block.collapsed for block in sites(giant).values())
+    assert all(block.collapsed for block in sites(collapse_(giant, proof=False)).values())
+
+
+def test_the_first_block_that_runs_is_named(fresh: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, lambda y: y * 1.01, only="*")
+    first = next(iter(sites(fresh())))
+    with pytest.raises(PostconditionError, match=f"stand for '{first}' is another"):
+        collapse_(fresh())
+
+
+def test_what_is_collapsed_already_is_not_run_again(fresh: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    giant = collapse_(fresh())
+    plant(monkeypatch, lambda y: y * 1.01)
+    assert collapse_(giant) is giant
+
+
+def test_half_precision_and_slopes_of_averages_are_equal_enough(fresh: Build) -> None:
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        giant = fresh().to(dtype)
+        for block in sites(giant).values():
+            block.slope.fill_(1 - 2**-24)
+        collapse_(giant)
+
+
+def test_a_block_that_rounds_a_lot_is_measured_by_its_own_rounding(
+    fresh: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    giant = fresh()
+    for block in sites(giant).values():
+        first, second = (block.get_submodule(f"stages.{i}") for i in range(2))
+        first.get_parameter("norm.bias").data.add_(1e4)  # and taken off again, by numbers that cancel
+        second.get_buffer("norm.running_mean").add_(1e4 * second.get_parameter("layer.weight").data.sum((1, 2, 3)))
+    collapse_(copy.deepcopy(giant))
+    monkeypatch.setattr("nbcompile.core.block_proof.ROUNDINGS", 0)
+    with pytest.raises(PostconditionError, match=r"relative error .*e-0\d, at most 1e-05 is rounding"):
+        collapse_(giant)
+
+
+class Picky(nn.Module):
+    """Takes its own batch only, draws random numbers, counts its calls, and ranks what it computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.more = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, bias=False)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        y: Tensor = self.conv(x.view(2, 3, 7, 5)) + torch.rand(2, 8, 5, 3)
+        return self.more(y).flatten().argsort()
+
+
+def test_a_network_that_is_not_continuous_takes_one_batch_and_draws_is_proven() -> None:
+    x = torch.randn(2, 3, 7, 5)
+    giant = nbcompile.expand(Picky(), x, ["conv"], preserve=True, proof=False)
+    PLT(giant, steps=1).step()
+    calls, drawn = giant.get_buffer("calls").clone(), torch.get_rng_state()
+    assert next(iter(sites(collapse_(giant)).values())).collapsed
+    assert torch.equal(giant.get_buffer("calls"), calls)
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_a_giant_that_does_not_run_is_refused(fresh: Build) -> None:
+    giant = fresh()
+    remember(giant, Origin((TensorSpec((2, 5, 8, 8)),)))
+    with pytest.raises(
+        PreconditionError,
+        match=r"^collapse_: InvertedResidualNet does not run on the example input, on which its blocks are to be "
+        r"proven \(proof=False leaves that out\): RuntimeError: .*5 channels",
+    ):
+        collapse_(giant)
+    assert not any(block.collapsed for block in sites(giant).values())
+
+
+def test_without_an_example_it_is_said(fresh: Build, caplog: pytest.LogCaptureFixture) -> None:
+    giant = fresh()
+    del giant.__dict__["_nbcompile_origin"]
+    with caplog.at_level(logging.WARNING, "nbcompile"):
+        collapse_(copy.deepcopy(giant), proof=False)
+        assert not caplog.messages
+        collapse_(giant)
+    assert caplog.messages == ["collapse_: not proven by running it, for want of an example input"]
+
+
+def test_what_is_not_finite_is_not_proven(fresh: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    giant = fresh()
+    plant(monkeypatch, lambda y: y * 1.01)
+    sites(giant)["features.block1.expand.conv"].last.get_parameter("weight").data[0] = float("nan")
+    collapse_(giant)

@@ -114,7 +114,7 @@ class Expanded(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """As the layer it replaces."""
         if self.collapsed and not isinstance(cast(object, x), fx.Proxy):  # a tracer is shown the layers
-            return self._as_one_layer(x)
+            return self.as_one_layer(x)
         y: Tensor = x
         for stage in self.stages:
             y = stage(y, self.slope)
@@ -125,8 +125,11 @@ class Expanded(nn.Module):
             y = self.original(x) + y
         return y
 
-    def _as_one_layer(self, x: Tensor) -> Tensor:
-        """The merged layer on ``x``. Autocast is for feature maps: the weight is composed in float32 at least."""
+    def as_one_layer(self, x: Tensor) -> Tensor:
+        """The merged layer on ``x``: what a collapsed block computes.
+
+        Autocast is for feature maps: the weight is composed in float32 at least.
+        """
         own = cast(Tensor, self.last.weight).dtype
         with _no_autocast(x.device.type):
             whole = self.merged(torch.promote_types(own, torch.float32))
