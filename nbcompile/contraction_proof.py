@@ -1,20 +1,19 @@
 """The proof that a tiny network is its giant: block by block, and by what both give."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 from torch import Tensor, nn
 
 from nbcompile.core.block_proof import Layer, require_same_blocks
-from nbcompile.core.blocks import Expanded, sites
-from nbcompile.core.errors import NBCompileError, PostconditionError, PreconditionError
+from nbcompile.core.blocks import Expanded, absorbers_of, sites
+from nbcompile.core.errors import PostconditionError, PreconditionError
 from nbcompile.core.example import Inputs
+from nbcompile.core.graph.replace import put
 from nbcompile.core.numerics import ROUNDINGS, TOLERANCE, own_rounding, relative_error
 from nbcompile.core.running import output_of
 from nbcompile.core.tracing.values import tensors_within
 from nbcompile.core.wrappers import working_copy
-from nbcompile.report.errors_by_layer import per_layer_error
 
 
 def require_contracted(giant: nn.Module, tiny: nn.Module, inputs: Inputs) -> None:
@@ -27,16 +26,13 @@ def require_contracted(giant: nn.Module, tiny: nn.Module, inputs: Inputs) -> Non
 
     Raises:
         PreconditionError: if the giant does not run on ``inputs``.
-        PostconditionError: naming the first block that its layer is not, or, where more than norms read a block whose
-            shift they took, the first layer that gives something else.
+        PostconditionError: naming the first block that its layer is not, or whose shift is missed by what reads it.
     """
-    means = dict(giant.named_buffers(remove_duplicate=False))
 
     def layer(name: str, block: Expanded) -> Layer:
         stand = tiny.get_submodule(name)
-        prefix = name.removesuffix(block.spec.name)
-        for key in block.spec.absorbers[:1]:  # of further ones the outputs tell
-            shift = (means[prefix + key].double() - tiny.get_buffer(prefix + key).double()).to(block.slope.device)
+        for key in absorbers_of(name, block)[:1]:  # of further ones the outputs tell
+            shift = giant.get_buffer(key).double() - tiny.get_buffer(key).double()
             shift = shift.view(-1, *(1,) * block.spec.layer.axes)
             return lambda x: (stand(x).double() + shift).to(x.dtype)
         return stand
@@ -60,19 +56,30 @@ def _require_same_outputs(giant: nn.Module, tiny: nn.Module, inputs: Inputs, wan
         except PreconditionError:
             return  # as above, by rounding alone
     if error > limit:
+        site, keys = _culprit(giant, tiny, inputs, wanted, limit)
         raise PostconditionError(
-            f"fuse: the tiny network gives another output than the giant, {_first(giant, tiny, inputs, limit)}: "
-            f"relative error {error:.2e}, at most {limit:.0e} is rounding; other code than the norms that took the "
-            "shift of a block may read it: fuse the model as expand returned it, or with proof=False if it may differ"
+            f"fuse: the tiny network gives another output than the giant: relative error {error:.2e}, at most "
+            f"{limit:.0e} is rounding; the shift of '{site}' went into '{keys}', and other code reads '{site}', too: "
+            "fuse the model as expand returned it (proof=False leaves this check out)"
         )
 
 
-def _first(giant: nn.Module, tiny: nn.Module, inputs: Inputs, limit: float) -> str:
-    with suppress(NBCompileError):
-        for row in per_layer_error(giant, tiny, inputs):
-            if row.error is not None and not row.error <= limit:
-                return f"first at '{row.name}'"
-    return "in what it returns"
+def _culprit(
+    giant: nn.Module, tiny: nn.Module, inputs: Inputs, wanted: Sequence[Tensor], limit: float
+) -> tuple[str, str]:
+    """The site, and where its shift went, that changes the giant's output when it is contracted alone; or the first."""
+    shifted = {name: block for name, block in sites(giant).items() if block.spec.absorbers}
+    for name, block in shifted.items():
+        mixed = working_copy(giant, training=False)
+        put(mixed, mixed.get_submodule(name), tiny.get_submodule(name))
+        for key in absorbers_of(name, block):
+            mixed.get_buffer(key).copy_(tiny.get_buffer(key))
+        made = _numbers(output_of(mixed, inputs))
+        if [x.shape for x in made] != [x.shape for x in wanted] or relative_error(made, wanted) > limit:
+            break
+    else:
+        name, block = next(iter(shifted.items()))
+    return name, "', '".join(absorbers_of(name, block))
 
 
 def _numbers(output: Any) -> list[Tensor]:

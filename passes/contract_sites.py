@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from nbcompile.core.algebra import AffineMap
-from nbcompile.core.blocks import SLOPE_ROUNDING, Expanded, sites
+from nbcompile.core.blocks import SLOPE_ROUNDING, Expanded, absorbers_of, sites
 from nbcompile.core.errors import PostconditionError, PreconditionError
 from nbcompile.core.graph.nodes import calls
 from nbcompile.core.graph.replace import put
@@ -96,8 +96,7 @@ def _absorbers(root: nn.Module, name: str, block: Expanded) -> tuple[str, ...]:
         raise PreconditionError(
             f"contract-sites: the block at '{name}' was expanded as '{recorded}': fuse the model that expand returned"
         )
-    prefix = name.removesuffix(recorded)
-    keys = tuple(prefix + key for key in block.spec.absorbers)
+    keys = absorbers_of(name, block)
     if not keys:
         raise PostconditionError(f"contract-sites: the shift of '{name}' has neither a bias nor a norm to go to")
     buffers = dict(root.named_buffers(remove_duplicate=False))

@@ -228,6 +228,12 @@ def sites(model: nn.Module) -> dict[str, Expanded]:
     return {name: module for name, module in model.named_modules() if isinstance(module, Expanded)}
 
 
+def absorbers_of(site: str, block: Expanded) -> tuple[str, ...]:
+    """The running means that are to take the shift of ``block``: their keys in the network that has it at ``site``."""
+    prefix = site.removesuffix(block.spec.name)  # the network may be inside of another
+    return tuple(prefix + key for key in block.spec.absorbers)
+
+
 def check_absorbers(model: nn.Module) -> None:
     """Check that every running mean that is to take a shift is there.
 
@@ -236,11 +242,10 @@ def check_absorbers(model: nn.Module) -> None:
     """
     buffers = dict(model.named_buffers(remove_duplicate=False))
     for name, block in sites(model).items():
-        prefix = name.removesuffix(block.spec.name)
-        for key in block.spec.absorbers:
-            mean = buffers.get(f"{prefix}{key}")
+        for key in absorbers_of(name, block):
+            mean = buffers.get(key)
             if mean is None or mean.shape != (block.spec.layer.outputs,):
-                raise CheckpointError(f"the block '{name}' needs the running mean '{prefix}{key}', which is not there")
+                raise CheckpointError(f"the block '{name}' needs the running mean '{key}', which is not there")
 
 
 def _norm(spec: SiteSpec, after: LayerSpec, like: Tensor) -> nn.Module | None:

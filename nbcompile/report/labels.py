@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from nbcompile.core.blocks import Expanded
+from nbcompile.core.blocks import Expanded, absorbers_of
 
 
 def layer_label(module: nn.Module) -> str:
@@ -43,5 +43,4 @@ def absorbing_norms(site: str, block: Expanded) -> tuple[str, ...]:
         site: the block's qualified name in the network at hand, which may be a wrapper of the expanded one.
         block: the block.
     """
-    prefix = site.removesuffix(block.spec.name)
-    return tuple(prefix + key.rpartition(".")[0] for key in block.spec.absorbers)
+    return tuple(key.rpartition(".")[0] for key in absorbers_of(site, block))

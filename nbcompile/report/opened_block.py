@@ -17,10 +17,10 @@ def block_graph(giant: nn.Module, site: str) -> Graph:
         giant: a network with expansion blocks.
         site: the name of one of them; KeyError for any other name.
     """
-    return graph_of(opened(sites(giant)[site]), {site}, f"What stands in the giant for {site}", within=site)
+    return graph_of(opened_block(sites(giant)[site]), {site}, f"What stands in the giant for {site}", within=site)
 
 
-def opened(block: Expanded) -> fx.GraphModule:
+def opened_block(block: Expanded) -> fx.GraphModule:
     """The graph of what ``block`` computes while it is not collapsed, written from its parts and sharing them.
 
     It is not traced: to capture, a block is one node, and ``torch.fx.Tracer`` patches ``nn.Module`` for every thread.

@@ -10,7 +10,7 @@ from nbcompile.core.activations import Activation
 from nbcompile.core.blocks import Expanded
 from nbcompile.core.layers import LayerSpec
 from nbcompile.core.site_spec import BLOCKS, SiteSpec
-from nbcompile.report.opened_block import opened
+from nbcompile.report.opened_block import opened_block
 from nbcompile.testing import scramble_
 
 CONVOLUTIONS = product(BLOCKS, ("norm", "bias", "scale"), (False, True), ("convolution",))
@@ -33,7 +33,7 @@ def test_its_graph_computes_what_it_does(kind: str, inner: str, preserve: bool, 
     if block.last_norm is None:
         nn.init.normal_(block.last.get_parameter("weight"))
     block.slope.fill_(0.3)
-    gm, x = opened(block), torch.randn(2, 4, 7, 5)
+    gm, x = opened_block(block), torch.randn(2, 4, 7, 5)
     with torch.no_grad():
         assert torch.equal(gm(x), block(x))
     assert {id(p) for p in gm.parameters()} == {id(p) for p in block.parameters()}
@@ -55,4 +55,4 @@ def test_a_collapsed_block_is_drawn_as_its_layers() -> None:
     )
     block = Expanded(spec, layer).eval()
     block.collapsed = True
-    assert "original" in {node.target for node in opened(block).graph.nodes}
+    assert "original" in {node.target for node in opened_block(block).graph.nodes}
