@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from nbcompile.core import record
 from nbcompile.core.blocks import Expanded, check_absorbers, sites
-from nbcompile.core.errors import CaptureError, CheckpointError, UsageError
+from nbcompile.core.errors import CaptureError, CheckpointError, PreconditionError, UsageError
 from nbcompile.core.example import ExampleInput, Origin, inputs_for, origin_of, remember, specs
 from nbcompile.core.files import atomic, check_target
 from nbcompile.core.graph.replace import put
@@ -22,6 +23,7 @@ from nbcompile.core.serialization.rebuild import origin_from_json, rebuild, with
 from nbcompile.core.serialization.weight_files import EXTRA, RECORD, Weights, choose, find, read_weights
 from nbcompile.core.tracing.capture import capture
 from nbcompile.core.wrappers import require_loaded, unwrap, working_copy
+from nbcompile.file_proof import difference
 
 log = logging.getLogger("nbcompile")
 
@@ -29,7 +31,7 @@ TORCH_FILES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
 """What a trained file may be called: each is torch's own format, whatever the extension."""
 
 
-def save(model: nn.Module, path: str | Path, example_input: ExampleInput | None = None) -> None:
+def save(model: nn.Module, path: str | Path, example_input: ExampleInput | None = None, *, proof: bool = True) -> None:
     """Write ``model``'s weights so that :func:`load` and ``nbcompile fuse`` can read them without its code.
 
     Args:
@@ -37,6 +39,8 @@ def save(model: nn.Module, path: str | Path, example_input: ExampleInput | None 
         path: written whole or not at all; ``torch.load(path, weights_only=True)["state_dict"]`` is the state_dict.
         example_input: what a network that is no giant is called with; may be left out where it remembers, or where
             the record is not wanted.
+        proof: rebuild what is written, run it and a copy of ``model``, and compare. Where the two differ a warning says
+            so; the file is written all the same, and that of a network that is no giant then needs its code.
 
     Raises:
         UsageError: if ``path`` cannot be written, or its extension is none of ``TORCH_FILES``.
@@ -46,8 +50,10 @@ def save(model: nn.Module, path: str | Path, example_input: ExampleInput | None 
     require_loaded(model, "save")
     content: dict[str, Any] = {"state_dict": model.state_dict()}
     with step(f"writing {Path(path).name}"):
-        if not sites(model) and (example_input is not None or origin_of(model) is not None):
-            content[RECORD] = record.encode_record({"model": _description(model, example_input)})
+        if proof and sites(model):
+            _look_at_record(model)
+        elif not sites(model) and (example_input is not None or origin_of(model) is not None):
+            content[RECORD] = record.encode_record({"model": _description(model, example_input, proof)})
         with atomic(path) as temporary:
             torch.save(content, temporary)
 
@@ -66,7 +72,7 @@ def check_output(path: str | Path) -> None:
     check_target(path)
 
 
-def load(path: str | Path, model: nn.Module | None = None, key: str | None = None) -> nn.Module:
+def load(path: str | Path, model: nn.Module | None = None, key: str | None = None, *, proof: bool = True) -> nn.Module:
     """The network in a trained file, in eval mode: a giant with its blocks, or a plain network.
 
     Args:
@@ -74,15 +80,18 @@ def load(path: str | Path, model: nn.Module | None = None, key: str | None = Non
         model: the network whose weights these are: needed where the file does not describe itself. The original or a
             giant; it is not copied, its weights are replaced. Without it a GraphModule with the same keys stands in.
         key: which weights to take where the file has several, such as ``state_dict_ema``; an EMA is the default.
+        proof: where both are known, run the network that the file describes and a copy of ``model`` with the same
+            weights, and compare them, before ``model`` is changed. Without ``model`` there is nothing to compare with.
 
     Raises:
-        CheckpointError: if the file cannot be read, is refused, or does not fit.
+        CheckpointError: if the file cannot be read, is refused, or does not fit, or if it describes another network
+            than ``model``: then the first layer that differs is named.
     """
     with step(f"reading {Path(path).name}"):
-        return _loaded(Path(path), model, key)
+        return _loaded(Path(path), model, key, proof)
 
 
-def _loaded(path: Path, model: nn.Module | None, key: str | None) -> nn.Module:
+def _loaded(path: Path, model: nn.Module | None, key: str | None, proof: bool) -> nn.Module:
     model = None if model is None else unwrap(model)
     content = read_weights(path)
     weights, note = choose(find(content, path), key, path, () if model is None else model.state_dict())
@@ -91,7 +100,7 @@ def _loaded(path: Path, model: nn.Module | None, key: str | None) -> nn.Module:
     payload = _payload(content, weights)
     try:
         if model is not None:
-            return _into(model, weights, payload)
+            return _into(model, weights, payload, proof)
         if payload is None:
             raise CheckpointError(
                 f"the weights describe no model (the first is '{next(iter(weights.tensors))}'): say which it is "
@@ -105,7 +114,25 @@ def _loaded(path: Path, model: nn.Module | None, key: str | None) -> nn.Module:
     return network
 
 
-def _description(model: nn.Module, example_input: ExampleInput | None) -> dict[str, Any]:
+def _look_at_record(giant: nn.Module) -> None:
+    """Say where the network that a giant describes, since it was expanded, is not the giant."""
+    for block in sites(giant).values():
+        described = record.decode_record(block.get_extra_state(), EXTRA).get("model", {})
+        if described.get("graph") and (differs := _difference(giant, described)):
+            log.warning(
+                "save: the giant was changed by hand after it was expanded; without its code the file is the network "
+                "that was expanded, which differs %s",
+                differs,
+            )
+
+
+def _difference(model: nn.Module, description: Mapping[str, Any]) -> str | None:
+    with suppress(PreconditionError):  # nothing to compare
+        return difference(model, description)
+    return None
+
+
+def _description(model: nn.Module, example_input: ExampleInput | None, proof: bool) -> dict[str, Any]:
     inputs = inputs_for(model, example_input, who="save")
     known = origin_of(model)
     origin = Origin(specs(inputs), known.model if known else None, known.preprocessing if known else {})
@@ -114,7 +141,10 @@ def _description(model: nn.Module, example_input: ExampleInput | None) -> dict[s
         gm = capture(model, inputs)
     except CaptureError as error:
         return unreadable(model, origin, str(error))
-    return describe_model(model, gm, origin)
+    description = describe_model(model, gm, origin)
+    if proof and description["graph"] and (differs := _difference(model, description)):
+        return unreadable(model, origin, f"what can be written of it is another network, {differs}")
+    return description
 
 
 def _payload(content: Any, weights: Weights) -> Mapping[str, Any] | None:
@@ -127,9 +157,36 @@ def _payload(content: Any, weights: Weights) -> Mapping[str, Any] | None:
     return description if isinstance(description, dict) else None
 
 
-def _into(model: nn.Module, weights: Weights, payload: Mapping[str, Any] | None) -> nn.Module:
-    """The weights in the user's own class; blocks that it lacks are built from their records."""
+def _into(model: nn.Module, weights: Weights, payload: Mapping[str, Any] | None, proof: bool) -> nn.Module:
+    """The weights in the user's own class."""
     tensors = weights.tensors if payload is None else with_shared(payload, weights.tensors)
+    if proof and payload and payload.get("graph"):
+        _prove(model, tensors, payload)
+    model = _filled(model, tensors)
+    if payload:
+        remember(model, origin_from_json(payload))
+    model.eval()
+    return model
+
+
+def _prove(model: nn.Module, tensors: Mapping[str, Tensor], payload: Mapping[str, Any]) -> None:
+    name = type(model).__name__
+    try:
+        filled = working_copy(model)
+        with torch.random.fork_rng([]):  # new blocks draw weights
+            differs = difference(_filled(filled, tensors), payload)
+    except PreconditionError as error:
+        log.warning("load: %s was not compared with the network that the file describes: %s", name, error)
+        return
+    if differs is not None:
+        raise CheckpointError(
+            f"{name} is another network than the file describes, {differs}; either it is another model, or it was "
+            "changed by hand after it was expanded: then load(..., proof=False) takes its code as it is"
+        )
+
+
+def _filled(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """``model`` with ``tensors`` in it; blocks that it lacks are built from their records."""
     if not sites(model):
         _insert(model, tensors)
     for name, block in sites(model).items():  # a trainer may drop or damage what is no weight
@@ -141,9 +198,6 @@ def _into(model: nn.Module, weights: Weights, payload: Mapping[str, Any] | None)
         lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
         raise CheckpointError(f"the weights do not fit {type(model).__name__}: {lines[0][:300]}") from None
     check_absorbers(model)
-    if payload:
-        remember(model, origin_from_json(payload))
-    model.eval()
     return model
 
 
