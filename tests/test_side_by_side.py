@@ -71,21 +71,51 @@ sys.exit(bool(failures))
 """
 
 
-def run_side_by_side(rounds: int) -> None:
+EXPORTS = """
+import pathlib, sys, threading, torch, nbcompile
+from torch import nn
+
+failures = []
+
+def exporting(channels):
+    try:
+        model = nn.Sequential(nn.Conv2d(3, channels, 3), nn.BatchNorm2d(channels), nn.ReLU()).eval()
+        x, path = torch.randn(2, 3, 7, 5), pathlib.Path(sys.argv[1]) / f"{channels}.onnx"
+        nbcompile.export(model, path, x)
+        nbcompile.verify(model, path, x).raise_on_failure()
+    except Exception as error:
+        failures.append(f"{type(error).__name__}: {error}")
+
+threads = [threading.Thread(target=exporting, args=(channels,)) for channels in (4, 5, 6)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(failures)
+sys.exit(bool(failures))
+"""
+
+
+def run_side_by_side(program: str, argument: str) -> None:
     """In a process of its own: what breaks torch would break the tests that follow."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(rounds)], cwd=Path(__file__).parents[1], capture_output=True, text=True
+        [sys.executable, "-c", program, argument], cwd=Path(__file__).parents[1], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
 
 
 def test_eight_threads_fuse_expand_and_run() -> None:
-    run_side_by_side(5)
+    run_side_by_side(PROGRAM, "5")
+
+
+def test_threads_that_export_wait_for_each_other(tmp_path: Path) -> None:
+    """To ``torch.export`` itself they are one: it stops, or takes the one's values for the other's."""
+    run_side_by_side(EXPORTS, str(tmp_path))
 
 
 @pytest.mark.slow
 def test_eight_threads_fuse_expand_and_run_a_hundred_times() -> None:
-    run_side_by_side(100)
+    run_side_by_side(PROGRAM, "100")
 
 
 X = torch.randn(2, 3, 7, 5, generator=torch.Generator().manual_seed(0))

@@ -17,12 +17,14 @@ from torch.export import Dim, ExportedProgram
 from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs
 from nbcompile.core.numerics import flatten
+from nbcompile.core.one_at_a_time import one_at_a_time
 from nbcompile.core.progress import step
 from nbcompile.exporters.to_onnx.check import ONE_BATCH, has_batch, resized
 
 _TRACED_BATCH = 2  # torch.export takes sizes 0 and 1 for constants
 
 
+@one_at_a_time
 def onnx_graph(graph: nn.Module, inputs: Inputs, *, output: Any, opset: int | None, dynamic_batch: bool) -> ModelProto:
     """``graph`` in ONNX, constants folded.
 

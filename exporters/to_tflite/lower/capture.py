@@ -11,9 +11,11 @@ from torch.utils._pytree import tree_leaves
 from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs, change_tensors
 from nbcompile.core.files import with_slashes
+from nbcompile.core.one_at_a_time import one_at_a_time
 from nbcompile.exporters.to_tflite.lower.ops.table import HANDLERS
 
 
+@one_at_a_time
 def captured(graph: nn.Module, inputs: Inputs) -> ExportedProgram:
     """The functional ATen graph of ``graph`` at batch 1: operators with a handler whole, all others decomposed.
 
