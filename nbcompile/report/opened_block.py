@@ -1,11 +1,12 @@
 """What stands in a giant for one layer, drawn by itself."""
 
 import operator
+from typing import cast
 
 from torch import fx, nn
 
 from nbcompile.core.activations import linearised
-from nbcompile.core.blocks import Expanded, sites
+from nbcompile.core.blocks import Expanded, Stage, sites
 from nbcompile.report.data import Graph
 from nbcompile.report.graphs import graph_of
 
@@ -32,7 +33,7 @@ def opened_block(block: Expanded) -> fx.GraphModule:
         y = graph.call_module(f"stages.{i}.layer", (y,))
         if stage.norm is not None:
             y = graph.call_module(f"stages.{i}.norm", (y,))
-        activation = stage.activation
+        activation = cast(Stage, stage).activation
         y = graph.call_function(linearised, (y, slope, activation.name, activation.parameter))
     y = graph.call_module("last", (y,))
     if block.last_norm is not None:
