@@ -20,7 +20,6 @@ from nbcompile.core.serialization.describe import describe_model, unreadable
 from nbcompile.core.tracing.capture import capture, opaque
 from nbcompile.core.tracing.observe import is_observed, observe
 from nbcompile.core.tracing.pieces import Piece, pieces
-from nbcompile.core.tracing.replay import require_same_function
 from nbcompile.core.wrappers import unwrap, working_copy
 from nbcompile.giant_probe import LayerNeededError, probe
 from nbcompile.pass_runner import run_passes
@@ -138,9 +137,8 @@ def _expanded(
     for name in result.rewritten:
         put(giant, layers[name], gm.get_submodule(name))
     with step("running the giant as its original ran"):
-        probe(giant, model, inputs, {name: len(calls(gm)[gm.get_submodule(name)]) for name in result.rewritten})
-        if proof and not is_observed(gm):
-            require_same_function(giant, gm, inputs)
+        called = {name: len(calls(gm)[gm.get_submodule(name)]) for name in result.rewritten}
+        probe(giant, model, inputs, called, gm if proof and not is_observed(gm) else None)
     return giant, gm
 
 

@@ -8,7 +8,7 @@ from nbcompile.core.running import tensors_of
 from nbcompile.core.tracing.shadow import State, changed, state
 
 
-def holders(root: nn.Module) -> dict[nn.Module, set[str]]:
+def holders(root: nn.Module) -> dict[nn.Module, frozenset[str]]:
     """The modules of ``root`` that hold each module that holds tensors, under whatever name."""
     named = dict(root.named_modules(remove_duplicate=False))
     first = {module: name for name, module in reversed(named.items())}
@@ -17,7 +17,7 @@ def holders(root: nn.Module) -> dict[nn.Module, set[str]]:
         parent, _, last = name.rpartition(".")
         if last and next(tensors_of(module), None) is not None:
             around[module] |= {first[named[parent]]} | around[named[parent]]
-    return {module: names - {""} for module, names in around.items()}
+    return {module: frozenset(names - {""}) for module, names in around.items()}
 
 
 def contents(value: Any) -> Any:

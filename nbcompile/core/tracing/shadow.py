@@ -15,6 +15,8 @@ State = dict[tuple[str, str], Any]
 """What each attribute of each module holds, by the names of both."""
 
 _ATOMS = (type(None), bool, int, float, str, bytes, complex, type, torch.dtype, torch.device)
+_OWN = frozenset(vars(nn.Module()))
+"""What every module has."""
 
 
 def shadow(model: nn.Module) -> nn.Module:
@@ -38,7 +40,9 @@ def shadow(model: nn.Module) -> nn.Module:
         if type(parameter) is nn.Parameter:
             memo[id(parameter)] = nn.Parameter(parameter.detach(), parameter.requires_grad)
     for module in modules:
-        memo[id(module)].__dict__.update({key: _copied(value, memo) for key, value in vars(module).items()})
+        made = memo[id(module)].__dict__
+        for key, value in vars(module).items():
+            made[key] = value if type(value) in _ATOMS else _copied(value, memo)
     shadowed: nn.Module = memo[id(model)]
     remember(shadowed, origin_of(model))
     return shadowed
@@ -50,8 +54,8 @@ def state(model: nn.Module) -> State:
     for name, module in model.named_modules():
         for holder in (vars(module), module._buffers, module._parameters):
             for key, value in holder.items():
-                if key not in ("_modules", "_buffers", "_parameters", "training") and not key.endswith("_hooks"):
-                    found[name, key] = _look(value)
+                if key not in _OWN:
+                    found[name, key] = value if type(value) in _ATOMS else _look(value)
     return found
 
 
@@ -61,6 +65,8 @@ def changed(before: State, after: State) -> list[tuple[str, str]]:
 
 
 def _unchanged(a: Any, b: Any) -> bool:
+    if a is b:
+        return True
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return a is b
     if isinstance(a, tuple) and isinstance(b, tuple):
@@ -84,25 +90,29 @@ def _look(value: Any, depth: int = 3) -> Any:
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    if isinstance(value, _ATOMS):
-        return value
+    kind = type(value)
+    if kind in (dict, OrderedDict) and id(value) not in memo:
+        made = memo[id(value)] = kind()
+        if value:
+            made.update((_copied(key, memo), _copied(part, memo)) for key, part in value.items())
+        return made
     if id(value) in memo:
         return memo[id(value)]
-    if type(value) is Tensor and value.grad_fn is None:
+    if isinstance(value, _ATOMS):
+        return value
+    if kind is Tensor and value.grad_fn is None:
         made = memo[id(value)] = value.detach().clone().requires_grad_(value.requires_grad)
         return made
     if isinstance(value, FunctionType):
         return rebound(value, memo)
-    if type(value) in (dict, OrderedDict):
-        made = memo[id(value)] = type(value)()
-        made.update((_copied(key, memo), _copied(part, memo)) for key, part in value.items())
-        return made
-    if type(value) is list:
+    if kind is list:
         parts: list[Any] = []
         memo[id(value)] = parts
         parts.extend(_copied(part, memo) for part in value)
         return parts
-    if type(value) is tuple:
+    if kind is set:
+        return {_copied(part, memo) for part in value}
+    if kind is tuple:
         return tuple(_copied(part, memo) for part in value)
     if isinstance(value, torch.Generator):
         return value.clone_state()
