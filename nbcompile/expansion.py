@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from torch import fx, nn
 
 from nbcompile.core.blocks import sites
+from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import CaptureError, PreconditionError
 from nbcompile.core.example import ExampleInput, Inputs, Origin, inputs_for, origin_of, remember, specs
 from nbcompile.core.graph.nodes import calls
@@ -20,7 +21,7 @@ from nbcompile.core.serialization.describe import describe_model, unreadable
 from nbcompile.core.tracing.capture import capture, opaque
 from nbcompile.core.tracing.observe import is_observed, observe
 from nbcompile.core.tracing.pieces import Piece, pieces
-from nbcompile.core.wrappers import unwrap, working_copy
+from nbcompile.core.wrappers import unwrap
 from nbcompile.giant_probe import LayerNeededError, probe
 from nbcompile.pass_runner import run_passes
 from nbcompile.passes import ExpandSites

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from nbcompile.core.blocks import Expanded, sites
+from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import Inputs
 from nbcompile.core.running import output_of
 from nbcompile.core.tracing.replay import require_same_function
-from nbcompile.core.wrappers import working_copy
 
 
 class LayerNeededError(PreconditionError):

@@ -9,6 +9,7 @@ from torch import fx, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import CaptureError, PreconditionError
 from nbcompile.core.example import Inputs, origin_of, remember
 from nbcompile.core.graph.guards import CheckedGraph
@@ -16,7 +17,7 @@ from nbcompile.core.layers import why_changed
 from nbcompile.core.progress import step
 from nbcompile.core.tracing.capture import capture, opaque
 from nbcompile.core.tracing.pieces import Piece, assemble, pieces
-from nbcompile.core.wrappers import require_loaded, working_copy
+from nbcompile.core.wrappers import require_loaded
 from nbcompile.pass_runner import run_pipeline
 from nbcompile.passes import FUSE, PassResult
 

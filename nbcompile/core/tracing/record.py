@@ -10,7 +10,7 @@ from nbcompile.core.tracing.call import Call
 from nbcompile.core.tracing.modules import containers
 from nbcompile.core.tracing.recorder import Recorder, WritesWeightsError
 from nbcompile.core.tracing.recording import Recording
-from nbcompile.core.tracing.stage import Stage
+from nbcompile.core.tracing.rig import Rig
 
 
 class ModelError(Exception):
@@ -18,7 +18,7 @@ class ModelError(Exception):
 
 
 def record(
-    stage: Stage,
+    rig: Rig,
     call: Call,
     tensors: Sequence[Tensor],
     *,
@@ -30,7 +30,7 @@ def record(
     """Run a network once, in eval mode and without gradients, and write down what it does.
 
     Args:
-        stage: where it runs.
+        rig: where it runs.
         call: how it is called.
         tensors: of the call; they are left as they are.
         opaque: names of modules that are to be one node, whatever they do.
@@ -41,19 +41,19 @@ def record(
     Raises:
         ModelError: if the network raises.
     """
-    root = stage.root
+    root = rig.root
     try:
-        made = _recorded(Recorder(stage, opaque, sizes, strict, keep), call, tensors)
+        made = _recorded(Recorder(rig, opaque, sizes, strict, keep), call, tensors)
     except WritesWeightsError:
-        stage.clear(writes=True)
-        root = stage.root
-        made = _recorded(Recorder(stage, opaque, sizes, strict, keep), call, tensors)
-    made.kept, made.root = stage.kept, root if stage.kept else None
+        rig.clear(writes=True)
+        root = rig.root
+        made = _recorded(Recorder(rig, opaque, sizes, strict, keep), call, tensors)
+    made.kept, made.root = rig.kept, root if rig.kept else None
     return made
 
 
 def _recorded(recorder: Recorder, call: Call, tensors: Sequence[Tensor]) -> Recording:
-    with recorder.stage.running(recorder) as root, quiet(root, tuple(tensors)) as inputs:
+    with recorder.rig.running(recorder) as root, quiet(root, tuple(tensors)) as inputs:
         for name, x in zip(call.names(root), inputs, strict=True):
             recorder.values.put(x, recorder.values.new("placeholder", name))
         args, kwargs = call.filled(inputs)

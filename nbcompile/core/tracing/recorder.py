@@ -29,11 +29,10 @@ from nbcompile.core.tracing.functions import (
     says_that_it_writes,
     write_counts,
 )
-from nbcompile.core.tracing.modules import can_be_taken_apart, contents, keeps
+from nbcompile.core.tracing.modules import State, can_be_taken_apart, contents, keeps, state
 from nbcompile.core.tracing.places import code_place
 from nbcompile.core.tracing.recording import Choice, Reason, Recording
-from nbcompile.core.tracing.shadow import State, state
-from nbcompile.core.tracing.stage import Part, Stage
+from nbcompile.core.tracing.rig import Part, Rig
 from nbcompile.core.tracing.values import InexpressibleError, Values, bare, tensors_in, tensors_within
 
 
@@ -74,11 +73,11 @@ class Recorder(TorchFunctionMode):
         values: which node each tensor is.
     """
 
-    def __init__(self, stage: Stage, opaque: Collection[str], sizes: bool, strict: bool, keep: bool) -> None:
+    def __init__(self, rig: Rig, opaque: Collection[str], sizes: bool, strict: bool, keep: bool) -> None:
         super().__init__()
         self.recording = Recording()
-        self.stage, self._forced, self._sizes, self._strict = stage, opaque, sizes, strict
-        self.values = Values(self.recording.graph, stage.names, stage.state, self, keep)
+        self.rig, self._forced, self._sizes, self._strict = rig, opaque, sizes, strict
+        self.values = Values(self.recording.graph, rig.names, rig.state, self, keep)
         self.values.inside = lambda: self._frames[-1].name
         self._frames = [_Frame("")]
         self._leaf = 0
@@ -108,7 +107,7 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.stage.shared and may_write(getattr(func, "__name__", ""), kwargs):
+        if self.rig.shared and may_write(getattr(func, "__name__", ""), kwargs):
             self._keep_weights(args, kwargs)
         if self._leaf:
             return func(*bare(args), **bare(kwargs))
@@ -130,7 +129,7 @@ class Recorder(TorchFunctionMode):
 
     def _keep_weights(self, args: Any, kwargs: Any) -> None:
         for x in tensors_in((args, kwargs)):
-            if x.layout is torch.strided and x.untyped_storage()._cdata in self.stage.shared:
+            if x.layout is torch.strided and x.untyped_storage()._cdata in self.rig.shared:
                 raise WritesWeightsError
 
     def _wrote(self, func: Any, args: Any, kwargs: Any, value: Any, given: list[Tensor], written: bool) -> Any:
@@ -189,7 +188,7 @@ class Recorder(TorchFunctionMode):
                 numbers = self.values.expressed(operands)
                 self.recording.choices.append(Choice(function, numbers, outcome, self._frames[-1].name, code_place()))
 
-    # which modules run: see stage.Watcher
+    # which modules run: see rig.Watcher
 
     def entered(self, part: Part, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A module is called."""
@@ -202,7 +201,7 @@ class Recorder(TorchFunctionMode):
             return
         frame = self._frame(part.name, (args, kwargs))
         one = part.one or part.name in self._forced
-        frame.leaf = one and self.stage.owns(part.module)  # with other tensors than its own, it is what it does
+        frame.leaf = one and self.rig.owns(part.module)  # with other tensors than its own, it is what it does
         frame.kept = state(part.module) if frame.leaf and not part.leaf else None
         self._frames.append(frame)
         self._leaf = int(frame.leaf)

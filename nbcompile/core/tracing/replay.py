@@ -1,7 +1,7 @@
 """The proof that a graph is the network: both are run, and what they give is compared."""
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,9 +12,8 @@ from nbcompile.core.example import Inputs
 from nbcompile.core.numerics import TOLERANCE, relative_error
 from nbcompile.core.running import quiet
 from nbcompile.core.tracing.call import Call
-from nbcompile.core.tracing.record import record
 from nbcompile.core.tracing.recording import Recording
-from nbcompile.core.tracing.stage import Stage
+from nbcompile.core.tracing.rig import Rig
 from nbcompile.core.tracing.values import PLACE, tensors_within
 
 
@@ -31,23 +30,30 @@ class UnprovenError(Exception):
         self.place, self.why = place, why
 
 
-def prove(stage: Stage, call: Call, one: Recording, others: Sequence[tuple[Sequence[Tensor], Any]]) -> None:
+def prove(
+    rig: Rig,
+    call: Call,
+    one: Recording,
+    others: Sequence[tuple[Sequence[Tensor], Any]],
+    again: Callable[[], Recording],
+) -> None:
     """Run the graph of ``one`` on what the network was run on; and the network once more, where a run changes it.
 
     Args:
-        stage: where the network runs.
+        rig: where the network runs.
         call: how it is called.
         one: a recording of it.
         others: other inputs, and what the network made of them.
+        again: makes the recording once more, and keeps all values.
 
     Raises:
         UnprovenError: naming the first layer that differs, or what the network keeps from call to call.
     """
     for tensors, outputs in ((one.tensors, one.outputs), *others):
-        with stage.running() as root:
+        with rig.running() as root:
             actual = _replayed(_with_constants(root, one.constants), one.graph, tensors)
         if not _same(actual, outputs):
-            raise _unproven(stage, call, one, outputs is one.outputs)
+            raise _unproven(rig, one, again() if outputs is one.outputs else None)
     if one.root is not None and not _same(outputs_at(one.root, call, one.tensors), one.outputs):
         name, attribute = one.kept[0]
         raise UnprovenError(
@@ -105,10 +111,10 @@ def outputs_at(model: nn.Module, call: Call, tensors: Sequence[Tensor]) -> Any:
         return model(*args, **kwargs)
 
 
-def _unproven(stage: Stage, call: Call, one: Recording, located: bool) -> UnprovenError:
-    node = next(_differing(stage, call, one), None) if located else None
+def _unproven(rig: Rig, one: Recording, seen: Recording | None) -> UnprovenError:
+    node = None if seen is None else next(_differing(rig, one, seen), None)
     where = f"first at '{node.name}'" if node is not None else "in what it returns"
-    place = node.meta.get(PLACE, "?") if node is not None else _forward_of(stage.model)
+    place = node.meta.get(PLACE, "?") if node is not None else _forward_of(rig.model)
     return UnprovenError(
         place, f"does what is seen by no hook and by none of torch's functions: the graph gives another output, {where}"
     )
@@ -130,10 +136,9 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return b.dtype in TOLERANCE and relative_error(a, b) <= TOLERANCE[b.dtype]
 
 
-def _differing(stage: Stage, call: Call, one: Recording) -> Iterator[fx.Node]:
+def _differing(rig: Rig, one: Recording, seen: Recording) -> Iterator[fx.Node]:
     """Nodes that do not give what was seen, all as it is after the run: a later node may have written into it."""
-    seen = record(stage, call, one.tensors, opaque=one.opaque, keep=True).seen
-    expected = {node.name: value for node, value in seen.items()}
+    expected = {node.name: value for node, value in seen.seen.items()}
     made: list[tuple[fx.Node, Tensor]] = []
 
     class Looking(fx.Interpreter):
@@ -143,7 +148,7 @@ def _differing(stage: Stage, call: Call, one: Recording) -> Iterator[fx.Node]:
                 made.append((n, value))
             return value
 
-    with stage.running() as root, quiet(root, tuple(one.tensors)) as copies:
+    with rig.running() as root, quiet(root, tuple(one.tensors)) as copies:
         Looking(_with_constants(root, one.constants), graph=one.graph).run(*copies, enable_io_processing=False)
     yield from (node for node, value in made if not _same(value, expected[node.name]))
 

@@ -17,7 +17,7 @@ from nbcompile.core.tracing.inputs import batch_of, open_sizes, other_input, var
 from nbcompile.core.tracing.record import ModelError, record
 from nbcompile.core.tracing.recording import Choice, Reason, Recording
 from nbcompile.core.tracing.replay import UnprovenError, outputs_at, prove
-from nbcompile.core.tracing.stage import Stage
+from nbcompile.core.tracing.rig import Rig
 from nbcompile.core.tracing.values import SHAPE
 
 _ROUNDS = 12
@@ -72,12 +72,12 @@ def capture_in_rounds(model: nn.Module, call: Call, tensors: list[Tensor], guess
         ModelError: if the model raises.
     """
     hidden: dict[str, Reason] = {}
-    stage = Stage(model)
+    rig = Rig(model)
     for _ in range(_ROUNDS):
         try:
-            one, others = _agreed(stage, call, tensors, hidden, guess)
+            one, others = _agreed(rig, call, tensors, hidden, guess)
             if proof:
-                prove(stage, call, one, others)
+                prove(rig, call, one, others, partial(record, rig, call, tensors, opaque=one.opaque, keep=True))
         except _OpaqueError as more:
             hidden |= more.parts
             continue
@@ -94,18 +94,18 @@ def capture_in_rounds(model: nn.Module, call: Call, tensors: list[Tensor], guess
 
 
 def _agreed(
-    stage: Stage, call: Call, tensors: list[Tensor], hidden: dict[str, Reason], guess: bool
+    rig: Rig, call: Call, tensors: list[Tensor], hidden: dict[str, Reason], guess: bool
 ) -> tuple[Recording, list[tuple[Sequence[Tensor], Any]]]:
     """A run that others agree with: at another batch, at other sizes if the network takes them and it holds there."""
     failure: DisagreementError | None = None
     for sizes in (True,) if guess else (True, False):
-        stage.clear()
-        one = _run(stage, call, tensors, hidden, sizes)
+        rig.clear()
+        one = _run(rig, call, tensors, hidden, sizes)
         for others, varied in variations(tensors):
             if varied and not sizes:
                 continue
             try:
-                other = _run(stage, call, others, hidden, False)
+                other = _run(rig, call, others, hidden, False)
             except ModelError:
                 continue
             try:
@@ -120,13 +120,13 @@ def _agreed(
                 break
             if agreed.guessed or not sizes or any(map(agreed.differs, chosen)):
                 for wanted in {1, 2 * batch_of(tensors) + 1} - {batch_of(tensors)}:
-                    _must_agree(stage, call, one, [other_input(x, batch_of(tensors), wanted) for x in tensors], hidden)
+                    _must_agree(rig, call, one, [other_input(x, batch_of(tensors), wanted) for x in tensors], hidden)
             untested = [set(range(1, x.ndim)) for x in tensors]
             if failure is None:  # numbers of unseen origin were put to the test where sizes were others
-                untested = open_sizes(partial(_takes, stage, call), tensors, others)
+                untested = open_sizes(partial(_takes, rig, call), tensors, others)
             if guess:  # no size that was guessed is one to hold on to
                 more = [other_input(x, -1, -1, dims) for x, dims in zip(tensors, untested, strict=True)]
-                _must_agree(stage, call, one, more, hidden)
+                _must_agree(rig, call, one, more, hidden)
                 untested = [set() for _ in tensors]
             _guard(one, chosen, untested)
             settle(one, agreed, varied)
@@ -144,9 +144,9 @@ def _verdict(one: Recording, failure: DisagreementError) -> Exception:
     return _OpaqueError({failure.inside: why}) if failure.inside else _RefusedError(one, why)
 
 
-def _run(stage: Stage, call: Call, tensors: list[Tensor], hidden: dict[str, Reason], sizes: bool) -> Recording:
+def _run(rig: Rig, call: Call, tensors: list[Tensor], hidden: dict[str, Reason], sizes: bool) -> Recording:
     """One run in which no more is opaque than is known to be, in all of its calls."""
-    one = record(stage, call, tensors, opaque=hidden, sizes=sizes)
+    one = record(rig, call, tensors, opaque=hidden, sizes=sizes)
     if one.refusal is not None:
         raise _RefusedError(one, one.refusal)
     more = one.opaque.keys() - hidden.keys()
@@ -173,9 +173,9 @@ def _guard(one: Recording, chosen: Sequence[Choice], untested: Sequence[Collecti
                 graph.call_function(require_sizes, (node, str(node.target), sizes[1:]))
 
 
-def _takes(stage: Stage, call: Call, tensors: Sequence[Tensor]) -> bool:
+def _takes(rig: Rig, call: Call, tensors: Sequence[Tensor]) -> bool:
     try:
-        with stage.running() as root:
+        with rig.running() as root:
             outputs_at(root, call, tensors)
     except Exception:
         return False
@@ -189,10 +189,10 @@ def _refuse_choice(choice: Choice) -> None:
     raise error
 
 
-def _must_agree(stage: Stage, call: Call, one: Recording, others: list[Tensor], hidden: dict[str, Reason]) -> None:
+def _must_agree(rig: Rig, call: Call, one: Recording, others: list[Tensor], hidden: dict[str, Reason]) -> None:
     """Check that the network does the same on ``others``, if it takes them."""
     try:
-        Comparison(one, _run(stage, call, others, hidden, False), guess=False)
+        Comparison(one, _run(rig, call, others, hidden, False), guess=False)
     except ModelError:
         return
     except DisagreementError as error:

@@ -8,12 +8,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from nbcompile.core.copies import copied, shadow
 from nbcompile.core.layers import why_changed
 from nbcompile.core.running import tensors_of
 from nbcompile.core.tracing.leaves import calls_itself, hollow_scripts, is_leaf
-from nbcompile.core.tracing.modules import holders
-from nbcompile.core.tracing.shadow import changed, shadow, state
-from nbcompile.core.wrappers import copied
+from nbcompile.core.tracing.modules import changed, state
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +44,7 @@ class Watcher(Protocol):
         """It gave ``value``, or raised, and that is None; what is returned takes its place."""
 
 
-class Stage:
+class Rig:
     """A copy of a network, which serves as long as no run changes it; then there is another.
 
     Args:
@@ -123,6 +122,18 @@ class Stage:
         # other hooks of the module are what it does, too
         part.module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
         part.module.register_forward_hook(leave, with_kwargs=True, always_call=True)
+
+
+def holders(root: nn.Module) -> dict[nn.Module, frozenset[str]]:
+    """The modules of ``root`` that hold each module that holds tensors, under whatever name."""
+    named = dict(root.named_modules(remove_duplicate=False))
+    first = {module: name for name, module in reversed(named.items())}
+    around: dict[nn.Module, set[str]] = {module: set() for module in named.values()}
+    for name, module in named.items():
+        parent, _, last = name.rpartition(".")
+        if last and next(tensors_of(module), None) is not None:
+            around[module] |= {first[named[parent]]} | around[named[parent]]
+    return {module: frozenset(names - {""}) for module, names in around.items()}
 
 
 def _named(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
