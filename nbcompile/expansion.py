@@ -145,14 +145,14 @@ def _expanded(
 
 def _graph(giant: nn.Module, inputs: Inputs, proof: bool = True) -> tuple[fx.GraphModule, tuple[Piece, ...]]:
     """The captured graph; where that hides a tensor or cannot be had, the graph of one run, and the pieces."""
+    found: tuple[Piece, ...] = ()
     with suppress(CaptureError):
-        gm = capture(giant, inputs, proof=proof)
+        found = pieces(giant, inputs, proof=proof)
+    if found and not found[0].name and found[0].call.is_plain:
+        gm = found[0].graph
         if not any(True for module in opaque(gm).values() for _ in tensors_of(module)):
             return gm, ()
-    gm = observe(giant, inputs)
-    with suppress(CaptureError):
-        return gm, pieces(giant, inputs, proof=proof)
-    return gm, ()
+    return observe(giant, inputs), found
 
 
 def _whole(giant: nn.Module, gm: fx.GraphModule, inputs: Inputs) -> fx.GraphModule:
