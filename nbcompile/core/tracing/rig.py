@@ -78,7 +78,9 @@ class Rig:
 
     def owns(self, module: nn.Module) -> bool:
         """Whether all tensors of ``module`` are still those that the copy had before the run."""
-        return all(id(x) in self.names for x in tensors_of(module))
+        holders = module.modules() if module._modules else (module,)
+        held = (x for one in holders for x in (*one._parameters.values(), *one._buffers.values()))
+        return all(x is None or id(x) in self.names for x in held)
 
     @contextmanager
     def running(self, watcher: Watcher | None = None) -> Iterator[nn.Module]:
