@@ -23,9 +23,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import nbcompile
+from nbcompile.core.copies import copied
 from nbcompile.core.numerics import relative_error
 from nbcompile.core.site_spec import BLOCKS
-from nbcompile.core.wrappers import copied
 from nbcompile.testing import scramble_
 
 SEED = 0

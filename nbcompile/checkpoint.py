@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nbcompile.core import record
 from nbcompile.core.blocks import Expanded, check_absorbers, sites
+from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import CaptureError, CheckpointError, PreconditionError, UsageError
 from nbcompile.core.example import ExampleInput, Origin, inputs_for, origin_of, remember, specs
 from nbcompile.core.files import atomic, check_target
@@ -22,7 +23,7 @@ from nbcompile.core.serialization.describe import describe_model, unreadable
 from nbcompile.core.serialization.rebuild import origin_from_json, rebuild, with_shared
 from nbcompile.core.serialization.weight_files import EXTRA, RECORD, Weights, choose, find, read_weights
 from nbcompile.core.tracing.capture import capture
-from nbcompile.core.wrappers import require_loaded, unwrap, working_copy
+from nbcompile.core.wrappers import require_loaded, unwrap
 from nbcompile.file_proof import difference
 
 log = logging.getLogger("nbcompile")

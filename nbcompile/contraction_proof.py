@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from nbcompile.core.block_proof import Layer, require_same_blocks
 from nbcompile.core.blocks import Expanded, absorbers_of, sites
+from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import PostconditionError, PreconditionError
 from nbcompile.core.example import Inputs
 from nbcompile.core.graph.replace import put
 from nbcompile.core.numerics import ROUNDINGS, TOLERANCE, own_rounding, relative_error
 from nbcompile.core.running import output_of
 from nbcompile.core.tracing.values import tensors_within
-from nbcompile.core.wrappers import working_copy
 
 
 def require_contracted(giant: nn.Module, tiny: nn.Module, inputs: Inputs) -> None:

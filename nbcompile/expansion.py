@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from torch import fx, nn
 
 from nbcompile.core.blocks import sites
+from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import CaptureError, PreconditionError
 from nbcompile.core.example import ExampleInput, Inputs, Origin, inputs_for, origin_of, remember, specs
 from nbcompile.core.graph.nodes import calls
@@ -20,8 +21,7 @@ from nbcompile.core.serialization.describe import describe_model, unreadable
 from nbcompile.core.tracing.capture import capture, opaque
 from nbcompile.core.tracing.observe import is_observed, observe
 from nbcompile.core.tracing.pieces import Piece, pieces
-from nbcompile.core.tracing.replay import require_same_function
-from nbcompile.core.wrappers import unwrap, working_copy
+from nbcompile.core.wrappers import unwrap
 from nbcompile.giant_probe import LayerNeededError, probe
 from nbcompile.pass_runner import run_passes
 from nbcompile.passes import ExpandSites
@@ -138,22 +138,21 @@ def _expanded(
     for name in result.rewritten:
         put(giant, layers[name], gm.get_submodule(name))
     with step("running the giant as its original ran"):
-        probe(giant, model, inputs, {name: len(calls(gm)[gm.get_submodule(name)]) for name in result.rewritten})
-        if proof and not is_observed(gm):
-            require_same_function(giant, gm, inputs)
+        called = {name: len(calls(gm)[gm.get_submodule(name)]) for name in result.rewritten}
+        probe(giant, model, inputs, called, gm if proof and not is_observed(gm) else None)
     return giant, gm
 
 
 def _graph(giant: nn.Module, inputs: Inputs, proof: bool = True) -> tuple[fx.GraphModule, tuple[Piece, ...]]:
     """The captured graph; where that hides a tensor or cannot be had, the graph of one run, and the pieces."""
+    found: tuple[Piece, ...] = ()
     with suppress(CaptureError):
-        gm = capture(giant, inputs, proof=proof)
+        found = pieces(giant, inputs, proof=proof)
+    if found and not found[0].name and found[0].call.is_plain:
+        gm = found[0].graph
         if not any(True for module in opaque(gm).values() for _ in tensors_of(module)):
             return gm, ()
-    gm = observe(giant, inputs)
-    with suppress(CaptureError):
-        return gm, pieces(giant, inputs, proof=proof)
-    return gm, ()
+    return observe(giant, inputs), found
 
 
 def _whole(giant: nn.Module, gm: fx.GraphModule, inputs: Inputs) -> fx.GraphModule:

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from nbcompile.core.blocks import sites
+from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import CheckpointError, PreconditionError
 from nbcompile.core.example import Inputs, inputs_for, origin_of, random_inputs
 from nbcompile.core.numerics import ROUNDINGS, TOLERANCE, own_rounding, relative_error
@@ -16,7 +17,6 @@ from nbcompile.core.running import interpret, output_of, watched
 from nbcompile.core.serialization.rebuild import rebuild
 from nbcompile.core.tracing.inputs import batch_of
 from nbcompile.core.tracing.values import tensors_within
-from nbcompile.core.wrappers import working_copy
 
 
 def difference(model: nn.Module, description: Mapping[str, Any]) -> str | None:

@@ -7,6 +7,7 @@ from torch import fx, nn
 
 from nbcompile.contraction_proof import require_contracted
 from nbcompile.core.blocks import sites
+from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import CaptureError, PreconditionError, UsageError
 from nbcompile.core.example import ExampleInput, inputs_for, origin_of
 from nbcompile.core.graph.replace import put
@@ -15,7 +16,7 @@ from nbcompile.core.progress import step
 from nbcompile.core.running import output_of
 from nbcompile.core.tracing.capture import capture
 from nbcompile.core.tracing.observe import one_run_only
-from nbcompile.core.wrappers import require_loaded, unwrap, working_copy
+from nbcompile.core.wrappers import require_loaded, unwrap
 from nbcompile.deploy.deploy_form import PassReport, compiled
 from nbcompile.pass_runner import run_passes
 from nbcompile.passes import ContractSites, PassResult

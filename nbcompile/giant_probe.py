@@ -3,15 +3,17 @@
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from nbcompile.core.blocks import Expanded, sites
+from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import Inputs
 from nbcompile.core.running import output_of
-from nbcompile.core.wrappers import working_copy
+from nbcompile.core.tracing.replay import require_same_function
 
 
 class LayerNeededError(PreconditionError):
@@ -22,7 +24,9 @@ class LayerNeededError(PreconditionError):
         self.layer = layer
 
 
-def probe(giant: nn.Module, model: nn.Module, inputs: Inputs, wanted: dict[str, int]) -> None:
+def probe(
+    giant: nn.Module, model: nn.Module, inputs: Inputs, wanted: dict[str, int], graph: fx.GraphModule | None = None
+) -> None:
     """Run a copy in eval and train mode: every block must be called as often as its layer was, and none for a weight.
 
     Args:
@@ -30,9 +34,11 @@ def probe(giant: nn.Module, model: nn.Module, inputs: Inputs, wanted: dict[str, 
         model: what it was made from: where that does not run either, nothing can be learnt.
         inputs: of the user.
         wanted: how often the eval graph calls each site.
+        graph: of the giant; it must compute what the giant does in eval mode.
 
     Raises:
         LayerNeededError: if other code needs a layer that was replaced; it is named.
+        PostconditionError: if the graph gives another output.
         PreconditionError: if the giant does not run although the model does.
     """
     for training in (False, True):
@@ -41,7 +47,7 @@ def probe(giant: nn.Module, model: nn.Module, inputs: Inputs, wanted: dict[str, 
         batch = _twice(inputs) if training else inputs
         for site, block in sites(probe).items():  # no hooks: torch's transformer layers take another path with them
             object.__setattr__(block, "forward", partial(_noting, reached, site, block.forward))
-        failure = _failure(probe, batch)
+        output, failure = _outcome(probe, batch)
         if failure is not None:
             if name := _weightless(failure, probe):
                 raise LayerNeededError(
@@ -49,7 +55,7 @@ def probe(giant: nn.Module, model: nn.Module, inputs: Inputs, wanted: dict[str, 
                     f"expand: '{name}' cannot be expanded: other code reads its weight directly "
                     f"({failure}); name other layers with where=[...]",
                 ) from failure
-            if _failure(working_copy(model, training=training), batch) is None:
+            if _outcome(working_copy(model, training=training), batch)[1] is None:
                 raise PreconditionError(f"expand: the giant does not run on the example input: {failure}") from failure
         elif not training and (missed := [name for name, count in wanted.items() if reached[name] != count]):
             raise LayerNeededError(
@@ -57,6 +63,8 @@ def probe(giant: nn.Module, model: nn.Module, inputs: Inputs, wanted: dict[str, 
                 f"expand: '{missed[0]}' was replaced, but the model still calls the old layer (it is kept somewhere "
                 "outside the module tree); name other layers with where=[...]",
             )
+        elif not training and graph is not None:
+            require_same_function(probe, output, graph, inputs)
 
 
 def _noting(reached: Counter[str], name: str, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -69,13 +77,12 @@ def _twice(inputs: Inputs) -> Inputs:
     return tuple(torch.cat([x, x]) if isinstance(x, Tensor) and x.ndim else x for x in inputs)
 
 
-def _failure(model: nn.Module, inputs: Inputs) -> Exception | None:
-    """What the model raises on ``inputs``."""
+def _outcome(model: nn.Module, inputs: Inputs) -> tuple[Any, Exception | None]:
+    """What the model gives for ``inputs``, or raises."""
     try:
-        output_of(model, inputs)
+        return output_of(model, inputs), None
     except Exception as error:
-        return error
-    return None
+        return None, error
 
 
 def _weightless(error: Exception, giant: nn.Module) -> str | None:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from nbcompile.core.blocks import sites
+from nbcompile.core.copies import working_copy
 from nbcompile.core.cost import cost
 from nbcompile.core.example import Inputs
 from nbcompile.core.graph.replace import put
-from nbcompile.core.wrappers import working_copy
 
 PRODUCTS = "(other matrix products)"
 

@@ -8,13 +8,14 @@ from typing import Any
 from torch import nn
 
 from nbcompile.core.blocks import sites
+from nbcompile.core.copies import working_copy
 from nbcompile.core.cost import cost
 from nbcompile.core.errors import UsageError, VerificationError
 from nbcompile.core.example import ExampleInput, Inputs, as_inputs, inputs_for, random_inputs, specs
 from nbcompile.core.numerics import ROUNDINGS, flatten, is_finite, own_rounding, relative_error, tolerance
 from nbcompile.core.progress import step
 from nbcompile.core.running import output_of
-from nbcompile.core.wrappers import require_loaded, unwrap, working_copy
+from nbcompile.core.wrappers import require_loaded, unwrap
 from nbcompile.deploy.deploy_form import deploy
 from nbcompile.exporters import FORMATS, format_of, known_format
 from nbcompile.layer_costs import ModuleCost, deploy_rows, file_rows, original_of, rows, shapes

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import nbcompile
+from nbcompile.core.copies import copied
 from nbcompile.core.errors import NBCompileError
 from nbcompile.core.numerics import relative_error
 from nbcompile.core.running import output_of
-from nbcompile.core.wrappers import copied
 from nbcompile.expansion import candidates
 from nbcompile.report.collect import report_on
 from nbcompile.report.errors_by_layer import per_layer_error

@@ -11,11 +11,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from nbcompile.core.blocks import Expanded, sites
+from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import PostconditionError, PreconditionError
 from nbcompile.core.example import Inputs
 from nbcompile.core.numerics import ROUNDINGS, is_finite, own_rounding, relative_error, tolerance
 from nbcompile.core.running import output_of
-from nbcompile.core.wrappers import working_copy
 
 Layer = Callable[[Tensor], Tensor]
 

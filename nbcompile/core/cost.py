@@ -13,10 +13,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import ExampleInput, inputs_for
 from nbcompile.core.macs import NORMS, CountedRun, watch_run
-from nbcompile.core.wrappers import unwrap, working_copy
+from nbcompile.core.wrappers import unwrap
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import PreconditionError, UsageError
 from nbcompile.core.example import Inputs, change_tensors
 from nbcompile.core.running import output_of
-from nbcompile.core.wrappers import working_copy
 
 ROUNDINGS = 4
 """How many times its own rounding a network's outputs may differ, where that is more than the tolerance."""

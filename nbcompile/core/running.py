@@ -30,13 +30,15 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     Flags are set one by one: a model's own ``eval`` may do more, such as merging weights.
     """
     modes = [(module, module.training) for module in model.modules()]
-    for module, _ in modes:
-        module.training = False
+    for module, training in modes:
+        if training:
+            module.training = False
     try:
         yield
     finally:
         for module, training in modes:
-            module.training = training
+            if module.training != training:  # to set it takes a module long
+                module.training = training
 
 
 @contextmanager

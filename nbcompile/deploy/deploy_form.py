@@ -9,14 +9,13 @@ from torch import fx, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import CaptureError, PreconditionError
 from nbcompile.core.example import Inputs, origin_of, remember
 from nbcompile.core.graph.guards import CheckedGraph
-from nbcompile.core.layers import why_changed
 from nbcompile.core.progress import step
-from nbcompile.core.tracing.capture import capture, opaque
 from nbcompile.core.tracing.pieces import Piece, assemble, pieces
-from nbcompile.core.wrappers import require_loaded, working_copy
+from nbcompile.core.wrappers import require_loaded
 from nbcompile.pass_runner import run_pipeline
 from nbcompile.passes import FUSE, PassResult
 
@@ -74,11 +73,9 @@ def compiled(
     require_values(model)
     tree = working_copy(model, training=False)  # tracing runs its code, and passes may take from its modules
     with step("tracing the network"):
-        graph = _whole(tree, inputs, proof)
-    if graph is None:
-        result, reports = _by_pieces(tree, inputs, verify_each, proof)
-    else:
-        result, reports = graph, (PassReport("", _run(graph, inputs, verify_each)),)
+        found = pieces(tree, inputs, proof=proof)
+    reports = tuple(PassReport(one.name, _run(one, inputs, verify_each)) for one in found)
+    result = assemble(tree, {one: one.graph for one in found})
     if isinstance(result, fx.GraphModule):
         result = CheckedGraph(result, result.graph, type(model).__name__)
     remember(result, origin_of(model))
@@ -114,28 +111,6 @@ def require_values(model: nn.Module) -> None:
             raise PreconditionError(f"fuse: '{key}' holds NaN: training diverged; take an earlier checkpoint")
 
 
-def _whole(model: nn.Module, inputs: Inputs | None, proof: bool) -> fx.GraphModule | None:
-    """The graph of all of ``model``; None where a part of it is opaque, it cannot be traced, or would lose hooks."""
-    if why_changed(model):
-        return None
-    try:
-        graph = capture(model, inputs, proof=proof)
-    except CaptureError:
-        return None
-    return None if opaque(graph) else graph
-
-
-def _by_pieces(
-    tree: nn.Module, inputs: Inputs | None, verify_each: bool, proof: bool
-) -> tuple[nn.Module, tuple[PassReport, ...]]:
-    done: dict[Piece, fx.GraphModule] = {}
-    reports = []
-    for piece in pieces(tree, inputs, proof=proof):
-        whole = inputs if not piece.name else None
-        reports.append(PassReport(piece.name, _run(piece.graph, whole, verify_each and whole is not None)))
-        done[piece] = piece.graph
-    return assemble(tree, done), tuple(reports)
-
-
-def _run(gm: fx.GraphModule, inputs: Inputs | None, verify_each: bool) -> tuple[tuple[str, PassResult], ...]:
-    return tuple(run_pipeline(FUSE, gm, {"inputs": inputs}, verify=inputs if verify_each else None).items())
+def _run(piece: Piece, inputs: Inputs | None, verify_each: bool) -> tuple[tuple[str, PassResult], ...]:
+    inputs = None if piece.name else inputs
+    return tuple(run_pipeline(FUSE, piece.graph, {"inputs": inputs}, verify=inputs if verify_each else None).items())

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from nbcompile.core.blocks import sites
+from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import PreconditionError, UsageError
 from nbcompile.core.example import ExampleInput, inputs_for
 from nbcompile.core.files import check_target
 from nbcompile.core.progress import step
-from nbcompile.core.wrappers import require_loaded, unwrap, working_copy
+from nbcompile.core.wrappers import require_loaded, unwrap
 from nbcompile.deploy.deploy_form import deploy
 from nbcompile.exporters import Format, format_of, imported
 from nbcompile.exporters.base import ExportResult

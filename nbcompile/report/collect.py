@@ -7,12 +7,12 @@ from datetime import datetime
 from torch import nn
 
 from nbcompile.core.blocks import Expanded, sites
+from nbcompile.core.copies import working_copy
 from nbcompile.core.cost import Cost, cost
 from nbcompile.core.errors import CaptureError
 from nbcompile.core.example import ExampleInput
 from nbcompile.core.progress import step
 from nbcompile.core.tracing.capture import capture
-from nbcompile.core.wrappers import working_copy
 from nbcompile.report.data import Graph, LayerRow, ModelRow, Page, SiteRow
 from nbcompile.report.environment import machine_line, versions
 from nbcompile.report.errors_by_layer import per_layer_error

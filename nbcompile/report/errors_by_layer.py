@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nbcompile.core.blocks import sites
+from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import ExampleInput, as_inputs
 from nbcompile.core.running import rehearsal, watched
-from nbcompile.core.wrappers import working_copy
 from nbcompile.report.data import LayerRow
 from nbcompile.report.labels import absorbing_norms, layer_label
 

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from nbcompile.core.blocks import sites
+from nbcompile.core.copies import copied
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import Origin, TensorSpec, origin_of, remember
-from nbcompile.core.wrappers import copied
 from nbcompile.expansion import record_again
 from nbcompile.training.config import TrainConfig
 from nbcompile.training.data.base import Batch, Data, Images

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from nbcompile.core.copies import copied
 from nbcompile.core.errors import UsageError
-from nbcompile.core.wrappers import copied
 from nbcompile.training.data.base import Data
 
 

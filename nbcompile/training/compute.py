@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from nbcompile.core.blocks import sites
+from nbcompile.core.copies import copied
 from nbcompile.core.cost import cost
 from nbcompile.core.example import Origin, TensorSpec, remember
-from nbcompile.core.wrappers import copied
 from nbcompile.layer_costs import original_of
 from nbcompile.training.methods import MethodRow, default_method
 

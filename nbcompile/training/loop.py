@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from nbcompile.checkpoint import check_output
 from nbcompile.core.blocks import sites
+from nbcompile.core.copies import copied
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import origin_of
-from nbcompile.core.wrappers import copied, require_loaded, unwrap
+from nbcompile.core.wrappers import require_loaded, unwrap
 from nbcompile.training.accuracy import accuracy
 from nbcompile.training.begin import set_up
 from nbcompile.training.check_fits import check_fits

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from nbcompile.core.blocks import Expanded, sites
+from nbcompile.core.copies import copied
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import origin_of, remember
 from nbcompile.core.graph.replace import put
 from nbcompile.core.layers import CONVOLUTIONS
 from nbcompile.core.running import eval_mode, watched
-from nbcompile.core.wrappers import copied
 from nbcompile.expansion import record_again
 from nbcompile.spec_strings import with_option
 

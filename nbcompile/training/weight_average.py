@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from nbcompile.core.blocks import sites
-from nbcompile.core.wrappers import copied
+from nbcompile.core.copies import copied
 
 _STATISTICS = ("running_mean", "running_var")
 

@@ -1,20 +1,17 @@
-import contextlib
 import copy
-import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from nbcompile.core.errors import PreconditionError, UsageError
-from nbcompile.core.example import Origin, TensorSpec, origin_of, remember
+from nbcompile.core.example import Origin, TensorSpec
 from nbcompile.core.graph.replace import put
-from nbcompile.core.wrappers import copied, require_loaded, unwrap, working_copy
+from nbcompile.core.wrappers import require_loaded, unwrap
 
 ORIGIN = Origin((TensorSpec((2, 3)),), "a:b")
 
@@ -31,101 +28,6 @@ def test_wrappers_are_seen_through_in_any_order() -> None:
     assert unwrap(DataParallel(inner)) is model
     around = nn.Sequential(DataParallel(model))
     assert unwrap(around) is around  # what is inside a network is the network's own
-
-
-def test_copies_remember() -> None:
-    model = nn.Sequential(nn.Linear(3, 2))
-    remember(model, ORIGIN)
-    for one in (model, fx.symbolic_trace(model)):
-        remember(one, ORIGIN)
-        again = copied(one)
-        assert origin_of(again) == ORIGIN
-        assert again is not one
-        assert not {id(p) for p in again.parameters()} & {id(p) for p in one.parameters()}
-    assert origin_of(copied(nn.ReLU())) is None
-
-
-class Stubborn(nn.Linear):
-    def __deepcopy__(self, memo: Any) -> nn.Module:
-        raise RuntimeError("not mine")
-
-
-class Recursive(nn.Module):
-    """Whose own copy fails for no attribute's sake."""
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise RecursionError("too deep")
-
-
-def _open_file() -> Any:
-    return Path(__file__).open()
-
-
-OUTSIDE = "keep it outside of the model"
-STUBBORN: dict[str, tuple[Callable[[], Any], str]] = {
-    "lock": (threading.Lock, rf"is a lock \(cannot pickle '_thread\.lock' object\): {OUTSIDE}"),
-    "file": (_open_file, rf"is a TextIOWrapper \(cannot pickle '.*' object\): {OUTSIDE}"),
-    "generator": (lambda: (i for i in range(3)), rf"is a generator \(cannot pickle 'generator' object\): {OUTSIDE}"),
-    "list": (lambda: [nn.ReLU(), threading.Lock()], rf"is a list \(.*\): {OUTSIDE}"),
-    "computed": (
-        lambda: torch.ones(1, requires_grad=True) * 2,
-        "is a tensor that remembers how it was computed: keep it detached, or outside of the model",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", STUBBORN)
-def test_what_cannot_be_copied_is_named(name: str) -> None:
-    make, why = STUBBORN[name]
-    model = nn.Sequential(nn.ReLU(), nn.Sequential(nn.Linear(1, 1)))
-    with contextlib.ExitStack() as stack:
-        model[1][0].kept = value = make()
-        if name == "file":
-            stack.enter_context(value)
-        with pytest.raises(PreconditionError, match=rf"^Sequential cannot be copied: '1\.0\.kept' {why}$"):
-            copied(model)
-        again = working_copy(model, training=False)
-        assert again[1][0].kept is value
-        assert again[1][0].weight is not model[1][0].weight
-        assert not again[0].training
-        assert model[0].training
-
-
-@pytest.mark.parametrize("copy_", [copied, working_copy])
-def test_modules_that_refuse_to_be_copied(copy_: Callable[[nn.Module], nn.Module]) -> None:
-    with pytest.raises(PreconditionError, match=r"^Stubborn cannot be copied: not mine$"):
-        copy_(Stubborn(1, 1))
-    inside = nn.Sequential(nn.Sequential(nn.ReLU(), Stubborn(1, 1)))
-    inside[0][0].kept = threading.Lock()
-    with pytest.raises(
-        PreconditionError, match=r"^Sequential cannot be copied: '0\.0\.kept' is a lock|'0\.1': not mine$"
-    ):
-        copy_(inside)
-    with pytest.raises(PreconditionError, match=r"^Recursive cannot be copied: too deep$"):
-        copy_(Recursive())
-
-
-class Silent(nn.Sequential):
-    """Whose ``train`` and ``eval`` return nothing."""
-
-    def train(self, mode: bool = True) -> Any:
-        super().train(mode)
-
-    def eval(self) -> Any:
-        super().train(False)
-        self.asked = True
-
-
-def test_copies_are_put_in_a_mode() -> None:
-    model = Silent(nn.Linear(1, 1))
-    for copy_ in (copied, working_copy):
-        assert copy_(model).training
-        assert copy_(model, training=True).training
-        frozen = copy_(model, training=False)
-        assert not frozen[0].training
-        assert frozen.asked  # a model's own eval may do more
-    assert model[0].training
-    assert not hasattr(model, "asked")
 
 
 NOT_A_MODEL: dict[str, tuple[Callable[[], Any], str]] = {

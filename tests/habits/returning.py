@@ -17,7 +17,7 @@ class ReturnsDict(Pair):
         return {"out": self.b(y), "aux": {"x": x, "y": [y, None]}}
 
 
-@habit(sized=True, file=False)
+@habit(sized=True)
 class ReturnsOrderedDict(Pair):
     def forward(self, x):
         found = OrderedDict()

@@ -35,7 +35,12 @@ class Norm:
 
 def module_of(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     """The module that ``node`` calls, or None."""
-    return gm.get_submodule(cast(str, node.target)) if node.op == "call_module" else None
+    if node.op != "call_module":
+        return None
+    module: nn.Module = gm
+    for name in cast(str, node.target).split("."):  # as get_submodule, which takes six times as long
+        module = cast(nn.Module, module._modules[name])
+    return module
 
 
 def operator_of(gm: fx.GraphModule, node: fx.Node) -> Operator:

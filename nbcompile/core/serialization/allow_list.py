@@ -9,6 +9,7 @@ and the functions and modules that torchvision and timm declare as fx leaves.
 import inspect
 import math
 import operator
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
@@ -163,6 +164,7 @@ def _functions() -> tuple[dict[str, Callable[..., Any]], dict[Callable[..., Any]
     names |= {f"torch.nn.functional.{n}": getattr(nn.functional, n) for n in ACTIVATIONS_IN_PLACE}
     names |= {f"nbcompile.{check.__name__}": check for check in (require_same_choice, require_sizes)}
     names |= {"torch._assert": torch._assert, "getattr": getattr, "round": round}
+    names |= {"collections.OrderedDict": OrderedDict, "torch.Size": torch.Size}  # what a network may return
     return names, {value: name for name, value in reversed(names.items())}
 
 

@@ -79,6 +79,11 @@ class Comparison:
         nodes = [node for node in choice.nodes if node in self._one.graph.nodes]
         return any(not _is_fixed(size, self, varied) for node in nodes for size in _sizes(node))
 
+    def differs(self, choice: Choice) -> bool:
+        """Whether a choice was made by other numbers in the other run."""
+        nodes = [node for node in choice.nodes if node in self._one.graph.nodes]
+        return any(self.value(node) != node.meta[NUMBER] for node in nodes)
+
     def _compare(self, a: fx.Node, b: fx.Node, other: Recording) -> tuple[Any, Any]:
         if (a.op == "output") != (b.op == "output"):
             raise DisagreementError(b if a.op == "output" else a, "makes another number of calls for another input")

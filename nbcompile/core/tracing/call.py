@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 from typing import Any
 
 import torch
@@ -41,6 +42,8 @@ class Call:
     @classmethod
     def of(cls, args: Sequence[Any], kwargs: Mapping[str, Any]) -> "Call | None":
         """How ``module(*args, **kwargs)`` is called; None where an argument is neither tensor nor constant."""
+        if not kwargs and all(isinstance(x, Tensor) for x in args):
+            return cls(_of_tensors(len(args)), (SLOT,) * len(args), tuple(x.ndim for x in args))
         leaves, structure = tree_flatten((tuple(args), dict(kwargs)))
         kept = tuple(SLOT if isinstance(leaf, Tensor) else leaf for leaf in leaves)
         if not all(leaf is SLOT or isinstance(leaf, _CONSTANTS) for leaf in kept):
@@ -50,8 +53,7 @@ class Call:
     @classmethod
     def positional(cls, count: int) -> "Call":
         """A call with ``count`` tensors."""
-        leaves, structure = tree_flatten(((SLOT,) * count, {}))
-        return cls(structure, tuple(leaves))
+        return cls(_of_tensors(count), (SLOT,) * count)
 
     @classmethod
     def required(cls, module: nn.Module) -> "Call | None":
@@ -67,7 +69,7 @@ class Call:
     @property
     def is_plain(self) -> bool:
         """Whether it has nothing but tensors, each an argument of its own."""
-        return self.structure == Call.positional(len(self.leaves)).structure and all(x is SLOT for x in self.leaves)
+        return self.structure == _of_tensors(len(self.leaves)) and all(x is SLOT for x in self.leaves)
 
     def filled(self, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """``args, kwargs`` with ``tensors`` in the slots."""
@@ -100,6 +102,11 @@ class Call:
                 name += "_"
             names.append(name)
         return names
+
+
+@cache
+def _of_tensors(count: int) -> TreeSpec:
+    return tree_flatten(((SLOT,) * count, {}))[1]
 
 
 def _parameters(module: nn.Module) -> Collection[inspect.Parameter]:

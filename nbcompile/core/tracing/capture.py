@@ -19,7 +19,7 @@ from nbcompile.core.tracing.call import Call
 from nbcompile.core.tracing.inputs import guesses, known_inputs
 from nbcompile.core.tracing.leaves import is_leaf
 from nbcompile.core.tracing.record import ModelError
-from nbcompile.core.tracing.recording import Reason
+from nbcompile.core.tracing.recording import Reason, Recording
 from nbcompile.core.tracing.rounds import Captured, capture_in_rounds
 
 TAKEN = frozenset(dir(fx.GraphModule({}, fx.Graph()))) - frozenset(dir(nn.Module()))
@@ -41,9 +41,6 @@ def capture(model: nn.Module, inputs: Inputs | None = None, *, proof: bool = Tru
         CaptureError: with the place in the code that a graph cannot say, or asking for an example input.
         PreconditionError: if the model does not run on ``inputs``.
     """
-    require_free_names(model)
-    if isinstance(model, fx.GraphModule) and not opaque(model):
-        return fx.GraphModule(model, copy.deepcopy(model.graph), type(model).__name__)
     found = capture_call(model, None if inputs is None else (inputs, {}), proof=proof)
     if found.graph is None:
         raise refused(model, found.refusal)
@@ -65,6 +62,10 @@ def capture_call(model: nn.Module, called: tuple[Inputs, dict[str, Any]] | None,
         PreconditionError: if it does not run on what it is called with.
     """
     require_free_names(model)
+    if isinstance(model, fx.GraphModule) and not opaque(model):
+        inputs = model.graph.find_nodes(op="placeholder")
+        graph = fx.GraphModule(model, copy.deepcopy(model.graph), type(model).__name__)
+        return Captured(Call.positional(len(inputs)), Recording(), graph, None)
     if called is None and (specs := known_inputs(model)) is not None:
         called = (inputs_for(model, random_inputs(specs), who="capture"), {})
     if called is None:

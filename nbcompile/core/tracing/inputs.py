@@ -14,6 +14,7 @@ from nbcompile.core.running import tensors_of
 from nbcompile.core.tracing.call import SLOT, Call
 
 _SIZES = (16, 32, 64, 224, 28, 128, 8, 5)
+_SMALL, _LARGE = 64, 128
 _TRIES = 40
 _ELEMENTS = 2**24
 """Of a tensor, at most."""
@@ -75,14 +76,16 @@ def _of(module: nn.Module, dtype: torch.dtype) -> Iterator[TensorSpec]:
 def variations(tensors: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], bool]]:
     """Other inputs of the kind of ``tensors``, and whether their sizes are others, too, not only the batch.
 
-    First all sizes but the channels of maps; then, for sequences, their lengths.
+    First all sizes but the channels of maps, large ones a quarter and then half as large; then, for sequences, their
+    lengths.
     """
     batch = batch_of(tensors)
     more = (
         batch + 1 + (batch == 1)
     )  # sizes are doubled, a batch of 1 is not: what grows with one does not with the other
-    if any(map(_sizes_of, tensors)):
-        yield [other_input(x, batch, more, _sizes_of(x)) for x in tensors], True
+    for small in (4, 2):
+        if any(small == 2 or x.shape[d] >= _LARGE for x in tensors for d in _sizes_of(x)):
+            yield [other_input(x, batch, more, _sizes_of(x), small) for x in tensors], True
     if any(x.ndim == 3 and x.is_floating_point() for x in tensors):
         yield [other_input(x, batch, more, [1] if x.ndim in (2, 3) else ()) for x in tensors], True
     yield [other_input(x, batch, batch + 1) for x in tensors], False
@@ -107,7 +110,8 @@ def open_sizes(
             held = [
                 dim in dims and x.ndim > 2 and x.shape[dim] > smaller for dims, x in zip(same, tensors, strict=True)
             ]
-            tried = [other_input(x, batch, batch, [dim] * one, smaller) for x, one in zip(tensors, held, strict=True)]
+            dims_of = [[dim] * one for one in held]
+            tried = [other_input(x, batch, batch, d, 2, smaller) for x, d in zip(tensors, dims_of, strict=True)]
             if any(held) and takes(tried):
                 for dims in (dims for dims, one in zip(found, held, strict=True) if one):
                     dims.add(dim)
@@ -120,12 +124,17 @@ def batch_of(tensors: Sequence[Tensor]) -> int:
     return next((x.shape[0] for x in tensors if x.ndim), 0)
 
 
-def other_input(x: Tensor, batch: int, wanted: int, dims: Collection[int] = (), smaller: bool = False) -> Tensor:
-    """Another number of samples, other sizes in ``dims``, other values: the same ones at other places."""
+def other_input(
+    x: Tensor, batch: int, wanted: int, dims: Collection[int] = (), small: int = 2, smaller: bool = False
+) -> Tensor:
+    """Another number of samples, other sizes in ``dims``, other values: the same ones at other places.
+
+    Small sizes become twice as large, unless all are to be ``smaller``; others half, and large ones by ``small``.
+    """
     for d, size in enumerate(x.shape):
         length = wanted if d == 0 and size == batch else size
         if d in dims:
-            length = size // 2 if size >= 64 or smaller else 2 * size
+            length = size // (small if size >= _LARGE else 2) if size >= _SMALL or smaller else 2 * size
         if size:
             x = x.index_select(d, torch.arange(length, device=x.device) % size)
         elif length:

@@ -1,23 +1,56 @@
-"""The modules of a network that runs: which hold which, and what they are given."""
+"""What the modules of a network hold and are given, so that a change can be seen."""
 
 from typing import Any
 
 from torch import Tensor, nn
 
-from nbcompile.core.running import tensors_of
-from nbcompile.core.tracing.shadow import State, changed, state
+State = dict[tuple[str, str], Any]
+"""What each attribute of each module holds, by the names of both."""
+
+_ATOMS = (type(None), bool, int, float, str)
+_OWN = frozenset(vars(nn.Module()))
+"""What every module has."""
 
 
-def holders(root: nn.Module) -> dict[nn.Module, set[str]]:
-    """The modules of ``root`` that hold each module that holds tensors, under whatever name."""
-    named = dict(root.named_modules(remove_duplicate=False))
-    first = {module: name for name, module in reversed(named.items())}
-    around: dict[nn.Module, set[str]] = {module: set() for module in named.values()}
-    for name, module in named.items():
-        parent, _, last = name.rpartition(".")
-        if last and next(tensors_of(module), None) is not None:
-            around[module] |= {first[named[parent]]} | around[named[parent]]
-    return {module: names - {""} for module, names in around.items()}
+def state(model: nn.Module) -> State:
+    """What the modules of ``model`` hold, so that a change can be seen."""
+    found: State = {}
+    for name, module in model.named_modules():
+        for holder in (vars(module), module._buffers, module._parameters):
+            for key, value in holder.items():
+                if key not in _OWN:
+                    found[name, key] = value if type(value) in _ATOMS else _look(value)
+    return found
+
+
+def changed(before: State, after: State) -> list[tuple[str, str]]:
+    """The names of the modules and attributes that hold something else than ``before``."""
+    return [key for key in after if not _unchanged(before.get(key), after[key])]
+
+
+def _unchanged(a: Any, b: Any) -> bool:
+    if a is b:
+        return True
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return a is b
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_unchanged, a, b))
+    return type(a) is type(b) and bool(a == b or a != a)
+
+
+def _look(value: Any, depth: int = 3) -> Any:
+    """Tensors by identity and version; what else has parts by its parts."""
+    if isinstance(value, Tensor):
+        return value, 0 if value.is_inference() else value._version  # held, lest its identity be given away
+    if isinstance(value, _ATOMS):
+        return value
+    if isinstance(value, (list, tuple, set)):
+        return tuple(_look(part, depth - 1) for part in value) if depth else len(value)
+    if isinstance(value, dict):
+        return tuple((key, _look(part, depth - 1)) for key, part in value.items()) if depth else len(value)
+    if hasattr(value, "__dict__") and depth and not callable(value) and not isinstance(value, nn.Module):
+        return _look(vars(value), depth - 1)
+    return value if isinstance(value, type) else id(value)
 
 
 def contents(value: Any) -> Any:

@@ -12,6 +12,7 @@ from nbcompile.core.example import Inputs
 from nbcompile.core.tracing.call import SLOT, Call
 from nbcompile.core.tracing.capture import does_not_run, require_free_names
 from nbcompile.core.tracing.record import ModelError, record
+from nbcompile.core.tracing.rig import Rig
 from nbcompile.core.tracing.rounds import graph_module
 
 
@@ -37,7 +38,7 @@ def observe(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
     require_free_names(model)
     tensors, structure = tree_flatten((inputs, {}))
     try:
-        seen = record(model, Call(structure, (SLOT,) * len(tensors)), tensors, sizes=False, strict=False)
+        seen = record(Rig(model), Call(structure, (SLOT,) * len(tensors)), tensors, sizes=False, strict=False)
     except ModelError as error:
         raise does_not_run(model, error.__cause__) from error.__cause__
     with seen.graph.inserting_before(next(iter(n for n in seen.graph.nodes if n.op != "placeholder"))):

@@ -35,13 +35,12 @@ class Piece:
     Attributes:
         name: qualified name of the module in the model; empty for the model itself.
         graph: shares its leaf modules with the model; its placeholders are the tensors of ``call``, in order.
-        call: how the module is called: any other kind of call is not in the graph. None for a model that takes
-            ``*args`` and was not seen running.
+        call: how the module is called: any other kind of call is not in the graph.
     """
 
     name: str
     graph: fx.GraphModule
-    call: Call | None
+    call: Call
 
 
 def pieces(model: nn.Module, inputs: Inputs | None = None, *, proof: bool = True) -> tuple[Piece, ...]:
@@ -82,11 +81,10 @@ def assemble(tree: nn.Module, compiled: dict[Piece, fx.GraphModule]) -> nn.Modul
     for piece in reversed(compiled):  # inner ones first: an outer one hides their names
         original = tree.get_submodule(piece.name)
         if not piece.name:
-            plain = piece.call is None or piece.call.is_plain
-            return compiled[piece] if plain else dressed(original, compiled[piece], cast(Call, piece.call))
+            return compiled[piece] if piece.call.is_plain else dressed(original, compiled[piece], piece.call)
         new: nn.Module = compiled[piece]
         if not isinstance(tree.get_submodule(piece.name.rpartition(".")[0]), CompiledPiece):
-            new = dressed(original, compiled[piece], cast(Call, piece.call))
+            new = dressed(original, compiled[piece], piece.call)
         for holder in (tree, *compiled.values()):
             put(holder, original, new)
     return tree

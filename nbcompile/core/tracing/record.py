@@ -3,7 +3,6 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from nbcompile.core.running import quiet
@@ -11,8 +10,7 @@ from nbcompile.core.tracing.call import Call
 from nbcompile.core.tracing.modules import containers
 from nbcompile.core.tracing.recorder import Recorder, WritesWeightsError
 from nbcompile.core.tracing.recording import Recording
-from nbcompile.core.tracing.shadow import shadow, state
-from nbcompile.core.wrappers import copied
+from nbcompile.core.tracing.rig import Rig
 
 
 class ModelError(Exception):
@@ -20,52 +18,54 @@ class ModelError(Exception):
 
 
 def record(
-    model: nn.Module,
+    rig: Rig,
     call: Call,
     tensors: Sequence[Tensor],
     *,
     opaque: Collection[str] = (),
     sizes: bool = True,
     strict: bool = True,
+    keep: bool = False,
 ) -> Recording:
-    """Run a copy of ``model`` once, in eval mode and without gradients, and write down what it does.
+    """Run a network once, in eval mode and without gradients, and write down what it does.
 
     Args:
-        model: left as it is.
+        rig: where it runs.
         call: how it is called.
         tensors: of the call; they are left as they are.
         opaque: names of modules that are to be one node, whatever they do.
         sizes: whether numbers that are sizes of what depends on the inputs, or are computed of such, become nodes.
         strict: False writes down what was seen of this run, nothing opaque, be it the network or not.
+        keep: all values, to be looked at; without, they go as they do when the network runs.
 
     Raises:
-        ModelError: if the model raises.
+        ModelError: if the network raises.
     """
-    shared = frozenset(x.untyped_storage()._cdata for x in model.parameters() if x.layout is torch.strided)
+    root = rig.root
     try:
-        return _recorded(Recorder(shadow(model), opaque, sizes, strict, shared), call, tensors)
+        made = _recorded(Recorder(rig, opaque, sizes, strict, keep), call, tensors)
     except WritesWeightsError:
-        made = _recorded(Recorder(copied(model), opaque, sizes, strict), call, tensors)
-        made.writes = True
-        return made
+        rig.clear(writes=True)
+        root = rig.root
+        made = _recorded(Recorder(rig, opaque, sizes, strict, keep), call, tensors)
+    made.kept, made.root = rig.kept, root if rig.kept else None
+    return made
 
 
 def _recorded(recorder: Recorder, call: Call, tensors: Sequence[Tensor]) -> Recording:
-    model = recorder.root
-    with quiet(model, tuple(tensors)) as inputs:
-        for name, x in zip(call.names(model), inputs, strict=True):
+    with recorder.rig.running(recorder) as root, quiet(root, tuple(tensors)) as inputs:
+        for name, x in zip(call.names(root), inputs, strict=True):
             recorder.values.put(x, recorder.values.new("placeholder", name))
         args, kwargs = call.filled(inputs)
-        recorder.recording.root, recorder.recording.before, recorder.recording.tensors = model, state(model), tensors
+        recorder.recording.tensors = tensors
         given = containers((args, kwargs))
-        with recorder.looking():
-            recorder.recording.outputs = _outputs(recorder, args, kwargs)
-    return recorder.finished(containers((args, kwargs)) == given)
+        recorder.recording.outputs = _outputs(recorder, root, args, kwargs)
+        return recorder.finished(containers((args, kwargs)) == given)
 
 
-def _outputs(recorder: Recorder, args: Any, kwargs: Any) -> Any:
+def _outputs(recorder: Recorder, root: nn.Module, args: Any, kwargs: Any) -> Any:
     try:
         with recorder:
-            return recorder.root(*args, **kwargs)
+            return root(*args, **kwargs)
     except Exception as error:
         raise ModelError from error

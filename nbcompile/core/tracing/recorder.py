@@ -8,17 +8,16 @@ What a graph cannot say is not guessed: code that reads a value that depends on 
 it is in opaque, one node whatever it does inside; and if that cannot be said either, the module around it.
 """
 
-from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
 from nbcompile.core.example import TensorSpec
-from nbcompile.core.layers import why_changed
 from nbcompile.core.tracing.call import Call
 from nbcompile.core.tracing.functions import (
     ASKS,
@@ -30,11 +29,10 @@ from nbcompile.core.tracing.functions import (
     says_that_it_writes,
     write_counts,
 )
-from nbcompile.core.tracing.leaves import calls_itself, hollow_scripts, is_leaf
-from nbcompile.core.tracing.modules import can_be_taken_apart, contents, holders, keeps
+from nbcompile.core.tracing.modules import State, can_be_taken_apart, contents, keeps, state
 from nbcompile.core.tracing.places import code_place
 from nbcompile.core.tracing.recording import Choice, Reason, Recording
-from nbcompile.core.tracing.shadow import State, state
+from nbcompile.core.tracing.rig import Part, Rig
 from nbcompile.core.tracing.values import InexpressibleError, Values, bare, tensors_in, tensors_within
 
 
@@ -75,14 +73,12 @@ class Recorder(TorchFunctionMode):
         values: which node each tensor is.
     """
 
-    def __init__(
-        self, root: nn.Module, opaque: Collection[str], sizes: bool, strict: bool, shared: Collection[int] = ()
-    ) -> None:
+    def __init__(self, rig: Rig, opaque: Collection[str], sizes: bool, strict: bool, keep: bool) -> None:
         super().__init__()
         self.recording = Recording()
-        self.values = Values(self.recording.graph, root, self)
+        self.rig, self._forced, self._sizes, self._strict = rig, opaque, sizes, strict
+        self.values = Values(self.recording.graph, rig.names, rig.state, self, keep)
         self.values.inside = lambda: self._frames[-1].name
-        self.root, self._forced, self._sizes, self._strict, self._shared = root, set(opaque), sizes, strict, shared
         self._frames = [_Frame("")]
         self._leaf = 0
         self._running: list[str] = []
@@ -111,7 +107,7 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self._shared and may_write(getattr(func, "__name__", ""), kwargs):
+        if self.rig.shared and may_write(getattr(func, "__name__", ""), kwargs):
             self._keep_weights(args, kwargs)
         if self._leaf:
             return func(*bare(args), **bare(kwargs))
@@ -133,7 +129,7 @@ class Recorder(TorchFunctionMode):
 
     def _keep_weights(self, args: Any, kwargs: Any) -> None:
         for x in tensors_in((args, kwargs)):
-            if x.layout is torch.strided and x.untyped_storage()._cdata in self._shared:
+            if x.layout is torch.strided and x.untyped_storage()._cdata in self.rig.shared:
                 raise WritesWeightsError
 
     def _wrote(self, func: Any, args: Any, kwargs: Any, value: Any, given: list[Tensor], written: bool) -> Any:
@@ -192,48 +188,32 @@ class Recorder(TorchFunctionMode):
                 numbers = self.values.expressed(operands)
                 self.recording.choices.append(Choice(function, numbers, outcome, self._frames[-1].name, code_place()))
 
-    # which modules run
+    # which modules run: see rig.Watcher
 
-    @contextmanager
-    def looking(self) -> Iterator[None]:
-        """Inside, the modules of the root say when they run."""
-        with ExitStack() as stack:
-            modules = hollow_scripts(self.root)
-            self._around = holders(self.root)
-            for name, module in modules:
-                if module is not self.root and not calls_itself(module):
-                    own = is_leaf(module)
-                    one = own or why_changed(module) is not None or name in self._forced
-                    for hook in self._hooks(module, name, own, one):
-                        stack.callback(hook.remove)
-            yield
+    def entered(self, part: Part, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A module is called."""
+        specs = [TensorSpec(tuple(x.shape), x.dtype) for x in tensors_in((args, kwargs))]
+        self.recording.calls.setdefault(part.name, []).append((Call.of(args, kwargs), specs))
+        self.recording.passed_by |= part.around.difference(self._running)
+        self._running.append(part.name)
+        if self._leaf:
+            self._leaf += 1
+            return
+        frame = self._frame(part.name, (args, kwargs))
+        one = part.one or part.name in self._forced
+        frame.leaf = one and self.rig.owns(part.module)  # with other tensors than its own, it is what it does
+        frame.kept = state(part.module) if frame.leaf and not part.leaf else None
+        self._frames.append(frame)
+        self._leaf = int(frame.leaf)
 
-    def _hooks(self, module: nn.Module, name: str, own: bool, one: bool) -> Iterator[Any]:
-        def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
-            specs = [TensorSpec(tuple(x.shape), x.dtype) for x in tensors_in((args, kwargs))]
-            self.recording.calls.setdefault(name, []).append((Call.of(args, kwargs), specs))
-            self.recording.passed_by |= self._around[module] - set(self._running)
-            self._running.append(name)
-            if self._leaf:
-                self._leaf += 1
-                return
-            frame = self._frame(name, (args, kwargs))
-            frame.leaf = one and self.values.owns(module)  # with other tensors than its own, it is what it does
-            frame.kept = state(module) if frame.leaf and not own else None
-            self._frames.append(frame)
-            self._leaf = int(frame.leaf)
-
-        def leave(_: nn.Module, __: Any, ___: Any, value: Any) -> Any:
-            self._leaf -= self._leaf > 0
-            self._running.pop()
-            if self._leaf:
-                return value
-            frame = self._frames.pop()
-            return value if frame.refusal is None and not frame.leaf else self._left(frame, own, value)
-
-        # other hooks of the module are what it does, too
-        yield module.register_forward_pre_hook(_unseen(enter), with_kwargs=True, prepend=True)
-        yield module.register_forward_hook(_unseen(leave), with_kwargs=True, always_call=True)
+    def left(self, part: Part, value: Any) -> Any:
+        """A module has run."""
+        self._leaf -= self._leaf > 0
+        self._running.pop()
+        if self._leaf:
+            return value
+        frame = self._frames.pop()
+        return value if frame.refusal is None and not frame.leaf else self._closed(frame, part, value)
 
     def _frame(self, name: str, given: Any) -> _Frame:
         frame = _Frame(name, given, contents(given), last=next(iter(reversed(self.recording.graph.nodes)), None))
@@ -244,8 +224,8 @@ class Recorder(TorchFunctionMode):
         frame.last = next(iter(reversed(self.recording.graph.nodes)), None)  # behind its arguments
         return frame
 
-    def _left(self, frame: _Frame, own: bool, value: Any) -> Any:
-        """A module that is one node has run; None is its value if it raised, too."""
+    def _closed(self, frame: _Frame, part: Part, value: Any) -> Any:
+        """``part`` is one node and has run; None is its value if it raised, too."""
         if not self._strict:
             if value is not None:
                 given = tuple(map(self.values.node, tensors_within(frame.given)))
@@ -253,8 +233,8 @@ class Recorder(TorchFunctionMode):
             return value
         self.values.forget_after(frame.last)
         same = contents(frame.given) == frame.before
-        unsaid = None if own or same else "changes what it is given"
-        if frame.kept is not None and (kept := keeps(self.root.get_submodule(frame.name), frame.kept)):
+        unsaid = None if part.leaf or same else "changes what it is given"
+        if frame.kept is not None and (kept := keeps(part.module, frame.kept)):
             unsaid = f"keeps '{kept}', by which other code may choose its way"
         if frame.called is None:
             unsaid = "is given what no graph can hold"
@@ -279,16 +259,6 @@ class Recorder(TorchFunctionMode):
             return
         frame = self._frames[-1]
         frame.refusal = frame.refusal or Reason(code_place(), why)
-
-
-def _unseen(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """A hook whose own calls are not recorded."""
-
-    def quiet(*args: Any) -> Any:
-        with torch._C.DisableTorchFunction():
-            return hook(*args)
-
-    return quiet
 
 
 def _alias(value: Tensor) -> Tensor:

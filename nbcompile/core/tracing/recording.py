@@ -63,11 +63,10 @@ class Recording:
         refusal: why the network as a whole cannot be said; the graph is then without an output.
         choices: that Python made by comparing sizes.
         outputs: what the network returned.
-        root: the copy that ran.
-        before: what its modules held before, as :func:`state` says.
         tensors: what it ran on.
-        seen: the values of nodes, as they are after the run.
-        writes: whether the network writes into its weights: who runs it, or its graph, needs weights of its own.
+        root: the copy that ran, as the run has left it; none unless the run has changed it.
+        kept: names of its modules, and of their attributes, that the run changed.
+        seen: values of nodes, as they are after the run.
     """
 
     graph: fx.Graph = field(default_factory=fx.Graph)
@@ -78,8 +77,7 @@ class Recording:
     refusal: Reason | None = None
     choices: list[Choice] = field(default_factory=list)
     outputs: Any = None
-    root: nn.Module = field(default_factory=nn.Module)
-    before: dict[tuple[str, str], Any] = field(default_factory=dict)
     tensors: Sequence[Tensor] = ()
+    root: nn.Module | None = None
+    kept: list[tuple[str, str]] = field(default_factory=list)
     seen: dict[fx.Node, Tensor] = field(default_factory=dict)
-    writes: bool = False

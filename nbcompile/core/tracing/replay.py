@@ -1,7 +1,7 @@
 """The proof that a graph is the network: both are run, and what they give is compared."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,12 +10,11 @@ from torch import Tensor, fx, nn
 from nbcompile.core.errors import PostconditionError
 from nbcompile.core.example import Inputs
 from nbcompile.core.numerics import TOLERANCE, relative_error
-from nbcompile.core.running import output_of, quiet
+from nbcompile.core.running import quiet
 from nbcompile.core.tracing.call import Call
 from nbcompile.core.tracing.recording import Recording
-from nbcompile.core.tracing.shadow import changed, shadow, state
+from nbcompile.core.tracing.rig import Rig
 from nbcompile.core.tracing.values import PLACE, tensors_within
-from nbcompile.core.wrappers import copied, working_copy
 
 
 class UnprovenError(Exception):
@@ -31,45 +30,53 @@ class UnprovenError(Exception):
         self.place, self.why = place, why
 
 
-def prove(model: nn.Module, call: Call, one: Recording, others: Sequence[tuple[Sequence[Tensor], Any]]) -> None:
-    """Run the graph of ``one`` on what ``model`` was run on; and the model once more, where a run changes it.
+def prove(
+    rig: Rig,
+    call: Call,
+    one: Recording,
+    others: Sequence[tuple[Sequence[Tensor], Any]],
+    again: Callable[[], Recording],
+) -> None:
+    """Run the graph of ``one`` on what the network was run on; and the network once more, where a run changes it.
 
     Args:
-        model: left as it is.
+        rig: where the network runs.
         call: how it is called.
-        one: a recording of ``model``.
-        others: other inputs, and what the model made of them.
+        one: a recording of it.
+        others: other inputs, and what the network made of them.
+        again: makes the recording once more, and keeps all values.
 
     Raises:
-        UnprovenError: naming the first layer that differs, or what the model keeps from call to call.
+        UnprovenError: naming the first layer that differs, or what the network keeps from call to call.
     """
     for tensors, outputs in ((one.tensors, one.outputs), *others):
-        root = _root(model, one)
-        _compare(model, one, _replayed(root, one.graph, tensors), outputs, tensors)
-    if kept := changed(one.before, state(one.root)):
-        name, attribute = kept[0]
-        if not _same(outputs_at(one.root, call, one.tensors), one.outputs):
-            raise UnprovenError(
-                _forward_of(one.root.get_submodule(name)),
-                f"gives another output when it is called again, because it keeps '{f'{name}.{attribute}'.lstrip('.')}' "
-                "from call to call",
-            )
+        with rig.running() as root:
+            actual = _replayed(_with_constants(root, one.constants), one.graph, tensors)
+        if not _same(actual, outputs):
+            raise _unproven(rig, one, again() if outputs is one.outputs else None)
+    if one.root is not None and not _same(outputs_at(one.root, call, one.tensors), one.outputs):
+        name, attribute = one.kept[0]
+        raise UnprovenError(
+            _forward_of(one.root.get_submodule(name)),
+            f"gives another output when it is called again, because it keeps '{f'{name}.{attribute}'.lstrip('.')}' "
+            "from call to call",
+        )
 
 
-def require_same_function(model: nn.Module, gm: fx.GraphModule, inputs: Inputs) -> None:
-    """Run a model and a graph of it, which was rewritten as the model was, each as a copy in eval mode.
+def require_same_function(model: nn.Module, expected: Any, gm: fx.GraphModule, inputs: Inputs) -> None:
+    """Run a graph that was rewritten as a model was.
 
     Args:
-        model: left as it is.
-        gm: of the same layers; left as it is.
-        inputs: positional inputs of ``model``, tensors.
+        model: a copy in eval mode, with whose modules the graph runs.
+        expected: what it gives.
+        gm: left as it is.
+        inputs: positional inputs of ``model``, tensors; they are left as they are.
 
     Raises:
-        PostconditionError: if they give other outputs.
+        PostconditionError: if the graph gives another output.
     """
-    expected = output_of(working_copy(model, training=False), inputs)
     try:
-        same = _same(_replayed(working_copy(gm), gm.graph, inputs), expected)
+        same = _same(_replayed(_with_constants(model, gm._buffers), gm.graph, inputs), expected)
     except UnprovenError:
         same = False
     if not same:
@@ -79,11 +86,12 @@ def require_same_function(model: nn.Module, gm: fx.GraphModule, inputs: Inputs) 
         )
 
 
-def _root(model: nn.Module, one: Recording) -> nn.Module:
-    root = copied(model) if one.writes else shadow(model)
-    for name, constant in one.constants.items():
-        root.register_buffer(name, constant.clone(), persistent=False)
-    return root
+def _with_constants(root: nn.Module, constants: Mapping[str, Tensor | None]) -> nn.Module:
+    """``root`` with copies of the constants that its graph reads."""
+    holder = nn.Module()
+    copies = {name: None if constant is None else constant.clone() for name, constant in constants.items()}
+    holder.__dict__.update(root.__dict__, _buffers={**copies, **root._buffers})
+    return holder
 
 
 def _replayed(root: nn.Module, graph: fx.Graph, tensors: Sequence[Tensor]) -> Any:
@@ -103,13 +111,11 @@ def outputs_at(model: nn.Module, call: Call, tensors: Sequence[Tensor]) -> Any:
         return model(*args, **kwargs)
 
 
-def _compare(model: nn.Module, one: Recording, actual: Any, expected: Any, tensors: Sequence[Tensor]) -> None:
-    if _same(actual, expected):
-        return
-    node = next(_differing(model, one, tensors), None) if expected is one.outputs else None
+def _unproven(rig: Rig, one: Recording, seen: Recording | None) -> UnprovenError:
+    node = None if seen is None else next(_differing(rig, one, seen), None)
     where = f"first at '{node.name}'" if node is not None else "in what it returns"
-    place = node.meta.get(PLACE, "?") if node is not None else _forward_of(model)
-    raise UnprovenError(
+    place = node.meta.get(PLACE, "?") if node is not None else _forward_of(rig.model)
+    return UnprovenError(
         place, f"does what is seen by no hook and by none of torch's functions: the graph gives another output, {where}"
     )
 
@@ -130,21 +136,21 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return b.dtype in TOLERANCE and relative_error(a, b) <= TOLERANCE[b.dtype]
 
 
-def _differing(model: nn.Module, one: Recording, tensors: Sequence[Tensor]) -> Iterator[fx.Node]:
+def _differing(rig: Rig, one: Recording, seen: Recording) -> Iterator[fx.Node]:
     """Nodes that do not give what was seen, all as it is after the run: a later node may have written into it."""
-    root, seen = _root(model, one), one.seen
+    expected = {node.name: value for node, value in seen.seen.items()}
     made: list[tuple[fx.Node, Tensor]] = []
 
     class Looking(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             value = super().run_node(n)
-            if isinstance(value, Tensor) and n in seen:
+            if isinstance(value, Tensor) and n.name in expected:
                 made.append((n, value))
             return value
 
-    with quiet(root, tuple(tensors)) as copies:
-        Looking(root, graph=one.graph).run(*copies, enable_io_processing=False)
-    yield from (node for node, value in made if not _same(value, seen[node]))
+    with rig.running() as root, quiet(root, tuple(one.tensors)) as copies:
+        Looking(_with_constants(root, one.constants), graph=one.graph).run(*copies, enable_io_processing=False)
+    yield from (node for node, value in made if not _same(value, expected[node.name]))
 
 
 def _forward_of(module: nn.Module) -> str:

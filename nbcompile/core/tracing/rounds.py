@@ -17,8 +17,8 @@ from nbcompile.core.tracing.inputs import batch_of, open_sizes, other_input, var
 from nbcompile.core.tracing.record import ModelError, record
 from nbcompile.core.tracing.recording import Choice, Reason, Recording
 from nbcompile.core.tracing.replay import UnprovenError, outputs_at, prove
+from nbcompile.core.tracing.rig import Rig
 from nbcompile.core.tracing.values import SHAPE
-from nbcompile.core.wrappers import working_copy
 
 _ROUNDS = 12
 """How often a network is run again because another part of it has turned out to be opaque."""
@@ -72,11 +72,12 @@ def capture_in_rounds(model: nn.Module, call: Call, tensors: list[Tensor], guess
         ModelError: if the model raises.
     """
     hidden: dict[str, Reason] = {}
+    rig = Rig(model)
     for _ in range(_ROUNDS):
         try:
-            one, others = _agreed(model, call, tensors, hidden, guess)
+            one, others = _agreed(rig, call, tensors, hidden, guess)
             if proof:
-                prove(model, call, one, others)
+                prove(rig, call, one, others, partial(record, rig, call, tensors, opaque=one.opaque, keep=True))
         except _OpaqueError as more:
             hidden |= more.parts
             continue
@@ -84,7 +85,7 @@ def capture_in_rounds(model: nn.Module, call: Call, tensors: list[Tensor], guess
             return Captured(call, error.recording, None, error.refusal)
         except UnprovenError as error:
             return Captured(call, one, None, Reason(error.place, error.why))
-        one.root, one.seen, one.before, one.outputs = nn.Module(), {}, {}, None  # they hold every value of the run
+        one.root = one.outputs = None
         one.opaque = hidden | one.opaque
         for node, x in zip(one.graph.find_nodes(op="placeholder"), () if guess else tensors, strict=False):
             node.meta[DIMENSIONS] = x.ndim
@@ -93,17 +94,18 @@ def capture_in_rounds(model: nn.Module, call: Call, tensors: list[Tensor], guess
 
 
 def _agreed(
-    model: nn.Module, call: Call, tensors: list[Tensor], hidden: dict[str, Reason], guess: bool
+    rig: Rig, call: Call, tensors: list[Tensor], hidden: dict[str, Reason], guess: bool
 ) -> tuple[Recording, list[tuple[Sequence[Tensor], Any]]]:
     """A run that others agree with: at another batch, at other sizes if the network takes them and it holds there."""
     failure: DisagreementError | None = None
     for sizes in (True,) if guess else (True, False):
-        one = _run(model, call, tensors, hidden, sizes)
+        rig.clear()
+        one = _run(rig, call, tensors, hidden, sizes)
         for others, varied in variations(tensors):
             if varied and not sizes:
                 continue
             try:
-                other = _run(model, call, others, hidden, False)
+                other = _run(rig, call, others, hidden, False)
             except ModelError:
                 continue
             try:
@@ -116,15 +118,15 @@ def _agreed(
                 if varied and not guess:
                     continue  # it may hold at these sizes
                 break
-            if agreed.guessed or chosen or not sizes:
+            if agreed.guessed or not sizes or any(map(agreed.differs, chosen)):
                 for wanted in {1, 2 * batch_of(tensors) + 1} - {batch_of(tensors)}:
-                    _must_agree(model, call, one, [other_input(x, batch_of(tensors), wanted) for x in tensors], hidden)
+                    _must_agree(rig, call, one, [other_input(x, batch_of(tensors), wanted) for x in tensors], hidden)
             untested = [set(range(1, x.ndim)) for x in tensors]
             if failure is None:  # numbers of unseen origin were put to the test where sizes were others
-                untested = open_sizes(partial(_takes, working_copy(model), call), tensors, others)
+                untested = open_sizes(partial(_takes, rig, call), tensors, others)
             if guess:  # no size that was guessed is one to hold on to
                 more = [other_input(x, -1, -1, dims) for x, dims in zip(tensors, untested, strict=True)]
-                _must_agree(model, call, one, more, hidden)
+                _must_agree(rig, call, one, more, hidden)
                 untested = [set() for _ in tensors]
             _guard(one, chosen, untested)
             settle(one, agreed, varied)
@@ -142,9 +144,9 @@ def _verdict(one: Recording, failure: DisagreementError) -> Exception:
     return _OpaqueError({failure.inside: why}) if failure.inside else _RefusedError(one, why)
 
 
-def _run(model: nn.Module, call: Call, tensors: list[Tensor], hidden: dict[str, Reason], sizes: bool) -> Recording:
+def _run(rig: Rig, call: Call, tensors: list[Tensor], hidden: dict[str, Reason], sizes: bool) -> Recording:
     """One run in which no more is opaque than is known to be, in all of its calls."""
-    one = record(model, call, tensors, opaque=hidden, sizes=sizes)
+    one = record(rig, call, tensors, opaque=hidden, sizes=sizes)
     if one.refusal is not None:
         raise _RefusedError(one, one.refusal)
     more = one.opaque.keys() - hidden.keys()
@@ -171,9 +173,10 @@ def _guard(one: Recording, chosen: Sequence[Choice], untested: Sequence[Collecti
                 graph.call_function(require_sizes, (node, str(node.target), sizes[1:]))
 
 
-def _takes(model: nn.Module, call: Call, tensors: Sequence[Tensor]) -> bool:
+def _takes(rig: Rig, call: Call, tensors: Sequence[Tensor]) -> bool:
     try:
-        outputs_at(model, call, tensors)
+        with rig.running() as root:
+            outputs_at(root, call, tensors)
     except Exception:
         return False
     return True
@@ -186,10 +189,10 @@ def _refuse_choice(choice: Choice) -> None:
     raise error
 
 
-def _must_agree(model: nn.Module, call: Call, one: Recording, others: list[Tensor], hidden: dict[str, Reason]) -> None:
+def _must_agree(rig: Rig, call: Call, one: Recording, others: list[Tensor], hidden: dict[str, Reason]) -> None:
     """Check that the network does the same on ``others``, if it takes them."""
     try:
-        Comparison(one, _run(model, call, others, hidden, False), guess=False)
+        Comparison(one, _run(rig, call, others, hidden, False), guess=False)
     except ModelError:
         return
     except DisagreementError as error:

@@ -2,14 +2,14 @@
 
 import dataclasses
 import operator
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from nbcompile.core.running import tensors_of
 from nbcompile.core.tracing.places import code_place
 from nbcompile.core.tracing.sizes import TracedFloat, TracedInt, Writer, is_traced, plain
 
@@ -32,21 +32,22 @@ class InexpressibleError(Exception):
 class Values:
     """Which node gave a tensor, by the identity of tensors.
 
-    All are kept until the end, because the identity of a dead one is used again.
-
     Args:
         graph: what nodes are written into.
-        root: the network whose tensors are read by their names.
+        names: of the network's own tensors, by identity; they outlive the run.
+        state: identities of its parameters and buffers.
         writer: of the numbers that are made here.
+        keep: whether all values are kept, to be looked at.
     """
 
-    def __init__(self, graph: fx.Graph, root: nn.Module, writer: Writer) -> None:
+    def __init__(
+        self, graph: fx.Graph, names: Mapping[int, str], state: Collection[int], writer: Writer, keep: bool
+    ) -> None:
         self.constants: dict[str, Tensor] = {}
         self.inside: Callable[[], str] = str
-        self._graph, self._writer = graph, writer
-        self._names = {id(x): name for name, x in _named(root)}
-        self._state = set(map(id, (*root.parameters(), *root.buffers())))
-        self._nodes: dict[int, tuple[Tensor, fx.Node]] = {}
+        self._graph, self._names, self._state, self._writer = graph, names, state, writer
+        self._nodes: dict[int, tuple[weakref.ref[Tensor], fx.Node]] = {}
+        self._kept: list[Tensor] | None = [] if keep else None
         self._lost: dict[int, Any] = {}
         self._erased: set[fx.Node] = set()
         self._devices: dict[int, tuple[torch.device, fx.Node]] = {}
@@ -70,8 +71,11 @@ class Values:
         """From now on the tensors of ``value`` are what ``node`` gave."""
         if isinstance(value, Tensor):
             node.meta[SHAPE] = tuple(value.shape)
-            self._nodes[id(value)] = (value, node)
-            self._lost.pop(id(value), None)
+            key, nodes = id(value), self._nodes
+            nodes[key] = weakref.ref(value, lambda _: nodes.pop(key, None)), node  # its identity is given away again
+            self._lost.pop(key, None)
+            if self._kept is not None:
+                self._kept.append(value)
             return
         parts: Any = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, part in parts:
@@ -116,12 +120,8 @@ class Values:
         return device
 
     def seen(self) -> dict[fx.Node, Tensor]:
-        """The tensor that each node gave, as it is now."""
-        return {node: tensor for tensor, node in self._nodes.values()}
-
-    def owns(self, module: nn.Module) -> bool:
-        """Whether all tensors of ``module`` are still those that it had before the run."""
-        return all(id(x) in self._names for x in tensors_of(module))
+        """The tensor that each node gave, as it is now; of values that were not kept those that are still there."""
+        return {node: tensor for reference, node in self._nodes.values() if (tensor := reference()) is not None}
 
     def is_fed(self, tensor: Tensor) -> bool:
         """Whether ``tensor`` depends on the inputs."""
@@ -150,11 +150,11 @@ class Values:
         if not erased:
             return
         self._erased |= erased
-        for tensor, node in list(self._nodes.values()):
+        for key, (reference, node) in list(self._nodes.items()):
             if node in erased:
-                self._nodes.pop(id(tensor))
-                if id(tensor) not in self._names:
-                    self._lost[id(tensor)] = tensor
+                del self._nodes[key]
+                if key not in self._names:
+                    self._lost[key] = reference()
 
     def returned(self, value: Any) -> Any:
         """``value`` as the output of the graph: objects of other classes are made anew of what is in them."""
@@ -253,12 +253,3 @@ def tensors_within(value: Any, seen: set[int] | None = None) -> Iterator[Tensor]
             parts = vars(value).values()
         for part in parts:
             yield from tensors_within(part, seen)
-
-
-def _named(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, buffers and tensors in plain attributes; of a tensor with several names the first comes last."""
-    found = [*root.named_parameters(), *root.named_buffers()]
-    for name, module in root.named_modules():
-        plain_ones = ((key, x) for key, x in vars(module).items() if isinstance(x, Tensor))
-        found += [(f"{name}.{key}".lstrip("."), x) for key, x in plain_ones]
-    return reversed(found)

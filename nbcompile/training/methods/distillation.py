@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nbcompile.core.wrappers import copied
+from nbcompile.core.copies import copied
 from nbcompile.training.methods import SELF
 from nbcompile.training.methods.base import Method
 

@@ -26,9 +26,9 @@ import torch
 from torch import nn
 
 from nbcompile.checkpoint import save
+from nbcompile.core.copies import copied
 from nbcompile.core.errors import CheckpointError, UsageError
 from nbcompile.core.files import atomic
-from nbcompile.core.wrappers import copied
 from nbcompile.results.numbers import json_ready
 from nbcompile.training.config import TrainConfig
 from nbcompile.training.outputs import curves, tensorboard

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from nbcompile.core.tracing.call import Call
 from nbcompile.core.tracing.record import record
 from nbcompile.core.tracing.recording import Recording
+from nbcompile.core.tracing.rig import Rig
 
 X = torch.randn(2, 3, 7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -18,7 +19,7 @@ def recorded(
 ) -> Recording:
     call = Call.of(args, kwargs)
     assert call is not None
-    return record(model, call, call.tensors(args, kwargs) or [], sizes=sizes, opaque=opaque)
+    return record(Rig(model), call, call.tensors(args, kwargs) or [], sizes=sizes, opaque=opaque)
 
 
 def written(one: Recording) -> list[tuple[str, Any]]:

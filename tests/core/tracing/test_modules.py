@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nbcompile.core.tracing.modules import can_be_taken_apart, containers, contents, holders, keeps
-from nbcompile.core.tracing.shadow import state
+from nbcompile.core.tracing.modules import can_be_taken_apart, containers, contents, keeps, state
+from nbcompile.core.tracing.rig import holders
 from tests.core.tracing.runs import Does, X, recorded
 
 

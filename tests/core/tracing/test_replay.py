@@ -10,8 +10,10 @@ from torch import Tensor, fx, nn
 from nbcompile.core.errors import PostconditionError
 from nbcompile.core.tracing.call import Call
 from nbcompile.core.tracing.capture import capture
+from nbcompile.core.tracing.record import record
 from nbcompile.core.tracing.recording import Recording
 from nbcompile.core.tracing.replay import UnprovenError, prove, require_same_function
+from nbcompile.core.tracing.rig import Rig
 from tests.core.tracing.runs import Does, X, recorded
 
 Y = torch.randn(5, 3, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -30,9 +32,14 @@ class Net(nn.Module):
         return torch.relu(y) + y.mean()
 
 
+def prove_at(model: nn.Module, one: Recording, others: Any) -> None:
+    rig = Rig(model)
+    prove(rig, CALL, one, others, lambda: record(rig, CALL, one.tensors, keep=True))
+
+
 def proven(model: nn.Module, one: Recording, *others: Tensor) -> None:
     with torch.no_grad():
-        prove(model, CALL, one, [(x, model.eval()(*x)) for x in [[other] for other in others]])
+        prove_at(model, one, [(x, model.eval()(*x)) for x in [[other] for other in others]])
 
 
 def wrong(change: Callable[[fx.Graph], None]) -> UnprovenError:
@@ -195,7 +202,7 @@ def test_what_is_kept_from_call_to_call_is_named() -> None:
 def test_what_is_kept_and_changes_no_output_is_let_be() -> None:
     model = Caches()
     one = recorded(model, X)
-    prove(model, CALL, one, [])
+    prove_at(model, one, [])
     assert (model.calls, model.grid) == (0, None)
 
 
@@ -218,7 +225,7 @@ def test_model_inputs_and_generator_are_left_alone() -> None:
     model, random, x = Net().train(), torch.get_rng_state(), X.clone()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     one = recorded(model, x)
-    prove(model, CALL, one, [])
+    prove_at(model, one, [])
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
     assert torch.equal(x, X)
@@ -228,7 +235,7 @@ def test_model_inputs_and_generator_are_left_alone() -> None:
 def test_a_network_that_writes_into_its_input_leaves_those_it_is_proven_on() -> None:
     model, x = Does(lambda m, x: x.add_(1) * 2), X.clone()
     one = recorded(model, x)
-    prove(model, CALL, one, [(list(map(Tensor.clone, [x])), one.outputs)])
+    prove_at(model, one, [(list(map(Tensor.clone, [x])), one.outputs)])
     assert torch.equal(x, X)
 
 
@@ -237,7 +244,7 @@ def test_a_graph_that_was_rewritten_otherwise_than_its_model(change: str) -> Non
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU()).double().eval()
     x = torch.randn(2, 3, dtype=torch.float64)
     gm = capture(model, (x,))
-    require_same_function(model, gm, (x,))
+    require_same_function(model, model(x), gm, (x,))
     (node,) = gm.graph.find_nodes(op="call_module", target="1")
     with gm.graph.inserting_after(node):
         new = gm.graph.call_function(
@@ -245,4 +252,4 @@ def test_a_graph_that_was_rewritten_otherwise_than_its_model(change: str) -> Non
         )
     node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
     with pytest.raises(PostconditionError, match=r"^the graph of this Sequential gives another output"):
-        require_same_function(model, gm, (x,))
+        require_same_function(model, model(x), gm, (x,))
