@@ -133,8 +133,6 @@ def test_a_graph_that_does_not_run_on_what_the_network_runs_on() -> None:
     model = Does(lambda m, x: x.reshape(int(str(x.shape[0])), -1))
     one = recorded(model, X)
     with pytest.raises(UnprovenError, match=r"^does what its graph cannot do again \(RuntimeError: shape") as caught:
-        UnprovenError, match=r"^does what its graph cannot do again \(RuntimeError: shape '\[2, -1\]'"
-    ) as caught:
         proven(model, one, torch.ones(3, 3, 1, 1).double())
     assert "runs.py" in caught.value.place  # of the network, not of what its modules were put in
     assert "While executing" not in caught.value.why
