@@ -68,6 +68,15 @@ def prove(
         )
 
 
+def refuses(rig: Rig, one: Recording, tensors: Sequence[Tensor]) -> bool:
+    """Whether the graph of ``one`` says of ``tensors`` that it was made for other sizes."""
+    try:
+        _holds(rig, one, tensors, None)
+    except UnprovenError as error:
+        return isinstance(error.__cause__, OtherSizesError)
+    return False
+
+
 def require_same_function(model: nn.Module, expected: Any, gm: fx.GraphModule, inputs: Inputs) -> None:
     """Run a graph that was rewritten as a model was.
 
