@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from nbcompile.core.errors import PostconditionError
 from nbcompile.core.example import Inputs
+from nbcompile.core.graph.guards import OtherSizesError
 from nbcompile.core.numerics import TOLERANCE, relative_error
 from nbcompile.core.running import quiet
 from nbcompile.core.tracing.call import Call
@@ -49,11 +50,15 @@ def prove(
     Raises:
         UnprovenError: naming the first layer that differs, or what the network keeps from call to call.
     """
-    for tensors, outputs in ((one.tensors, one.outputs), *others):
-        with rig.running() as root:
-            actual = _replayed(_with_constants(root, one.constants), one.graph, tensors)
-        if not _same(actual, outputs):
-            raise _unproven(rig, one, again() if outputs is one.outputs else None)
+    if not _holds(rig, one, one.tensors, one.outputs):
+        raise _unproven(rig, one, again())
+    for tensors, outputs in others:
+        try:
+            if not _holds(rig, one, tensors, outputs):
+                raise _unproven(rig, one, None)
+        except UnprovenError as error:
+            if not isinstance(error.__cause__, OtherSizesError):  # which says itself that it is not for those
+                raise
     if one.root is not None and not _same(outputs_at(one.root, call, one.tensors), one.outputs):
         name, attribute = one.kept[0]
         raise UnprovenError(
@@ -61,6 +66,15 @@ def prove(
             f"gives another output when it is called again, because it keeps '{f'{name}.{attribute}'.lstrip('.')}' "
             "from call to call",
         )
+
+
+def refuses(rig: Rig, one: Recording, tensors: Sequence[Tensor]) -> bool:
+    """Whether the graph of ``one`` says of ``tensors`` that it was made for other sizes."""
+    try:
+        _holds(rig, one, tensors, None)
+    except UnprovenError as error:
+        return isinstance(error.__cause__, OtherSizesError)
+    return False
 
 
 def require_same_function(model: nn.Module, expected: Any, gm: fx.GraphModule, inputs: Inputs) -> None:
@@ -76,7 +90,7 @@ def require_same_function(model: nn.Module, expected: Any, gm: fx.GraphModule, i
         PostconditionError: if the graph gives another output.
     """
     try:
-        same = _same(_replayed(_with_constants(model, gm._buffers), gm.graph, inputs), expected)
+        same = _same(_replayed(_with_constants(model, gm._buffers), gm.graph, inputs, model), expected)
     except UnprovenError:
         same = False
     if not same:
@@ -84,6 +98,11 @@ def require_same_function(model: nn.Module, expected: Any, gm: fx.GraphModule, i
             f"the graph of this {type(model).__name__} gives another output than the network, now that layers were "
             "replaced in both: a file of it would be another network"
         )
+
+
+def _holds(rig: Rig, one: Recording, tensors: Sequence[Tensor], outputs: Any) -> bool:
+    with rig.running() as root:
+        return _same(_replayed(_with_constants(root, one.constants), one.graph, tensors, rig.model), outputs)
 
 
 def _with_constants(root: nn.Module, constants: Mapping[str, Tensor | None]) -> nn.Module:
@@ -94,13 +113,15 @@ def _with_constants(root: nn.Module, constants: Mapping[str, Tensor | None]) -> 
     return holder
 
 
-def _replayed(root: nn.Module, graph: fx.Graph, tensors: Sequence[Tensor]) -> Any:
+def _replayed(root: nn.Module, graph: fx.Graph, tensors: Sequence[Tensor], model: nn.Module) -> Any:
+    """What ``graph``, of ``model``, gives with the modules of ``root``."""
     try:
         with quiet(root, tuple(tensors)) as copies:
             return fx.Interpreter(root, graph=graph).run(*copies, enable_io_processing=False)
     except Exception as error:
+        said = str(error).partition("\n\nWhile executing")[0]
         raise UnprovenError(
-            _forward_of(root), f"does what its graph cannot do again ({type(error).__name__}: {error})"
+            _forward_of(model), f"does what its graph cannot do again ({type(error).__name__}: {said})"
         ) from error
 
 

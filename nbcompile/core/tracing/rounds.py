@@ -16,7 +16,7 @@ from nbcompile.core.tracing.call import Call
 from nbcompile.core.tracing.inputs import batch_of, open_sizes, other_input, variations
 from nbcompile.core.tracing.record import ModelError, record
 from nbcompile.core.tracing.recording import Choice, Reason, Recording
-from nbcompile.core.tracing.replay import UnprovenError, outputs_at, prove
+from nbcompile.core.tracing.replay import UnprovenError, outputs_at, prove, refuses
 from nbcompile.core.tracing.rig import Rig
 from nbcompile.core.tracing.values import SHAPE
 
@@ -97,7 +97,7 @@ def _agreed(
     rig: Rig, call: Call, tensors: list[Tensor], hidden: dict[str, Reason], guess: bool
 ) -> tuple[Recording, list[tuple[Sequence[Tensor], Any]]]:
     """A run that others agree with: at another batch, at other sizes if the network takes them and it holds there."""
-    failure: DisagreementError | None = None
+    failures: list[tuple[DisagreementError, Sequence[Tensor]]] = []
     for sizes in (True,) if guess else (True, False):
         rig.clear()
         one = _run(rig, call, tensors, hidden, sizes)
@@ -114,28 +114,28 @@ def _agreed(
                 if chosen and guess:
                     _refuse_choice(chosen[0])
             except DisagreementError as error:
-                failure = failure or error
+                failures.append((error, others))
                 if varied and not guess:
                     continue  # it may hold at these sizes
                 break
             if agreed.guessed or not sizes or any(map(agreed.differs, chosen)):
                 for wanted in {1, 2 * batch_of(tensors) + 1} - {batch_of(tensors)}:
                     _must_agree(rig, call, one, [other_input(x, batch_of(tensors), wanted) for x in tensors], hidden)
+            _guard_choices(one, chosen)
             untested = [set(range(1, x.ndim)) for x in tensors]
-            if failure is None:  # numbers of unseen origin were put to the test where sizes were others
+            if sizes and all(refuses(rig, one, at) for _, at in failures):  # else it is another there, unseen
                 untested = open_sizes(partial(_takes, rig, call), tensors, others)
             if guess:  # no size that was guessed is one to hold on to
                 more = [other_input(x, -1, -1, dims) for x, dims in zip(tensors, untested, strict=True)]
                 _must_agree(rig, call, one, more, hidden)
                 untested = [set() for _ in tensors]
-            _guard(one, chosen, untested)
+            _guard_sizes(one, untested)
             settle(one, agreed, varied)
             return one, [(others, other.outputs)]
-        if failure is None:  # there is nothing else that it takes
+        if not failures:  # there is nothing else that it takes
             settle(one, None, False)
             return one, []
-    assert failure is not None
-    raise _verdict(one, failure)
+    raise _verdict(one, failures[0][0])
 
 
 def _verdict(one: Recording, failure: DisagreementError) -> Exception:
@@ -156,21 +156,24 @@ def _run(rig: Rig, call: Call, tensors: list[Tensor], hidden: dict[str, Reason],
     return one
 
 
-def _guard(one: Recording, chosen: Sequence[Choice], untested: Sequence[Collection[int]]) -> None:
-    """Let the graph check that it would have come the same way, and that ``untested`` sizes are as seen."""
-    graph = one.graph
+def _guard_choices(one: Recording, chosen: Sequence[Choice]) -> None:
+    """Let the graph check that it would have come the same way."""
     for choice in chosen:
-        last = max(choice.nodes, key=list(graph.nodes).index)
-        with graph.inserting_after(last):
-            asked = graph.call_function(choice.function, choice.numbers)
-        with graph.inserting_after(asked):
-            graph.call_function(require_same_choice, (asked, choice.outcome, choice.place))
-    inputs = graph.find_nodes(op="placeholder")
-    with graph.inserting_after(inputs[-1]):
+        last = max(choice.nodes, key=list(one.graph.nodes).index)
+        with one.graph.inserting_after(last):
+            asked = one.graph.call_function(choice.function, choice.numbers)
+        with one.graph.inserting_after(asked):
+            one.graph.call_function(require_same_choice, (asked, choice.outcome, choice.place))
+
+
+def _guard_sizes(one: Recording, untested: Sequence[Collection[int]]) -> None:
+    """Let the graph check that sizes in ``untested`` dimensions are as seen."""
+    inputs = one.graph.find_nodes(op="placeholder")
+    with one.graph.inserting_after(inputs[-1]):
         for node, dims in reversed(list(zip(inputs, untested, strict=True))):
             if dims:
                 sizes = tuple(n if d in dims else None for d, n in enumerate(node.meta[SHAPE]))
-                graph.call_function(require_sizes, (node, str(node.target), sizes[1:]))
+                one.graph.call_function(require_sizes, (node, str(node.target), sizes[1:]))
 
 
 def _takes(rig: Rig, call: Call, tensors: Sequence[Tensor]) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from nbcompile.core.errors import PostconditionError
+from nbcompile.core.graph.guards import OtherSizesError
 from nbcompile.core.tracing.call import Call
 from nbcompile.core.tracing.capture import capture
 from nbcompile.core.tracing.record import record
@@ -131,8 +132,23 @@ def test_a_graph_that_holds_for_the_example_only() -> None:
 def test_a_graph_that_does_not_run_on_what_the_network_runs_on() -> None:
     model = Does(lambda m, x: x.reshape(int(str(x.shape[0])), -1))
     one = recorded(model, X)
-    with pytest.raises(UnprovenError, match=r"^does what its graph cannot do again \(RuntimeError: shape '\[2, -1\]'"):
+    with pytest.raises(UnprovenError, match=r"^does what its graph cannot do again \(RuntimeError: shape") as caught:
         proven(model, one, torch.ones(3, 3, 1, 1).double())
+    assert "runs.py" in caught.value.place  # of the network, not of what its modules were put in
+    assert "While executing" not in caught.value.why
+
+
+def test_a_graph_that_says_that_it_is_not_for_other_sizes_need_not_be_right_for_them() -> None:
+    def same_calls_both_ways(m: Any, x: Tensor) -> Tensor:
+        if x.shape[2] > 6:
+            return x * m.weight
+        return x * m.weight
+
+    model = Does(same_calls_both_ways)
+    gm = capture(model, (X,))
+    assert torch.equal(gm(X), model(X))
+    with pytest.raises(OtherSizesError, match=r"test_replay\.py:\d+ in same_calls_both_ways: the network chooses"):
+        gm(Y)
 
 
 def test_tensors_that_hide_from_torch() -> None:

@@ -84,6 +84,28 @@ def test_choices_by_sizes_are_guarded() -> None:
         gm(torch.ones(2, 3, 5, 9).double())
 
 
+def test_another_way_on_small_maps_does_not_hold_a_graph_to_the_example() -> None:
+    """A map of 128 is tried at a quarter and at half the size; where the graph itself says no, nothing is unseen."""
+
+    def seen(m: Any, x: Tensor) -> Tensor:
+        return (x.roll(1, 2) if x.shape[2] < 40 else x) * m.weight
+
+    def unseen(m: Any, x: Tensor) -> Tensor:
+        return (x.roll(1, 2) if plain(x.shape[2]) == 32 else x) * m.weight
+
+    x = torch.randn(1, 3, 128, 130, dtype=torch.float64)
+    model = Does(seen)
+    gm = capture(model, (x,))
+    agree(model, gm, (1, 3, 128, 130), (3, 3, 64, 50))
+    with pytest.raises(PreconditionError, match=r"in seen: the network chooses its way by the sizes"):
+        gm(x[:, :, :32])
+    model = Does(unseen)
+    gm = capture(model, (x,))
+    agree(model, gm, (1, 3, 128, 130), (3, 3, 128, 130))
+    with pytest.raises(PreconditionError, match=r"^'x' has the sizes \(3, 32, 130\) behind its batch"):
+        gm(x[:, :, :32])
+
+
 def test_choices_by_channels_are_settled() -> None:
     gm = capture(nn.Sequential(nn.Conv2d(3, 4, 1).double(), Does(lambda m, x: x if x.shape[1] == 4 else -x)), (X,))
     assert not gm.graph.find_nodes(op="call_function", target=require_same_choice)
