@@ -11,6 +11,7 @@ it is in opaque, one node whatever it does inside; and if that cannot be said ei
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
+from threading import Lock, get_ident
 from typing import Any
 
 import torch
@@ -83,6 +84,7 @@ class Recorder(TorchFunctionMode):
         self._leaf = 0
         self._running: list[str] = []
         self._active = True
+        self._thread, self._lock = get_ident(), Lock()
 
     def finished(self, same: bool) -> Recording:
         """The recording, with its output; ``same``: whether lists and dicts that were given are what they were."""
@@ -194,6 +196,8 @@ class Recorder(TorchFunctionMode):
         """A module is called."""
         specs = [TensorSpec(tuple(x.shape), x.dtype) for x in tensors_in((args, kwargs))]
         self.recording.calls.setdefault(part.name, []).append((Call.of(args, kwargs), specs))
+        if get_ident() != self._thread:
+            return
         self.recording.passed_by |= part.around.difference(self._running)
         self._running.append(part.name)
         if self._leaf:
@@ -206,14 +210,28 @@ class Recorder(TorchFunctionMode):
         self._frames.append(frame)
         self._leaf = int(frame.leaf)
 
-    def left(self, part: Part, value: Any) -> Any:
+    def left(self, part: Part, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> Any:
         """A module has run."""
+        if get_ident() != self._thread:
+            return self._left_elsewhere(part, (args, kwargs), value)
         self._leaf -= self._leaf > 0
         self._running.pop()
         if self._leaf:
             return value
         frame = self._frames.pop()
         return value if frame.refusal is None and not frame.leaf else self._closed(frame, part, value)
+
+    def _left_elsewhere(self, part: Part, given: Any, value: Any) -> Any:
+        """A module has run in another thread, where no mode sees what is done with its value."""
+        with self._lock:
+            if self._strict:
+                self.values.lose(value)
+            elif part.one and value is not None:
+                self._observed(part.name, (tuple(map(self.values.node, tensors_within(given))), {}), value)
+        return value
+
+    def _observed(self, name: str, called: Any, value: Any) -> None:
+        self.values.put(value, self.values.new("call_module", name, *called))
 
     def _frame(self, name: str, given: Any) -> _Frame:
         frame = _Frame(name, given, contents(given), last=next(iter(reversed(self.recording.graph.nodes)), None))
@@ -229,7 +247,7 @@ class Recorder(TorchFunctionMode):
         if not self._strict:
             if value is not None:
                 given = tuple(map(self.values.node, tensors_within(frame.given)))
-                self.values.put(value, self.values.new("call_module", frame.name, *(frame.called or (given, {}))))
+                self._observed(frame.name, frame.called or (given, {}), value)
             return value
         self.values.forget_after(frame.last)
         same = contents(frame.given) == frame.before
@@ -251,7 +269,7 @@ class Recorder(TorchFunctionMode):
             return value
         if isinstance(value, Tensor) and same and any(value is x for x in tensors_in(frame.given)):
             value = _alias(value)
-        self.values.put(value, self.values.new("call_module", frame.name, *frame.called))
+        self._observed(frame.name, frame.called, value)
         return value
 
     def _refuse(self, why: str) -> None:

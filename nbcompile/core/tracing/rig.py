@@ -40,7 +40,7 @@ class Watcher(Protocol):
     def entered(self, part: Part, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """It is called."""
 
-    def left(self, part: Part, value: Any) -> Any:
+    def left(self, part: Part, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> Any:
         """It gave ``value``, or raised, and that is None; what is returned takes its place."""
 
 
@@ -115,11 +115,11 @@ class Rig:
                 with torch._C.DisableTorchFunction():
                     self._watcher.entered(part, args, kwargs)
 
-        def leave(_: nn.Module, __: Any, ___: Any, value: Any) -> Any:
+        def leave(_: nn.Module, args: Any, kwargs: Any, value: Any) -> Any:
             if self._watcher is None:
                 return value
             with torch._C.DisableTorchFunction():
-                return self._watcher.left(part, value)
+                return self._watcher.left(part, args, kwargs, value)
 
         # other hooks of the module are what it does, too
         part.module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
