@@ -25,8 +25,9 @@ from nbcompile.core.example import Inputs
 from nbcompile.core.files import atomic
 from nbcompile.core.progress import step
 from nbcompile.exporters.base import ExportResult
+from nbcompile.exporters.program import first_line
 from nbcompile.exporters.to_onnx.check import Case, allowed, cases, measure, resized
-from nbcompile.exporters.to_onnx.graph import onnx_graph, quiet_exporter, reason
+from nbcompile.exporters.to_onnx.graph import onnx_graph, quiet_exporter
 from nbcompile.exporters.to_onnx.layers import layer_names
 
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
@@ -100,7 +101,7 @@ def _simplified(plain: ModelProto) -> tuple[list[ModelProto], str]:
         # Equal weights of two layers stay two weights, each with its layer's name.
         simple, sound = onnxsim.simplify(plain, skipped_optimizers=["eliminate_duplicate_initializer"])
     except Exception as error:  # a simplifier may fail in any way; the file can do without it
-        return [plain], f"onnxsim failed ({reason(error)}), so the file is not simplified"
+        return [plain], f"onnxsim failed ({first_line(error)}), so the file is not simplified"
     if not sound:
         return [plain], "onnxsim's own check failed, so the file is not simplified"
     return [simple, plain], ""

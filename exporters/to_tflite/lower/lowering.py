@@ -17,11 +17,12 @@ from torch.utils._pytree import tree_any, tree_leaves
 from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs
 from nbcompile.core.progress import step
+from nbcompile.exporters.program import place
 from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
 from nbcompile.exporters.to_tflite.file.ports import FloatModel, Port
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import quiet_tensorflow, tf
 from nbcompile.exporters.to_tflite.file.stderr import stderr_kept
-from nbcompile.exporters.to_tflite.lower.capture import aten_name, captured, constants, place
+from nbcompile.exporters.to_tflite.lower.capture import aten_name, captured, constants
 from nbcompile.exporters.to_tflite.lower.layout import axis_of
 from nbcompile.exporters.to_tflite.lower.names import labels, owners, rename_tensors, scope
 from nbcompile.exporters.to_tflite.lower.ops.table import HANDLERS, INSTEAD, NATIVE
