@@ -1,3 +1,4 @@
+import inspect
 import json
 import logging
 import os
@@ -218,7 +219,8 @@ REFUSED = {
     Pairs: "Pairs cannot be dynamic, because its forward takes some batch sizes only (Not all values of batch = "
     "L['x'].size()[0] in the specified range satisfy the generated guard (L['x'].size()[0] % 2) == 0): "
     "write it for all",
-    Unsymbolic: "Unsymbolic cannot be dynamic, because torch.export stops at it (NotImplementedError: no such kernel): "
+    Unsymbolic: f"Unsymbolic cannot be dynamic at {__file__}:{inspect.getsourcelines(Unsymbolic.forward)[1] + 2}, "
+    "because torch.export stops at it (NotImplementedError: no such kernel): "
     "write that part of forward in another way",
 }
 
@@ -327,7 +329,12 @@ class Branches(nn.Module):
 
 
 def test_a_graph_that_cannot_be_captured_is_refused(path: Path) -> None:
-    with pytest.raises(ExportError, match=r"torch.export cannot capture Branches: .*data-dependent"):
+    line = inspect.getsourcelines(Branches.forward)[1] + 1
+    with pytest.raises(
+        ExportError,
+        match=rf"torch.export cannot capture Branches at {re.escape(__file__)}:{line}: Python reads the values of a "
+        "tensor there; make its code independent of the values of its inputs$",
+    ):
         write_onnx(Branches(), (torch.randn(1, 3),), path)
 
 
