@@ -243,7 +243,7 @@ CASES: dict[str, Case] = {
     "compared": of(
         "odd",
         lambda _, x: torch.where((x > 0.2) & ~(x >= 0.9) | (x < -1), x, x / 3)
-        + ((x <= 0.1) | (x == 2)).logical_or(x != x).logical_and((x > 0).logical_not()).float()
+        + ((x <= 0.1) | (x == 2)).logical_or(x != x).logical_and(x != 5).logical_and((x > 0).logical_not()).float()
         + torch.where(x.mean((2, 3), keepdim=True) > x, x[:, :1], 1.0),
     ),
     "compared with each other": of(
@@ -252,7 +252,7 @@ CASES: dict[str, Case] = {
     ),
     "filled": of(
         "odd",
-        lambda _, x: x.masked_fill(x > 0.3, 2.0) + x.masked_fill(x < x.flip(3), float("-inf")).softmax(1)
+        lambda _, x: x.masked_fill(x > 0.3, 2.0) + x.masked_fill(x < x.mean(1, keepdim=True), float("-inf")).softmax(1)
         + x.masked_fill(x > 1, torch.tensor(0.5)),
     ),
     "written into": of("odd", lambda _, x: written(x * 2, x)),
