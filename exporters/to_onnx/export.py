@@ -26,7 +26,7 @@ from nbcompile.core.files import atomic
 from nbcompile.core.progress import step
 from nbcompile.exporters.base import ExportResult
 from nbcompile.exporters.program import first_line
-from nbcompile.exporters.to_onnx.check import Case, allowed, cases, measure, resized
+from nbcompile.exporters.to_onnx.check import ONE_BATCH, Case, allowed, cases, measure, resized
 from nbcompile.exporters.to_onnx.graph import onnx_graph, quiet_exporter
 from nbcompile.exporters.to_onnx.layers import layer_names
 
@@ -124,7 +124,20 @@ def _keep(
             return candidate, error, limit
     raise ExportError(
         f"{path}: ONNX Runtime and PyTorch differ by a relative error of {error:.2g} on random inputs, and "
-        f"{limit:.0e} is allowed; no file was kept"
+        f"{limit:.0e} is allowed; no file was kept{_batch_to_blame(temporary, checked, limit)}"
+    )
+
+
+def _batch_to_blame(file: Path, checked: list[Case], limit: float) -> str:
+    """That a file is right at some batch sizes only, if it is, and what to do."""
+    sizes = {case.inputs[0].shape[:1].numel() for case in checked}
+    wrong = {case.inputs[0].shape[:1].numel() for case in checked if measure(file, [case]) > limit}
+    if wrong == sizes:
+        return ""
+    right = ", ".join(map(str, sorted(sizes - wrong)))
+    return (
+        f". It is right at batch {right} and wrong at {', '.join(map(str, sorted(wrong)))}: forward goes another way "
+        f"there; write it for all batch sizes, or export at one: {ONE_BATCH}"
     )
 
 

@@ -233,6 +233,18 @@ def test_a_batch_that_cannot_be_dynamic_is_refused(path: Path, kind: type[nn.Mod
     assert os.listdir(path.parent) == []
 
 
+class OtherWayAtOne(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.shape[0] > 1 else x.relu()
+
+
+def test_a_file_that_is_right_at_some_batch_sizes_only_is_refused(path: Path) -> None:
+    said = r"no file was kept\. It is right at batch 3 and wrong at 1: forward goes another way .* --batch 1$"
+    with pytest.raises(ExportError, match=said):
+        write_onnx(OtherWayAtOne().eval(), (torch.randn(2, 3, 4),), path)
+    assert os.listdir(path.parent) == []
+
+
 def test_a_network_that_runs_on_one_batch_size_is_told_how(path: Path) -> None:
     with pytest.raises(
         ExportError, match=r"does not run on inputs of shape \(1, 3, 4\).* on the command line --batch 1$"
