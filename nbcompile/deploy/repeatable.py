@@ -73,11 +73,11 @@ class _ByNodes(nn.Module):
         return fx.Interpreter(self.graph).run(*inputs)
 
 
-class _Drawn(TorchDispatchMode):
+class _Drawn(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Keeps the places of operators that draw random numbers."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.places: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

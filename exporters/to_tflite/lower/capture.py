@@ -29,7 +29,7 @@ def captured(graph: nn.Module, inputs: Inputs) -> ExportedProgram:
     for name in HANDLERS:
         table.pop(_overload(name), None)  # type: ignore[no-untyped-call]
     try:
-        program = program_of(graph, first_sample(inputs)).run_decompositions(table)
+        program: ExportedProgram = program_of(graph, first_sample(inputs)).run_decompositions(table)
     except UncapturedError as error:
         raise ExportError(
             f"torch.export cannot capture {type(graph).__name__} with fixed sizes, which TFLite needs{error.place}: "

@@ -167,16 +167,19 @@ def masked_fill(x: Value, mask: Value | Tensor, fill: Number | Tensor) -> Value:
 
 def put(x: Value, indices: Sequence[Value | Tensor | None], value: Value | Tensor, accumulate: bool = False) -> Value:
     """``x[mask] = value`` for one number."""
-    (mask,) = indices if len(indices) == 1 else (None,)
-    is_mask = mask is not None and (
-        mask.tensor.dtype == tf.bool if isinstance(mask, Value) else mask.dtype == torch.bool
-    )
-    if not is_mask or accumulate or math.prod(value.shape) != 1:
+    mask = indices[0]
+    is_mask = len(indices) == 1 and mask is not None and _dtype(mask) == torch.bool
+    if mask is None or not is_mask or accumulate or math.prod(value.shape) != 1:
         raise LoweringError(
             "it writes where numbers say", "write slices, or one number where a mask of all elements is set"
         )
-    wide = mask.reshaped if isinstance(mask, Value) else mask.reshape
-    return where(wide((*mask.shape, *(1,) * (x.rank - len(mask.shape)))), value, x)
+    shape = (*mask.shape, *(1,) * (x.rank - len(mask.shape)))
+    return where(mask.reshaped(shape) if isinstance(mask, Value) else mask.reshape(shape), value, x)
+
+
+def _dtype(x: Value | Tensor) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, x.tensor.dtype.name) if isinstance(x, Value) else x.dtype
+    return dtype
 
 
 ROUNDED = 15.0

@@ -15,12 +15,11 @@ from nbcompile.exporters.to_tflite.lower.value import Value
 
 def index(x: Value | Tensor, indices: Sequence[Value | Tensor | None]) -> Value:
     """``x[:, [2, 0, 1]]``: a new order costs nothing, and repeated elements one GATHER."""
-    given = [(dim, chosen) for dim, chosen in enumerate(indices) if chosen is not None]
-    if len(given) != 1 or isinstance(given[0][1], Value) or isinstance(x, Tensor) or given[0][1].ndim != 1:
+    (dim, chosen), *more = ((dim, chosen) for dim, chosen in enumerate(indices) if chosen is not None)
+    if more or isinstance(chosen, Value) or isinstance(x, Tensor) or chosen.ndim != 1:
         raise LoweringError("it takes elements at places that it computes, or in several dimensions", _CONSTANT)
-    dim, chosen = given[0]
     size = x.shape[dim]
-    places = (chosen.nonzero().flatten() if chosen.dtype == torch.bool else chosen % size).tolist()
+    places = [int(place) % size for place in (chosen.nonzero() if chosen.dtype == torch.bool else chosen)]
     if len(set(places)) == len(places):
         return picked(x, dim, places)
     if size == 1:
