@@ -1,5 +1,6 @@
 """torch.export's graph of a module, whose nodes know the lines of the user's code that they come from."""
 
+import inspect
 import os
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,7 +14,6 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-import nbcompile
 from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs
 from nbcompile.core.files import with_slashes
@@ -120,5 +120,7 @@ def _is_users(file: str) -> bool:
     return bool(file) and not file.startswith(("<", *_FOLDERS)) and "/torch/" not in with_slashes(file)
 
 
-_FOLDERS = tuple(f"{Path(nbcompile.__file__).parent / name}{os.sep}" for name in ("core", "deploy", "exporters"))
+_FOLDERS = tuple(
+    f"{Path(inspect.getfile(ExportError)).parents[1] / name}{os.sep}" for name in ("core", "deploy", "exporters")
+)
 """Of code that runs networks, and is part of none."""

@@ -25,7 +25,7 @@ def binary(f: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> Callable[..., Valu
     return lambda a, b: elementwise(f, *_operands(a, b))
 
 
-def compared(name: str, f: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> dict[str, Callable[..., Value]]:
+def comparison(name: str, f: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> dict[str, Callable[..., Value]]:
     """The rows of a comparison, with a number and with another value."""
     return dict.fromkeys((f"{name}.Scalar", f"{name}.Tensor"), binary(f))
 
@@ -165,7 +165,9 @@ def masked_fill(x: Value, mask: Value | Tensor, fill: Number | Tensor) -> Value:
     return where(mask, fill, x)
 
 
-def put(x: Value, indices: Sequence[Value | Tensor | None], value: Value | Tensor, accumulate: bool = False) -> Value:
+def put_where(
+    x: Value, indices: Sequence[Value | Tensor | None], value: Value | Tensor, accumulate: bool = False
+) -> Value:
     """``x[mask] = value`` for one number."""
     mask = indices[0]
     is_mask = len(indices) == 1 and mask is not None and _dtype(mask) == torch.bool
@@ -231,13 +233,13 @@ ELEMENTWISE_OPS: Mapping[str, Callable[..., Any]] = {
     "minimum": binary(tf.minimum),
     **dict.fromkeys(("where.self", "where.ScalarOther"), where),
     **dict.fromkeys(("masked_fill.Scalar", "masked_fill.Tensor"), masked_fill),
-    "index_put": put,
-    **compared("gt", tf.greater),
-    **compared("ge", tf.greater_equal),
-    **compared("lt", tf.less),
-    **compared("le", tf.less_equal),
-    **compared("eq", tf.equal),
-    **compared("ne", tf.not_equal),
+    "index_put": put_where,
+    **comparison("gt", tf.greater),
+    **comparison("ge", tf.greater_equal),
+    **comparison("lt", tf.less),
+    **comparison("le", tf.less_equal),
+    **comparison("eq", tf.equal),
+    **comparison("ne", tf.not_equal),
     **dict.fromkeys(("logical_and", "bitwise_and.Tensor"), binary(tf.logical_and)),
     **dict.fromkeys(("logical_or", "bitwise_or.Tensor"), binary(tf.logical_or)),
     **dict.fromkeys(("logical_not", "bitwise_not"), unary(tf.logical_not)),
