@@ -45,16 +45,18 @@ def main() -> None:
     made.add_argument("--minutes", type=float, help="no network is begun later")
     made.add_argument("--onnx", type=int, default=0, help="how many of them are exported to ONNX, too")
     made.add_argument("--tflite", type=int, default=0, help="how many of them are exported to float TFLite, too")
+    made.add_argument("--only", choices=("onnx", "tflite"), help="this export of all of them, and no other check")
     made.add_argument("--one", type=int, help="print this network and what is found; nothing is written")
     made.add_argument("--shrink", action="store_true", help="with --one: print what is left when all is gone that can")
     args = made.parse_args()
     if args.one is not None:
         settle()
-        show(args.one, args.onnx > 0, args.tflite > 0, args.shrink)
+        show(args.one, (args.only,) if args.only else steps_of(args.onnx > 0, args.tflite > 0), args.shrink)
         return
     count = 20 if args.quick else args.count
-    numbers = range(args.seed, args.seed + count)
-    jobs = [(n, n - args.seed < args.onnx, n - args.seed < args.tflite) for n in numbers]
+    jobs = [
+        (args.seed + n, (args.only,) if args.only else steps_of(n < args.onnx, n < args.tflite)) for n in range(count)
+    ]
     found = hunted(jobs, args.jobs, args.minutes)
     results = summary(found)
     Console().print(table(results))
@@ -63,7 +65,7 @@ def main() -> None:
     write(args, args.seed, {"steps": "networks", "refused": "times"}, results)
 
 
-def hunted(jobs: list[tuple[int, bool, bool]], processes: int, minutes: float | None) -> list[Found]:
+def hunted(jobs: list[tuple[int, tuple[str, ...]]], processes: int, minutes: float | None) -> list[Found]:
     """In the order of their numbers; what was not begun in time is left out."""
     end = time.monotonic() + 60 * minutes if minutes else float("inf")
     context = multiprocessing.get_context("spawn")
@@ -73,8 +75,8 @@ def hunted(jobs: list[tuple[int, bool, bool]], processes: int, minutes: float | 
     return sorted((found for found in done if found is not None), key=lambda found: found.seed)
 
 
-def judge_until(end: float, seed: int, onnx: bool, tflite: bool) -> Found | None:
-    return judge(network(seed), steps_of(onnx, tflite)) if time.monotonic() < end else None
+def judge_until(end: float, seed: int, steps: tuple[str, ...]) -> Found | None:
+    return judge(network(seed), steps) if time.monotonic() < end else None
 
 
 def settle() -> None:
@@ -132,9 +134,9 @@ def table(results: dict[str, Any]) -> Table:
     return made
 
 
-def show(seed: int, onnx: bool, tflite: bool, shrink: bool = False) -> None:
+def show(seed: int, steps: tuple[str, ...], shrink: bool = False) -> None:
     """The text of a network, with the numbers of its lines, and what is found."""
-    one, steps = network(seed), steps_of(onnx, tflite)
+    one = network(seed)
     if shrink:
         one = shrunk(one, steps)
     for number, line in enumerate(one.source.splitlines(), 1):

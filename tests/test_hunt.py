@@ -108,7 +108,7 @@ def test_a_refusal_names_a_place(hunt: Any) -> None:
 
 
 def test_one_is_shown_with_its_text(hunt: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    hunt.show(2, False, False)
+    hunt.show(2, ("fuse",))
     shown = capsys.readouterr().out
     assert "class Net(nn.Module):" in shown
     assert re.search("^fuse: (right|refused|wrong|changed|traceback)", shown, re.MULTILINE)

@@ -25,8 +25,9 @@ from nbcompile.core.example import Inputs
 from nbcompile.core.files import atomic
 from nbcompile.core.progress import step
 from nbcompile.exporters.base import ExportResult
-from nbcompile.exporters.to_onnx.check import Case, allowed, cases, measure, resized
-from nbcompile.exporters.to_onnx.graph import onnx_graph, quiet_exporter, reason
+from nbcompile.exporters.program import first_line
+from nbcompile.exporters.to_onnx.check import ONE_BATCH, Case, allowed, cases, measure, resized
+from nbcompile.exporters.to_onnx.graph import onnx_graph, quiet_exporter
 from nbcompile.exporters.to_onnx.layers import layer_names
 
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
@@ -100,7 +101,7 @@ def _simplified(plain: ModelProto) -> tuple[list[ModelProto], str]:
         # Equal weights of two layers stay two weights, each with its layer's name.
         simple, sound = onnxsim.simplify(plain, skipped_optimizers=["eliminate_duplicate_initializer"])
     except Exception as error:  # a simplifier may fail in any way; the file can do without it
-        return [plain], f"onnxsim failed ({reason(error)}), so the file is not simplified"
+        return [plain], f"onnxsim failed ({first_line(error)}), so the file is not simplified"
     if not sound:
         return [plain], "onnxsim's own check failed, so the file is not simplified"
     return [simple, plain], ""
@@ -123,7 +124,20 @@ def _keep(
             return candidate, error, limit
     raise ExportError(
         f"{path}: ONNX Runtime and PyTorch differ by a relative error of {error:.2g} on random inputs, and "
-        f"{limit:.0e} is allowed; no file was kept"
+        f"{limit:.0e} is allowed; no file was kept{_batch_to_blame(temporary, checked, limit)}"
+    )
+
+
+def _batch_to_blame(file: Path, checked: list[Case], limit: float) -> str:
+    """That a file is right at some batch sizes only, if it is, and what to do."""
+    sizes = {case.inputs[0].shape[:1].numel() for case in checked}
+    wrong = {case.inputs[0].shape[:1].numel() for case in checked if measure(file, [case]) > limit}
+    if wrong == sizes:
+        return ""
+    right = ", ".join(map(str, sorted(sizes - wrong)))
+    return (
+        f". It is right at batch {right} and wrong at {', '.join(map(str, sorted(wrong)))}: forward goes another way "
+        f"there; write it for all batch sizes, or export at one: {ONE_BATCH}"
     )
 
 

@@ -19,6 +19,7 @@ from nbcompile.core.example import Inputs
 from nbcompile.core.numerics import flatten
 from nbcompile.core.one_at_a_time import one_at_a_time
 from nbcompile.core.progress import step
+from nbcompile.exporters.program import WITHOUT_VALUES, UncapturedError, first_line, program_of
 from nbcompile.exporters.to_onnx.check import ONE_BATCH, has_batch, resized
 
 _TRACED_BATCH = 2  # torch.export takes sizes 0 and 1 for constants
@@ -57,7 +58,7 @@ def onnx_graph(graph: nn.Module, inputs: Inputs, *, output: Any, opset: int | No
                 dynamic_shapes=_batched(inputs, "batch") if dynamic_batch else None,
             )
     except Exception as error:  # the exporter raises many kinds
-        raise ExportError(f"{type(graph).__name__} cannot be expressed in ONNX: {reason(error)}") from error
+        raise ExportError(f"{type(graph).__name__} cannot be expressed in ONNX: {first_line(error)}") from error
     assert made is not None
     with step("folding constants"):
         onnxscript.optimizer.inline(made.model)
@@ -72,29 +73,31 @@ def _capture(graph: nn.Module, inputs: Inputs, dynamic_batch: bool) -> ExportedP
     """The ATen graph; with a symbolic batch if it is to be dynamic."""
     if not dynamic_batch:
         try:
-            return torch.export.export(graph, inputs, strict=False)
-        except Exception as error:  # torch.export raises many kinds; all mean that there is no graph
-            raise ExportError(f"torch.export cannot capture {type(graph).__name__}: {reason(error)}") from error
+            return program_of(graph, inputs)
+        except UncapturedError as error:
+            raise ExportError(
+                f"torch.export cannot capture {type(graph).__name__}{error.place}: {error.reason}; {WITHOUT_VALUES}"
+            ) from error
     shapes = _by_parameter(graph, _batched(inputs, Dim("batch")))
     try:
-        return torch.export.export(graph, resized(inputs, _TRACED_BATCH), dynamic_shapes=shapes, strict=False)
-    except Exception as error:
+        return program_of(graph, resized(inputs, _TRACED_BATCH), dynamic_shapes=shapes)
+    except UncapturedError as error:
         _capture(graph, inputs, dynamic_batch=False)  # raises if the batch is not to blame
         raise ExportError(
-            f"the batch size of {type(graph).__name__} cannot be dynamic, because {_why_fixed(error)}, or export at "
-            f"one batch size: {ONE_BATCH}"
+            f"the batch size of {type(graph).__name__} cannot be dynamic{error.place}, because {_why_fixed(error)}, or "
+            f"export at one batch size: {ONE_BATCH}"
         ) from error
 
 
-def _why_fixed(error: Exception) -> str:
+def _why_fixed(error: UncapturedError) -> str:
     """What torch.export has against a symbolic batch, and what to write instead if that can be told."""
-    said = [line.strip(" -") for line in str(error).splitlines()]
+    said = [line.strip(" -") for line in str(error.__cause__).splitlines()]
     if any("specialized it to be a constant" in line for line in said):
         return "its forward uses it as a fixed number: write x.flatten(1) or x.shape[0] instead of that number"
     guard = next((line for line in said if line.startswith("Not all values of batch")), None)
     if guard is not None:
         return f"its forward takes some batch sizes only ({guard.rstrip('.')}): write it for all"
-    return f"torch.export stops at it ({reason(error)}): write that part of forward in another way"
+    return f"torch.export stops at it ({error.reason}): write that part of forward in another way"
 
 
 def _out_of_place(program: ExportedProgram) -> None:
@@ -141,14 +144,6 @@ def _output_names(output: Any, taken: list[str]) -> list[str]:
 def numbered(name: str, count: int) -> list[str]:
     """``name``, or ``name_0`` and so on."""
     return [name] if count == 1 else [f"{name}_{i}" for i in range(count)]
-
-
-def reason(error: BaseException) -> str:
-    """The first line of the error that started it."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 @contextlib.contextmanager

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs
 from nbcompile.core.files import atomic, check_target
 from nbcompile.core.progress import step
@@ -27,7 +26,6 @@ from nbcompile.exporters.to_tflite.build import (
     Samples,
     Variants,
     build_file,
-    float_form,
     with_corrected_bias,
 )
 from nbcompile.exporters.to_tflite.companions import files_beside, names_beside
@@ -146,12 +144,7 @@ def write_tflite(
     for file in (path, *names_beside(path, micro, recipe.scheme)):
         check_target(file)
     data = Samples.of(reference, inputs, samples, checked)
-    try:
-        tried = _tried({how: graph, **(variants or {})}, inputs, data, recipe, micro, correct_bias)
-    except ExportError:
-        if reference is not graph:  # the user's own code has places to name; the deploy form has lost them
-            float_form(reference, inputs, micro)
-        raise
+    tried = _tried({how: graph, **(variants or {})}, inputs, data, recipe, micro, correct_bias)
     chosen = _best(tried, correct_bias)
     agreeing, unrun = agreements(chosen, data, micro)
     arena, modelled_only = arena_needed(chosen, micro)

@@ -85,6 +85,8 @@ def rehearsal(model: nn.Module, inputs: Inputs) -> Iterator[tuple[dict[str, Tens
     with untouched(model, inputs) as copies:
         try:
             yield copies
+        except PreconditionError:  # a sentence of ours
+            raise
         except Exception as error:
             raise PreconditionError(
                 f"{type(model).__name__} does not run on the example input: {type(error).__name__}: {error}"
@@ -140,6 +142,10 @@ def interpret(
     """
 
     class Looking(fx.Interpreter):
+        def __init__(self) -> None:
+            super().__init__(gm)
+            self.extra_traceback = False  # it would be added to what errors say
+
         def run_node(self, n: fx.Node) -> Any:
             if before is not None:
                 before(n, [self.env[source] for source in n.all_input_nodes])
@@ -154,7 +160,7 @@ def interpret(
             self.gm = gm
 
         def forward(self, *inputs: Any) -> Any:
-            return Looking(self.gm).run(*(x for x in tree_leaves(inputs) if isinstance(x, Tensor)))
+            return Looking().run(*(x for x in tree_leaves(inputs) if isinstance(x, Tensor)))
 
     read = {str(node.target) for node in gm.graph.find_nodes(op="get_attr")}  # and maybe written into
     with rehearsal(gm, inputs) as (buffers, copies):

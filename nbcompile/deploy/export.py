@@ -17,6 +17,7 @@ from nbcompile.core.files import check_target
 from nbcompile.core.progress import step
 from nbcompile.core.wrappers import require_loaded, unwrap
 from nbcompile.deploy.deploy_form import deploy
+from nbcompile.deploy.repeatable import require_repeatable
 from nbcompile.exporters import Format, format_of, imported
 from nbcompile.exporters.base import ExportResult
 
@@ -42,7 +43,8 @@ def export(
     Raises:
         UsageError: if ``path`` cannot be written, its extension or an option is unknown, a package is missing, or
             there is no example input.
-        PreconditionError: if ``model`` is a giant, or has weights that are not finite.
+        PreconditionError: if ``model`` is a giant, has weights that are not finite, or gives another output when it is
+            called again.
         ExportError: if the format cannot express the model, or the file does not give the same outputs.
     """
     path = Path(path)
@@ -58,6 +60,7 @@ def export(
         if not form.graph:
             return form.exporter()(model, (), path, **options)
         inputs = inputs_for(model, example_input, who="export")
+        require_repeatable(model, inputs)
         if form.pipeline is not None:
             result: ExportResult = imported(form.pipeline)(model, inputs, path, **options)
             return result

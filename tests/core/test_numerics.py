@@ -140,11 +140,31 @@ class Looked(nn.Module):
 def test_what_a_networks_own_arithmetic_rounds() -> None:
     inputs = (torch.tensor([1, 4]), torch.rand(3, 2, 3))
     model = Looked().eval()
-    cases = [(inputs, model(*inputs)), ((inputs[0], torch.rand(2, 3)), torch.full((2, 3), 9.0))]
-    assert 0 < own_rounding(model, cases[:1]) < 1e-6
-    assert own_rounding(model, cases) == own_rounding(model, cases[::-1]) > 0.5  # the largest of all
+    assert 0 < own_rounding(model, [(inputs, model(*inputs))]) < 1e-6
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert own_rounding(model, []) == 0
+    cancels = Cancels()
+    cases = [((x,), cancels(x)) for x in (torch.rand(9), torch.rand(9) / 50)]
+    assert own_rounding(cancels, cases) == own_rounding(cancels, cases[::-1]) > 0.5  # the largest of all
+
+
+class Cancels(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + 1e6) - 1e6
+
+
+class Keeps(nn.Module):
+    kept: Tensor | float = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = self.kept * 0.5 + x
+        return x - self.kept
+
+
+def test_what_a_network_keeps_from_call_to_call_is_no_rounding() -> None:
+    model, x = Keeps(), torch.rand(3)
+    model(x)
+    assert own_rounding(model, [((x,), model(x))]) == 0
 
 
 def test_a_network_that_cannot_run_in_float64() -> None:

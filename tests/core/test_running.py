@@ -1,3 +1,4 @@
+import operator
 from contextlib import nullcontext
 from typing import Any
 
@@ -6,6 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from nbcompile.core.errors import PreconditionError
+from nbcompile.core.graph.guards import require_same_choice
 from nbcompile.core.running import eval_mode, interpret, output_of, rehearsal, untouched, watched
 from tests.symbolic import capture
 
@@ -130,3 +132,15 @@ def test_each_module_keeps_its_own_mode() -> None:
     with eval_mode(model):
         assert not any(m.training for m in model.modules())
     assert [m.training for m in model.modules()] == [True, True, False]
+
+
+def test_what_a_graph_says_of_its_inputs_is_said_as_it_is() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    more = graph.call_function(operator.gt, (graph.call_method("size", (x, 0)), 1))
+    graph.call_function(require_same_choice, (more, True, "net.py:3 in forward"))
+    graph.output(x)
+    gm = fx.GraphModule(nn.Module(), graph)
+    interpret(gm, (torch.ones(2, 3),))
+    with pytest.raises(PreconditionError, match=r"^net\.py:3 in forward: the network chooses its way .* you want$"):
+        interpret(gm, (torch.ones(1, 3),))

@@ -1,4 +1,6 @@
+import inspect
 import os
+import re
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -123,6 +125,51 @@ class Masked(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.softmax(x + self.mask, -1)
+
+
+class Part(nn.Module):
+    kept: Tensor | float = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = self.kept * 0.5 + x.mean()
+        return x - self.kept
+
+
+class Counts(nn.Module):
+    """Keeps something, and no output depends on it."""
+
+    seen = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += 1
+        return x.relu()
+
+
+class Draws(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.rand_like(x)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".tflite"])
+def test_what_is_no_function_of_its_inputs_is_refused(tmp_path: Path, suffix: str) -> None:
+    options = {"quantize": "float32"} if suffix == ".tflite" else {}
+    path, model = tmp_path / f"x{suffix}", nn.Sequential(nn.Conv2d(3, 3, 1), Part()).eval()
+    with pytest.raises(
+        PreconditionError, match=r"because it keeps '1\.kept' from call to call, and a file keeps nothing: t"
+    ):
+        nbcompile.export(model, path, X, **options)
+    assert model[1].kept == 0
+    line = inspect.getsourcelines(Draws.forward)[1] + 1
+    said = (
+        rf"draws random numbers in eval mode at {re.escape(__file__)}:{line}, and a file draws none: remove that, or do"
+    )
+    with pytest.raises(PreconditionError, match=said):
+        nbcompile.export(Draws().eval(), path, X, **options)
+    hooked = nn.Sequential(nn.Conv2d(3, 3, 1), Draws()).eval()
+    with pytest.raises(PreconditionError, match=said):  # a graph knows the lines that it was made of
+        nbcompile.export(nbcompile.fuse(hooked, "all", example_input=X), path, X, **options)
+    assert os.listdir(tmp_path) == []
+    assert nbcompile.export(Counts().eval(), path, X, **options).path == path
 
 
 def test_an_infinite_mask_is_no_mistake(tmp_path: Path) -> None:

@@ -1,17 +1,18 @@
 """The ATen graph of a module, as the TFLite lowering takes it."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils._pytree import tree_leaves
 
 from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs, change_tensors
-from nbcompile.core.files import with_slashes
 from nbcompile.core.one_at_a_time import one_at_a_time
+from nbcompile.exporters.program import WITHOUT_VALUES, UncapturedError, first_line, place, program_of
 from nbcompile.exporters.to_tflite.lower.ops.table import HANDLERS
 
 
@@ -26,24 +27,43 @@ def captured(graph: nn.Module, inputs: Inputs) -> ExportedProgram:
     Raises:
         ExportError: if it cannot be captured, or it changes its own buffers.
     """
+    table = torch.export.default_decompositions()
+    for name in HANDLERS:
+        table.pop(_overload(name), None)  # type: ignore[no-untyped-call]
     try:
-        program: ExportedProgram = torch.export.export(graph, first_sample(inputs), strict=False)
-        table = torch.export.default_decompositions()
-        for name in HANDLERS:
-            table.pop(_overload(name), None)  # type: ignore[no-untyped-call]
-        program = program.run_decompositions(table)
-    except Exception as error:  # torch.export raises many kinds; all mean that there is no graph of fixed sizes
+        program: ExportedProgram = program_of(graph, first_sample(inputs)).run_decompositions(table)
+    except UncapturedError as error:
         raise ExportError(
-            f"torch.export cannot capture {type(graph).__name__} with fixed sizes, which TFLite needs: "
-            f"{_first_line(error)}; make its code independent of the values of its inputs"
+            f"torch.export cannot capture {type(graph).__name__} with fixed sizes, which TFLite needs{error.place}: "
+            f"{error.reason}; {WITHOUT_VALUES}"
         ) from error
-    for spec in program.graph_signature.output_specs:
-        if spec.kind is not OutputKind.USER_OUTPUT:
-            raise ExportError(
-                f"{type(graph).__name__} writes '{spec.target}' in eval mode ({spec.kind.name.lower()}): a .tflite "
-                f"file keeps nothing from one run to the next; return that value as an output"
-            )
+    except Exception as error:  # decompositions raise many kinds
+        raise ExportError(f"{type(graph).__name__} cannot be decomposed for TFLite: {first_line(error)}") from error
+    _keep_outputs(program, type(graph).__name__)
     return program
+
+
+def _keep_outputs(program: ExportedProgram, name: str) -> None:
+    """Leave out what a run writes into inputs and buffers, where no output of a later run depends on it.
+
+    Raises:
+        ExportError: if one does: it reads a buffer that an earlier run wrote.
+    """
+    signature, graph = program.graph_signature, program.graph
+    (end,) = graph.find_nodes(op="output")
+    results = cast(Sequence[Any], end.args[0])
+    kinds = [spec.kind for spec in signature.output_specs]
+    end.args = (tuple(x for x, kind in zip(results, kinds, strict=True) if kind is OutputKind.USER_OUTPUT),)
+    graph.eliminate_dead_code()
+    written = [spec.target for spec in signature.output_specs if spec.kind is OutputKind.BUFFER_MUTATION]
+    names = {spec.arg.name: spec.target for spec in signature.input_specs if spec.target in written}
+    for node in graph.find_nodes(op="placeholder"):
+        if node.name in names and node.users:
+            where = place(next(iter(node.users)))
+            raise ExportError(
+                f"{name} keeps '{names[node.name]}' from one run to the next, and reads it{where}: "
+                "a .tflite file keeps nothing; take that value as an input, and return it as an output"
+            )
 
 
 def first_sample(inputs: Inputs) -> Inputs:
@@ -72,18 +92,3 @@ def _overload(name: str) -> torch._ops.OpOverload:
     packet, _, overload = name.partition(".")
     operator: torch._ops.OpOverload = getattr(getattr(torch.ops.aten, packet), overload or "default")
     return operator
-
-
-def place(node: fx.Node) -> str:
-    """File and line of the call in the user's own code, if they are known: `` at net.py:12``."""
-    lines = [line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines()]
-    for line in reversed(lines):
-        if line.startswith('File "') and "/torch/" not in with_slashes(line) and "eval_with_key" not in line:
-            file, _, rest = line.removeprefix('File "').partition('", line ')
-            return f" at {file}:{rest.partition(',')[0]}"
-    return ""
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -17,11 +17,12 @@ from torch.utils._pytree import tree_any, tree_leaves
 from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs
 from nbcompile.core.progress import step
+from nbcompile.exporters.program import WITHOUT_VALUES, place
 from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
 from nbcompile.exporters.to_tflite.file.ports import FloatModel, Port
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import quiet_tensorflow, tf
 from nbcompile.exporters.to_tflite.file.stderr import stderr_kept
-from nbcompile.exporters.to_tflite.lower.capture import aten_name, captured, constants, place
+from nbcompile.exporters.to_tflite.lower.capture import aten_name, captured, constants
 from nbcompile.exporters.to_tflite.lower.layout import axis_of
 from nbcompile.exporters.to_tflite.lower.names import labels, owners, rename_tensors, scope
 from nbcompile.exporters.to_tflite.lower.ops.table import HANDLERS, INSTEAD, NATIVE
@@ -100,6 +101,8 @@ class _Lowering:
     def _require_fixed_sizes(self) -> None:
         for node in self.nodes:
             values = tree_leaves(node.meta.get("val"))
+            if any(isinstance(x, torch.SymFloat | torch.SymBool) for x in values):
+                raise self._error(node, "Python reads the value of a tensor there", WITHOUT_VALUES)
             if any(isinstance(n, torch.SymInt) for x in values for n in (x.shape if isinstance(x, Tensor) else (x,))):
                 reason = "the size of its result depends on the values of its input, and TFLite's sizes are fixed"
                 raise self._error(node, reason, "keep all elements and multiply with a mask")

@@ -274,20 +274,20 @@ def sliced(tensor: tf.Tensor, axis: int, start: int, stop: int, step: int = 1) -
     return tensor[(*(slice(None),) * axis, slice(start, stop, step))]
 
 
-def elementwise(f: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], a: "Value | Tensor", b: "Value | Tensor") -> Value:
-    """``f(a, b)`` for two values or a value and a constant, in the layout of the one that has the result's shape."""
-    shape = np.broadcast_shapes(tuple(a.shape), tuple(b.shape))
-    host = next((x for x in (a, b) if isinstance(x, Value) and tuple(x.shape) == shape), None)
-    if host is None:  # each is repeated along some dimension: both as PyTorch has them
-        tensors = [x.arranged(range(x.rank)).tensor if isinstance(x, Value) else stored_array(x) for x in (a, b)]
+def elementwise(f: Callable[..., tf.Tensor], *operands: "Value | Tensor") -> Value:
+    """``f`` of values and constants, one of them a value, in the layout of a value that has the result's shape."""
+    shape = np.broadcast_shapes(*(tuple(x.shape) for x in operands))
+    host = next((x for x in operands if isinstance(x, Value) and tuple(x.shape) == shape), None)
+    if host is None:  # each is repeated along some dimension: all as PyTorch has them
+        tensors = [x.arranged(range(x.rank)).tensor if isinstance(x, Value) else stored_array(x) for x in operands]
         return Value.of(f(*tensors))
-    other = b if host is a else a
-    if isinstance(other, Tensor):
-        beside: tf.Tensor | np.ndarray | None = constant(other, shape, host.axes)
-    else:
-        beside = other.aligned(shape, host.axes)
-        if beside is None:
-            host = host.separated()
-            beside = other.aligned(shape, host.axes)
-    result = f(host.tensor, beside) if other is b else f(beside, host.tensor)
-    return Value(result, shape, host.axes)
+    stored = [host.tensor if x is host else _beside(x, shape, host.axes) for x in operands]
+    if any(tensor is None for tensor in stored):
+        apart = host.separated()
+        stored = [apart.tensor if x is host else _beside(x, shape, apart.axes) for x in operands]
+        host = apart
+    return Value(f(*stored), shape, host.axes)
+
+
+def _beside(x: "Value | Tensor", shape: Sequence[int], axes: Axes) -> tf.Tensor | np.ndarray | None:
+    return constant(x, shape, axes) if isinstance(x, Tensor) else x.aligned(shape, axes)

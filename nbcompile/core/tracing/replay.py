@@ -117,11 +117,12 @@ def _replayed(root: nn.Module, graph: fx.Graph, tensors: Sequence[Tensor], model
     """What ``graph``, of ``model``, gives with the modules of ``root``."""
     try:
         with quiet(root, tuple(tensors)) as copies:
-            return fx.Interpreter(root, graph=graph).run(*copies, enable_io_processing=False)
+            interpreter = fx.Interpreter(root, graph=graph)
+            interpreter.extra_traceback = False  # it would be added to what errors say
+            return interpreter.run(*copies, enable_io_processing=False)
     except Exception as error:
-        said = str(error).partition("\n\nWhile executing")[0]
         raise UnprovenError(
-            _forward_of(model), f"does what its graph cannot do again ({type(error).__name__}: {said})"
+            _forward_of(model), f"does what its graph cannot do again ({type(error).__name__}: {error})"
         ) from error
 
 

@@ -1,3 +1,4 @@
+import inspect
 import json
 import logging
 import os
@@ -218,7 +219,8 @@ REFUSED = {
     Pairs: "Pairs cannot be dynamic, because its forward takes some batch sizes only (Not all values of batch = "
     "L['x'].size()[0] in the specified range satisfy the generated guard (L['x'].size()[0] % 2) == 0): "
     "write it for all",
-    Unsymbolic: "Unsymbolic cannot be dynamic, because torch.export stops at it (NotImplementedError: no such kernel): "
+    Unsymbolic: f"Unsymbolic cannot be dynamic at {__file__}:{inspect.getsourcelines(Unsymbolic.forward)[1] + 2}, "
+    "because torch.export stops at it (NotImplementedError: no such kernel): "
     "write that part of forward in another way",
 }
 
@@ -228,6 +230,18 @@ def test_a_batch_that_cannot_be_dynamic_is_refused(path: Path, kind: type[nn.Mod
     said = f"the batch size of {REFUSED[kind]}, or export at one batch size: batch=1, on the command line --batch 1"
     with pytest.raises(ExportError, match=f"^{re.escape(said)}$"):
         write_onnx(kind().eval(), (torch.randn(2, 3, 4),), path)
+    assert os.listdir(path.parent) == []
+
+
+class OtherWayAtOne(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.shape[0] > 1 else x.relu()
+
+
+def test_a_file_that_is_right_at_some_batch_sizes_only_is_refused(path: Path) -> None:
+    said = r"no file was kept\. It is right at batch 3 and wrong at 1: forward goes another way .* --batch 1$"
+    with pytest.raises(ExportError, match=said):
+        write_onnx(OtherWayAtOne().eval(), (torch.randn(2, 3, 4),), path)
     assert os.listdir(path.parent) == []
 
 
@@ -327,7 +341,12 @@ class Branches(nn.Module):
 
 
 def test_a_graph_that_cannot_be_captured_is_refused(path: Path) -> None:
-    with pytest.raises(ExportError, match=r"torch.export cannot capture Branches: .*data-dependent"):
+    line = inspect.getsourcelines(Branches.forward)[1] + 1
+    with pytest.raises(
+        ExportError,
+        match=rf"torch.export cannot capture Branches at {re.escape(__file__)}:{line}: Python reads the values of a "
+        "tensor there; make its code independent of the values of its inputs$",
+    ):
         write_onnx(Branches(), (torch.randn(1, 3),), path)
 
 

@@ -1,7 +1,7 @@
 """Element by element: activations, arithmetic, comparisons. They keep the layout of what they read."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,11 @@ def unary(f: Callable[[tf.Tensor], tf.Tensor], nonnegative: bool = False) -> Cal
 def binary(f: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> Callable[..., Value]:
     """The handler of a function of two numbers."""
     return lambda a, b: elementwise(f, *_operands(a, b))
+
+
+def comparison(name: str, f: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> dict[str, Callable[..., Value]]:
+    """The rows of a comparison, with a number and with another value."""
+    return dict.fromkeys((f"{name}.Scalar", f"{name}.Tensor"), binary(f))
 
 
 def _operands(a: Operand, b: Operand) -> tuple[Value | Tensor, Value | Tensor]:
@@ -133,22 +138,50 @@ def pow_(x: Value, exponent: Operand) -> Value:
 def where(condition: Value | Tensor, a: Operand, b: Operand) -> Value:
     """``a`` where the condition holds, else ``b``; a condition that is constant costs a product and a sum."""
     if isinstance(condition, Value):
-        raise LoweringError("it chooses between values by what they are", "use a form without torch.where")
+        return elementwise(tf.where, condition, *_floats(a, b))
     keep = condition.to(torch.float32)
     return add_scaled(mul(a, keep), mul(b, 1 - keep)) if not _is_zero(b) else mul(a, keep)
+
+
+def _floats(*operands: Operand) -> list[Value | Tensor]:
+    """Numbers become constants, of whole numbers where a value beside them is of these."""
+    whole = any(isinstance(x, Value) and not x.tensor.dtype.is_floating for x in operands)
+    return [
+        x if isinstance(x, Value | Tensor) else torch.tensor(x, dtype=None if whole else torch.float32)
+        for x in operands
+    ]
 
 
 def _is_zero(x: Operand) -> bool:
     return not isinstance(x, Value) and bool((torch.as_tensor(x) == 0).all())
 
 
-def masked_fill(x: Value, mask: Value | Tensor, fill: Number) -> Value:
+def masked_fill(x: Value, mask: Value | Tensor, fill: Number | Tensor) -> Value:
     """``x`` with ``fill`` where the mask is set; ``-inf`` becomes a number that softmax makes 0 of."""
-    if isinstance(mask, Value):
-        raise LoweringError("its mask is computed from the input", "make the mask a constant of the network")
-    if math.isinf(fill):
-        return add_scaled(x, mask.to(torch.float32) * math.copysign(MASKED, fill))
+    if isinstance(fill, Number) and math.isinf(fill):
+        fill = math.copysign(MASKED, fill)
+        if isinstance(mask, Tensor):
+            return add_scaled(x, mask.to(torch.float32) * fill)
     return where(mask, fill, x)
+
+
+def put_where(
+    x: Value, indices: Sequence[Value | Tensor | None], value: Value | Tensor, accumulate: bool = False
+) -> Value:
+    """``x[mask] = value`` for one number."""
+    mask = indices[0]
+    is_mask = len(indices) == 1 and mask is not None and _dtype(mask) == torch.bool
+    if mask is None or not is_mask or accumulate or math.prod(value.shape) != 1:
+        raise LoweringError(
+            "it writes where numbers say", "write slices, or one number where a mask of all elements is set"
+        )
+    shape = (*mask.shape, *(1,) * (x.rank - len(mask.shape)))
+    return where(mask.reshaped(shape) if isinstance(mask, Value) else mask.reshape(shape), value, x)
+
+
+def _dtype(x: Value | Tensor) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, x.tensor.dtype.name) if isinstance(x, Value) else x.dtype
+    return dtype
 
 
 ROUNDED = 15.0
@@ -199,5 +232,15 @@ ELEMENTWISE_OPS: Mapping[str, Callable[..., Any]] = {
     "maximum": binary(tf.maximum),
     "minimum": binary(tf.minimum),
     **dict.fromkeys(("where.self", "where.ScalarOther"), where),
-    "masked_fill.Scalar": masked_fill,
+    **dict.fromkeys(("masked_fill.Scalar", "masked_fill.Tensor"), masked_fill),
+    "index_put": put_where,
+    **comparison("gt", tf.greater),
+    **comparison("ge", tf.greater_equal),
+    **comparison("lt", tf.less),
+    **comparison("le", tf.less_equal),
+    **comparison("eq", tf.equal),
+    **comparison("ne", tf.not_equal),
+    **dict.fromkeys(("logical_and", "bitwise_and.Tensor"), binary(tf.logical_and)),
+    **dict.fromkeys(("logical_or", "bitwise_or.Tensor"), binary(tf.logical_or)),
+    **dict.fromkeys(("logical_not", "bitwise_not"), unary(tf.logical_not)),
 }

@@ -74,8 +74,8 @@ def slice_(x: Value, dim: int = 0, start: int | None = None, end: int | None = N
 
 
 def picked(x: Value, dim: int, chosen: Sequence[int]) -> Value:
-    """The ``chosen`` elements of ``dim``, in ascending order, read from where they are stored."""
-    if len(chosen) == x.shape[dim]:
+    """The ``chosen`` elements of ``dim``, none twice, read from where they are stored, whatever their order."""
+    if list(chosen) == list(range(x.shape[dim])):
         return x
     if not chosen:
         raise LoweringError(f"it takes no element of dimension {dim}", "remove the empty slice")

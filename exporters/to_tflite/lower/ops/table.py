@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from nbcompile.exporters.to_tflite.lower.ops import convolution, elementwise, matrix, pooling, shape
+from nbcompile.exporters.to_tflite.lower.ops import convolution, elementwise, matrix, pooling, scatter, shape
 
 HANDLERS: Mapping[str, Callable[..., Any]] = {
     **convolution.CONVOLUTION_OPS,
     **elementwise.ELEMENTWISE_OPS,
     **matrix.MATRIX_OPS,
     **pooling.POOLING_OPS,
+    **scatter.SCATTER_OPS,
     **shape.SHAPE_OPS,
 }
 """By name, such as ``conv2d`` or ``add.Tensor`` (the overload ``default`` is left out).

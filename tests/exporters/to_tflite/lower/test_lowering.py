@@ -1,3 +1,4 @@
+import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nbcompile.core.errors import ExportError
+from nbcompile.core.numerics import relative_error
+from nbcompile.exporters.program import place
 from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.lower import lowering
-from nbcompile.exporters.to_tflite.lower.capture import place
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from tests.exporters.to_tflite.lowered import Net, lowered, names, operators, outputs
 
@@ -207,11 +209,15 @@ def test_patches_become_tokens_without_a_transpose() -> None:
 
 
 ERRORS = {
-    "cumsum": (
-        lambda m, x: m[0](x).cumsum(1),
-        r"aten\.cumsum in the network itself.*: TFLite has no operator for it; replace it, or export to \.onnx",
+    "no such operator": (
+        lambda m, x: m[0](x).cumprod(1),
+        r"aten\.cumprod in the network itself.*: TFLite has no operator for it; replace it, or export to \.onnx",
     ),
     "random numbers": (lambda m, x: x + torch.rand(4), r"aten\.rand.*: it draws random numbers; remove it, or make"),
+    "a value that Python reads": (
+        lambda m, x: x * x.max().item(),
+        r"aten\._local_scalar_dense in .*: Python reads the value of a tensor there; make its code independent of",
+    ),
     "data-dependent size": (
         lambda m, x: x[x > 0],
         r"aten\.(index|nonzero).*: the size of its result depends on the values of its input.*multiply with a mask",
@@ -244,9 +250,14 @@ ERRORS = {
         lambda m, x: x @ x[0, 0, 0],
         r"matmul.*it multiplies a matrix and a vector; give the vector a",
     ),
-    "choice by value": (
-        lambda m, x: torch.where(x > 0, x, 1.0),
-        r"aten\.gt|it chooses between values by what they are",
+    "computed places": (
+        lambda m, x: x[:, x[0, :, 0, 0].argsort()],
+        r"index\.Tensor.*at places that it computes, or in several dimensions; choose with slices, or with one con",
+    ),
+    "places in two dimensions": (lambda m, x: x[:, [0, 2], [1, 3]], r"index\.Tensor.*in several dimensions; choose"),
+    "written at places": (
+        lambda m, x: x.index_put((torch.tensor([0]), torch.tensor([1])), x[0, 0]),
+        r"index_put.*it writes where numbers say; write slices, or one number where a mask of all elements is set",
     ),
     "integers": (lambda m, x: x.int(), r"_to_copy.*it makes integers of floating-point values \(torch\.int32\); keep"),
     "early line": (
@@ -280,7 +291,7 @@ def test_whole_numbers_are_not_rounded_unasked(function: Callable[..., Any], tur
 def test_the_place_in_the_code_is_the_users() -> None:
     class Mine(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return x.cumsum(1)
+            return x.cumprod(1)
 
     with pytest.raises(ExportError, match=re.escape(f"in layer '0' at {Path(__file__)}:")):
         float_model(nn.Sequential(Mine()), (torch.randn(1, 3),))
@@ -312,7 +323,7 @@ def test_a_handler_that_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch, handl
         float_model(nn.Sequential(nn.ReLU()), (torch.randn(1, 3),))
 
 
-def test_a_network_that_writes_its_buffers_is_refused() -> None:
+def test_a_network_that_keeps_what_it_reads_is_refused() -> None:
     class Counting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -322,14 +333,38 @@ def test_a_network_that_writes_its_buffers_is_refused() -> None:
             self.seen.add_(1)
             return x + self.seen
 
-    with pytest.raises(ExportError, match=r"Counting writes 'seen' in eval mode.*return that value as an output"):
+    line = inspect.getsourcelines(Counting.forward)[1] + 1
+    with pytest.raises(
+        ExportError,
+        match=rf"Counting keeps 'seen' from one run to the next, and reads it at {re.escape(__file__)}:{line}: .*keeps "
+        "nothing; take that value as an input, and return it as an output$",
+    ):
         float_model(Counting(), (torch.randn(1, 3),))
+
+
+def test_what_is_written_and_never_read_is_left_out() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(1))
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            self.seen.add_(1)
+            x.mul_(3)
+            return x + y
+
+    x, y = torch.randn(2, 1, 3)
+    model = float_model(Counting(), (x, y))
+    (found,) = outputs(model, x, y)
+    assert relative_error(found, 3 * x + y) < 1e-6
 
 
 def test_a_network_that_looks_at_values_is_refused() -> None:
     network = Net(lambda _, x: x * 2 if x.sum() > 0 else x)
     with pytest.raises(
-        ExportError, match=r"torch\.export cannot capture Net with fixed sizes.*make its code independent"
+        ExportError,
+        match=rf"torch\.export cannot capture Net with fixed sizes, which TFLite needs at {re.escape(__file__)}:\d+: "
+        "Python reads the values of a tensor there; make its code independent of the values of its inputs",
     ):
         float_model(network, (torch.randn(1, 3),))
 

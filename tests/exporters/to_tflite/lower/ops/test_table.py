@@ -22,6 +22,24 @@ INPUTS = {
     "numbers": torch.Size((1, 3)),
 }
 
+COMPARISONS = (torch.gt, torch.ge, torch.lt, torch.le, torch.eq, torch.ne)
+
+
+def written(y: Tensor, x: Tensor) -> Tensor:
+    """What code writes into a value, in every way."""
+    y[:, :1] *= 3
+    y[:, ::2] -= x[:, 1::2]
+    y[..., 0] += 1
+    y[:, -1] = x[:, 0]
+    y[:, :, 2:] /= 2
+    y[0, 1, 2, 3] = 7
+    y[y < -1] = -1
+    z = torch.zeros_like(y)
+    z[:, 1:3] = y[:, 1:3]
+    y[:] = y.mean((2, 3), keepdim=True)
+    return y.copy_(y.flip(1)) + z + torch.ones_like(x).cumsum(2)
+
+
 Case = tuple[str, Callable[[], nn.Module]]
 
 
@@ -221,6 +239,39 @@ CASES: dict[str, Case] = {
     "views": of(
         "tokens",
         lambda _, x: x.squeeze().t() + x[0].mean(0)[:, None].expand(6, 5) + x[:, None].squeeze((0, 1)).mT.squeeze(0),
+    ),
+    "compared": of(
+        "odd",
+        lambda _, x: torch.where((x > 0.2) & ~(x >= 0.9) | (x < -1), x, x / 3)
+        + ((x <= 0.1) | (x == 2)).logical_or(x != x).logical_and(x != 5).logical_and((x > 0).logical_not()).float()
+        + torch.where(x.mean((2, 3), keepdim=True) > x, x[:, :1], 1.0),
+    ),
+    "compared with each other": of(
+        "odd",
+        lambda _, x: sum(f(x, x.flip(1)).float() * (i + 1) for i, f in enumerate(COMPARISONS)),
+    ),
+    "filled": of(
+        "odd",
+        lambda _, x: x.masked_fill(x > 0.3, 2.0) + x.masked_fill(x < x.mean(1, keepdim=True), float("-inf")).softmax(1)
+        + x.masked_fill(x > 1, torch.tensor(0.5)),
+    ),
+    "written into": of("odd", lambda _, x: written(x * 2, x)),
+    "chosen": of(
+        "odd",
+        lambda _, x: torch.cat([x[:, [2, 0, 3, 1]], x[:, [1, 1, 0]], x[:, [3]], x[:, torch.tensor([-1, 0])]], 1)[
+            ..., [8, 0, 0, 3]
+        ]
+        + x[:, :1, :1][:, :, [0] * 11, :4],
+    ),
+    "chosen, then a layer": of(
+        "odd",
+        lambda _, x: F.conv2d(x[:, [3, 1, 0, 2]][:, :, [5, 4, 0]], torch.arange(36.0).sin().view(3, 4, 3, 1)),
+    ),
+    "summed up": of("odd", lambda _, x: x.cumsum(1) + x.cumsum(-1) + x.cumsum(0)),
+    "sorted": of(
+        "odd",
+        lambda _, x: x.sort(1)[0] + x.sort(2, descending=True)[0] + x.sort(0)[0] + x.topk(4, 1)[0].sort(-1)[1].float()
+        + x.topk(1, 3, largest=False)[0],
     ),
     "paddings": of(
         "odd",

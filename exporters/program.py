@@ -1,0 +1,126 @@
+"""torch.export's graph of a module, whose nodes know the lines of the user's code that they come from."""
+
+import inspect
+import os
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+from nbcompile.core.errors import ExportError
+from nbcompile.core.example import Inputs
+from nbcompile.core.files import with_slashes
+from nbcompile.core.tracing.values import PLACE
+
+WITHOUT_VALUES = "make its code independent of the values of its inputs"
+"""What to do where code reads values that only a run knows."""
+
+
+class UncapturedError(ExportError):
+    """torch.export stopped.
+
+    Attributes:
+        place: file and line of the user's code where it did, with ``at`` before them; empty if not known.
+        reason: why; kind and first line of what it raised first, where no better is known.
+    """
+
+    def __init__(self, place: str, reason: str) -> None:
+        super().__init__(f"{reason}{place}")
+        self.place, self.reason = place, reason
+
+
+def program_of(graph: nn.Module, inputs: Inputs, **options: Any) -> ExportedProgram:
+    """What torch.export makes of ``graph``.
+
+    Args:
+        graph: on the CPU, in eval mode.
+        inputs: example.
+        options: of ``torch.export.export``.
+
+    Raises:
+        UncapturedError: if it makes none; the cause is what it raised.
+    """
+    with _telling_places(graph):
+        try:
+            return torch.export.export(graph, inputs, strict=False, **options)
+        except Exception as error:  # torch.export raises many kinds; all mean that there is no graph
+            raise UncapturedError(_place_of(error), _reason(error)) from error
+
+
+def place(node: fx.Node) -> str:
+    """File and line of the user's code that ``node`` comes from, if they are known: `` at net.py:12``."""
+    for line in reversed(str(node.meta.get("stack_trace") or "").splitlines()):
+        head, _, rest = line.strip().partition('", line ')
+        if head.startswith('File "') and _is_users(file := head.removeprefix('File "')):
+            return f" at {file}:{rest.partition(',')[0]}"
+    return _at(node.meta.get("custom", {}))
+
+
+def first_line(error: BaseException) -> str:
+    """Kind and first line of the error that started it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, GuardOnDataDependentSymNode):
+        return "Python reads the values of a tensor there"
+    return first_line(error)
+
+
+@contextmanager
+def _telling_places(model: nn.Module) -> Iterator[None]:
+    """Inside, the nodes of graphs in ``model`` hand their places on to what torch.export makes of them."""
+    graphs = [module.graph for module in model.modules() if isinstance(module, fx.GraphModule)]
+    nodes = [node for graph in graphs for node in graph.nodes if PLACE in node.meta]
+    before = [dict(node.meta) for node in nodes]
+    for node in nodes:
+        node.meta["custom"] = {**node.meta.get("custom", {}), PLACE: node.meta[PLACE]}
+    try:
+        yield
+    finally:
+        for node, meta in zip(nodes, before, strict=True):
+            node.meta = meta
+
+
+def _at(meta: Mapping[str, Any]) -> str:
+    where = str(meta.get(PLACE, "")).partition(" in ")[0]
+    return f" at {where}" if _is_users(where) else ""
+
+
+def _place_of(error: BaseException) -> str:
+    """Of what raised the error that started ``error``, with ``at`` before it; empty if not known."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    where = users_place(reversed(list(traceback.walk_tb(error.__traceback__))))
+    return f" at {where}" if where else ""
+
+
+def users_place(frames: Iterable[tuple[FrameType, int]]) -> str:
+    """File and line of the first of ``frames`` that is the user's code, or runs a node of it; empty if none is."""
+    for frame, line in frames:
+        if _is_users(frame.f_code.co_filename):
+            return f"{frame.f_code.co_filename}:{line}"
+        node = frame.f_locals.get("n")
+        if frame.f_code.co_name == "run_node" and isinstance(node, fx.Node) and _at(node.meta):  # fx.Interpreter's
+            return _at(node.meta).removeprefix(" at ")
+    return ""
+
+
+def _is_users(file: str) -> bool:
+    return bool(file) and not file.startswith(("<", *_FOLDERS)) and "/torch/" not in with_slashes(file)
+
+
+_FOLDERS = tuple(
+    f"{Path(inspect.getfile(ExportError)).parents[1] / name}{os.sep}" for name in ("core", "deploy", "exporters")
+)
+"""Of code that runs networks, and is part of none."""

@@ -1,0 +1,120 @@
+"""What indices choose, what is written into a part of a value, and the order of elements along a dimension."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
+from nbcompile.exporters.to_tflite.lower.layout import axis_of
+from nbcompile.exporters.to_tflite.lower.ops.shape import cat, expand_sizes, picked, repeat
+from nbcompile.exporters.to_tflite.lower.refusal import LoweringError
+from nbcompile.exporters.to_tflite.lower.value import Value
+
+
+def index(x: Value | Tensor, indices: Sequence[Value | Tensor | None]) -> Value:
+    """``x[:, [2, 0, 1]]``: a new order costs nothing, and repeated elements one GATHER."""
+    (dim, chosen), *more = ((dim, chosen) for dim, chosen in enumerate(indices) if chosen is not None)
+    if more or isinstance(chosen, Value) or isinstance(x, Tensor) or chosen.ndim != 1:
+        raise LoweringError("it takes elements at places that it computes, or in several dimensions", _CONSTANT)
+    size = x.shape[dim]
+    places = [int(place) % size for place in (chosen.nonzero() if chosen.dtype == torch.bool else chosen)]
+    if len(set(places)) == len(places):
+        return picked(x, dim, places)
+    if size == 1:
+        return repeat(x, [len(places) if d == dim else 1 for d in range(x.rank)])
+    x = x.separated(free=[d for d in range(x.rank) if d != dim])
+    (at,) = x.positions((dim,))
+    shape = (*x.shape[:dim], len(places), *x.shape[dim + 1 :])
+    return Value(tf.gather(x.tensor, places, axis=at), shape, x.axes, x.nonnegative)
+
+
+def slice_scatter(
+    x: Value | Tensor,
+    part: Value | Tensor,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
+) -> Value | Tensor:
+    """``x`` with every ``step``-th element of ``dim`` from ``start`` to before ``end`` replaced."""
+    dim %= len(x.shape)
+    size = x.shape[dim]
+    written = list(range(*slice(start, end, step).indices(size)))
+    if not written:
+        return x
+    if len(written) == size:
+        return part
+    before, after = range(written[0]), range(written[-1] + 1, size)
+    if len(written) == written[-1] + 1 - written[0]:  # side by side
+        return cat([_some(x, dim, before), part, _some(x, dim, after)], dim)
+    others = [place for place in range(size) if place not in set(written)]
+    joined = cat([_some(x, dim, others), part], dim)
+    order = sorted(range(size), key=[*others, *written].__getitem__)
+    return picked(joined, dim, order)
+
+
+def select_scatter(x: Value | Tensor, part: Value | Tensor, dim: int, place: int) -> Value | Tensor:
+    """``x`` with one element of ``dim`` replaced."""
+    dim %= len(x.shape)
+    place %= x.shape[dim]
+    wide = part.with_dim(dim) if isinstance(part, Value) else part.unsqueeze(dim)
+    return slice_scatter(x, wide, dim, place, place + 1)
+
+
+def copied_into(x: Value | Tensor, source: Value | Tensor, *_: Any) -> Value | Tensor:
+    """``source``, repeated to the shape of ``x``."""
+    if isinstance(source, Tensor):
+        return source.expand(tuple(x.shape))
+    return expand_sizes(source, tuple(x.shape))
+
+
+def cumsum(x: Value, dim: int, *, dtype: torch.dtype | None = None) -> Value:
+    """One CUMSUM."""
+    dim %= x.rank
+    x = x.separated(free=[d for d in range(x.rank) if d != dim])
+    places = x.positions((dim,))
+    return x.like(tf.cumsum(x.tensor, places[0]), x.nonnegative) if places else x
+
+
+def sort(x: Value, dim: int = -1, descending: bool = False) -> list[Value]:
+    """Values and their places: one TOPK_V2 of all, of the negative for an ascending order."""
+    return topk(x, x.shape[dim], dim, descending)
+
+
+def topk(x: Value, count: int, dim: int = -1, largest: bool = True, *_: Any) -> list[Value]:
+    """Values and their places, the first one first: one TOPK_V2."""
+    dim %= x.rank
+    others = [d for d in x.order if d != dim]
+    x = x.arranged((*others, dim), free=others)
+    values, places = tf.math.top_k(x.tensor if largest else -x.tensor, count)
+    shape = (*x.shape[:dim], count, *x.shape[dim + 1 :])
+    axes = (*x.axes[:-1], axis_of(dim, shape))
+    return [Value(y, shape, axes) for y in (values if largest else -values, tf.cast(places, tf.int64))]
+
+
+def full_like(x: Value, fill: float, *, dtype: torch.dtype | None = None) -> Tensor:
+    """A constant: only the shape of ``x`` is looked at."""
+    kind = dtype or (torch.float32 if x.tensor.dtype.is_floating else None)
+    return torch.full(x.shape, fill, dtype=kind)
+
+
+def _some(x: Value | Tensor, dim: int, places: Sequence[int]) -> Value | Tensor:
+    if isinstance(x, Tensor):
+        return x.index_select(dim, torch.tensor(list(places), dtype=torch.long))
+    return picked(x, dim, places) if len(places) else torch.empty([0 if d == dim else n for d, n in enumerate(x.shape)])
+
+
+_CONSTANT = "choose with slices, or with one constant list of places"
+
+SCATTER_OPS: Mapping[str, Callable[..., Any]] = {
+    "index.Tensor": index,
+    "slice_scatter": slice_scatter,
+    "select_scatter": select_scatter,
+    "copy": copied_into,
+    "cumsum": cumsum,
+    "full_like": full_like,
+    "sort": sort,
+    "topk": topk,
+}

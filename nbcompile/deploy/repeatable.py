@@ -1,0 +1,86 @@
+"""A file gives the same output for the same inputs, run after run: so must the network that it is made of."""
+
+import traceback
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nbcompile.core.copies import working_copy
+from nbcompile.core.errors import NBCompileError, PreconditionError
+from nbcompile.core.example import Inputs
+from nbcompile.core.numerics import flatten, relative_error, tolerance
+from nbcompile.core.running import output_of
+from nbcompile.core.tracing.modules import changed, state
+from nbcompile.exporters.program import users_place
+
+_SEEDS = (0, 1)
+
+
+def require_repeatable(model: nn.Module, inputs: Inputs) -> None:
+    """Run ``model`` twice on the same inputs, with other random numbers the second time.
+
+    Args:
+        model: in eval mode; left as it is.
+        inputs: what it is called with.
+
+    Raises:
+        PreconditionError: if it gives another output the second time; with what it keeps from the first, or the place
+            where it draws random numbers.
+    """
+    tried = working_copy(model, training=False)
+    before = state(tried)
+    drawn = _Drawn()
+    try:
+        with torch.random.fork_rng([]), drawn:
+            outputs = []
+            for seed in _SEEDS:
+                torch.manual_seed(seed)
+                outputs.append(output_of(_ByNodes(tried) if _is_graph(tried) else tried, inputs))
+                kept = [one for one in changed(before, state(tried)) if not _is_graph(tried.get_submodule(one[0]))]
+        limit = max((tolerance(y.dtype) for y in flatten(outputs[0])), default=0.0)
+        if relative_error(outputs[1], outputs[0]) <= limit:
+            return
+    except (NBCompileError, RuntimeError):  # it does not run, or gives no tensors: the exporter says how
+        return
+    name = type(model).__name__
+    if drawn.places:
+        where = f" at {drawn.places[0]}" if drawn.places[0] else ""
+        raise PreconditionError(
+            f"{name} draws random numbers in eval mode{where}, and a file draws none: remove that, or do it under "
+            "`if self.training`"
+        )
+    what = f"'{'.'.join(kept[0]).lstrip('.')}'" if kept else "something outside its modules"
+    raise PreconditionError(
+        f"{name} gives another output when it is called again, because it keeps {what} from call to call, and a file "
+        "keeps nothing: take that value as an input, and return it as an output"
+    )
+
+
+def _is_graph(module: nn.Module) -> bool:
+    return isinstance(module, fx.GraphModule)
+
+
+class _ByNodes(nn.Module):
+    """A graph that runs node by node: these know where they come from."""
+
+    def __init__(self, graph: nn.Module) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return fx.Interpreter(self.graph).run(*inputs)
+
+
+class _Drawn(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Keeps the places of operators that draw random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.places: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self.places.append(users_place(traceback.walk_stack(None)))
+        return func(*args, **(kwargs or {}))
