@@ -120,7 +120,6 @@ def _is_users(file: str) -> bool:
     return bool(file) and not file.startswith(("<", *_FOLDERS)) and "/torch/" not in with_slashes(file)
 
 
-_FOLDERS = tuple(
-    f"{Path(inspect.getfile(ExportError)).parents[1] / name}{os.sep}" for name in ("core", "deploy", "exporters")
-)
+_CORE = Path(inspect.getfile(ExportError)).parent
+_FOLDERS = tuple(f"{folder}{os.sep}" for folder in (_CORE, _CORE.with_name("deploy"), Path(__file__).parent))
 """Of code that runs networks, and is part of none."""

@@ -108,6 +108,7 @@ def test_eight_threads_fuse_expand_and_run() -> None:
     run_side_by_side(PROGRAM, "5")
 
 
+@pytest.mark.slow
 def test_threads_that_export_wait_for_each_other(tmp_path: Path) -> None:
     """To ``torch.export`` itself they are one: it stops, or takes the one's values for the other's."""
     run_side_by_side(EXPORTS, str(tmp_path))

@@ -70,6 +70,7 @@ def test_in_the_users_own_code(tmp_path: Path) -> None:
     assert not (tmp_path / "giant.pt").exists()
 
 
+@pytest.mark.slow
 def test_where_the_interruption_is_swallowed(tmp_path: Path) -> None:
     """As torch's C++ does, where it looks for numpy; what the command says until it is ended is not wrong."""
     done = stopped_when(importing("numpy"), tmp_path)

@@ -71,6 +71,7 @@ def typed(folder: Path, *words: str, stop_at: str | None = None) -> tuple[int, b
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), data
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_what_is_done_and_keeps_none_of_it(folder: Path) -> None:
     code, data = typed(folder, *FUSE, "--min-sqnr", "-99")
     assert code == 0, data

@@ -141,6 +141,7 @@ def test_whatever_a_killed_run_leaves_is_swept(tmp_path: Path, name: str) -> Non
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_without_the_modules_of_posix(tmp_path: Path) -> None:
     """Windows has none of them; there, filelock locks in its own way."""
     path = tmp_path / "tiny.onnx"

@@ -57,6 +57,7 @@ class Typed:
         return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_command_line_knows_it(typed: Typed) -> None:
     help = typed("--help").stdout
     assert "squared" in help
