@@ -1,6 +1,7 @@
 """Runs of a network, compared until they agree on what is opaque, what depends on sizes, and what is computed."""
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -71,89 +72,126 @@ def capture_in_rounds(model: nn.Module, call: Call, tensors: list[Tensor], guess
         CaptureError: if parts in parts are opaque without end.
         ModelError: if the model raises.
     """
-    hidden: dict[str, Reason] = {}
     rig = Rig(model)
+    known = _Known(rig, call, tensors, guess, {})
     for _ in range(_ROUNDS):
         try:
-            one, others = _agreed(rig, call, tensors, hidden, guess)
+            one, others = known.agreed()
             if proof:
                 prove(rig, call, one, others, partial(record, rig, call, tensors, opaque=one.opaque, keep=True))
         except _OpaqueError as more:
-            hidden |= more.parts
+            known.hidden.update(more.parts)
             continue
         except _RefusedError as error:
             return Captured(call, error.recording, None, error.refusal)
         except UnprovenError as error:
             return Captured(call, one, None, Reason(error.place, error.why))
         one.root = one.outputs = None
-        one.opaque = hidden | one.opaque
+        one.opaque = known.hidden | one.opaque
         for node, x in zip(one.graph.find_nodes(op="placeholder"), () if guess else tensors, strict=False):
             node.meta[DIMENSIONS] = x.ndim
         return Captured(call, one, graph_module(model, one), None)
     raise CaptureError(f"{type(model).__name__} has more than {_ROUNDS} parts, one in the other, that no graph can say")
 
 
-def _agreed(
-    rig: Rig, call: Call, tensors: list[Tensor], hidden: dict[str, Reason], guess: bool
-) -> tuple[Recording, list[tuple[Sequence[Tensor], Any]]]:
-    """A run that others agree with: at another batch, at other sizes if the network takes them and it holds there."""
-    failures: list[tuple[DisagreementError, Sequence[Tensor]]] = []
-    for sizes in (True,) if guess else (True, False):
-        rig.clear()
-        one = _run(rig, call, tensors, hidden, sizes)
-        for others, varied in variations(tensors):
-            if varied and not sizes:
-                continue
-            try:
-                other = _run(rig, call, others, hidden, False)
-            except ModelError:
-                continue
-            try:
-                agreed = Comparison(one, other)
-                chosen = [choice for choice in one.choices if agreed.open(choice, varied)]
-                if chosen and guess:
-                    _refuse_choice(chosen[0])
-            except DisagreementError as error:
-                failures.append((error, others))
-                if varied and not guess:
-                    continue  # it may hold at these sizes
-                break
-            if agreed.guessed or not sizes or any(map(agreed.differs, chosen)):
-                for wanted in {1, 2 * batch_of(tensors) + 1} - {batch_of(tensors)}:
-                    _must_agree(rig, call, one, [other_input(x, batch_of(tensors), wanted) for x in tensors], hidden)
-            _guard_choices(one, chosen)
-            untested = [set(range(1, x.ndim)) for x in tensors]
-            if sizes and all(refuses(rig, one, at) for _, at in failures):  # else it is another there, unseen
-                untested = open_sizes(partial(_takes, rig, call), tensors, others)
-            if guess:  # no size that was guessed is one to hold on to
-                more = [other_input(x, -1, -1, dims) for x, dims in zip(tensors, untested, strict=True)]
-                _must_agree(rig, call, one, more, hidden)
-                untested = [set() for _ in tensors]
-            _guard_sizes(one, untested)
-            settle(one, agreed, varied)
-            return one, [(others, other.outputs)]
-        if not failures:  # there is nothing else that it takes
-            settle(one, None, False)
-            return one, []
-    raise _verdict(one, failures[0][0])
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """A network, how it is called, whether that is a guess, and which parts of it are known to be opaque."""
+
+    rig: Rig
+    call: Call
+    tensors: list[Tensor]
+    guess: bool
+    hidden: dict[str, Reason]
+
+    def agreed(self) -> tuple[Recording, list[tuple[Sequence[Tensor], Any]]]:
+        """A run that others agree with: at another batch, at other sizes if the network takes them and it holds."""
+        failures: list[tuple[DisagreementError, Sequence[Tensor]]] = []
+        for sizes in (True,) if self.guess else (True, False):
+            self.rig.clear()
+            one = self._run(self.tensors, sizes)
+            for others, varied in variations(self.tensors):
+                if varied and not sizes:
+                    continue
+                try:
+                    other = self._run(others, False)
+                except ModelError:
+                    continue
+                told: Comparison | None = None
+                try:
+                    told = Comparison(one, other)
+                    _guard_sizes(one, self._untested(one, told, others, varied, sizes, [at for _, at in failures]))
+                except DisagreementError as error:
+                    failures.append((error, others))
+                    if told is None and varied and not self.guess:
+                        continue  # it may hold at these sizes
+                    break  # what was taken for sizes is in the graph now
+                settle(one, told, varied)
+                return one, [(others, other.outputs)]
+            if not failures:  # there is nothing else that it takes
+                settle(one, None, False)
+                return one, []
+        raise _verdict(one, failures[0][0])
+
+    def _run(self, tensors: list[Tensor], sizes: bool) -> Recording:
+        """One run in which no more is opaque than is known to be, in all of its calls."""
+        one = record(self.rig, self.call, tensors, opaque=self.hidden, sizes=sizes)
+        if one.refusal is not None:
+            raise _RefusedError(one, one.refusal)
+        more = one.opaque.keys() - self.hidden.keys()
+        if more and (not sizes or any(len(one.calls[name]) > 1 for name in more)):
+            raise _OpaqueError(one.opaque)
+        self.hidden.update(one.opaque)
+        return one
+
+    def _untested(
+        self,
+        one: Recording,
+        told: Comparison,
+        others: list[Tensor],
+        varied: bool,
+        sizes: bool,
+        failed: Sequence[Sequence[Tensor]],
+    ) -> list[set[int]]:
+        """The dimensions of inputs in which the graph may hold for the sizes seen only; its choices are guarded."""
+        chosen = [choice for choice in one.choices if told.open(choice, varied)]
+        if chosen and self.guess:
+            _refuse_choice(chosen[0])
+        batch = batch_of(self.tensors)
+        if told.guessed or not sizes or any(map(told.differs, chosen)):
+            for wanted in {1, 2 * batch + 1} - {batch}:
+                self._must_agree(one, [other_input(x, batch, wanted) for x in self.tensors])
+        _guard_choices(one, chosen)
+        untested = [set(range(1, x.ndim)) for x in self.tensors]
+        if sizes and all(refuses(self.rig, one, at) for at in failed):  # else it is another there, unseen
+            untested = open_sizes(self._takes, self.tensors, others)
+        if not self.guess:
+            return untested
+        self._must_agree(one, [other_input(x, -1, -1, dims) for x, dims in zip(self.tensors, untested, strict=True)])
+        return [set() for _ in self.tensors]  # no size that was guessed is one to hold on to
+
+    def _must_agree(self, one: Recording, others: list[Tensor]) -> None:
+        """Check that the network does the same on ``others``, if it takes them.
+
+        Raises:
+            DisagreementError: if it does not.
+        """
+        with suppress(ModelError):
+            Comparison(one, self._run(others, False), guess=False)
+
+    def _takes(self, tensors: Sequence[Tensor]) -> bool:
+        try:
+            with self.rig.running() as root:
+                outputs_at(root, self.call, tensors)
+        except Exception:
+            return False
+        return True
 
 
 def _verdict(one: Recording, failure: DisagreementError) -> Exception:
     """The part in which runs differ is opaque; or the whole is refused, where that is no part."""
     why = Reason(failure.place, failure.why)
     return _OpaqueError({failure.inside: why}) if failure.inside else _RefusedError(one, why)
-
-
-def _run(rig: Rig, call: Call, tensors: list[Tensor], hidden: dict[str, Reason], sizes: bool) -> Recording:
-    """One run in which no more is opaque than is known to be, in all of its calls."""
-    one = record(rig, call, tensors, opaque=hidden, sizes=sizes)
-    if one.refusal is not None:
-        raise _RefusedError(one, one.refusal)
-    more = one.opaque.keys() - hidden.keys()
-    if more and (not sizes or any(len(one.calls[name]) > 1 for name in more)):
-        raise _OpaqueError(one.opaque)
-    hidden |= one.opaque
-    return one
 
 
 def _guard_choices(one: Recording, chosen: Sequence[Choice]) -> None:
@@ -176,30 +214,11 @@ def _guard_sizes(one: Recording, untested: Sequence[Collection[int]]) -> None:
                 one.graph.call_function(require_sizes, (node, str(node.target), sizes[1:]))
 
 
-def _takes(rig: Rig, call: Call, tensors: Sequence[Tensor]) -> bool:
-    try:
-        with rig.running() as root:
-            outputs_at(root, call, tensors)
-    except Exception:
-        return False
-    return True
-
-
 def _refuse_choice(choice: Choice) -> None:
     """Python chose its way by a size that is only guessed."""
     error = DisagreementError(choice.nodes[0], "chooses its way by the size of its input, of which no example is known")
     error.inside, error.place = choice.inside, choice.place
     raise error
-
-
-def _must_agree(rig: Rig, call: Call, one: Recording, others: list[Tensor], hidden: dict[str, Reason]) -> None:
-    """Check that the network does the same on ``others``, if it takes them."""
-    try:
-        Comparison(one, _run(rig, call, others, hidden, False), guess=False)
-    except ModelError:
-        return
-    except DisagreementError as error:
-        raise _verdict(one, error) from error
 
 
 def graph_module(model: nn.Module, recording: Recording) -> fx.GraphModule:

@@ -132,6 +132,13 @@ def test_a_number_that_only_looks_as_if_it_grew_with_the_batch() -> None:
     model = Does(lambda m, x: x * {2: 4, 3: 6}.get(len(x), 1))
     with pytest.raises(CaptureError, match=r"in <lambda>: it gives mul another value for another input\. "):
         capture(model, (X,))
+    by_size = Does(
+        lambda m, x: x * (plain(x.shape[3]) // 5 + 1)
+    )  # 2 at a batch of 2; 3 at one of 3, and twice the size
+    gm = capture(by_size, (X,))
+    agree(by_size, gm, (2, 3, 7, 5), (1, 3, 7, 5), (3, 3, 7, 5))
+    with pytest.raises(PreconditionError, match=r"^'x' has the sizes \(3, 14, 10\) behind its batch"):
+        gm(torch.ones(3, 3, 14, 10).double())
     grows = Does(lambda m, x: x * (2 * len(x)))
     agree(grows, capture(grows, (X,)), (2, 3, 7, 5), (1, 3, 7, 5), (6, 3, 4, 9))
 
