@@ -17,6 +17,7 @@ asks for (Python reads no values, nothing depends on the batch, nothing is kept 
 no line and no layer.
 """
 
+import gc
 import logging
 import multiprocessing
 import re
@@ -80,7 +81,9 @@ def judge_until(end: float, seed: int, steps: tuple[str, ...]) -> Found | None:
 
 
 def settle() -> None:
-    """Of a process: one thread, no warnings."""
+    """Of a process: one thread, no warnings; what is imported is garbage never."""
+    gc.collect()
+    gc.freeze()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
