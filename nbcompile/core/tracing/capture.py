@@ -128,5 +128,5 @@ def _at_a_guess(model: nn.Module, proof: bool) -> Captured:
             continue
     raise CaptureError(
         f"what {type(model).__name__} takes cannot be guessed from its layers: give an example input "
-        "(example_input=..., or --input-size)"
+        "(example_input=..., or --input)"
     )

@@ -257,7 +257,7 @@ def test_what_does_not_run() -> None:
     with pytest.raises(
         CaptureError,
         match=r"^what Failing takes cannot be guessed from its layers: give an example input "
-        r"\(example_input=\.\.\., or --input-size\)$",
+        r"\(example_input=\.\.\., or --input\)$",
     ):
         capture(Failing())
 
