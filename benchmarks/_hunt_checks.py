@@ -1,14 +1,14 @@
 """What the hunt asks of a random network: each check raises where something is wrong."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 import torch
 from _random_networks import Network
+from _unchanged import WrongError, unchanged
 from torch import Tensor, nn
 
 import nbcompile
@@ -23,10 +23,6 @@ LIMIT = 1e-10
 ONNX_LIMIT = 1e-4
 BATCHES = (None, 3, 1)
 """The example's own, and two more."""
-
-
-class WrongError(Exception):
-    """Other outputs than the network's (``wrong``), or a model that was changed (``changed``), and a sentence."""
 
 
 def runs(one: Network) -> bool:
@@ -146,33 +142,3 @@ def judge_outputs(actual: Any, expected: Any, what: str, limit: float = LIMIT) -
         raise WrongError("wrong", f"{what}: {structure}") from structure
     if not error <= limit:
         raise WrongError("wrong", f"{what}: error {error:.1e}")
-
-
-@contextmanager
-def unchanged(model: nn.Module, inputs: Inputs) -> Iterator[tuple[nn.Module, Inputs]]:
-    """Whatever happens inside, also an error: model and inputs are the same after.
-
-    Raises:
-        WrongError: if they are not.
-    """
-    before, held = picture(model, inputs), [dict(vars(module)) for module in model.modules()]
-    try:
-        yield model, inputs
-    finally:
-        after = picture(model, inputs)
-        changed = [place for place in before | after if before.get(place) != after.get(place)]
-        del held
-        if changed:
-            raise WrongError("changed", f"'{changed[0]}' of the caller's model or inputs was changed")
-
-
-def picture(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
-    """Every attribute of every module by identity, every tensor by content, too."""
-    seen: dict[str, Any] = {f"input {i}": x.numpy().tobytes() for i, x in enumerate(inputs)}
-    for name, module in model.named_modules():
-        for key, value in vars(module).items():
-            parts = value if isinstance(value, dict) else {"": value}
-            for part, one in parts.items():
-                content = one.detach().numpy().tobytes() if isinstance(one, Tensor) else None
-                seen[f"{name}.{key}.{part}"] = (id(one), content)
-    return seen

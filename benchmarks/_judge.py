@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from _hunt_checks import WrongError, check_expand, check_fuse, check_onnx, check_save, check_tflite, runs
+from _hunt_checks import check_expand, check_fuse, check_onnx, check_save, check_tflite, runs
 from _random_networks import Network
+from _unchanged import WrongError
 
 from nbcompile.core.errors import NBCompileError
 

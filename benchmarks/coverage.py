@@ -9,6 +9,8 @@ network's own input size (detectors: 320). Each in a process of its own, one thr
 2. ``expand(where="uniform:0.5", ratio=2)``, slopes to 1, ``fuse``: the original's MACs and params layer by layer, its
    keys and shapes, strictly loaded into it; and then it has the giant's function.
 
+Neither may change the network, nor what it is called with: every attribute and tensor is looked at before and after.
+
 Where an error in float32 is above 1e-5, its measure is ``own_rounding``: how far the model's own float32 run is from
 its float64 run. Where one in float64 is above 1e-12, it is ``sway``: how far the model's output moves when its input
 moves by one rounding. Detectors choose boxes, which rounding can turn: they are compared on all boxes in float64, and
@@ -31,6 +33,7 @@ from _common import ROOT, parser, write
 from _detectors import DETECTORS, detector
 from _networks import counts, isolated, said, sway
 from _transformers import NETWORKS, drawn, shape_of, transformer
+from _unchanged import unchanged
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, fx, nn
@@ -254,7 +257,8 @@ def doubled(inputs: Inputs) -> Inputs:
 
 def fused(found: Found, model: nn.Module, sample: Inputs) -> nn.Module:
     """By ``fuse``, which needs no example for torchvision and timm."""
-    return nbcompile.fuse(model, example_input=sample if found.group in MADE_HERE else None)
+    with unchanged(model, sample):
+        return nbcompile.fuse(model, example_input=sample if found.group in MADE_HERE else None)
 
 
 def check_fuse(found: Found, model: nn.Module, sample: Inputs, other: Inputs) -> None:
@@ -286,7 +290,8 @@ def check_float64(found: Found, model: nn.Module, sample: Inputs, other: Inputs)
 def check_expand(found: Found, model: nn.Module, sample: Inputs, other: Inputs) -> None:
     if not any(isinstance(module, (*CONVOLUTIONS, nn.Linear)) for module in model.modules()):
         return  # GPT-2 has linear layers of its own class
-    giant = nbcompile.expand(model, sample, where=WHERE, ratio=RATIO)
+    with unchanged(model, sample):
+        giant = nbcompile.expand(model, sample, where=WHERE, ratio=RATIO)
     found.sites = len(sites(giant))
     nbcompile.PLT(giant, steps=1).step()
     enliven_(giant, *sample, seed=SEED + 1)
