@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from nbcompile.core.layers import why_changed
 from nbcompile.core.running import eval_mode
-from nbcompile.core.tracing.leaves import is_leaf
+from nbcompile.core.tracing.modules import is_leaf
 
 
 class _Proxy(fx.Proxy):

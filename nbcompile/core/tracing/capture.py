@@ -17,7 +17,7 @@ from nbcompile.core.errors import CaptureError, PreconditionError
 from nbcompile.core.example import Inputs, inputs_for, random_inputs
 from nbcompile.core.tracing.call import Call
 from nbcompile.core.tracing.inputs import guesses, known_inputs
-from nbcompile.core.tracing.leaves import is_leaf
+from nbcompile.core.tracing.modules import is_leaf
 from nbcompile.core.tracing.record import ModelError
 from nbcompile.core.tracing.recording import Reason, Recording
 from nbcompile.core.tracing.rounds import Captured, capture_in_rounds

@@ -20,7 +20,7 @@ from nbcompile.core.layers import why_changed
 from nbcompile.core.tracing.call import Call
 from nbcompile.core.tracing.capture import capture_call, opaque, refused
 from nbcompile.core.tracing.compiled_piece import CompiledPiece, dressed
-from nbcompile.core.tracing.leaves import is_leaf
+from nbcompile.core.tracing.modules import is_leaf
 from nbcompile.core.tracing.recording import Recording
 from nbcompile.core.tracing.rounds import Captured
 

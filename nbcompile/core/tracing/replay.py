@@ -13,6 +13,7 @@ from nbcompile.core.graph.guards import OtherSizesError
 from nbcompile.core.numerics import TOLERANCE, relative_error
 from nbcompile.core.running import quiet
 from nbcompile.core.tracing.call import Call
+from nbcompile.core.tracing.kept import kept_from_call_to_call
 from nbcompile.core.tracing.recording import Recording
 from nbcompile.core.tracing.rig import Rig
 from nbcompile.core.tracing.values import PLACE, tensors_within
@@ -36,7 +37,7 @@ def prove(
     call: Call,
     one: Recording,
     others: Sequence[tuple[Sequence[Tensor], Any]],
-    again: Callable[[], Recording],
+    again: Callable[[Rig], Recording],
 ) -> None:
     """Run the graph of ``one`` on what the network was run on; and the network once more, where a run changes it.
 
@@ -45,13 +46,13 @@ def prove(
         call: how it is called.
         one: a recording of it.
         others: other inputs, and what the network made of them.
-        again: makes the recording once more, and keeps all values.
+        again: makes the recording once more, somewhere, and keeps all values.
 
     Raises:
         UnprovenError: naming the first layer that differs, or what the network keeps from call to call.
     """
     if not _holds(rig, one, one.tensors, one.outputs):
-        raise _unproven(rig, one, again())
+        raise _unproven(rig, one, again(rig))
     for tensors, outputs in others:
         try:
             if not _holds(rig, one, tensors, outputs):
@@ -59,7 +60,10 @@ def prove(
         except UnprovenError as error:
             if not isinstance(error.__cause__, OtherSizesError):  # which says itself that it is not for those
                 raise
-    if one.root is not None and not _same(outputs_at(one.root, call, one.tensors), one.outputs):
+    if one.root is None:
+        return
+    same = _same(outputs_at(one.root, call, one.tensors), one.outputs)
+    if not same or kept_from_call_to_call(first := again(rig), again(Rig(first.root or rig.model))):
         name, attribute = one.kept[0]
         raise UnprovenError(
             _forward_of(one.root.get_submodule(name)),

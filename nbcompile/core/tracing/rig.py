@@ -1,7 +1,7 @@
 """Where a network runs: on a copy, whose modules tell when they run."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from nbcompile.core.copies import copied, shadow
 from nbcompile.core.layers import why_changed
 from nbcompile.core.running import tensors_of
-from nbcompile.core.tracing.leaves import calls_itself, hollow_scripts, is_leaf
-from nbcompile.core.tracing.modules import changed, state
+from nbcompile.core.tracing.modules import calls_itself, changed, hollow_scripts, is_leaf, state
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +62,7 @@ class Rig:
         self.kept: list[tuple[str, str]] = []
         self._root: nn.Module | None = None
         self._watcher: Watcher | None = None
+        self._hooks = ExitStack()
 
     @property
     def root(self) -> nn.Module:
@@ -73,8 +73,9 @@ class Rig:
         return self._root
 
     def clear(self, *, writes: bool = False) -> None:
-        """Let the next run be on a copy that never ran; with weights of its own, if it ``writes``."""
+        """Let the next run be on a copy that never ran, with weights of its own if it ``writes``; forget this one."""
         self._root, self.writes = None, self.writes or writes
+        self._hooks.close()
 
     def owns(self, module: nn.Module) -> bool:
         """Whether all tensors of ``module`` are still those that the copy had before the run."""
@@ -122,8 +123,11 @@ class Rig:
                 return self._watcher.left(part, args, kwargs, value)
 
         # other hooks of the module are what it does, too
-        part.module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
-        part.module.register_forward_hook(leave, with_kwargs=True, always_call=True)
+        for hook in (
+            part.module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True),
+            part.module.register_forward_hook(leave, with_kwargs=True, always_call=True),
+        ):
+            self._hooks.callback(hook.remove)
 
 
 def holders(root: nn.Module) -> dict[nn.Module, frozenset[str]]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nbcompile.core.layers import Scale
-from nbcompile.core.tracing.leaves import calls_itself, hollow_scripts, is_leaf
+from nbcompile.core.tracing.modules import calls_itself, hollow_scripts, is_leaf
 from tests.core.tracing.scripted import scripted
 
 

@@ -35,7 +35,7 @@ class Net(nn.Module):
 
 def prove_at(model: nn.Module, one: Recording, others: Any) -> None:
     rig = Rig(model)
-    prove(rig, CALL, one, others, lambda: record(rig, CALL, one.tensors, keep=True))
+    prove(rig, CALL, one, others, lambda rig: record(rig, CALL, one.tensors, keep=True))
 
 
 def proven(model: nn.Module, one: Recording, *others: Tensor) -> None:
