@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from nbcompile.core.tracing.functions import says_that_it_writes
+from nbcompile.core.graph.aliasing import Aliasing
 from nbcompile.core.tracing.recording import Recording
 from nbcompile.core.tracing.values import NUMBER, tensors_within
 
@@ -32,11 +32,11 @@ def kept_from_call_to_call(first: Recording, second: Recording) -> bool:
         return False
     if second.refusal is not None or _differ_in_numbers(first, second):
         return True
-    nodes = {id(x): node for node, x in first.seen.items()}
-    told = [name for name, x in _kept(root, first.kept) if id(x) in nodes and _depends_on_inputs(nodes[id(x)])]
+    nodes, before = {id(x): node for node, x in first.seen.items()}, _Sources(first, root)
+    told = [name for name, x in _kept(root, first.kept) if id(x) in nodes and before.reached_by_inputs(nodes[id(x)])]
     return bool(told) and any(
         node.op == "get_attr" and (str(node.target) in told or str(node.target) in second.constants)
-        for node in _read(second.graph)
+        for node in _Sources(second, root).behind(second.graph.output_node())
     )
 
 
@@ -60,37 +60,27 @@ def _calls(graph: fx.Graph) -> tuple[list[Any], list[Any]]:
     return targets, [repr(fx.node.map_arg((node.args, node.kwargs), place.__getitem__)) for node in named]
 
 
-def _depends_on_inputs(node: fx.Node) -> bool:
-    """Whether the values of the inputs reach it; their sizes may. What was written into, they may reach."""
-    if node.op == "get_attr":
-        return True
-    seen, stack = {node}, [node]
-    while stack:
-        one = stack.pop()
-        if one.op == "placeholder":
-            return True
-        name = one.target if isinstance(one.target, str) else getattr(one.target, "__name__", "")
-        count = _READS_NO_VALUES.get(name) if one.op.startswith("call_") and one.op != "call_module" else None
-        sources = one.all_input_nodes[:count]
-        new = [source for source in sources if source not in seen and NUMBER not in source.meta]
-        seen.update(new)
-        stack += new
-    return False
+class _Sources:
+    """What the values of a recorded run are made of."""
 
+    def __init__(self, run: Recording, root: nn.Module) -> None:
+        holder = nn.Module()
+        holder.__dict__.update(root.__dict__, _buffers={**root._buffers, **run.constants})
+        self._aliasing = Aliasing(fx.GraphModule(holder, run.graph))
 
-def _read(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes that the output is made of, and what is written into these."""
-    found: set[fx.Node] = set()
-    stack = list(graph.find_nodes(op="output"))
-    while stack:
-        node = stack.pop()
-        if node not in found:
-            found.add(node)
-            writers = [user for user in node.users if _writes(user) and user.all_input_nodes[0] is node]
-            stack += [*node.all_input_nodes, *writers]
-    return found
+    def reached_by_inputs(self, value: fx.Node) -> bool:
+        """Whether the values of the inputs reach it; their sizes may."""
+        return any(node.op == "placeholder" for node in self.behind(value))
 
-
-def _writes(node: fx.Node) -> bool:
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return says_that_it_writes(name, node.kwargs) or name in ("setitem", "__setitem__") or name.startswith("i")
+    def behind(self, value: fx.Node) -> set[fx.Node]:
+        """The nodes whose values it is made of, and those that write into the memory of one."""
+        found, stack = {value}, [value]
+        while stack:
+            node = stack.pop()
+            name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+            count = _READS_NO_VALUES.get(name) if node.op in ("call_function", "call_method") else None
+            sources = [*node.all_input_nodes[:count], *self._aliasing.writing(node)]
+            new = [source for source in sources if source not in found and NUMBER not in source.meta]
+            found.update(new)
+            stack += new
+        return found
