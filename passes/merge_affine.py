@@ -22,7 +22,7 @@ from nbcompile.core.affine.chains import Chain, Join, Sum, nodes_of, primitives
 from nbcompile.core.affine.evaluate import evaluate
 from nbcompile.core.affine.lifter import Lifter
 from nbcompile.core.affine.permuted import across_permutations
-from nbcompile.core.affine.plan import Merge, Plan, Refusal, Regrouping
+from nbcompile.core.affine.plan import Merge, Plan, Refusal, Regrouping, halves_a_sum
 from nbcompile.core.affine.planner import Planner
 from nbcompile.core.affine.primitive import Primitive
 from nbcompile.core.affine.regions import Regions
@@ -112,6 +112,8 @@ class _Rewrite:
         for chain in self.regions.chains.values():
             if self.gone.isdisjoint(nodes_of(chain.elements)):
                 plan = self._planned(chain)
+                if halves_a_sum(chain, plan):
+                    continue
                 for merge in plan.merges:
                     self._merge(merge)
                 for regrouping in plan.regroupings:
@@ -128,6 +130,8 @@ class _Rewrite:
     def _sum(self, total: Sum) -> None:
         """A sum of which some terms become one layer is written anew, if some do."""
         plans = [(term, self._planned(term)) for term in total.terms]
+        if any(halves_a_sum(term, plan) for term, plan in plans):
+            return
         if any(_joins(plan, total.node) for _, plan in plans):
             terms = [one for term, plan in plans for one in self._terms(term, plan, total.node)]
             self._write(total.node, total.nodes, terms)

@@ -521,3 +521,30 @@ class Twice(nn.Module):
 def test_terms_of_a_sum_may_be_values_as_they_are() -> None:
     result = check_pass(MergeAffine(), Twice().double(), X.double())
     assert not result.modified
+
+
+class SumInASum(nn.Module):
+    """Two terms of a sum start at ``v``; behind it both meet a third that starts where ``v`` itself does."""
+
+    def __init__(self, kernel: int, third: bool) -> None:
+        super().__init__()
+        self.before, self.norm = nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.unit = nn.Conv2d(4, 4, kernel, padding=kernel // 2, bias=False)
+        self.depthwise = nn.Conv2d(4, 4, kernel, padding=kernel // 2, groups=4, bias=False)
+        self.third = third
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = self.norm(self.before(x))
+        v = (u + 1) - u / 4
+        total = self.depthwise(v) + (self.unit(u) + u) / 2
+        return total + v / 2 if self.third else total
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("third", [False, True])
+def test_a_sum_in_a_sum_is_not_put_for_the_whole(kernel: int, third: bool) -> None:
+    torch.manual_seed(0)
+    model = SumInASum(kernel, third).double().eval()
+    scramble_(model, seed=2)
+    x = torch.randn(2, 2, 9, 7, dtype=torch.float64)
+    check_pass(MergeAffine((x,)), model.eval(), x)

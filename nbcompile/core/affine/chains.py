@@ -67,6 +67,15 @@ def primitives(chain: Chain | tuple[Primitive | Join, ...]) -> Iterator[Primitiv
                 yield from primitives(branch)
 
 
+def joins(chain: Chain) -> Iterator[Join]:
+    """The joins of a chain and of their branches, outer ones before those in them."""
+    for element in chain.elements:
+        if isinstance(element, Join):
+            yield element
+            for branch in element.branches:
+                yield from joins(branch)
+
+
 def nodes_of(elements: tuple[Primitive | Join, ...]) -> Iterator[fx.Node]:
     """All nodes of some elements."""
     for element in elements:

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from nbcompile.core.affine.chains import Join
+from torch import fx
+
+from nbcompile.core.affine.chains import Chain, Join, joins
 from nbcompile.core.affine.cost_law import Expense
 from nbcompile.core.affine.primitive import Primitive
 
@@ -60,3 +62,15 @@ class Plan:
             self.regroupings + other.regroupings,
             self.refusals + other.refusals,
         )
+
+
+def halves_a_sum(chain: Chain, plan: Plan) -> bool:
+    """Whether, by ``plan``, a sum that has the node of the one around it would stand for that one.
+
+    A term that goes on from the chain before its base can meet another term there: then a sum is in a sum, and one node
+    is the value of both. All of it can become one layer; a part of it cannot, for want of a node of its own.
+    """
+    outer: dict[fx.Node, Join] = {}
+    inner = {join.node for join in joins(chain) if outer.setdefault(join.node, join) is not join}
+    merged = [merge.elements[-1] for merge in plan.merges]
+    return any(outer[node] not in merged for node in inner)

@@ -76,8 +76,8 @@ ASKS = frozenset(
     ]
 )
 """What can be known of a tensor without its values, and ``torch._assert``, which chooses no way."""
-
-
+LAYOUT = frozenset(["is_contiguous", "stride", "storage_offset"])
+"""What may be another at a batch of one, whose stride does not count."""
 READS = {"__bool__": "branches on a value", "item": "reads a value (item)", "tolist": "reads values (tolist)"}
 
 

@@ -22,6 +22,7 @@ from nbcompile.core.example import TensorSpec
 from nbcompile.core.tracing.call import Call
 from nbcompile.core.tracing.functions import (
     ASKS,
+    LAYOUT,
     READS,
     SIZES,
     as_node,
@@ -166,6 +167,7 @@ class Recorder(TorchFunctionMode):
 
     def _told(self, what: str, given: list[Tensor]) -> None:
         """Code was told what is no tensor of ``given``."""
+        self.recording.asks_layout |= what in LAYOUT and any(map(self.values.is_fed, given))
         if what in ASKS or not any(map(self.values.changes, given)) or (what == "__bool__" and in_assert()):
             return
         of = "the inputs" if any(map(self.values.is_fed, given)) else "weights"

@@ -61,6 +61,7 @@ class Recording:
         calls: how each module was called: the call, and its tensors.
         passed_by: names of modules whose inner modules, of those that hold tensors, were called while they did not run.
         refusal: why the network as a whole cannot be said; the graph is then without an output.
+        asks_layout: whether code asked how a value that depends on the inputs lies in memory.
         choices: that Python made by comparing sizes.
         outputs: what the network returned.
         tensors: what it ran on.
@@ -75,6 +76,7 @@ class Recording:
     calls: dict[str, list[tuple[Call | None, list[TensorSpec]]]] = field(default_factory=dict)
     passed_by: set[str] = field(default_factory=set)
     refusal: Reason | None = None
+    asks_layout: bool = False
     choices: list[Choice] = field(default_factory=list)
     outputs: Any = None
     tensors: Sequence[Tensor] = ()

@@ -158,7 +158,7 @@ class _Known:
         if chosen and self.guess:
             _refuse_choice(chosen[0])
         batch = batch_of(self.tensors)
-        if told.guessed or not sizes or any(map(told.differs, chosen)):
+        if told.guessed or not sizes or one.asks_layout or any(map(told.differs, chosen)):
             for wanted in {1, 2 * batch + 1} - {batch}:
                 self._must_agree(one, [other_input(x, batch, wanted) for x in self.tensors])
         _guard_choices(one, chosen)

@@ -106,6 +106,18 @@ def test_another_way_on_small_maps_does_not_hold_a_graph_to_the_example() -> Non
         gm(x[:, :, :32])
 
 
+def test_how_a_value_lies_in_memory_is_another_at_a_batch_of_one() -> None:
+    def lies(m: Any, x: Tensor) -> Tensor:
+        y = x.permute(1, 0, 2, 3)
+        return (y * m.weight.mean() if y.is_contiguous() else y.flip(1)).permute(1, 0, 2, 3)
+
+    model = Does(lies)
+    with torch.no_grad():
+        assert not torch.equal(model(X)[:1], model(X[:1]))
+    with pytest.raises(CaptureError, match=r"test_rounds\.py:\d+ in lies: it calls (flip|mean) for one input and "):
+        capture(model, (X,))
+
+
 def test_choices_by_channels_are_settled() -> None:
     gm = capture(nn.Sequential(nn.Conv2d(3, 4, 1).double(), Does(lambda m, x: x if x.shape[1] == 4 else -x)), (X,))
     assert not gm.graph.find_nodes(op="call_function", target=require_same_choice)
