@@ -239,6 +239,7 @@ def _clean_compiler() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_clean_compiler")
+@pytest.mark.slow
 def test_torch_compile_takes_it_whole_and_compiles_once_more() -> None:
     backend, giant = Counting(), linear("first:2", preserve=True)
     eager = collapse_(copy.deepcopy(giant))

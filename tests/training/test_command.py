@@ -104,6 +104,7 @@ def test_restarts_are_epochs() -> None:
         read("25;40")
 
 
+@pytest.mark.slow
 def test_a_file_can_teach(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.getLogger("nbcompile"), "propagate", True)  # the command line stops it
     options = {"method": "kd", "quiet": True, **SHORT}

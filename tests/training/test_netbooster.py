@@ -59,6 +59,7 @@ def test_expand_ramp_fine_tune_fuse(dscnn: nn.Module, tmp_path: Path) -> None:
     assert sites(result.model)
 
 
+@pytest.mark.slow
 def test_a_giant_is_trained_as_it_is(dscnn: nn.Module, tmp_path: Path) -> None:
     giant = nbcompile.expand(dscnn, torch.zeros(1, 1, 8, 8), where="first:1", ratio=2)
     config = TrainConfig(**(OPTIONS | {"epochs": 2, "plt_epochs": 1}))

@@ -25,7 +25,15 @@ CASES: dict[str, dict[str, Any]] = {
     "a teacher": {"method": "kd", "teacher": "net", "precision": "bf16-mixed"},
 }
 EPOCHS = 5
-SLOW = ("accumulated, channels last", "at once", "contracted", "a teacher", "its own teacher", "collapsed")
+SLOW = (
+    "accumulated, channels last",
+    "at once",
+    "contracted",
+    "a teacher",
+    "its own teacher",
+    "collapsed",
+    "plain first",
+)
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
