@@ -10,7 +10,7 @@ from nbcompile.core.env import dump_folder
 from nbcompile.core.errors import PostconditionError
 from nbcompile.core.example import Inputs
 from nbcompile.core.graph.nodes import render_graph
-from nbcompile.core.numerics import flatten, relative_error, tolerance
+from nbcompile.core.numerics import output_tolerance, relative_error
 from nbcompile.core.progress import step
 from nbcompile.core.running import eval_mode, output_of
 from nbcompile.passes import PASSES, Pass, PassResult
@@ -98,7 +98,7 @@ class _Run:
 
     def _prove(self, name: str, before: Any) -> None:
         self.gm.recompile()
-        limit = max((tolerance(x.dtype) for x in flatten(before)), default=0.0)
+        limit = output_tolerance(before)
         error = relative_error(self._outputs(), before)
         if not error <= limit:
             raise PostconditionError(

@@ -58,6 +58,15 @@ def flatten(output: Any) -> list[Tensor]:
     return [leaf for _, leaf in _leaves(output, "output")]
 
 
+def output_tolerance(output: Any) -> float:
+    """The largest :func:`tolerance` of the tensors of a model's output.
+
+    Raises:
+        PreconditionError: if a leaf is no tensor.
+    """
+    return max((tolerance(x.dtype) for x in flatten(output)), default=0.0)
+
+
 def is_finite(output: Any) -> bool:
     """Whether no value of a model's output is NaN or infinite.
 
@@ -158,13 +167,12 @@ def own_rounding(model: nn.Module, cases: Sequence[tuple[Inputs, Any]]) -> float
     again, exact = working_copy(model), working_copy(model).double()
     largest = 0.0
     for inputs, output in cases:
-        limit = max((tolerance(y.dtype) for y in flatten(output)), default=0.0)
         try:
             first, second = output_of(again, inputs), output_of(again, inputs)
             wanted = output_of(exact, change_tensors(lambda x: x.double() if x.is_floating_point() else x, inputs))
         except RuntimeError:  # its code names a dtype
             return 0.0
-        if not relative_error(second, first) <= limit:
+        if not relative_error(second, first) <= output_tolerance(output):
             return 0.0
         largest = max(largest, relative_error(output, wanted))
     return largest

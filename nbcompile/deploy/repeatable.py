@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import Inputs
-from nbcompile.core.numerics import flatten, relative_error, tolerance
+from nbcompile.core.numerics import output_tolerance, relative_error
 from nbcompile.core.running import output_of
 from nbcompile.core.tracing.modules import changed, state
 from nbcompile.exporters.program import users_place
@@ -39,8 +39,7 @@ def require_repeatable(model: nn.Module, inputs: Inputs) -> None:
                 torch.manual_seed(seed)
                 outputs.append(output_of(_ByNodes(tried) if _is_graph(tried) else tried, inputs))
                 kept = [one for one in changed(before, state(tried)) if not _is_graph(tried.get_submodule(one[0]))]
-        limit = max((tolerance(y.dtype) for y in flatten(outputs[0])), default=0.0)
-        if relative_error(outputs[1], outputs[0]) <= limit:
+        if relative_error(outputs[1], outputs[0]) <= output_tolerance(outputs[0]):
             return
     except Exception:  # it does not run, or gives no tensors: the exporter says how
         return
