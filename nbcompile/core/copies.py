@@ -48,7 +48,7 @@ def working_copy(model: nn.Module, *, training: bool | None = None, tensors: boo
 def shadow(model: nn.Module) -> nn.Module:
     """As :func:`working_copy`, for who does not write into parameters: those are in the memory of the model's own.
 
-    It takes a fraction of the time and memory of a copy, and is as good for a run: modules, buffers and whatever they
+    It needs no memory for the weights, and is as good for a run: modules, buffers and whatever they
     keep in attributes are copies.
 
     Raises:
@@ -74,7 +74,7 @@ def _copied(model: nn.Module, memo: dict[int, Any], training: bool | None) -> nn
     modules = list(model.modules())
     if all(_is_plain(type(module)) for module in modules):
         memo.update((id(module), object.__new__(type(module))) for module in modules if id(module) not in memo)
-        for module in modules:  # as deepcopy does, in a third of the time
+        for module in modules:  # as deepcopy does, which is slower
             made = memo[id(module)].__dict__
             for key, value in vars(module).items():
                 made[key] = value if type(value) in _ATOMS else _value(value, memo)
