@@ -16,7 +16,8 @@ from nbcompile.core.blocks import sites
 from nbcompile.core.errors import CheckpointError, NBCompileError, UsageError
 from nbcompile.core.example import Inputs, change_tensors
 from nbcompile.core.layers import CONVOLUTIONS
-from nbcompile.core.numerics import ROUNDINGS, flatten, own_rounding, relative_error
+from nbcompile.core.numerics import flatten, relative_error
+from nbcompile.core.rounding import ROUNDINGS, own_rounding
 from nbcompile.testing import scramble_
 
 LIMIT = 1e-10

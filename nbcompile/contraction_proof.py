@@ -11,7 +11,8 @@ from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import PostconditionError, PreconditionError
 from nbcompile.core.example import Inputs
 from nbcompile.core.graph.replace import put
-from nbcompile.core.numerics import ROUNDINGS, TOLERANCE, own_rounding, relative_error
+from nbcompile.core.numerics import TOLERANCE, output_tolerance, relative_error
+from nbcompile.core.rounding import allowed
 from nbcompile.core.running import output_of
 from nbcompile.core.tracing.values import tensors_within
 
@@ -47,19 +48,20 @@ def _require_same_outputs(giant: nn.Module, tiny: nn.Module, inputs: Inputs, wan
     made = _numbers(output_of(working_copy(tiny, training=False), inputs))
     if [x.shape for x in made] != [x.shape for x in wanted]:
         return  # code that chooses by values chose otherwise
-    error, limit = relative_error(made, wanted), max((TOLERANCE[x.dtype] for x in wanted), default=0.0)
-    if error > limit:
-        rounding = working_copy(giant, training=False)
-        rounding.register_forward_hook(lambda *call: _numbers(call[-1]))
-        try:
-            limit = max(limit, ROUNDINGS * own_rounding(rounding, [(inputs, wanted)]))
-        except PreconditionError:
-            return  # as above, by rounding alone
-    if error > limit:
-        site, keys = _culprit(giant, tiny, inputs, wanted, limit)
+    error = relative_error(made, wanted)
+    if error <= output_tolerance(wanted):
+        return
+    running = working_copy(giant, training=False)
+    running.register_forward_hook(lambda *call: _numbers(call[-1]))
+    try:
+        limit = allowed(running, [(inputs, wanted)], error)
+    except PreconditionError:
+        return  # as above, by rounding alone
+    if limit.telling and error > limit.error:  # the blocks themselves are proven
+        site, keys = _culprit(giant, tiny, inputs, wanted, limit.error)
         raise PostconditionError(
             f"fuse: the tiny network gives another output than the giant: relative error {error:.2e}, at most "
-            f"{limit:.0e} is rounding; the shift of '{site}' went into '{keys}', and other code reads '{site}', too: "
+            f"{limit} is rounding; the shift of '{site}' went into '{keys}', and other code reads '{site}', too: "
             "fuse the model as expand returned it (proof=False leaves this check out)"
         )
 

@@ -1,7 +1,6 @@
 """The proof that the network which a file describes is the model at hand: both run, with the model's weights."""
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -12,7 +11,8 @@ from nbcompile.core.blocks import sites
 from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import CheckpointError, PreconditionError
 from nbcompile.core.example import Inputs, inputs_for, origin_of, random_inputs
-from nbcompile.core.numerics import ROUNDINGS, TOLERANCE, own_rounding, relative_error
+from nbcompile.core.numerics import TOLERANCE, relative_error
+from nbcompile.core.rounding import Allowed, allowed
 from nbcompile.core.running import interpret, output_of, watched
 from nbcompile.core.serialization.rebuild import rebuild
 from nbcompile.core.tracing.inputs import batch_of
@@ -52,12 +52,11 @@ def difference(model: nn.Module, description: Mapping[str, Any]) -> str | None:
             if number:
                 continue
             raise PreconditionError(f"{type(error).__name__}: {error}") from error
-        apart, limit = _error(theirs, own), _limit(own)
-        if apart > limit:  # the arithmetic may differ: TF32, another order of sums
-            limit = max(limit, ROUNDINGS * _rounding(ours, inputs, own))
-        if apart > limit:
-            first = _first(described, ours, inputs, limit)
-            return f"{first}: relative error {apart:.2e}, at most {limit:.0e} is rounding"
+        apart = _error(theirs, own)
+        limit = _allowed(ours, inputs, own, apart)  # the arithmetic may differ: TF32, another order of sums
+        if apart > limit.error:
+            first = _first(described, ours, inputs, limit.error)
+            return f"{first}: relative error {apart:.2e}, at most {limit} is rounding"
     return None
 
 
@@ -68,14 +67,12 @@ def _error(theirs: Any, own: Any) -> float:
         return float("inf")
 
 
-def _rounding(ours: nn.Module, inputs: Inputs, own: Any) -> float:
-    with suppress(PreconditionError):  # it returns what is no tensor
-        return own_rounding(ours, [(inputs, own)])
-    return 0.0
-
-
-def _limit(output: Any) -> float:
-    return max((TOLERANCE.get(x.dtype.to_real(), 0.0) for x in tensors_within(output)), default=0.0)
+def _allowed(ours: nn.Module, inputs: Inputs, own: Any, error: float) -> Allowed:
+    limit = max((TOLERANCE.get(x.dtype.to_real(), 0.0) for x in tensors_within(own)), default=0.0)
+    try:
+        return allowed(ours, [(inputs, own)], error, limit)
+    except PreconditionError:  # it returns what is no tensor
+        return Allowed(limit)
 
 
 def _first(described: fx.GraphModule, ours: nn.Module, inputs: Inputs, limit: float) -> str:

@@ -12,11 +12,13 @@ from nbcompile.core.copies import working_copy
 from nbcompile.core.cost import cost
 from nbcompile.core.errors import UsageError, VerificationError
 from nbcompile.core.example import ExampleInput, Inputs, as_inputs, inputs_for, random_inputs, specs
-from nbcompile.core.numerics import ROUNDINGS, flatten, is_finite, own_rounding, relative_error, tolerance
+from nbcompile.core.numerics import is_finite, relative_error
 from nbcompile.core.progress import step
+from nbcompile.core.rounding import allowed
 from nbcompile.core.running import output_of
 from nbcompile.core.wrappers import require_loaded, unwrap
 from nbcompile.deploy.deploy_form import deploy
+from nbcompile.deploy.repeatable import why_unrepeatable
 from nbcompile.exporters import FORMATS, format_of, known_format
 from nbcompile.layer_costs import ModuleCost, deploy_rows, file_rows, original_of, rows, shapes
 
@@ -231,14 +233,15 @@ def _numbers(reference: nn.Module, candidate: nn.Module | Path, example: Inputs,
             advance()
     if bad := sum(not is_finite(output) for _, output in cases):  # NaN equals NaN: it would prove nothing
         return Check("numbers", False, f"the reference itself gives NaN or Inf on {bad} of {len(cases)} inputs")
+    if why := why_unrepeatable(reference, cases[0][0]):
+        return Check("numbers", False, f"the reference {why}: there are no numbers to compare with")
     with step("running the candidate"):
         if isinstance(candidate, Path):
             error = format_of(candidate).error(candidate, cases)
         else:
             evaluated = working_copy(candidate, training=False)
             error = max(relative_error(output_of(evaluated, inputs), output) for inputs, output in cases)
-    limit = max(tolerance(output.dtype) for _, outputs in cases for output in flatten(outputs))
-    if error > limit:
-        with step("measuring how the reference rounds"):
-            limit = max(limit, ROUNDINGS * own_rounding(reference, cases))
-    return Check("numbers", error <= limit, f"largest relative error {error:.2e} on {len(cases)} inputs", error, limit)
+    with step("measuring how the reference rounds"):
+        limit = allowed(reference, cases, error)
+    detail = f"largest relative error {error:.2e} on {len(cases)} inputs" + (f"; {limit.why}" if limit.why else "")
+    return Check("numbers", error <= limit.error, detail, error, limit.error)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs, random_inputs, specs
-from nbcompile.core.numerics import ROUNDINGS, flatten, own_rounding, relative_error, tolerance
+from nbcompile.core.numerics import flatten, relative_error
 from nbcompile.core.running import output_of
 
 BATCHES = (1, 3, 1, 3)
@@ -44,20 +44,6 @@ def cases(reference: nn.Module, inputs: Inputs, dynamic_batch: bool) -> list[Cas
     """
     batches = BATCHES if dynamic_batch else (inputs[0].shape[:1].numel(),) * 2
     return [_case(reference, resized(inputs, batch, seed)) for seed, batch in enumerate(batches)]
-
-
-def allowed(checked: list[Case], reference: nn.Module, error: float) -> float:
-    """The largest relative error that counts as equal: by the dtypes of the outputs, or by the network's own rounding.
-
-    Args:
-        checked: from :func:`cases`.
-        reference: what gave the outputs of ``checked``.
-        error: what was measured; only where it is above the dtype's tolerance is the network's rounding measured, too.
-    """
-    limit = max((tolerance(output.dtype) for case in checked for output in case.outputs), default=0.0)
-    if not error > limit:
-        return limit
-    return max(limit, ROUNDINGS * own_rounding(reference, [(case.inputs, case.output) for case in checked]))
 
 
 def measure(path: Path, checked: list[Case]) -> float:

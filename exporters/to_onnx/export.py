@@ -24,9 +24,10 @@ from nbcompile.core.errors import ExportError, UsageError
 from nbcompile.core.example import Inputs
 from nbcompile.core.files import atomic
 from nbcompile.core.progress import step
+from nbcompile.core.rounding import Allowed, allowed
 from nbcompile.exporters.base import ExportResult
 from nbcompile.exporters.program import first_line
-from nbcompile.exporters.to_onnx.check import ONE_BATCH, Case, allowed, cases, measure, resized
+from nbcompile.exporters.to_onnx.check import ONE_BATCH, Case, cases, measure, resized
 from nbcompile.exporters.to_onnx.graph import onnx_graph, quiet_exporter
 from nbcompile.exporters.to_onnx.layers import layer_names
 
@@ -83,14 +84,15 @@ def write_onnx(
         size = temporary.stat().st_size
     if chosen is not candidates[0]:
         note = "what onnxsim made of the graph was not the same function, so the file is not simplified"
+    why = f"its outputs may differ from PyTorch's by {limit.error:.0e}: {limit.why}" if limit.why else ""
     return ExportResult(
         path=path,
         format="onnx",
         bytes=size,
         error=error,
-        tolerance=limit,
+        tolerance=limit.error,
         versions=_versions(chosen),
-        notes=(note,) if note else (),
+        notes=tuple(filter(None, (note, why))),
         seconds=time.perf_counter() - started,
     )
 
@@ -109,7 +111,7 @@ def _simplified(plain: ModelProto) -> tuple[list[ModelProto], str]:
 
 def _keep(
     candidates: list[ModelProto], temporary: Path, path: Path, checked: list[Case], reference: nn.Module
-) -> tuple[ModelProto, float, float]:
+) -> tuple[ModelProto, float, Allowed]:
     """Write the first of ``candidates`` that gives PyTorch's outputs; its relative error, and what that may be."""
     for candidate in candidates:
         temporary.write_bytes(candidate.SerializeToString())
@@ -119,12 +121,12 @@ def _keep(
             if candidate is candidates[-1]:
                 raise
             continue
-        limit = allowed(checked, reference, error)
-        if error <= limit:
+        limit = allowed(reference, [(case.inputs, case.output) for case in checked], error)
+        if error <= limit.error:
             return candidate, error, limit
     raise ExportError(
         f"{path}: ONNX Runtime and PyTorch differ by a relative error of {error:.2g} on random inputs, and "
-        f"{limit:.0e} is allowed; no file was kept{_batch_to_blame(temporary, checked, limit)}"
+        f"{limit} is allowed; no file was kept{'' if limit.why else _batch_to_blame(temporary, checked, limit.error)}"
     )
 
 

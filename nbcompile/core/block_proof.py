@@ -14,7 +14,8 @@ from nbcompile.core.blocks import Expanded, sites
 from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import PostconditionError, PreconditionError
 from nbcompile.core.example import Inputs
-from nbcompile.core.numerics import ROUNDINGS, is_finite, own_rounding, relative_error, tolerance
+from nbcompile.core.numerics import is_finite, relative_error, tolerance
+from nbcompile.core.rounding import allowed
 from nbcompile.core.running import output_of
 
 Layer = Callable[[Tensor], Tensor]
@@ -73,14 +74,14 @@ def _beside(name: str, block: Expanded, forward: Layer, stand: Layer, found: lis
             f"what is to stand for '{name}' does not do what the block does: {type(reason).__name__}: {reason}"
         )
         return wanted
-    limit = tolerance(wanted.dtype)
-    if error > limit:
-        alone = working_copy(block)
-        object.__delattr__(alone, "forward")
-        limit = max(limit, ROUNDINGS * own_rounding(alone, [((x,), wanted)]))
-    if error > limit:
+    if error <= tolerance(wanted.dtype):
+        return wanted
+    alone = working_copy(block)
+    object.__delattr__(alone, "forward")
+    limit = allowed(alone, [((x,), wanted)], error)
+    if error > limit.error:
         found.append(
             f"what is to stand for '{name}' is another function than the block: relative error {error:.2e}, at most "
-            f"{limit:.0e} is rounding"
+            f"{limit} is rounding"
         )
     return wanted

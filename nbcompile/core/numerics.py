@@ -1,20 +1,14 @@
-"""How far two outputs are apart, and how far they may be: the only place with tolerances."""
+"""How far two outputs are apart, and how far they may be; `nbcompile.core.rounding` says when they may be further."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import PreconditionError, UsageError
-from nbcompile.core.example import Inputs, change_tensors
-from nbcompile.core.running import output_of
-
-ROUNDINGS = 4
-"""How many times its own rounding a network's outputs may differ, where that is more than the tolerance."""
 
 TOLERANCE: dict[torch.dtype, float] = {
     # A few thousand unit roundoffs (1.1e-16). Merging layers reorders sums and loses tens of them; a wrong border,
@@ -148,31 +142,3 @@ def _leaves(output: Any, place: str) -> list[tuple[str, Tensor]]:
 
 def _places(leaves: list[tuple[str, Tensor]]) -> str:
     return ", ".join(place for place, _ in leaves) or "nothing"
-
-
-def own_rounding(model: nn.Module, cases: Sequence[tuple[Inputs, Any]]) -> float:
-    """How far a network's outputs are from those of its own float64 copy: what its own arithmetic rounds, no unit.
-
-    Two runs of a deep network in float32 may differ by a few times this, whatever their weights; where it is above
-    the tolerance, it is the measure.
-
-    Args:
-        model: in eval mode.
-        cases: inputs, and the outputs of ``model`` for them.
-
-    Returns:
-        The largest relative error; 0 where the network cannot run in float64, and where its outputs are no measure,
-        because it gives others when it is called again.
-    """
-    again, exact = working_copy(model), working_copy(model).double()
-    largest = 0.0
-    for inputs, output in cases:
-        try:
-            first, second = output_of(again, inputs), output_of(again, inputs)
-            wanted = output_of(exact, change_tensors(lambda x: x.double() if x.is_floating_point() else x, inputs))
-        except RuntimeError:  # its code names a dtype
-            return 0.0
-        if not relative_error(second, first) <= output_tolerance(output):
-            return 0.0
-        largest = max(largest, relative_error(output, wanted))
-    return largest

@@ -16,18 +16,35 @@ from nbcompile.core.tracing.modules import changed, state
 from nbcompile.exporters.program import users_place
 
 _SEEDS = (0, 1)
+_DRAWS = "draws random numbers in eval mode"
 
 
 def require_repeatable(model: nn.Module, inputs: Inputs) -> None:
+    """As :func:`why_unrepeatable`, for a network of which a file is to be made.
+
+    Raises:
+        PreconditionError: if it gives another output the second time.
+    """
+    if (why := why_unrepeatable(model, inputs)) is None:
+        return
+    remedy = (
+        "a file draws none: remove that, or do it under `if self.training`"
+        if why.startswith(_DRAWS)
+        else "a file keeps nothing: take that value as an input, and return it as an output"
+    )
+    raise PreconditionError(f"{type(model).__name__} {why}, and {remedy}")
+
+
+def why_unrepeatable(model: nn.Module, inputs: Inputs) -> str | None:
     """Run ``model`` twice on the same inputs, with other random numbers the second time.
 
     Args:
         model: in eval mode; left as it is.
         inputs: what it is called with.
 
-    Raises:
-        PreconditionError: if it gives another output the second time; with what it keeps from the first, or the place
-            where it draws random numbers.
+    Returns:
+        None if it gives the same output twice; else what it does, with what it keeps from the first call, or the place
+        where it draws random numbers.
     """
     tried = working_copy(model, training=False)
     before = state(tried)
@@ -40,21 +57,13 @@ def require_repeatable(model: nn.Module, inputs: Inputs) -> None:
                 outputs.append(output_of(_ByNodes(tried) if _is_graph(tried) else tried, inputs))
                 kept = [one for one in changed(before, state(tried)) if not _is_graph(tried.get_submodule(one[0]))]
         if relative_error(outputs[1], outputs[0]) <= output_tolerance(outputs[0]):
-            return
+            return None
     except Exception:  # it does not run, or gives no tensors: the exporter says how
-        return
-    name = type(model).__name__
+        return None
     if drawn.places:
-        where = f" at {drawn.places[0]}" if drawn.places[0] else ""
-        raise PreconditionError(
-            f"{name} draws random numbers in eval mode{where}, and a file draws none: remove that, or do it under "
-            "`if self.training`"
-        )
+        return _DRAWS + (f" at {drawn.places[0]}" if drawn.places[0] else "")
     what = f"'{'.'.join(kept[0]).lstrip('.')}'" if kept else "something outside its modules"
-    raise PreconditionError(
-        f"{name} gives another output when it is called again, because it keeps {what} from call to call, and a file "
-        "keeps nothing: take that value as an input, and return it as an output"
-    )
+    return f"gives another output when it is called again, because it keeps {what} from call to call"
 
 
 def _is_graph(module: nn.Module) -> bool:
