@@ -12,13 +12,14 @@ from nbcompile.core.copies import working_copy
 from nbcompile.core.cost import cost
 from nbcompile.core.errors import UsageError, VerificationError
 from nbcompile.core.example import ExampleInput, Inputs, as_inputs, inputs_for, random_inputs, specs
-from nbcompile.core.numerics import is_finite, relative_error
+from nbcompile.core.numerics import TOLERANCE, is_finite, output_tolerance, relative_error
 from nbcompile.core.progress import step
 from nbcompile.core.rounding import allowed
 from nbcompile.core.running import output_of
 from nbcompile.core.wrappers import require_loaded, unwrap
 from nbcompile.deploy.deploy_form import deploy
 from nbcompile.deploy.repeatable import why_unrepeatable
+from nbcompile.deploy.single_precision import in_float32
 from nbcompile.exporters import FORMATS, format_of, known_format
 from nbcompile.layer_costs import ModuleCost, deploy_rows, file_rows, original_of, rows, shapes
 
@@ -113,6 +114,7 @@ def verify(
     require_loaded(reference, "verify")
     example = inputs_for(reference, example_input, who="verify")
     wanted = original_of(reference) if sites(reference) else reference
+    coarsest = 0.0
     if not isinstance(candidate, (str, Path)):
         candidate = unwrap(candidate)
         require_loaded(candidate, "verify")
@@ -131,6 +133,9 @@ def verify(
         if form is None or not form.comparable:
             suffixes = " or ".join(row.suffix for row in FORMATS.values() if row.comparable)
             raise UsageError(f"verify: {candidate} is no {suffixes} file; load it first (nbcompile.load)")
+        coarsest = max((TOLERANCE.get(x.dtype, 0.0) for x in reference.parameters()), default=0.0)
+        reference, example, _ = in_float32(reference, example)
+        wanted, example, _ = in_float32(wanted, example)
         deployed = deploy(wanted, example)
         with step("counting MACs and params"):
             lowered = deploy_rows(deployed, example)
@@ -139,7 +144,7 @@ def verify(
         checks = []
     checks += _costs(pairs)
     if numbers:
-        checks.append(_numbers(reference, candidate, example, [as_inputs(x) for x in inputs]))
+        checks.append(_numbers(reference, candidate, example, [as_inputs(x) for x in inputs], coarsest))
     return Verification(tuple(checks), tuple(pairs))
 
 
@@ -221,8 +226,13 @@ def _difference(pair: LayerPair) -> str:
     )
 
 
-def _numbers(reference: nn.Module, candidate: nn.Module | Path, example: Inputs, more: Sequence[Inputs]) -> Check:
-    """The largest relative error over all inputs; a giant is the reference for the outputs, too."""
+def _numbers(
+    reference: nn.Module, candidate: nn.Module | Path, example: Inputs, more: Sequence[Inputs], least: float = 0.0
+) -> Check:
+    """The largest relative error over all inputs; a giant is the reference for the outputs, too.
+
+    ``least`` is allowed in any case.
+    """
     reference = working_copy(reference, training=False)
     drawn = [random_inputs(specs(example), seed=seed, batch=2) for seed in SEEDS]
     cases = []
@@ -242,6 +252,6 @@ def _numbers(reference: nn.Module, candidate: nn.Module | Path, example: Inputs,
             evaluated = working_copy(candidate, training=False)
             error = max(relative_error(output_of(evaluated, inputs), output) for inputs, output in cases)
     with step("measuring how the reference rounds"):
-        limit = allowed(reference, cases, error)
+        limit = allowed(reference, cases, error, max(least, *(output_tolerance(output) for _, output in cases)))
     detail = f"largest relative error {error:.2e} on {len(cases)} inputs" + (f"; {limit.why}" if limit.why else "")
     return Check("numbers", error <= limit.error, detail, error, limit.error)

@@ -20,7 +20,8 @@ BATCHES = (1, 3, 1, 3)
 ONE_BATCH = "batch=1, on the command line --batch 1"
 """How to ask for a file that takes one batch size only."""
 
-_ERRORS_ONLY = 3  # ONNX Runtime's log severity
+ERRORS_ONLY = 3
+"""Log severity of ONNX Runtime."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def measure(path: Path, checked: list[Case]) -> float:
         ExportError: if ONNX Runtime cannot load or run the file.
     """
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = ERRORS_ONLY
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         names = [value.name for value in session.get_inputs()]

@@ -8,7 +8,7 @@ function, the file is written without it and the result says so.
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +27,9 @@ from nbcompile.core.progress import step
 from nbcompile.core.rounding import Allowed, allowed
 from nbcompile.exporters.base import ExportResult
 from nbcompile.exporters.program import first_line
+from nbcompile.exporters.to_onnx.blame import first_difference
 from nbcompile.exporters.to_onnx.check import ONE_BATCH, Case, cases, measure, resized
-from nbcompile.exporters.to_onnx.graph import onnx_graph, quiet_exporter
+from nbcompile.exporters.to_onnx.graph import captured, onnx_graph, quiet_exporter
 from nbcompile.exporters.to_onnx.layers import layer_names
 
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
@@ -79,8 +80,13 @@ def write_onnx(
         for candidate in candidates:
             _name_weights(candidate, graph.state_dict())
             _describe(candidate)
+
+    def where(limit: float) -> str:
+        program, inputs_ = captured(graph, inputs, dynamic_batch), checked[int(dynamic_batch)].inputs
+        return first_difference(program, candidates[-1], inputs_, limit)
+
     with step("comparing it with PyTorch in ONNX Runtime"), atomic(path) as temporary:
-        chosen, error, limit = _keep(candidates, temporary, path, checked, reference)
+        chosen, error, limit = _keep(candidates, temporary, path, checked, reference, where)
         size = temporary.stat().st_size
     if chosen is not candidates[0]:
         note = "what onnxsim made of the graph was not the same function, so the file is not simplified"
@@ -110,9 +116,17 @@ def _simplified(plain: ModelProto) -> tuple[list[ModelProto], str]:
 
 
 def _keep(
-    candidates: list[ModelProto], temporary: Path, path: Path, checked: list[Case], reference: nn.Module
+    candidates: list[ModelProto],
+    temporary: Path,
+    path: Path,
+    checked: list[Case],
+    reference: nn.Module,
+    where: Callable[[float], str],
 ) -> tuple[ModelProto, float, Allowed]:
-    """Write the first of ``candidates`` that gives PyTorch's outputs; its relative error, and what that may be."""
+    """Write the first of ``candidates`` that gives PyTorch's outputs; its relative error, and what that may be.
+
+    ``where`` tells where the last of them first differs by more than that.
+    """
     for candidate in candidates:
         temporary.write_bytes(candidate.SerializeToString())
         try:
@@ -124,9 +138,10 @@ def _keep(
         limit = allowed(reference, [(case.inputs, case.output) for case in checked], error)
         if error <= limit.error:
             return candidate, error, limit
+    batch = "" if limit.why else _batch_to_blame(temporary, checked, limit.error)
     raise ExportError(
-        f"{path}: ONNX Runtime and PyTorch differ by a relative error of {error:.2g} on random inputs, and "
-        f"{limit} is allowed; no file was kept{'' if limit.why else _batch_to_blame(temporary, checked, limit.error)}"
+        f"{path}: ONNX Runtime and PyTorch differ by a relative error of {error:.2g} on random inputs, and {limit} is "
+        f"allowed{'' if batch or limit.why else where(limit.error)}; no file was kept{batch}"
     )
 
 

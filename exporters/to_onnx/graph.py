@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -19,8 +20,9 @@ from nbcompile.core.example import Inputs
 from nbcompile.core.numerics import flatten
 from nbcompile.core.one_at_a_time import one_at_a_time
 from nbcompile.core.progress import step
-from nbcompile.exporters.program import WITHOUT_VALUES, UncapturedError, first_line, program_of
+from nbcompile.exporters.program import WITHOUT_VALUES, UncapturedError, first_line, place, program_of
 from nbcompile.exporters.to_onnx.check import ONE_BATCH, has_batch, resized
+from nbcompile.exporters.to_onnx.mend import mend
 
 _TRACED_BATCH = 2  # torch.export takes sizes 0 and 1 for constants
 
@@ -42,8 +44,7 @@ def onnx_graph(graph: nn.Module, inputs: Inputs, *, output: Any, opset: int | No
         ExportError: if the graph cannot be captured, its batch cannot be dynamic, or ONNX has no such operator.
     """
     with step("capturing the graph"):
-        program = _capture(graph, inputs, dynamic_batch)
-        _out_of_place(program)
+        program = captured(graph, inputs, dynamic_batch)
     input_names = numbered("input", len(inputs))
     try:
         with step("expressing it in ONNX"):
@@ -58,7 +59,7 @@ def onnx_graph(graph: nn.Module, inputs: Inputs, *, output: Any, opset: int | No
                 dynamic_shapes=_batched(inputs, "batch") if dynamic_batch else None,
             )
     except Exception as error:  # the exporter raises many kinds
-        raise ExportError(f"{type(graph).__name__} cannot be expressed in ONNX: {first_line(error)}") from error
+        raise ExportError(f"{type(graph).__name__} cannot be expressed in ONNX: {_why_not(error, program)}") from error
     assert made is not None
     with step("folding constants"):
         onnxscript.optimizer.inline(made.model)
@@ -67,6 +68,19 @@ def onnx_graph(graph: nn.Module, inputs: Inputs, *, output: Any, opset: int | No
     if opset not in (None, written):
         raise ExportError(f"opset {opset} cannot be had: the exporter wrote opset {written}")
     return made.model_proto
+
+
+@one_at_a_time
+def captured(graph: nn.Module, inputs: Inputs, dynamic_batch: bool) -> ExportedProgram:
+    """The ATen graph that is to be expressed.
+
+    Raises:
+        ExportError: as :func:`onnx_graph`.
+    """
+    program = _capture(graph, inputs, dynamic_batch)
+    _out_of_place(program)
+    mend(program)
+    return program
 
 
 def _capture(graph: nn.Module, inputs: Inputs, dynamic_batch: bool) -> ExportedProgram:
@@ -98,6 +112,17 @@ def _why_fixed(error: UncapturedError) -> str:
     if guard is not None:
         return f"its forward takes some batch sizes only ({guard.rstrip('.')}): write it for all"
     return f"torch.export stops at it ({error.reason}): write that part of forward in another way"
+
+
+def _why_not(error: BaseException, program: ExportedProgram) -> str:
+    """What PyTorch's exporter stops at, with its line in the user's code if it is an operator of ``program``."""
+    said = first_line(error)
+    lacking = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", said)
+    if lacking is None:
+        return said
+    name = lacking[1]
+    where = next((place(node) for node in program.graph.nodes if str(node.target).rpartition(".")[0] == name), "")
+    return f"{name}{where} has no form there; write it in other operators"
 
 
 def _out_of_place(program: ExportedProgram) -> None:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from nbcompile.core.progress import step
 from nbcompile.core.wrappers import require_loaded, unwrap
 from nbcompile.deploy.deploy_form import deploy
 from nbcompile.deploy.repeatable import require_repeatable
+from nbcompile.deploy.single_precision import in_float32
 from nbcompile.exporters import Format, format_of, imported
 from nbcompile.exporters.base import ExportResult
 
@@ -29,7 +31,8 @@ def export(
 
     ``.onnx`` holds the deploy form: eval mode, norms folded, run in ONNX Runtime and compared with ``model``.
     ``.tflite`` holds it quantized, run in LiteRT and TFLite Micro: see `nbcompile.deploy.to_device`.
-    ``.pt`` and ``.safetensors`` hold the plain state_dict. ``model`` itself is left as it is.
+    Both compute in float32, whatever the network does. ``.pt`` and ``.safetensors`` hold the plain state_dict.
+    ``model`` itself is left as it is.
 
     Args:
         model: a network without expansion blocks, such as `nbcompile.fuse` returns; wrappers are seen through.
@@ -61,10 +64,13 @@ def export(
             return form.exporter()(model, (), path, **options)
         inputs = inputs_for(model, example_input, who="export")
         require_repeatable(model, inputs)
+        model, inputs, note = in_float32(model, inputs)
+        result: ExportResult
         if form.pipeline is not None:
-            result: ExportResult = imported(form.pipeline)(model, inputs, path, **options)
-            return result
-        return form.exporter()(deploy(model, inputs), inputs, path, reference=model, **options)
+            result = imported(form.pipeline)(model, inputs, path, **options)
+        else:
+            result = form.exporter()(deploy(model, inputs), inputs, path, reference=model, **options)
+        return replace(result, notes=(*result.notes, note)) if note else result
 
 
 def check_options(form: Format, options: Collection[str]) -> None:

@@ -1,0 +1,53 @@
+"""Networks of other dtypes than float32 become files that run."""
+
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+import nbcompile
+from nbcompile.core.numerics import relative_error
+from nbcompile.deploy.single_precision import in_float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_a_giant_of_another_dtype_becomes_a_file_in_float32(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    x, path = torch.randn(2, 3, 7, 5, dtype=dtype), tmp_path / "tiny.onnx"
+    giant = nbcompile.expand(model.to(dtype).eval(), x)
+    nbcompile.PLT(giant, steps=1).step()
+    tiny = nbcompile.fuse(giant)
+    result = nbcompile.export(tiny, path)
+    name = str(dtype).removeprefix("torch.")
+    assert result.notes == (
+        f"the network computes in {name}, the file in float32, and it was compared with the network in float32",
+    )
+    assert {p.dtype for p in tiny.parameters()} == {dtype}
+    nbcompile.verify(giant, path).raise_on_failure()
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    made = torch.from_numpy(session.run(None, {"input": x.float().numpy()})[0])
+    with torch.no_grad():
+        assert relative_error(made, tiny.double()(x.double())) < 1e-6
+        giant.get_parameter("3.bias" if "3.bias" in dict(giant.named_parameters()) else "1.bias").add_(1.0)
+    assert not nbcompile.verify(giant, path).passed
+
+
+class Mixes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.scale = nn.Conv2d(3, 4, 1), nn.Parameter(torch.ones(4, 1, 1, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x) * self.scale
+        return y
+
+
+def test_what_is_in_float32_or_mixes_is_left_alone() -> None:
+    x, words = torch.randn(1, 3, 4, 4), torch.arange(3)
+    for model, inputs in ((nn.Conv2d(3, 4, 1), (x,)), (Mixes(), (x,)), (nn.ReLU(), (x,)), (nn.Identity(), (words,))):
+        assert in_float32(model, inputs) == (model, inputs, "")
+    model, inputs, note = in_float32(nn.ReLU(), (x.double(), words))
+    assert [y.dtype for y in inputs] == [torch.float32, torch.int64]
+    assert note.startswith("the network computes in float64")
