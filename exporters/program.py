@@ -1,6 +1,7 @@
 """torch.export's graph of a module, whose nodes know the lines of the user's code that they come from."""
 
 import inspect
+import logging
 import os
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
+from torch.fx.experimental import symbolic_shapes
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from nbcompile.core.errors import ExportError
@@ -51,7 +53,8 @@ def program_of(graph: nn.Module, inputs: Inputs, **options: Any) -> ExportedProg
         try:
             return torch.export.export(graph, inputs, strict=False, **options)
         except Exception as error:  # torch.export raises many kinds; all mean that there is no graph
-            raise UncapturedError(_place_of(error), _reason(error)) from error
+            where = _place_of(error) or ("dynamic_shapes" in options and _assumed(graph, inputs, options)) or ""
+            raise UncapturedError(where, _reason(error)) from error
 
 
 def place(node: fx.Node) -> str:
@@ -103,6 +106,34 @@ def _place_of(error: BaseException) -> str:
         error = error.__cause__
     where = users_place(reversed(list(traceback.walk_tb(error.__traceback__))))
     return f" at {where}" if where else ""
+
+
+def _assumed(graph: nn.Module, inputs: Inputs, options: Mapping[str, Any]) -> str:
+    """Where code assumes something of a symbolic size, with ``at`` before it, told by torch's log; empty if nowhere."""
+    places: dict[str, None] = {}
+
+    class Guards(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said = record.getMessage()
+            if "[guard added]" in said and "[guard suppressed]" not in said:
+                frames = traceback.walk_stack(None)
+                places[users_place((f, n) for f, n in frames if f.f_code.co_filename != logging.__file__)] = None
+
+    log, before = logging.getLogger(symbolic_shapes.__name__), logging.root.manager.disable
+    level, handlers, propagate = log.level, log.handlers, log.propagate
+    log.handlers, log.propagate = [Guards()], False
+    log.setLevel(logging.INFO)
+    logging.disable(logging.NOTSET)
+    try:
+        torch.export.export(graph, inputs, strict=False, **options)
+    except Exception:  # as it did before
+        pass
+    finally:
+        logging.disable(before)
+        log.setLevel(level)
+        log.handlers, log.propagate = handlers, propagate
+    known = [place for place in places if place]
+    return f" at {' or '.join(known[:3])}" if known else ""
 
 
 def users_place(frames: Iterable[tuple[FrameType, int]]) -> str:

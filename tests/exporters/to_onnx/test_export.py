@@ -213,14 +213,18 @@ class Unsymbolic(nn.Module):
         return x.relu()
 
 
+def at(kind: type[nn.Module], line: int) -> str:
+    """A line of its forward."""
+    return f"{kind.__name__} cannot be dynamic at {__file__}:{inspect.getsourcelines(kind.forward)[1] + line}, because "
+
+
 REFUSED = {
-    Specialises: "Specialises cannot be dynamic, because its forward uses it as a fixed number: write x.flatten(1) or "
+    Specialises: at(Specialises, 1) + "its forward uses it as a fixed number: write x.flatten(1) or "
     "x.shape[0] instead of that number",
-    Pairs: "Pairs cannot be dynamic, because its forward takes some batch sizes only (Not all values of batch = "
+    Pairs: at(Pairs, 1) + "its forward takes some batch sizes only (Not all values of batch = "
     "L['x'].size()[0] in the specified range satisfy the generated guard (L['x'].size()[0] % 2) == 0): "
     "write it for all",
-    Unsymbolic: f"Unsymbolic cannot be dynamic at {__file__}:{inspect.getsourcelines(Unsymbolic.forward)[1] + 2}, "
-    "because torch.export stops at it (NotImplementedError: no such kernel): "
+    Unsymbolic: at(Unsymbolic, 2) + "torch.export stops at it (NotImplementedError: no such kernel): "
     "write that part of forward in another way",
 }
 
