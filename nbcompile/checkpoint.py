@@ -55,8 +55,8 @@ def save(model: nn.Module, path: str | Path, example_input: ExampleInput | None 
             _look_at_record(model)
         elif not sites(model) and (example_input is not None or origin_of(model) is not None):
             content[RECORD] = record.encode_record({"model": _description(model, example_input, proof)})
-        with atomic(path) as temporary:
-            torch.save(content, temporary)
+        with atomic(path) as temporary, temporary.open("wb") as file:  # not its name: torch hides why a disk is full
+            torch.save(content, file)
 
 
 def check_output(path: str | Path) -> None:

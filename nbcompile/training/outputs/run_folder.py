@@ -112,8 +112,8 @@ class RunFolder:
 
     def save(self, state: dict[str, Any], epoch: Epoch) -> None:
         """Write the checkpoint, then what the epoch adds to the metrics; a resumed run repairs what is lost between."""
-        with atomic(self.checkpoint) as temporary:
-            torch.save({"format": RUN_FORMAT, **state}, temporary)
+        with atomic(self.checkpoint) as temporary, temporary.open("wb") as file:
+            torch.save({"format": RUN_FORMAT, **state}, file)
         with (self.path / "metrics.jsonl").open("a") as metrics:
             metrics.write(_line(epoch))
         if find_spec("tensorboard") is not None:
