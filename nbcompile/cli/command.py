@@ -28,8 +28,9 @@ class Command(PageCommand):
                 return super().invoke(ctx)
         except SystemExit as error:  # nothing of ours, nor of typer's, does so
             *_, (file, line, *_) = traceback.extract_tb(error.__traceback__)
+            code = "" if error.code is None else repr(error.code)
             raise UsageError(
-                f"code of the network, or of its data, ended the process with sys.exit({error.code}) at line {line} of "
+                f"code of the network, or of its data, ended the process with sys.exit({code}) at line {line} of "
                 f"{file}: let it return, or raise an error"
             ) from error
 

@@ -103,10 +103,12 @@ def check_outputs(outputs: Sequence[Path], sources: Iterable[str | Path] = ()) -
     for number, path in enumerate(outputs):
         for source in read:
             if _is_same(path, source):
-                raise UsageError(f"cannot write {path}: it is {source}, which is read; give it another name")
+                raise UsageError(f"cannot write {path}: it is what is read{_also(path, source)}; give it another name")
         for other in outputs[:number]:
             if _is_same(path, other):
-                raise UsageError(f"cannot write {path}: it is {other}, which is written, too; give it another name")
+                raise UsageError(
+                    f"cannot write {path}: another output is the same file{_also(path, other)}; give it another name"
+                )
 
 
 def no_room(error: BaseException | None) -> OSError | None:
@@ -123,6 +125,10 @@ def no_room(error: BaseException | None) -> OSError | None:
 def with_slashes(path: str) -> str:
     """``path`` with ``/`` between its folders, on Windows, too: to look for the place of a module in it."""
     return path.replace("\\", "/")
+
+
+def _also(path: Path, other: str | Path) -> str:
+    return "" if str(path) == str(other) else f" ({other})"
 
 
 def _is_same(one: str | Path, other: str | Path) -> bool:

@@ -11,6 +11,7 @@ from logging import LogRecord
 SENTENCE, WORD = 4000, 600
 """Characters of a sentence, and of a word in it; what is longer loses its middle: what to do stands at the end."""
 
+_LOOKED_AT = 10**6
 _LONG = re.compile(rf"\S{{{WORD + 1},}}")
 
 
@@ -21,10 +22,9 @@ def printable(text: str, most: int = SENTENCE) -> str:
         text: anything; what is printable, and short, stays as it is.
         most: characters of the result, at least 100.
     """
-    text = _shortened(_LONG.sub(lambda word: _shortened(word[0], WORD), text), most)
-    if text.isprintable():
-        return text
-    return _shortened("".join(c if _is_visible(c) else repr(c)[1:-1] for c in text), most)
+    if not text.isprintable():
+        text = "".join(c if _is_visible(c) else repr(c)[1:-1] for c in _shortened(text, _LOOKED_AT))
+    return _shortened(_LONG.sub(lambda word: _shortened(word[0], WORD), text), most)
 
 
 def printable_record(record: LogRecord) -> bool:
