@@ -99,16 +99,22 @@ def check_outputs(outputs: Sequence[Path], sources: Iterable[str | Path] = ()) -
     """
     for path in outputs:
         check_target(path)
-    read = [source for source in sources if os.path.isfile(source)]
+    require_own_files(outputs, [source for source in sources if os.path.isfile(source)])
+
+
+def require_own_files(outputs: Sequence[Path], read: Sequence[str | Path] = ()) -> None:
+    """Check that no two files are the same, by whatever path or link, nor one of those that are ``read``.
+
+    Raises:
+        UsageError: with the first that is.
+    """
     for number, path in enumerate(outputs):
-        for source in read:
-            if _is_same(path, source):
-                raise UsageError(f"cannot write {path}: it is what is read{_also(path, source)}; give it another name")
-        for other in outputs[:number]:
-            if _is_same(path, other):
-                raise UsageError(
-                    f"cannot write {path}: another output is the same file{_also(path, other)}; give it another name"
-                )
+        if source := next((one for one in read if _is_same(path, one)), None):
+            raise UsageError(f"cannot write {path}: it is what is read{_also(path, source)}; give it another name")
+        if other := next((one for one in outputs[:number] if _is_same(path, one)), None):
+            raise UsageError(
+                f"cannot write {path}: another output is the same file{_also(path, other)}; give it another name"
+            )
 
 
 def no_room(error: BaseException | None) -> OSError | None:
