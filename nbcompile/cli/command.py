@@ -27,17 +27,17 @@ class Command(PageCommand):
             with json_alone(ctx.params.get("json")):
                 return super().invoke(ctx)
         except SystemExit as error:  # nothing of ours, nor of typer's, does so
-            *_, (file, line, *_) = traceback.extract_tb(error.__traceback__)
+            place = traceback.extract_tb(error.__traceback__)[-1]
             code = "" if error.code is None else repr(error.code)
             raise UsageError(
-                f"code of the network, or of its data, ended the process with sys.exit({code}) at line {line} of "
-                f"{file}: let it return, or raise an error"
+                f"code of the network, or of its data, ended the process with sys.exit({code}) at line {place.lineno} "
+                f"of {place.filename}: let it return, or raise an error"
             ) from error
 
     def _written(self, ctx: Any) -> Iterator[Path]:
         for parameter in self.params:
             if _is_output(parameter):
-                yield from (path for path in _values(ctx, parameter) if path != STDOUT)
+                yield from (path for path in _values(ctx, parameter) if (parameter.name, path) != ("json", STDOUT))
 
     def _read(self, ctx: Any) -> Iterator[str | Path]:
         for parameter in self.params:

@@ -23,8 +23,7 @@ from nbcompile.core.example import Inputs, change_tensors, origin_of
 from nbcompile.core.graph.channel_ranges import ChannelRanges, channel_ranges
 from nbcompile.core.options import keywords_of
 from nbcompile.core.progress import step
-from nbcompile.deploy.calibration import Calibration
-from nbcompile.deploy.calibration import calibration as calibration_of
+from nbcompile.deploy.calibration import Calibration, calibration
 from nbcompile.deploy.deploy_form import deploy
 from nbcompile.deploy.fit_memory import fit
 from nbcompile.deploy.options import DeviceOptions
@@ -64,8 +63,8 @@ def export_tflite(model: nn.Module, inputs: Inputs, path: Path, **options: Any) 
     origin = origin_of(model)
     recorded = origin.preprocessing if origin else {}
     given = recorded if wanted.preprocessing is None else wanted.preprocessing
-    calibration = wanted.calibration
-    data = calibration_of(calibration, inputs, given) if calibration is not None else Calibration((), ())
+    source = wanted.calibration
+    data = Calibration((), ()) if source is None else calibration(source, inputs, given)
     samples, checked = held_out(data.samples)
     graph = deploy(model, inputs)
     notes = list(data.notes)

@@ -13,12 +13,11 @@ import nbcompile
 
 DSCNN = "nbcompile:dscnn"
 FACTORIES = r"""
-import atexit, os, sys
+import os, sys
 import torch
 from torch import nn
 
 print("printed when imported")
-atexit.register(print, "printed at the end")
 
 
 class Net(nn.Module):
@@ -88,16 +87,16 @@ TAKEN, TWICE = "it is what is read", "another output is the same file"
         (("fuse", "trained.pt", "-o", "t.tflite", "--target", "mcu", "--calibration", "i.npz", "--json", "t.h"), TWICE),
     ],
 )
-def test_an_output_is_a_file_of_its_own(run, trained: Path, words: tuple[str, ...], sentence: str) -> None:
+def test_an_output_is_a_file_of_its_own(run, words: tuple[str, ...], sentence: str) -> None:
+    Path("trained.pt").write_text("days of training")
     Path("link.pt").symlink_to("trained.pt")
     Path("hard.pt").hardlink_to("trained.pt")
     Path("i.npz").touch()
     Path("r").mkdir()
-    before = trained.read_bytes()
     result = run(*words)
     assert result.code == 2
     assert f": {sentence}" in result.err
-    assert trained.read_bytes() == before
+    assert Path("trained.pt").read_text() == "days of training"
     assert sorted(os.listdir()) == ["hard.pt", "i.npz", "link.pt", "r", "trained.pt"]
 
 
@@ -118,8 +117,9 @@ def test_an_output_is_a_file_of_its_own(run, trained: Path, words: tuple[str, ..
     ],
 )
 def test_all_is_checked_before_anything_is_loaded(
-    run, trained: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], sentence: str
+    run, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], sentence: str
 ) -> None:
+    Path("trained.pt").touch()
     for exporter in ("to_onnx", "to_tflite"):  # to import what imports TensorFlow would be another error
         monkeypatch.setitem(sys.modules, f"nbcompile.exporters.{exporter}.export", None)
     result = run("fuse", *words, "-o", "a.onnx", "-o", "a.tflite")
@@ -161,7 +161,9 @@ def test_names_of_files_are_no_markup(run) -> None:
 
 
 def test_json_is_alone_on_standard_output(tmp_path: Path) -> None:
-    (tmp_path / "factories.py").write_text(FACTORIES.replace('"h" * 10**6', '"h"'))
+    (tmp_path / "factories.py").write_text(
+        f"{FACTORIES}\nimport atexit\natexit.register(print, 'printed at the end')\n"
+    )
     words = ("inspect", "factories:hostile", "--input", "1x1x4x4", "--json", "-")
     done = subprocess.run(
         [sys.executable, "-m", "nbcompile", *words], cwd=tmp_path, capture_output=True, text=True, check=True

@@ -13,7 +13,7 @@ from nbcompile.core.errors import CheckpointError
 from nbcompile.core.record import decode_record, is_record
 from nbcompile.core.serialization.weight_files import EXTRA, RECORD
 
-_WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """What ``torch.compile``, FSDP and activation checkpointing put into keys."""
 
 _AVERAGED = {"ema", "shadow", "average", "averaged", "swa"}
@@ -175,7 +175,8 @@ def _split(place: str, tensors: Mapping[str, Tensor]) -> Iterator[Weights]:
 
 def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """``tensors`` without what wrappers put into keys, unless that is the key of another one."""
-    short = {key: _WRAPPERS.sub("", key) for key in tensors}
+    inside = re.compile(rf"(?<![^.])(?:{'|'.join(_WRAPPERS)})\.")
+    short = {key: inside.sub("", key) for key in tensors}
     return {key if name in tensors else name: tensors[key] for key, name in short.items()}
 
 
