@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from nbcompile import __version__
-from nbcompile.cli.command import Command
+from nbcompile.cli.command import CheckedCommand
 from nbcompile.cli.ctrl_c import is_stopped
 from nbcompile.cli.examples import EXAMPLES
 from nbcompile.cli.help_page import page
@@ -60,7 +60,9 @@ class Commands(TyperGroup):
         name = cmd_name.replace("-", "_")
         module = import_module(f"nbcompile.cli.{name}")
         alone = typer.Typer(add_completion=False, **TYPER)
-        alone.command(cmd_name, cls=Command, epilog=EXAMPLES[cmd_name], **SETTINGS)(getattr(module, f"{name}_command"))
+        alone.command(cmd_name, cls=CheckedCommand, epilog=EXAMPLES[cmd_name], **SETTINGS)(
+            getattr(module, f"{name}_command")
+        )
         return typer.main.get_command(alone)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:

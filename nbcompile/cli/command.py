@@ -12,7 +12,7 @@ from nbcompile.core.files import check_outputs
 from nbcompile.core.options import WRITE
 
 
-class Command(PageCommand):
+class CheckedCommand(PageCommand):
     """Its options say what it reads and writes: those under the heading ``WRITE`` whose value is a ``FILE``."""
 
     def invoke(self, ctx: Any) -> Any:

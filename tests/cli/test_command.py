@@ -160,7 +160,14 @@ def test_names_of_files_are_no_markup(run) -> None:
     assert "written: b[b]:smile:.pt (" in result.out
 
 
-def test_json_is_alone_on_standard_output(tmp_path: Path) -> None:
+def test_json_is_alone(run, factories: None) -> None:
+    result = run("inspect", "factories:hostile", "--input", "1x1x4x4", "--json", "-")
+    assert [layer["name"] for layer in json.loads(result.out)["layers"]][1] == "b[/b]"
+    assert "printed when imported" in result.err
+
+
+@pytest.mark.slow
+def test_json_is_alone_on_the_standard_output_of_a_process(tmp_path: Path) -> None:
     (tmp_path / "factories.py").write_text(
         f"{FACTORIES}\nimport atexit\natexit.register(print, 'printed at the end')\n"
     )
@@ -184,5 +191,13 @@ def test_of_two_sets_of_weights_a_question(run, tmp_path: Path) -> None:
     assert asked.code == 2
     assert "both.pt holds 2 sets of weights that fit, at 'teacher', 'student': say which is meant" in asked.err
     assert run(*words, "--key", "student").code == 0
+    for command in (
+        ("train", "both.pt", "--model", DSCNN, "--data", "digits"),
+        ("expand", DSCNN, "--weights", "both.pt"),
+    ):
+        asked = run(*command, "-o", "giant.pt")
+        assert "say which is meant" in asked.err
+        assert "has no weights at 'nope'" in run(*command, "-o", "giant.pt", "--key", "nope").err
+    assert run("expand", DSCNN, "-o", "giant.pt", "--key", "x").err.endswith("which weights of that file are meant\n")
     assert run("verify", "both.pt", "--against", DSCNN).code == 2
     assert run("verify", "both.pt", "--against", DSCNN, "--key", "student").code == 0

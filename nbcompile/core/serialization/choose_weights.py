@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nbcompile.core.errors import CheckpointError
 from nbcompile.core.record import decode_record
-from nbcompile.core.serialization.weight_sets import Weights, below, fitting, unusable
+from nbcompile.core.serialization.weight_sets import IN_ONE_DICT, Weights, below, fitting, unusable
 
 _SHOWN = 8
 """Places in a sentence."""
@@ -139,8 +139,11 @@ def _called_averages(sets: Sequence[Weights]) -> Iterator[Weights]:
         id(w.around): Weights(w.place.partition(":")[0], dict(w.around)) for w in sets if not w.listed
     }.values():
         heads = dict.fromkeys(f"{key.partition('.')[0]}." for key in raw.tensors if "." in key)
-        groups = [raw] if raw.averaged else [below(raw.place, raw.tensors, head, None, ()) for head in heads]
-        yield from (group for group in groups if group.averaged and group.tensors)
+        if raw.averaged and raw.tensors:
+            yield raw
+        elif not raw.averaged:
+            named = [head for head in heads if Weights(f"{raw.place}:{head}", {}).averaged]
+            yield from (below(raw.place, raw.tensors, head, None, ()) for head in named[:IN_ONE_DICT])
 
 
 def _completed(average: Weights, base: Weights, parameters: Mapping[str, Sequence[str]]) -> Weights | str:

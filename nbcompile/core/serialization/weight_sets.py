@@ -21,6 +21,9 @@ _LIVE = {"online", "collected"}  # beside an average, and inside what is called 
 _OPTIMIZER = {"optimizer", "optimizers", "optim"}
 _LARGE = 2**24
 
+IN_ONE_DICT = 64
+"""Sets that are looked at in one dict: the work on a file is bounded."""
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -97,7 +100,7 @@ def fitting(sets: list[Weights], keys: Collection[str]) -> Iterator[Weights]:
     keys = [key for key in keys if not key.endswith(EXTRA)]
     for weights in sets if keys else ():
         ends = [k.removesuffix(keys[0]) for k in weights.tensors if f".{k}".endswith(f".{keys[0]}")]
-        prefixes = [prefix for prefix in ends if all(prefix + key in weights.tensors for key in keys)]
+        prefixes = [prefix for prefix in ends if all(prefix + key in weights.tensors for key in keys)][:IN_ONE_DICT]
         for prefix in prefixes:
             yield below(weights.place, weights.tensors, prefix, None, prefixes) if prefixes != [""] else weights
 
@@ -164,7 +167,8 @@ def _split(place: str, tensors: Mapping[str, Tensor]) -> Iterator[Weights]:
         own = f"{_site(payload)}.{EXTRA}"
         prefix = key.removesuffix(own)
         if key == prefix + own and (not prefix or prefix.endswith(".")):
-            heads.setdefault(prefix, key)
+            if len(heads) < IN_ONE_DICT:
+                heads.setdefault(prefix, key)
         else:  # an alias, or a block that was moved to another place
             misplaced = f"the block at '{key}' was expanded as '{own}': give the whole model that expand returned"
     for prefix, head in heads.items():
