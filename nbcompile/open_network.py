@@ -70,9 +70,9 @@ def _check_file(path: Path) -> None:
         os.stat(path)
     except (OSError, ValueError) as error:
         if suffix not in (*TORCH_FILES, *FORMATS):
-            why = f"there is no such file; if a MODEL is meant, write {GRAMMAR}"
+            why: object = f"there is no such file; if a MODEL is meant, write {GRAMMAR}"
         else:
-            why = error.strerror if isinstance(error, OSError) else str(error)
+            why = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(f"{path} cannot be read: {why}") from None
     if os.path.isfile(path) and suffix in FORMATS and FORMATS[suffix].graph:
         raise UsageError(

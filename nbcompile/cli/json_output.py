@@ -25,10 +25,10 @@ def json_alone(path: Path | None) -> Iterator[None]:
     sys.stdout.flush()
     with ExitStack() as stack:
         _results = sys.stdout
-        if sys.stdout is sys.__stdout__:
-            copy = os.dup(sys.stdout.fileno())
-            _results = stack.enter_context(os.fdopen(copy, "w", encoding=sys.stdout.encoding))
-            os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what C++ prints, too
+        own = sys.__stdout__
+        if own is not None and sys.stdout is own:
+            _results = stack.enter_context(os.fdopen(os.dup(own.fileno()), "w", encoding=own.encoding))
+            os.dup2(sys.stderr.fileno(), own.fileno())  # what C++ prints, too
         stack.enter_context(redirect_stdout(sys.stderr))
         stack.callback(_forget)
         yield
