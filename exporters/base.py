@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from nbcompile.core.errors import UsageError
 from nbcompile.core.example import Inputs
 
 
@@ -80,3 +81,9 @@ class Exporter(Protocol):
             UsageError: if the file cannot be written.
         """
         ...
+
+
+def require_batch(batch: int) -> None:
+    """Raise UsageError if ``batch``, the one batch size that a file is to take, is none."""
+    if batch < 1:
+        raise UsageError(f"batch={batch} is no batch size: give 1 or more")

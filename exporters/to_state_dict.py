@@ -52,10 +52,12 @@ def _written(graph: nn.Module, path: Path, *, safe: bool) -> ExportResult:
         if safe:
             # This format refuses shared and strided tensors: every key gets bytes of its own.
             own = {key: x.clone(memory_format=torch.contiguous_format) for key, x in weights.items()}
-            safetensors.torch.save_file(own, temporary, metadata={"format": "pt"})
+            # Not save_file: it makes a file of its own, that only its owner can read.
+            temporary.write_bytes(safetensors.torch.save(own, metadata={"format": "pt"}))
             back = safetensors.torch.load_file(temporary)
         else:
-            torch.save(weights, temporary)
+            with temporary.open("wb") as file:  # not its name: torch hides why a disk takes no more
+                torch.save(weights, file)
             back = torch.load(temporary, map_location="cpu", weights_only=True)
         _compare(back, weights, path)
         size = temporary.stat().st_size

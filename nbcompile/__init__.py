@@ -3,8 +3,11 @@
 The verbs are loaded when they are first used: ``import nbcompile`` imports no torch.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from nbcompile.core.words import printable_record
 
 if TYPE_CHECKING:
     from nbcompile import zoo as zoo
@@ -56,6 +59,8 @@ _HOME = {
 }
 
 __all__ = ["__version__", *_HOME]
+
+logging.getLogger("nbcompile").addFilter(printable_record)  # what is logged names what others named
 
 
 def __getattr__(name: str) -> Any:

@@ -19,9 +19,11 @@ from nbcompile.core.graph.replace import put
 from nbcompile.core.layers import LayerSpec, why_no_layer
 from nbcompile.core.progress import step
 from nbcompile.core.serialization.bounds import bounded
+from nbcompile.core.serialization.choose_weights import Wanted, choose
 from nbcompile.core.serialization.describe import describe_model, unreadable
 from nbcompile.core.serialization.rebuild import origin_from_json, rebuild, with_shared
-from nbcompile.core.serialization.weight_files import EXTRA, RECORD, Weights, choose, find, read_weights
+from nbcompile.core.serialization.weight_files import EXTRA, RECORD, read_weights
+from nbcompile.core.serialization.weight_sets import Weights, find
 from nbcompile.core.tracing.capture import capture
 from nbcompile.core.wrappers import require_loaded, unwrap
 from nbcompile.file_proof import difference
@@ -55,8 +57,8 @@ def save(model: nn.Module, path: str | Path, example_input: ExampleInput | None 
             _look_at_record(model)
         elif not sites(model) and (example_input is not None or origin_of(model) is not None):
             content[RECORD] = record.encode_record({"model": _description(model, example_input, proof)})
-        with atomic(path) as temporary:
-            torch.save(content, temporary)
+        with atomic(path) as temporary, temporary.open("wb") as file:  # not its name: torch hides why a disk is full
+            torch.save(content, file)
 
 
 def check_output(path: str | Path) -> None:
@@ -95,7 +97,8 @@ def load(path: str | Path, model: nn.Module | None = None, key: str | None = Non
 def _loaded(path: Path, model: nn.Module | None, key: str | None, proof: bool) -> nn.Module:
     model = None if model is None else unwrap(model)
     content = read_weights(path)
-    weights, note = choose(find(content, path), key, path, () if model is None else model.state_dict())
+    wanted = Wanted.by_record(_beside(content)) if model is None else Wanted.by(model)
+    weights, note = choose(find(content, path), key, path, wanted)
     if note:
         log.warning("%s", note)
     payload = _payload(content, weights)
@@ -150,12 +153,16 @@ def _description(model: nn.Module, example_input: ExampleInput | None, proof: bo
 
 def _payload(content: Any, weights: Weights) -> Mapping[str, Any] | None:
     """The description of the model: in the record of its first block, or beside the weights of a plain network."""
-    description = None
+    description = _beside(content)
     if weights.described is not None:
         description = record.decode_record(weights.tensors[weights.described], weights.described)["model"]
-    elif isinstance(content, dict) and record.is_record(beside := content.get(RECORD)):
-        description = record.decode_record(cast(Tensor, beside), RECORD).get("model")
     return description if isinstance(description, dict) else None
+
+
+def _beside(content: Any) -> Any:
+    if isinstance(content, dict) and record.is_record(beside := content.get(RECORD)):
+        return record.decode_record(cast(Tensor, beside), RECORD).get("model")
+    return None
 
 
 def _into(model: nn.Module, weights: Weights, payload: Mapping[str, Any] | None, proof: bool) -> nn.Module:

@@ -21,7 +21,7 @@ from nbcompile.core.serialization.describe import describe_model, unreadable
 from nbcompile.core.tracing.capture import capture, opaque
 from nbcompile.core.tracing.observe import is_observed, observe
 from nbcompile.core.tracing.pieces import Piece, pieces
-from nbcompile.core.wrappers import unwrap
+from nbcompile.core.wrappers import require_names, unwrap
 from nbcompile.giant_probe import LayerNeededError, probe
 from nbcompile.pass_runner import run_passes
 from nbcompile.passes import ExpandSites
@@ -75,6 +75,7 @@ def expand(
     Source: NetBooster (arXiv 2306.13586) sec. 3.3 and 4.1; ``preserve`` and the borders are ours.
     """
     model = unwrap(model)
+    require_names(model, "expand")
     inputs = inputs_for(model, example_input, who="expand")
     expander = ExpandSites(where, block, ratio, preserve, pad_first)
     while True:
@@ -121,7 +122,9 @@ def candidates(model: nn.Module, example_input: ExampleInput | None = None) -> t
         model: left as it is.
         example_input: as of :func:`expand`.
     """
-    gm, parts = _graph(working_copy(unwrap(model)), inputs_for(model, example_input, who="inspect"))
+    model = unwrap(model)
+    require_names(model, "inspect")
+    gm, parts = _graph(working_copy(model), inputs_for(model, example_input, who="inspect"))
     return ExpandSites(parts=parts).candidates(gm)
 
 

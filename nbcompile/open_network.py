@@ -1,5 +1,6 @@
 """The network that a command is given, as a file or as a MODEL."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from nbcompile.core.errors import CheckpointError, UsageError
 from nbcompile.core.example import Origin, origin_of, remember
 from nbcompile.exporters import FORMATS
 from nbcompile.models import build, parse_input
-from nbcompile.spec_strings import GRAMMAR, without_weights
+from nbcompile.spec_strings import GRAMMAR, parse, without_weights
 
 
 def open_network(source: str, *, model: str | None, key: str | None, input_shape: str | None) -> nn.Module:
@@ -20,11 +21,9 @@ def open_network(source: str, *, model: str | None, key: str | None, input_shape
         UsageError: if the words do not fit.
         CheckpointError: if the file cannot be read.
     """
+    check_words(source, model=model, key=key, input_shape=input_shape)
     if not is_file(source):
-        if model is not None or key is not None:
-            raise UsageError(f"--model and --key go with a file; '{source}' is a MODEL")
         return build(source, input_shape).model
-    _check_file(Path(source))
     network = load(source, model=build(without_weights(model), input_shape).model if model else None, key=key)
     if input_shape is not None:
         known = origin_of(network)
@@ -33,11 +32,30 @@ def open_network(source: str, *, model: str | None, key: str | None, input_shape
     return network
 
 
+def check_words(source: str, *, model: str | None, key: str | None, input_shape: str | None) -> None:
+    """Find out before anything is read or built whether the words of `open_network` fit.
+
+    Raises:
+        UsageError: if they do not.
+        CheckpointError: if there is no such file.
+    """
+    if input_shape is not None:
+        parse_input(input_shape)
+    if is_file(source):
+        _check_file(Path(source))
+    elif model is not None or key is not None:
+        raise UsageError(f"--model and --key go with a file; '{source}' is a MODEL")
+    else:
+        parse(source)
+    if model is not None:
+        parse(model)
+
+
 def is_file(source: str) -> bool:
     """Whether ``source`` is meant as a file and not as a MODEL; a missing one is: the complaint is about the file."""
     path = Path(source)
     named = ":" not in source and (path.suffix != "" or len(path.parts) > 1)  # each MODEL has a colon
-    return named or path.suffix.lower() in (*TORCH_FILES, *FORMATS) or path.is_file()
+    return named or path.suffix.lower() in (*TORCH_FILES, *FORMATS) or os.path.isfile(path)
 
 
 def _check_file(path: Path) -> None:
@@ -45,12 +63,18 @@ def _check_file(path: Path) -> None:
 
     Raises:
         UsageError: if it is a deploy file.
-        CheckpointError: if it is missing, and its name may be meant as a MODEL.
+        CheckpointError: if it is missing; its name may be meant as a MODEL.
     """
     suffix = path.suffix.lower()
-    if not path.exists() and suffix not in (*TORCH_FILES, *FORMATS):
-        raise CheckpointError(f"{path} cannot be read: there is no such file; if a MODEL is meant, write {GRAMMAR}")
-    if path.is_file() and suffix in FORMATS and FORMATS[suffix].graph:
+    try:
+        os.stat(path)
+    except (OSError, ValueError) as error:
+        if suffix not in (*TORCH_FILES, *FORMATS):
+            why: object = f"there is no such file; if a MODEL is meant, write {GRAMMAR}"
+        else:
+            why = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{path} cannot be read: {why}") from None
+    if os.path.isfile(path) and suffix in FORMATS and FORMATS[suffix].graph:
         raise UsageError(
             f"{path} is a deploy file, of which no network can be made: give the trained file or the MODEL that it was "
             "written from (nbcompile inspect shows its layers)"

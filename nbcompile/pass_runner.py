@@ -1,13 +1,14 @@
 """Run passes in order: dump the graph between them, and prove each by numbers if asked to."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from torch import fx
 
-from nbcompile.core.env import dump_folder
-from nbcompile.core.errors import PostconditionError
+from nbcompile.core.errors import PostconditionError, UsageError
 from nbcompile.core.example import Inputs
 from nbcompile.core.graph.nodes import render_graph
 from nbcompile.core.numerics import output_tolerance, relative_error
@@ -75,11 +76,28 @@ def run_passes(passes: Sequence[Pass], gm: fx.GraphModule, verify: Inputs | None
     return results
 
 
+def _dump_folder() -> Path | None:
+    """``NBCOMPILE_DUMP``: where the graph is written after every pass; created if it is missing.
+
+    Raises:
+        UsageError: if the folder cannot be created.
+    """
+    value = os.environ.get("NBCOMPILE_DUMP")
+    if not value:
+        return None
+    folder = Path(value)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"NBCOMPILE_DUMP={value}: the folder cannot be created: {error.strerror}") from None
+    return folder
+
+
 class _Run:
     """Passes that are applied to one graph, one after the other; the graph has to be recompiled after the last."""
 
     def __init__(self, gm: fx.GraphModule, verify: Inputs | None) -> None:
-        self.gm, self.verify, self.folder, self.number = gm, verify, dump_folder(), 0
+        self.gm, self.verify, self.folder, self.number = gm, verify, _dump_folder(), 0
         self._dump("input")
 
     def apply(self, one: Pass) -> PassResult:
@@ -94,7 +112,7 @@ class _Run:
 
     def _dump(self, name: str) -> None:
         if self.folder is not None:
-            (self.folder / f"{self.number:02d}-{name}.txt").write_text(render_graph(self.gm))
+            (self.folder / f"{self.number:02d}-{name}.txt").write_text(render_graph(self.gm), encoding="utf-8")
 
     def _prove(self, name: str, before: Any) -> None:
         self.gm.recompile()

@@ -257,6 +257,21 @@ def test_average_of_checkpoints(file: Path) -> None:
     check(file, giant)
 
 
+@pytest.mark.parametrize("cls", [Net, Aliased])
+def test_average_of_the_parameters_alone(cls: type[Net], file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As torch_ema and diffusers keep it: a list, which is copied into the model when it is measured."""
+    giant = make(cls)
+    train(giant, giant)
+    shadow = [(0.5 * p).detach() for p in giant.parameters()]
+    torch.save({"net": giant.state_dict(), "ema": {"decay": 0.5, "shadow_params": shadow}}, file)
+    check(file, giant, cls, key="net")
+    with torch.no_grad():
+        for parameter, average in zip(giant.parameters(), shadow, strict=True):
+            parameter.copy_(average)
+    check(file, giant, cls)
+    assert "'ema.shadow_params' is an average of the parameters alone: buffers are those of 'net'" in caplog.text
+
+
 def test_weights_of_the_fused_network_go_back_to_any_trainer(file: Path) -> None:
     giant = make()
     train(giant, giant)

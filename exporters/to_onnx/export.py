@@ -25,7 +25,7 @@ from nbcompile.core.example import Inputs
 from nbcompile.core.files import atomic
 from nbcompile.core.progress import step
 from nbcompile.core.rounding import Allowed, allowed
-from nbcompile.exporters.base import ExportResult
+from nbcompile.exporters.base import ExportResult, require_batch
 from nbcompile.exporters.program import first_line
 from nbcompile.exporters.to_onnx.blame import first_difference
 from nbcompile.exporters.to_onnx.check import ONE_BATCH, Case, cases, measure, resized
@@ -64,8 +64,7 @@ def write_onnx(
     if any(x.numel() == 0 for x in inputs):
         raise UsageError("the example input holds no sample; exporting needs at least one")
     if batch is not None:
-        if batch < 1:
-            raise UsageError(f"batch={batch} is no batch size: give 1 or more")
+        require_batch(batch)
         inputs, dynamic_batch = resized(inputs, batch), False
     reference = graph if reference is None else reference
     with step("running the network in PyTorch"):

@@ -3,18 +3,10 @@
 from pathlib import Path
 
 from nbcompile.exporters.to_tflite.build import BuiltFile
+from nbcompile.exporters.to_tflite.file.options import names_beside
 from nbcompile.exporters.to_tflite.run.arena import Arena
 from nbcompile.exporters.to_tflite.targets.micro_sources import sources
 from nbcompile.exporters.to_tflite.targets.raspberrypi import benchmark_script
-
-
-def names_beside(path: Path, micro: bool, scheme: str) -> tuple[Path, ...]:
-    """The files that `files_beside` gives, before they can be made."""
-    if micro:
-        endings: tuple[str, ...] = (".h", ".cc", "_ops.h", "_main.cc")
-    else:
-        endings = () if scheme == "float32" else ("_float32.tflite", "_benchmark.py")
-    return tuple(path.with_name(path.stem + ending) for ending in endings)
 
 
 def files_beside(

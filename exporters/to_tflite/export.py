@@ -28,8 +28,8 @@ from nbcompile.exporters.to_tflite.build import (
     build_file,
     with_corrected_bias,
 )
-from nbcompile.exporters.to_tflite.companions import files_beside, names_beside
-from nbcompile.exporters.to_tflite.file.options import AS_IT_IS, Limits, Recipe
+from nbcompile.exporters.to_tflite.companions import files_beside
+from nbcompile.exporters.to_tflite.file.options import AS_IT_IS, Limits, Recipe, names_beside
 from nbcompile.exporters.to_tflite.proof import agreements, arena_needed, layer_errors, require_limits
 from nbcompile.exporters.to_tflite.run.agreement import Agreement
 from nbcompile.exporters.to_tflite.run.arena import Arena, measure_arena

@@ -14,12 +14,14 @@ import typer
 from typer.core import TyperGroup
 
 from nbcompile import __version__
+from nbcompile.cli.command import CheckedCommand
 from nbcompile.cli.ctrl_c import is_stopped
 from nbcompile.cli.examples import EXAMPLES
-from nbcompile.cli.help_page import PageCommand, page
+from nbcompile.cli.help_page import page
 from nbcompile.cli.options import MODELS
 from nbcompile.cli.progress import progress_shown
 from nbcompile.core.errors import NBCompileError
+from nbcompile.core.words import printable
 
 COMMANDS = {
     "expand": "Layers of a MODEL become blocks: write the giant.",
@@ -58,7 +60,7 @@ class Commands(TyperGroup):
         name = cmd_name.replace("-", "_")
         module = import_module(f"nbcompile.cli.{name}")
         alone = typer.Typer(add_completion=False, **TYPER)
-        alone.command(cmd_name, cls=PageCommand, epilog=EXAMPLES[cmd_name], **SETTINGS)(
+        alone.command(cmd_name, cls=CheckedCommand, epilog=EXAMPLES[cmd_name], **SETTINGS)(
             getattr(module, f"{name}_command")
         )
         return typer.main.get_command(alone)
@@ -116,4 +118,4 @@ def _log_to_stderr() -> None:
 
 def _complain(sentence: str) -> None:
     if not is_stopped():  # else it is what somebody made of Ctrl-C
-        print(f"nbcompile: error: {sentence}", file=sys.stderr)
+        print(f"nbcompile: error: {printable(sentence)}", file=sys.stderr)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nbcompile.cli.options import MODEL_HELP, Input, Json, flag, give, output, source
+from nbcompile.cli.options import MODEL_HELP, Input, Json, Key, flag, give, output, source
 from nbcompile.cli.table_options import takes
 from nbcompile.core.options import CHECKS, READ
 from nbcompile.training.config import TrainConfig
@@ -19,6 +19,7 @@ def expand_command(
     weights: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Trained weights of MODEL.", rich_help_panel=READ)
     ] = None,
+    key: Key = None,
     input: Input = None,
     json: Json = None,
     verify_each: Annotated[
@@ -29,5 +30,5 @@ def expand_command(
     from nbcompile.cli.run.expand import run_expand
     from nbcompile.cli.show import show_expand
 
-    found = run_expand(model, output, weights=weights, input_shape=input, verify_each=verify_each, **options)
+    found = run_expand(model, output, weights=weights, key=key, input_shape=input, verify_each=verify_each, **options)
     give(found, json, show_expand)

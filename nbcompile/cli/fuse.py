@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from nbcompile.cli.json_output import STDOUT
 from nbcompile.cli.options import MODEL_HELP, Input, Json, Key, Model, flag, give, output, source
 from nbcompile.cli.table_options import takes
 from nbcompile.core.options import CHECKS, WRITE
@@ -51,5 +52,6 @@ def fuse_command(
     found = run_fuse(
         trained, output, model=model, key=key, input_shape=input, force=force, verify_each=verify_each, report=report,
         command=" ".join(["nbcompile", *sys.argv[1:]]), device=options, batch=batch,
+        json=None if json == STDOUT else json,
     )  # fmt: skip
     give(found, json, partial(show_fuse, explain=explain, layers=layers))

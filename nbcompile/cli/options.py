@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from nbcompile.cli.json_output import STDOUT, result_stream
 from nbcompile.core.options import READ, WRITE
 
 ZOO = ("mobilenetv2_tiny", "mobilenetv2_35", "mobilenetv2_50", "mobilenetv2_100", "mcunet", "dscnn")
@@ -25,15 +26,6 @@ MODEL is a network, named in one string:
   MODEL?key=value&key=value  with options of its builder
   MODEL?pretrained=true      with the weights of torchvision or timm; without
                              this word nothing is ever downloaded"""
-
-
-def writable(path: Path | None) -> Path | None:
-    """Refuse a file for the result before the work whose result it is."""
-    from nbcompile.core.files import check_target
-
-    if path is not None and str(path) != "-":
-        check_target(path)
-    return path
 
 
 def models(incomplete: str) -> Iterator[str]:
@@ -71,7 +63,6 @@ Json = Annotated[
     typer.Option(
         "--json",
         metavar="FILE",
-        callback=writable,
         help="Write the result as JSON, too; - is stdout, instead of tables.",
         rich_help_panel=WRITE,
     ),
@@ -97,14 +88,14 @@ def give(found: dict[str, Any], path: Path | None, show: Any) -> None:
     """Show ``found`` with ``show``, and write it to ``path``; ``-`` is stdout, instead. Infinities become null."""
     from nbcompile.results.numbers import json_ready
 
-    if path is not None and str(path) == "-":
-        print(json.dumps(json_ready(found), default=str))
+    if path == STDOUT:
+        print(json.dumps(json_ready(found), default=str), file=result_stream())
         return
     if path is not None:
         from nbcompile.core.files import atomic
 
         with atomic(path) as temporary:
             temporary.write_text(json.dumps(json_ready(found), default=str, indent=1) + "\n")
-    from rich.console import Console
+    from nbcompile.cli.terminal import standard_output
 
-    show(found, Console())
+    show(found, standard_output())

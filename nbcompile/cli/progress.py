@@ -16,6 +16,7 @@ from threading import Lock
 from typing import IO, TYPE_CHECKING
 
 from nbcompile.core.progress import StepEvent, listening
+from nbcompile.core.words import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -94,6 +95,7 @@ class StepLines:
     def _table(self) -> "Table":
         from rich.progress_bar import ProgressBar
         from rich.table import Table
+        from rich.text import Text
 
         table = Table.grid(padding=(0, 1, 0, 0))
         table.add_column(no_wrap=True, overflow="ellipsis")
@@ -104,7 +106,7 @@ class StepLines:
             if now - started >= AT_ONCE:
                 known = step.total is not None
                 table.add_row(
-                    "  " * (len(step.path) - 1) + step.path[-1],
+                    Text("  " * (len(step.path) - 1) + printable(step.path[-1])),
                     ProgressBar(step.total, step.done, _BAR) if known else "",
                     f"{step.done}/{step.total}" if known else f"{step.done or ''}",
                     _clock(now - started),

@@ -4,14 +4,15 @@ from typing import Any
 
 from rich.console import Console
 
-from nbcompile.cli.show_device import new_table, show_device
+from nbcompile.cli.show_device import show_device
+from nbcompile.cli.terminal import add_row, new_table, say
 
 
 def show_expand(found: dict[str, Any], console: Console) -> None:
     """The sites, and what they cost during training."""
     _sites(found["sites"], console)
     _costs({"original": found["original"], "giant": found["giant_cost"]}, console)
-    console.print(f"written: {found['giant']}", highlight=False, soft_wrap=True)
+    say(console, f"written: {found['giant']}")
 
 
 def show_fuse(found: dict[str, Any], console: Console, *, explain: bool = False, layers: bool = False) -> None:
@@ -22,9 +23,9 @@ def show_fuse(found: dict[str, Any], console: Console, *, explain: bool = False,
     _checks(found["checks"], console)
     for file in found["files"]:
         error = "" if file["error"] is None else f", relative error {file['error']:.1e} against torch"
-        console.print(f"written: {file['path']} ({file['bytes']:,} bytes{error})", highlight=False, soft_wrap=True)
+        say(console, f"written: {file['path']} ({file['bytes']:,} bytes{error})")
         for note in file.get("notes", ()):
-            console.print(f"  {note}", highlight=False, soft_wrap=True)
+            say(console, f"  {note}")
         if "device" in file:
             show_device(file["device"], console, layers=layers)
 
@@ -36,53 +37,52 @@ def show_verify(found: dict[str, Any], console: Console) -> None:
 
 def show_train(found: dict[str, Any], console: Console) -> None:
     """Where the run ended."""
-    console.print(f"accuracy: {found['accuracy']:.2%} ({found['method']} on {found['data']})", highlight=False)
+    say(console, f"accuracy: {found['accuracy']:.2%} ({found['method']} on {found['data']})")
     for key, what in (
         ("fused_accuracy", "the fused network"),
         ("onnx_accuracy", "tiny.onnx in ONNX Runtime"),
         ("int8_accuracy", "tiny.tflite in LiteRT, int8"),
     ):
         if found.get(key) is not None:
-            console.print(f"accuracy of {what}: {found[key]:.2%}", highlight=False)
+            say(console, f"accuracy of {what}: {found[key]:.2%}")
     for note in found.get("notes", ()):
-        console.print(note, highlight=False, soft_wrap=True, markup=False)
-    console.print(f"written: {found['output']}, run folder {found['run_dir']}", highlight=False, soft_wrap=True)
-    console.print(f"this run cost {found['cost']['in_words']}", highlight=False, soft_wrap=True)
-    console.print(found["advice"], highlight=False, soft_wrap=True, markup=False)
+        say(console, note)
+    say(console, f"written: {found['output']}, run folder {found['run_dir']}")
+    say(console, f"this run cost {found['cost']['in_words']}")
+    say(console, found["advice"])
 
 
 def show_inspect(found: dict[str, Any], console: Console) -> None:
     """The layers, the sites or the candidates, and the totals."""
     table = new_table("layer", "kind", "MACs", "params")
     for layer in found["layers"]:
-        table.add_row(
-            layer["name"] or "(the model itself)", layer["kind"], f"{layer['macs']:,}", f"{layer['params']:,}"
-        )
+        name = layer["name"] or "(the model itself)"
+        add_row(table, name, layer["kind"], f"{layer['macs']:,}", f"{layer['params']:,}")
     console.print(table)
     if found.get("sites"):
         _sites(found["sites"], console)
     elif candidates := found.get("candidates"):
         names = candidates.get("names") or []
         what = candidates.get("why") or f"{len(names)} by pattern '{candidates['pattern']}': {', '.join(names)}"
-        console.print(f"candidates for expansion: {what}", highlight=False, soft_wrap=True)
+        say(console, f"candidates for expansion: {what}")
     _costs({"total": found["cost"]}, console)
 
 
 def _passes(passes: list[dict[str, Any]], console: Console) -> None:
     for one in passes:
         skipped = one["skipped"]
-        console.print(f"{one['pass']}: {one['rewritten']} rewritten, {len(skipped)} skipped", highlight=False)
+        say(console, f"{one['pass']}: {one['rewritten']} rewritten, {len(skipped)} skipped")
         for line in one["how"]:
-            console.print(f"  {line}", highlight=False, soft_wrap=True, markup=False)
+            say(console, f"  {line}")
         for skip in skipped:
-            console.print(f"  skipped {skip['name']}: {skip['reason']}", highlight=False, soft_wrap=True, markup=False)
+            say(console, f"  skipped {skip['name']}: {skip['reason']}")
 
 
 def _sites(sites: list[dict[str, Any]], console: Console) -> None:
     table = new_table("site", "pattern", "block", "ratio", "slope", left=3)
     for site in sites:
         block = site["block"] + (", preserved" if site["preserve"] else "")
-        table.add_row(site["name"], site["pattern"], block, str(site["ratio"]), f"{site['slope']:.4g}")
+        add_row(table, site["name"], site["pattern"], block, str(site["ratio"]), f"{site['slope']:.4g}")
     console.print(table)
 
 
@@ -90,12 +90,12 @@ def _costs(costs: dict[str, Any], console: Console) -> None:
     table = new_table("", "MACs", "FLOPs (2 × MACs)", "params", left=1)
     for name, cost in costs.items():
         if cost is not None:
-            table.add_row(name, *(f"{cost[key]:,}" for key in ("macs", "flops", "params")))
+            add_row(table, name, *(f"{cost[key]:,}" for key in ("macs", "flops", "params")))
     console.print(table)
 
 
 def _checks(checks: list[dict[str, Any]], console: Console) -> None:
     for check in checks:
-        mark = "[green]ok[/]  " if check["passed"] else "[red]FAIL[/]"
+        mark = ("ok  ", "green") if check["passed"] else ("FAIL", "red")
         limit = "" if check["limit"] is None else f" (at most {check['limit']:.0e})"
-        console.print(f"{mark} {check['name']}: {check['detail']}{limit}", highlight=False, soft_wrap=True)
+        say(console, f" {check['name']}: {check['detail']}{limit}", *mark)

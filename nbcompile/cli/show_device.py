@@ -3,21 +3,12 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from nbcompile.cli.terminal import add_row, new_table, say
 from nbcompile.results.device import Device, Interpreter, QuantizedRow, first_out_of_band, verdict
 from nbcompile.results.numbers import DASH, count, decibels, exact, known, percent, ratio, small
-
-
-def new_table(*heads: str, left: int = 2) -> Table:
-    """An empty table with columns ``heads``; the first ``left`` hold words, the others numbers."""
-    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for number, head in enumerate(heads):
-        table.add_column(head, justify="left" if number < left else "right", overflow="fold")
-    return table
 
 
 def show_device(found: dict[str, Any], console: Console, *, layers: bool = False) -> None:
@@ -29,9 +20,9 @@ def show_device(found: dict[str, Any], console: Console, *, layers: bool = False
         layers: whether to show every layer.
     """
     device = Device.of(found)
-    console.print(Text(", ".join(filter(None, (device.file, device.target, device.scheme)))), soft_wrap=True)
+    say(console, ", ".join(filter(None, (device.file, device.target, device.scheme))))
     for line in (*_memory(device), *_work(device), *_band(device.layers), *device.notes):
-        console.print(Text(f"  {line}"), soft_wrap=True)
+        say(console, f"  {line}")
     if device.interpreters:
         console.print(_interpreters(device.interpreters))
     if layers and device.layers:
@@ -68,7 +59,7 @@ def _band(layers: Sequence[QuantizedRow]) -> Iterator[str]:
 def _interpreters(rows: Sequence[Interpreter]) -> Table:
     table = new_table("against torch", "SQNR", "max LSB", "mean LSB", "same top-1", left=1)
     for row in rows:
-        table.add_row(Text(row.name), decibels(row.sqnr), small(row.max_lsb), small(row.mean_lsb), percent(row.top1))
+        add_row(table, row.name, decibels(row.sqnr), small(row.max_lsb), small(row.mean_lsb), percent(row.top1))
     return table
 
 
@@ -78,5 +69,5 @@ def _layers(rows: Sequence[QuantizedRow]) -> Table:
     for row in rows:
         band = DASH if row.in_band is None else "in" if row.in_band else "first out" if row is first else "out"
         numbers = (small(row.low), small(row.high), small(row.scale), decibels(row.sqnr))
-        table.add_row(Text(row.name), *numbers, band, count(row.weight_bytes))
+        add_row(table, row.name, *numbers, band, count(row.weight_bytes))
     return table

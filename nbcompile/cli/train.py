@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nbcompile.cli.options import MODEL_HELP, Input, Json, Model, flag, give, output, source
+from nbcompile.cli.options import MODEL_HELP, Input, Json, Key, Model, flag, give, output, source
 from nbcompile.cli.table_options import takes
 from nbcompile.core.options import CHECKS, WRITE
 from nbcompile.training.config import TrainConfig
@@ -17,6 +17,7 @@ def train_command(
     output: Annotated[Path, output("File to write, such as trained.pt.")],
     options: dict[str, Any],
     model: Model = None,
+    key: Key = None,
     input: Input = None,
     run_dir: Annotated[
         Path | None,
@@ -38,7 +39,7 @@ def train_command(
     from nbcompile.training.engine import is_main_process
 
     result = run_train(
-        trained, output=output, model=model, input_shape=input, run_dir=run_dir, resume=resume,
+        trained, output=output, model=model, key=key, input_shape=input, run_dir=run_dir, resume=resume,
         check_export=check_export, **options,
     )  # fmt: skip
     if is_main_process():

@@ -11,16 +11,22 @@
     ├── CheckpointError     2  a file cannot be read, or is not what it should be
     └── UsageError          2  wrong arguments, or a missing extra
 
-A message says who, what was found, what was needed, and what to do, in one sentence or two.
+A message says who, what was found, what was needed, and what to do, in one sentence or two. It is printable, whatever
+the names in it.
 """
 
 from typing import ClassVar
+
+from nbcompile.core.words import printable
 
 
 class NBCompileError(Exception):
     """Base class; ``exit_code`` is what the command line returns."""
 
     exit_code: ClassVar[int] = 1
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class CaptureError(NBCompileError):

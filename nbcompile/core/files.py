@@ -5,17 +5,21 @@ moment a run is killed at, the output name holds the old bytes or the complete n
 empty file whose lock says that its run is alive: Windows lets nobody write or rename a file that is locked itself.
 """
 
+import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nbcompile.core.errors import UsageError
+from nbcompile.core.errors import NBCompileError, UsageError
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+"""What the system says where it takes no more bytes."""
 
 
 @contextmanager
@@ -25,23 +29,32 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     The temporary is ``.NAME.nbcompile-RANDOM`` plus the suffix of ``path`` (writers look at it), in the same folder.
     It is removed if the block raises; after a kill the next run for the same name removes it. A symbolic link is
     followed: the file that it points to is replaced. The new file has the permissions of the old one, or what the
-    umask gives.
+    umask gives, whatever its writer made of them.
 
     Args:
         path: the output file; its folder must exist.
 
     Raises:
-        UsageError: if the temporary cannot be created, or cannot take the place of ``path``.
+        UsageError: if the temporary cannot be created or filled, or cannot take the place of ``path``.
     """
     target = Path(os.path.realpath(path))
     check_target(target)
     with _temporary(target) as temporary:
-        yield temporary
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        with suppress(FileNotFoundError):
-            temporary.chmod(target.stat().st_mode & 0o7777)
+        mode = temporary.stat().st_mode
         try:
+            yield temporary
+            with temporary.open("rb+") as written:
+                os.fsync(written.fileno())
+        except NBCompileError:  # of another file, perhaps, that is written in the same block
+            raise
+        except Exception as error:
+            if (full := no_room(error)) is None:
+                raise
+            raise UsageError(f"cannot write {path}: {full.strerror}; it is as it was") from error
+        try:
+            with suppress(FileNotFoundError):
+                mode = target.stat().st_mode
+            temporary.chmod(mode & 0o7777)
             os.replace(temporary, target)
         except OSError as error:
             raise UsageError(f"cannot write {path}: {error.strerror}") from error
@@ -52,27 +65,84 @@ def check_target(path: str | os.PathLike[str]) -> None:
     """Find out before long work whether ``path`` can be written; leftovers of killed runs are removed.
 
     Raises:
-        UsageError: if ``path`` is a folder, or its folder is missing, is a file, or is not writable.
+        UsageError: if ``path`` is a folder or a device, or its folder is missing, is a file, or is not writable.
     """
-    target = Path(os.path.realpath(path))
     try:
+        target = Path(os.path.realpath(path))
         if target.is_dir():
             raise UsageError(f"cannot write {path}: it is a folder; name a file in it")
+        if target.exists() and not target.is_file():
+            raise UsageError(f"cannot write {path}: it is no file, but a device, a pipe or a socket; name a file")
         if not target.parent.exists():
             raise UsageError(f"cannot write {path}: the folder {target.parent} does not exist; create it first")
         if not target.parent.is_dir():
             raise UsageError(f"cannot write {path}: {target.parent} is a file, not a folder")
         _sweep(target)
-    except PermissionError as error:
+    except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror} ({error.filename})") from error
+    except ValueError as error:
+        raise UsageError(f"cannot write {path}: it is no name of a file ({error})") from error
     # Permission bits do not tell (root, read-only mounts, quotas): creating a file does.
     with _temporary(target):
         pass
 
 
+def check_outputs(outputs: Sequence[Path], sources: Iterable[str | Path] = ()) -> None:
+    """Find out before any work whether all files of one command can be written, and each is a file of its own.
+
+    Args:
+        outputs: all that the command writes.
+        sources: what it reads; what is no file is passed over.
+
+    Raises:
+        UsageError: as of `check_target`, if two outputs are the same file, or one is read; by whatever path or link.
+    """
+    for path in outputs:
+        check_target(path)
+    require_own_files(outputs, [source for source in sources if os.path.isfile(source)])
+
+
+def require_own_files(outputs: Sequence[Path], read: Sequence[str | Path] = ()) -> None:
+    """Check that no two files are the same, by whatever path or link, nor one of those that are ``read``.
+
+    Raises:
+        UsageError: with the first that is.
+    """
+    for number, path in enumerate(outputs):
+        if source := next((one for one in read if _is_same(path, one)), None):
+            raise UsageError(f"cannot write {path}: it is what is read{_also(path, source)}; give it another name")
+        if other := next((one for one in outputs[:number] if _is_same(path, one)), None):
+            raise UsageError(
+                f"cannot write {path}: another output is the same file{_also(path, other)}; give it another name"
+            )
+
+
+def no_room(error: BaseException | None) -> OSError | None:
+    """The system's error that is behind ``error``, if it is that no more can be written: libraries hide it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def with_slashes(path: str) -> str:
     """``path`` with ``/`` between its folders, on Windows, too: to look for the place of a module in it."""
     return path.replace("\\", "/")
+
+
+def _also(path: Path, other: str | Path) -> str:
+    return "" if str(path) == str(other) else f" ({other})"
+
+
+def _is_same(one: str | Path, other: str | Path) -> bool:
+    """Whether two names are those of one file, which need not be there."""
+    with suppress(FileNotFoundError):
+        if os.path.samefile(one, other):
+            return True
+    return os.path.normcase(os.path.realpath(one)) == os.path.normcase(os.path.realpath(other))
 
 
 @contextmanager

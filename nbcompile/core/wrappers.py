@@ -1,5 +1,6 @@
 """The door through which every verb takes a model: what may come in, and what is wrapped around it."""
 
+import re
 import sys
 from collections.abc import Mapping
 
@@ -10,6 +11,8 @@ from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 from nbcompile.core.errors import PreconditionError, UsageError
+
+_UNSAID = re.compile(r'["\\\r\n\0\ud800-\udfff]')
 
 
 def unwrap(model: object) -> nn.Module:
@@ -36,18 +39,38 @@ def unwrap(model: object) -> nn.Module:
 
 
 def require_loaded(model: nn.Module, who: str) -> None:
-    """Check that every parameter and buffer has values.
+    """Check that every parameter and buffer has values, and a name that can be said.
 
     Args:
         model: any module.
         who: the verb that needs them, named in the error.
 
     Raises:
-        PreconditionError: naming the first on the meta device.
+        PreconditionError: naming the first on the meta device, or of another name.
     """
+    require_names(model, who)
     for key, value in (*model.named_parameters(), *model.named_buffers()):
         if value.is_meta:
             raise PreconditionError(f"{who}: '{key}' is on the meta device and has no values: load the weights first")
+
+
+def require_names(model: nn.Module, who: str) -> None:
+    """Check that names can be said: graphs say them in Python code between quotes, and files in Unicode.
+
+    Args:
+        model: any module.
+        who: the verb, named in the error.
+
+    Raises:
+        PreconditionError: naming the first that cannot.
+    """
+    layers = (name for name, _ in model.named_modules())
+    for name in (*layers, *(key for key, _ in (*model.named_parameters(), *model.named_buffers()))):
+        if _UNSAID.search(name):
+            raise PreconditionError(
+                f"{who}: '{name}' of {type(model).__name__} cannot be named in a graph: rename it, without quotes, "
+                "backslashes and line breaks"
+            )
 
 
 def _shows_layers(model: nn.Module) -> bool:

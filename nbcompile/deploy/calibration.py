@@ -22,6 +22,7 @@ from nbcompile.core.example import Inputs
 from nbcompile.core.progress import step
 from nbcompile.deploy.calibration_batches import samples_in
 from nbcompile.deploy.calibration_images import images_in, input_of
+from nbcompile.deploy.options import require_calibration
 
 FEW = 32
 """Samples below which ranges are not to be relied on."""
@@ -85,8 +86,7 @@ def _of_path(path: Path, inputs: Inputs, preprocessing: Mapping[str, Any], notes
     elif path.suffix.lower() == ".npz":
         yield from samples_in([_arrays(path, len(inputs))], inputs, notes)
     else:
-        fault = "is not there" if not path.exists() else "is neither"
-        raise UsageError(f"calibration {path} {fault}: give a folder of images, or an .npz with arrays (N, C, H, W)")
+        require_calibration(path)
 
 
 def _of_images(folder: Path, inputs: Inputs, preprocessing: Mapping[str, Any], notes: list[str]) -> Iterator[Inputs]:

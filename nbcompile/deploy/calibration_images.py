@@ -16,9 +16,6 @@ from torch import Tensor
 from nbcompile.core.errors import UsageError, missing_extra
 from nbcompile.image_files import SUFFIXES, opened
 
-KEYS = ("scale", "mean", "std", "crop", "size")
-"""Of a preprocessing; ``size``, which training records, is the input's own side."""
-
 _MODES = {1: "L", 3: "RGB"}
 """Pillow's modes, by the number of channels."""
 

@@ -4,20 +4,25 @@ A new one is a field here; those that say how numbers are stored go on to the ex
 """
 
 import json
+import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from nbcompile.core.errors import UsageError
 from nbcompile.core.options import CHECKS, documented, option, options_of
-from nbcompile.exporters.to_tflite.file.options import IO, RANGES, SCHEMES, Limits, Recipe, require_choice
+from nbcompile.exporters.to_tflite.file.options import IO, RANGES, SCHEMES, Limits, Recipe, names_beside, require_choice
 from nbcompile.exporters.to_tflite.targets.boards import BOARDS
 from nbcompile.exporters.to_tflite.targets.boards import board as board_of
 
 TARGETS = ("raspberrypi", "mcu")
 WHEN = ("auto", "always", "never")
+PREPARED = ("scale", "mean", "std", "crop", "size")
+"""What a preprocessing may say of images; ``size``, which training records, is the input's own side."""
 DEVICE, QUANTIZATION = "Device (.tflite)", "Quantization (.tflite)"
 
 
@@ -129,6 +134,18 @@ class DeviceOptions:
             raise UsageError(
                 f"min_agreement={self.min_agreement} is not a share: give a number from 0 to 1, such as 0.99"
             )
+        if self.min_sqnr is not None and not math.isfinite(self.min_sqnr):
+            raise UsageError(f"min_sqnr={self.min_sqnr} is no limit: give a number of dB, such as 20")
+        recipe, _ = self.recipe(), self.limits()
+        if recipe.calibrated and self.calibration is None:
+            raise UsageError(
+                f"quantize='{self.quantize}' needs a calibration set, some 100 images as the network will see them: "
+                "--calibration FOLDER (calibration=… in Python); quantize='float32' needs none"
+            )
+        if isinstance(self.calibration, str | PathLike):
+            require_calibration(Path(self.calibration))
+        if self.preprocessing is not None:
+            _require_preprocessing(self.preprocessing)
 
     @property
     def micro(self) -> bool:
@@ -141,6 +158,10 @@ class DeviceOptions:
         names = (layers,) if isinstance(layers, str) else tuple(layers)  # a name by itself is no sequence of letters
         return Recipe(self.quantize, self.io, self.ranges, self.per_channel, self.dense_per_channel, names)
 
+    def beside(self, path: Path) -> tuple[Path, ...]:
+        """The files that are written beside the file ``path``."""
+        return names_beside(path, self.micro, self.quantize)
+
     def limits(self) -> Limits:
         """Budgets as numbers; a board gives those that are not given."""
         sram, flash = size_in_bytes(self.sram, "sram"), size_in_bytes(self.flash, "flash")
@@ -148,6 +169,20 @@ class DeviceOptions:
             known = board_of(self.board)
             sram, flash = sram or known.block, flash or known.flash
         return Limits(sqnr=self.min_sqnr, agreement=self.min_agreement, sram=sram, flash=flash)
+
+
+def require_calibration(path: Path) -> None:
+    """Raise UsageError if ``path`` is neither a folder nor an ``.npz``."""
+    if not os.path.isdir(path) and not (path.suffix.lower() == ".npz" and os.path.isfile(path)):
+        fault = "is neither" if os.path.exists(path) else "is not there"
+        raise UsageError(f"calibration {path} {fault}: give a folder of images, or an .npz with arrays (N, C, H, W)")
+
+
+def _require_preprocessing(given: Any) -> None:
+    if not isinstance(given, Mapping):
+        raise UsageError(f"preprocessing={given!r} is no mapping: give {{'scale': …, 'mean': […], 'std': […]}}")
+    if unknown := [str(key) for key in given if key not in PREPARED]:
+        raise UsageError(f"preprocessing: {', '.join(unknown)} is not known; there are {', '.join(PREPARED)}")
 
 
 _UNITS = {"": 1, "K": 1024, "M": 1024**2}

@@ -19,14 +19,11 @@ from typing import Any
 from torch import fx, nn
 
 from nbcompile.core.cost import cost
-from nbcompile.core.errors import UsageError
 from nbcompile.core.example import Inputs, change_tensors, origin_of
 from nbcompile.core.graph.channel_ranges import ChannelRanges, channel_ranges
 from nbcompile.core.options import keywords_of
 from nbcompile.core.progress import step
-from nbcompile.deploy.calibration import Calibration
-from nbcompile.deploy.calibration import calibration as calibration_of
-from nbcompile.deploy.calibration_images import KEYS
+from nbcompile.deploy.calibration import Calibration, calibration
 from nbcompile.deploy.deploy_form import deploy
 from nbcompile.deploy.fit_memory import fit
 from nbcompile.deploy.options import DeviceOptions
@@ -65,14 +62,9 @@ def export_tflite(model: nn.Module, inputs: Inputs, path: Path, **options: Any) 
     inputs = change_tensors(lambda x: x[:1] if x.ndim else x, inputs)
     origin = origin_of(model)
     recorded = origin.preprocessing if origin else {}
-    given = recorded if wanted.preprocessing is None else _mapping(wanted.preprocessing)
-    calibration = wanted.calibration
-    data = calibration_of(calibration, inputs, given) if calibration is not None else Calibration((), ())
-    if recipe.calibrated and calibration is None:
-        raise UsageError(
-            f"quantize='{wanted.quantize}' needs a calibration set, some 100 images as the network will see them: "
-            "--calibration FOLDER (calibration=… in Python); quantize='float32' needs none"
-        )
+    given = recorded if wanted.preprocessing is None else wanted.preprocessing
+    source = wanted.calibration
+    data = Calibration((), ()) if source is None else calibration(source, inputs, given)
     samples, checked = held_out(data.samples)
     graph = deploy(model, inputs)
     notes = list(data.notes)
@@ -90,14 +82,6 @@ def export_tflite(model: nn.Module, inputs: Inputs, path: Path, **options: Any) 
     )  # fmt: skip
     macs = {"macs": cost(graph, inputs).macs, "executed_macs": cost(plain, inputs).macs}
     return replace(result, **macs)  # type: ignore[arg-type]
-
-
-def _mapping(preprocessing: Any) -> Mapping[str, Any]:
-    if not isinstance(preprocessing, Mapping):
-        raise UsageError(f"preprocessing={preprocessing!r} is no mapping: give {{'scale': …, 'mean': […], 'std': […]}}")
-    if unknown := [str(key) for key in preprocessing if key not in KEYS]:
-        raise UsageError(f"preprocessing: {', '.join(unknown)} is not known; there are {', '.join(KEYS)}")
-    return preprocessing
 
 
 @dataclass

@@ -70,4 +70,4 @@ def write(report: Page, path: str | Path) -> None:
     """
     page = render_page(report)
     with atomic(Path(path)) as temporary:
-        Path(temporary).write_text(page, encoding="utf-8")
+        Path(temporary).write_text(page, encoding="utf-8", errors="backslashreplace")  # names may be no Unicode

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from nbcompile.core.copies import copied
 from nbcompile.core.errors import UsageError
+from nbcompile.core.example import origin_of
 from nbcompile.training.data.base import Data
 
 
@@ -27,13 +28,12 @@ def check_fits(model: nn.Module, data: Data, who: str | None = None) -> None:
         raise UsageError(f"{named} has no parameters: there is nothing to {'train' if who is None else 'learn from'}")
     images = torch.zeros((2, *data.shape), dtype=parameter.dtype, device=parameter.device)
     size = "×".join(str(side) for side in data.shape)
-    taken = next((layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), 3)
     trained = f"it must have been trained on {data.name}, or on the same classes"
     try:
         with torch.no_grad():
             logits = trial(images)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:  # what layers raise on a wrong shape
-        advice = f"write MODEL?{_keys(data, taken)}, or choose another input_size" if who is None else trained
+        advice = f"write {_fitting_model(model, data)}, or choose another input_size" if who is None else trained
         raise UsageError(
             f"{named} cannot take the images of {data.name}, {size} ({str(error).splitlines()[0]}): {advice}"
         ) from error
@@ -43,14 +43,22 @@ def check_fits(model: nn.Module, data: Data, who: str | None = None) -> None:
             f"switch its auxiliary heads off, as in MODEL?aux_logits=False"
         )
     if logits.shape != (2, len(data.classes)):
-        advice = f"write MODEL?{_keys(data, taken)}, as in nbcompile:dscnn?{_keys(data, 1)}" if who is None else trained
+        example = f"as in nbcompile:dscnn?num_classes={len(data.classes)}&in_channels={data.shape[0]}"
+        advice = f"write {_fitting_model(model, data)}, {example}" if who is None else trained
         raise UsageError(
             f"{named} gives outputs of shape {tuple(logits.shape[1:])}, but {data.name} has "
             f"{len(data.classes)} classes: {advice}"
         )
 
 
-def _keys(data: Data, taken: int) -> str:
-    """The options of a MODEL that fits ``data``: the channels, too, unless there are 3 and so many are ``taken``."""
-    channels = "" if data.shape[0] == taken == 3 else f"&in_channels={data.shape[0]}"
-    return f"num_classes={len(data.classes)}{channels}"
+def _fitting_model(model: nn.Module, data: Data) -> str:
+    """A MODEL like ``model`` that fits ``data``; its channels are named where they are not the 3 that it takes."""
+    origin = origin_of(model)
+    home = ((origin.model if origin else None) or "").partition(":")[0]
+    taken = next((layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), 3)
+    words = f"num_classes={len(data.classes)}"
+    if data.shape[0] == taken == 3:
+        return f"MODEL?{words}"
+    if home == "torchvision" and data.shape[0] != taken:
+        return f"timm:NAME?{words}&in_chans={data.shape[0]} (torchvision's networks take {taken} channels)"
+    return f"MODEL?{words}&{'in_chans' if home == 'timm' else 'in_channels'}={data.shape[0]}"

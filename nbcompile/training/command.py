@@ -30,6 +30,7 @@ def run_train(
     *,
     output: str | Path,
     model: str | None = None,
+    key: str | None = None,
     input_shape: str | None = None,
     run_dir: str | Path | None = None,
     resume: bool = False,
@@ -44,6 +45,7 @@ def run_train(
         output: the trained file.
         model: the MODEL whose weights the file ``source`` holds: needed where it does not describe itself, and gives
             the class where no library has it.
+        key: which weights of the file, where it has several.
         input_shape: such as ``1x3x96x96``; needed for a ``package.module:factory``.
         run_dir: folder of checkpoints and metrics; None is ``trained-run`` beside ``trained.pt``.
         resume: go on from the run folder's checkpoint, if there is one.
@@ -58,7 +60,7 @@ def run_train(
     config = TrainConfig.from_json({name: value for name, value in options.items() if value is not None})
     check_output(output)
     seed_everything(config.seed)  # the initial weights
-    network = _network(source, model, input_shape)
+    network = _network(source, model, input_shape, key)
     teacher = _teacher(config, input_shape)
     # A run shows itself: no lines of its parts beside its bars.
     with listening(None), nullcontext() if quiet or not is_main_process() else Display() as display:
@@ -76,15 +78,15 @@ def _teacher(config: TrainConfig, input_shape: str | None) -> nn.Module | None:
     return _network(config.teacher, config.teacher_model, input_shape)
 
 
-def _network(source: str, model: str | None, input_shape: str | None) -> nn.Module:
+def _network(source: str, model: str | None, input_shape: str | None, key: str | None = None) -> nn.Module:
     """The network to train, of its own class where that can be had: a traced stand-in trains without dropout."""
-    network = open_network(source, model=model, key=None, input_shape=input_shape)
+    network = open_network(source, model=model, key=key, input_shape=input_shape)
     if model is not None or not is_file(source):
         return network
     origin = origin_of(network)
     known = (origin.model if origin else None) or ""
     if known.partition(":")[0] in LIBRARIES:
-        return open_network(source, model=known, key=None, input_shape=input_shape)
+        return open_network(source, model=known, key=key, input_shape=input_shape)
     if is_main_process():
         log.warning(
             "%s: this trains the graph that was traced in eval mode (dropout is inactive); --model gives the class",

@@ -5,7 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
-from nbcompile.core.errors import NBCompileError
+from nbcompile.core.errors import NBCompileError, UsageError
+from nbcompile.core.files import no_room
 from nbcompile.training.config import TrainConfig
 from nbcompile.training.outputs.run_folder import RunFolder
 
@@ -15,13 +16,20 @@ _ENDED = ("Connection closed by peer", "Connection reset by peer", "Timed out wa
 
 @contextmanager
 def explained(config: TrainConfig, folder: RunFolder) -> Iterator[None]:
-    """Raise what PyTorch says about memory, lost processes and its compiler as an error of ours.
+    """Raise what PyTorch says about memory, lost processes and its compiler, and a full disk, as an error of ours.
 
     Raises:
+        UsageError: if the disk takes no more.
         NBCompileError: with the cause, what to do, and what is left of the run.
     """
     try:
         yield
+    except (OSError, UsageError) as error:
+        full = no_room(error)
+        if full is None:
+            raise
+        said = str(error) if isinstance(error, UsageError) else f"cannot write {folder.path}: {full.strerror}"
+        raise UsageError(f"{said}; {folder.kept()}") from error
     except (RuntimeError, MemoryError) as error:
         sentence = _explanation(error, config)
         if sentence is None:

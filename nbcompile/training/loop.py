@@ -11,6 +11,7 @@ from nbcompile.core.blocks import sites
 from nbcompile.core.copies import copied
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import origin_of
+from nbcompile.core.files import require_own_files
 from nbcompile.core.wrappers import require_loaded, unwrap
 from nbcompile.training.accuracy import accuracy
 from nbcompile.training.begin import set_up
@@ -78,6 +79,7 @@ def train(
     require_loaded(model, "train")
     config = config.for_network(giant=bool(sites(model)))
     folder = RunFolder(Path(run_dir) if run_dir is not None else output.parent / f"{output.stem}-run")
+    require_own_files([output, *folder.files])
     checkpoint = folder.open(config, resume=resume)
     fabric = start_fabric(config)
     with explained(config, folder):

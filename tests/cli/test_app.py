@@ -12,55 +12,17 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from torch import nn
 
 import nbcompile
-from nbcompile.cli import app as cli
 from nbcompile.cli.options import give
 from nbcompile.core.blocks import sites
 from nbcompile.results.numbers import exact
 from nbcompile.testing import scramble_
+from tests.cli.conftest import linear_giant
 
 NETWORKS = {"mobilenetv2_tiny": 144, "mobilenetv2_50": 160, "mobilenetv2_100": 160, "mcunet": 176}
 WRONG = "nbcompile:mobilenetv2_35"
 DSCNN = "nbcompile:dscnn"
-
-
-class Result:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    """Type a command in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def typed(*words: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["nbcompile", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.run_cli()
-        out, err = capsys.readouterr()
-        code = stop.value.code
-        return Result(code if isinstance(code, int) else 0, out, err)
-
-    return typed
-
-
-def linear_giant(path: Path, model: nn.Module, size: int, channels: int = 3, **options) -> nn.Module:
-    giant = nbcompile.expand(model, torch.randn(1, channels, size, size), **options)
-    scramble_(giant)
-    nbcompile.PLT(giant, steps=1).step()
-    nbcompile.save(giant, path)
-    return giant
-
-
-@pytest.fixture
-def trained(tmp_path: Path) -> Path:
-    path = tmp_path / "trained.pt"
-    linear_giant(path, nbcompile.zoo.dscnn(), 8, channels=1)
-    return path
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,16 @@ def test_steps_inside_others_are_indented_and_counted(terminal: tuple[int, io.Te
     assert shown(ours) == [""]
 
 
+def test_names_of_files_are_no_markup_and_one_line(terminal: tuple[int, io.TextIOWrapper]) -> None:
+    _, theirs = terminal
+    with ExitStack() as stack, listening(lines := StepLines(theirs, stack)), step("writing a[red][/b]:x:\n\x1b[2J.pt"):
+        from rich.console import Console
+
+        table = io.StringIO()
+        Console(file=table, width=60, color_system=None).print(lines._table())
+    assert table.getvalue().split("  ")[0] == r"writing a[red][/b]:x:\n\x1b[2J.pt"
+
+
 def test_what_is_logged_meanwhile_stays(
     terminal: tuple[int, io.TextIOWrapper], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from nbcompile.core.errors import UsageError
-from nbcompile.core.files import atomic, check_target
+from nbcompile.core.files import atomic, check_outputs, check_target
+from tests.full_disk import full_disk
 
 POSIX_ONLY = ("fcntl", "resource", "termios", "tty", "pty", "pwd", "grp", "syslog", "readline", "crypt")
 OLD, NEW = b"old" * 1000, b"new!" * 100_000
@@ -174,6 +175,61 @@ def test_permissions_are_the_old_files_or_the_umasks(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o604
 
 
+def test_permissions_are_those_whatever_the_writer_makes_of_them(tmp_path: Path) -> None:
+    """Some writers make a file of their own, for their user alone, and put it in the temporary's place."""
+    path = tmp_path / "tiny.pt"
+    for mode in (0o644, 0o604):
+        with atomic(path) as temporary:
+            other = tmp_path / "other"
+            other.write_bytes(NEW)
+            other.chmod(0o600)
+            other.rename(temporary)
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+        path.chmod(0o604)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_full_disk_is_one_sentence(tmp_path: Path, hidden: bool) -> None:
+    """Libraries raise errors of their own while they handle the system's."""
+    path, other = tmp_path / "tiny.pt", tmp_path / "other.pt"
+    path.write_bytes(OLD)
+
+    def write() -> None:
+        with atomic(other), atomic(path) as temporary, full_disk(1000):
+            try:
+                temporary.write_bytes(NEW)
+            except OSError:
+                if hidden:
+                    raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904  # as torch does
+                raise
+
+    with pytest.raises(UsageError, match=rf"^cannot write {path}: File too large; it is as it was$"):
+        write()
+    assert path.read_bytes() == OLD
+    assert os.listdir(tmp_path) == ["tiny.pt"]
+
+
+def test_outputs_are_files_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("giant.pt").write_bytes(OLD)
+    Path("link.pt").symlink_to("giant.pt")
+    Path("hard.pt").hardlink_to("giant.pt")
+    Path("dangling.pt").symlink_to("new.pt")
+    Path("folder").mkdir()
+    sources = ["giant.pt", "timm:resnet18", "folder", "missing.pt", "x" * 300]
+    check_outputs([Path("tiny.pt"), Path("folder/tiny.pt"), Path("tiny.onnx")], sources)
+    absolute = tmp_path / "folder" / ".." / "giant.pt"
+    for output, how in (("giant.pt", ""), (absolute, r" \(giant.pt\)"), ("link.pt", r" \("), ("hard.pt", r" \(")):
+        with pytest.raises(UsageError, match=rf"^cannot write .*: it is what is read{how}.*; give it another name$"):
+            check_outputs([Path("tiny.pt"), Path(output)], sources)
+    for one, other in (("new.pt", "new.pt"), ("new.pt", "folder/../new.pt"), ("dangling.pt", "new.pt")):
+        with pytest.raises(UsageError, match=rf"^cannot write {other}: another output is the same file.*; give it ano"):
+            check_outputs([Path(one), Path("tiny.onnx"), Path(other)])
+    with pytest.raises(UsageError, match="nope does not exist"):
+        check_outputs([Path("nope/tiny.pt")])
+    assert Path("giant.pt").read_bytes() == OLD
+
+
 def test_a_symbolic_link_stays_one(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "latest.pt").symlink_to(Path("store") / "tiny.pt")
@@ -199,7 +255,10 @@ def test_check_target_leaves_no_trace(tmp_path: Path) -> None:
 
 def test_unusable_targets_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(OLD)
+    os.mkfifo(tmp_path / "pipe")
     for path, reason in [
+        (tmp_path / "pipe", "it is no file, but a device, a pipe or a socket; name a file"),
+        (tmp_path / ("x" * 300), r"File name too long \(.*x\)"),
         (tmp_path, "it is a folder; name a file in it"),
         (tmp_path / "missing" / "tiny.onnx", "missing does not exist; create it first"),
         (tmp_path / "file" / "tiny.onnx", "file is a file, not a folder"),
@@ -210,7 +269,9 @@ def test_unusable_targets_are_refused(tmp_path: Path) -> None:
             check_target(path)
         with pytest.raises(UsageError, match=reason), atomic(path):
             pytest.fail("a block without a file must not run")
-    assert os.listdir(tmp_path) == ["file"]
+    with pytest.raises(UsageError, match=r"a\\x00b: it is no name of a file \(embedded null byte\)$"):
+        check_target(tmp_path / "a\0b")
+    assert sorted(os.listdir(tmp_path)) == ["file", "pipe"]
 
 
 @pytest.fixture

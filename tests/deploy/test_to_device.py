@@ -328,6 +328,8 @@ def test_many_samples_are_held_out(count: int, calibrating: int, checking: int) 
         ({"flash": -1}, "flash=-1 is not a size: give bytes, such as 196608, 192K or 1M"),
         ({"board": "pica"}, "the board 'pica' is not in the table (did you mean pico?): it has "),
         ({"min_agreement": 99}, "min_agreement=99 is not a share: give a number from 0 to 1, such as 0.99"),
+        ({"min_sqnr": float("nan")}, "min_sqnr=nan is no limit: give a number of dB, such as 20"),
+        ({"calibration": "nowhere"}, "calibration nowhere is not there: give a folder of images, or an .npz"),
         ({"target": "mcu", "quantize": "dynamic"}, "quantize='dynamic' makes files that TFLite Micro cannot run: use "),
         (
             {"calibration": None},

@@ -1,4 +1,5 @@
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from nbcompile.core.errors import ExportError
+from nbcompile.core.errors import ExportError, UsageError
 from nbcompile.exporters.to_state_dict import write_safetensors, write_state_dict
+from tests.full_disk import full_disk
 
 
 class Tied(nn.Module):
@@ -34,6 +36,22 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 WRITERS = {".pt": write_state_dict, ".safetensors": write_safetensors}
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_the_file_has_the_umasks_mode_and_a_full_disk_is_a_sentence(tmp_path: Path, suffix: str) -> None:
+    path, model = tmp_path / f"tiny{suffix}", nn.Linear(50, 50)
+    before = os.umask(0o027)
+    try:
+        WRITERS[suffix](model, (), path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    written = path.read_bytes()
+    with full_disk(2000), pytest.raises(UsageError, match=rf"^cannot write {path}: File too large; it is as it was$"):
+        WRITERS[suffix](nn.Linear(50, 50), (), path)
+    assert path.read_bytes() == written
+    assert os.listdir(tmp_path) == [path.name]
 
 
 @pytest.mark.parametrize("suffix", WRITERS)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nbcompile import UsageError
+from nbcompile.core.example import Origin, TensorSpec, remember
 from nbcompile.training.check_fits import check_fits
 from nbcompile.training.data.digits import load_digits
 from nbcompile.training.data.imagefolder import load_imagefolder
@@ -70,6 +71,21 @@ def test_the_advice_names_the_channels_where_they_are_others(
     with pytest.raises(UsageError, match=advice):
         check_fits(net_for(**options), data)
     check_fits(net_for(num_classes=2, in_channels=3), data)
+
+
+@pytest.mark.parametrize(
+    ("home", "advice"),
+    [
+        ("timm", r"write MODEL\?num_classes=10&in_chans=1, or"),
+        ("torchvision", r"write timm:NAME\?num_classes=10&in_chans=1 \(torchvision's networks take 3 channels\), or"),
+        ("nbcompile", r"write MODEL\?num_classes=10&in_channels=1, or"),
+    ],
+)
+def test_the_advice_has_the_words_of_the_library(net_for: Net, home: str, advice: str) -> None:
+    net = net_for(in_channels=3)
+    remember(net, Origin((TensorSpec((1, 3, 8, 8)),), f"{home}:net"))
+    with pytest.raises(UsageError, match=advice):
+        check_fits(net, load_digits())
 
 
 def test_refuses_no_parameters() -> None:

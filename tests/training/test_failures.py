@@ -1,6 +1,7 @@
 """What goes wrong in the middle of a run is said in one sentence."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nbcompile import NBCompileError
+from nbcompile import NBCompileError, UsageError
 from nbcompile.training import TrainConfig, train
 from nbcompile.training.failures import explained
 from nbcompile.training.outputs.run_folder import RunFolder
+from tests.full_disk import full_disk
 
 OPTIONS: dict[str, Any] = {
     "method": "vanilla",
@@ -66,6 +68,28 @@ def test_out_of_memory(tmp_path: Path, want: Callable[[], None], said: str) -> N
         rf"batches\), or lower batch_size 128 or input_size; {tmp_path}/trained-run/last.ckpt still holds epoch 1$"
     )
     assert not (tmp_path / "trained.pt").exists()
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    run, full = tmp_path / "trained-run", ExitStack()
+    net = Hungry(lambda: full.enter_context(full_disk(4000)))
+    with full, pytest.raises(UsageError) as caught:
+        train(net, TrainConfig(**OPTIONS), tmp_path / "trained.pt")
+    assert caught.match(
+        rf"^cannot write {run}/\w+.ckpt: File too large; it is as it was; {run}/last.ckpt still holds ep"
+    )
+    assert not [path for path in run.iterdir() if path.name.startswith(".")]
+
+
+def test_a_full_disk_for_what_is_appended(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("x" * 5000)
+    with (
+        pytest.raises(UsageError, match=rf"^cannot write {tmp_path}: File too large; there is no checkpoint yet$"),
+        explained(TrainConfig(**OPTIONS), RunFolder(tmp_path)),
+        full_disk(5000),
+        (tmp_path / "metrics.jsonl").open("a") as metrics,
+    ):
+        metrics.write("more")
 
 
 @pytest.mark.parametrize(

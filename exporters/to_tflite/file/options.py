@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbcompile.core.errors import UsageError
@@ -105,6 +106,15 @@ def require_choice(option: str, value: str, known: tuple[str, ...]) -> None:
     """Raise UsageError if ``value`` is not one of ``known``."""
     if value not in known:
         raise UsageError(f"{option}='{value}' is not known; known are {', '.join(known)}")
+
+
+def names_beside(path: Path, micro: bool, scheme: str) -> tuple[Path, ...]:
+    """What is written beside the file ``path``: a microcontroller's sources, or what a Raspberry Pi needs."""
+    if micro:
+        endings: tuple[str, ...] = (".h", ".cc", "_ops.h", "_main.cc")
+    else:
+        endings = () if scheme == "float32" else ("_float32.tflite", "_benchmark.py")
+    return tuple(path.with_name(path.stem + ending) for ending in endings)
 
 
 AS_IT_IS = "as it is"

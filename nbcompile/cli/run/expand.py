@@ -11,6 +11,7 @@ from nbcompile.core.cost import cost
 from nbcompile.core.errors import UsageError
 from nbcompile.expansion import expand
 from nbcompile.models import build
+from nbcompile.passes import ExpandSites
 from nbcompile.spec_strings import is_pretrained
 
 log = logging.getLogger("nbcompile")
@@ -22,6 +23,7 @@ def run_expand(
     *,
     verify_each: bool = False,
     weights: Path | None = None,
+    key: str | None = None,
     input_shape: str | None = None,
     **options: Any,
 ) -> dict[str, Any]:
@@ -30,9 +32,12 @@ def run_expand(
     preserve = options.get("preserve", False)
     if verify_each and not preserve:
         raise UsageError("--verify-each of expand needs --preserve: without it the giant is another function")
+    if key is not None and weights is None:
+        raise UsageError("--key of expand goes with --weights: it says which weights of that file are meant")
+    ExpandSites(**options)  # refuses what it does not know, before a network is built
     model = build(spec, input_shape).model
     if weights is not None:
-        model = load(weights, model=model).train()
+        model = load(weights, model=model, key=key).train()
     original = cost(model)
     giant = expand(model, verify_each=verify_each, **options)
     if (weights is not None or is_pretrained(spec)) and not preserve:

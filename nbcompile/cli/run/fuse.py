@@ -13,13 +13,14 @@ from nbcompile.core.blocks import sites
 from nbcompile.core.cost import cost
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import origin_of, random_inputs
-from nbcompile.core.files import check_target
+from nbcompile.core.files import check_outputs
 from nbcompile.deploy.export import check_options, export
+from nbcompile.deploy.options import DeviceOptions
 from nbcompile.exporters import FORMATS, Format, format_of
-from nbcompile.exporters.base import ExportResult
+from nbcompile.exporters.base import ExportResult, require_batch
 from nbcompile.fusion import fused
 from nbcompile.layer_costs import original_of
-from nbcompile.open_network import is_file, open_network
+from nbcompile.open_network import check_words, is_file, open_network
 from nbcompile.passes import PassResult
 from nbcompile.spec_strings import is_pretrained
 from nbcompile.verification import Verification, verify, verify_merged
@@ -40,23 +41,21 @@ def run_fuse(
     command: str,
     device: Mapping[str, Any],
     batch: int | None = None,
+    json: Path | None = None,
 ) -> dict[str, Any]:
     """``nbcompile fuse``: a trained file, or a MODEL, becomes deploy files, each checked before it gets its name.
 
     ``device`` holds options of the pipeline that makes files for a device, `nbcompile.deploy.to_device.export_tflite`;
-    ``batch`` is the one batch size of files that otherwise take any.
+    ``batch`` is the one batch size of files that otherwise take any; ``json`` is another file that will be written. All
+    this is checked before anything is read or loaded.
     """
     forms = {path: format_of(path) for path in outputs}
-    options = {path: dict(device) if form.pipeline else {} for path, form in forms.items()}
-    if device:
-        _require_output(next(iter(device)), forms, [form for form in FORMATS.values() if form.pipeline])
-    if batch is not None:
-        _require_output("batch", forms, [form for form in FORMATS.values() if form.any_batch])
-        options |= {path: {"batch": batch} for path, form in forms.items() if form.any_batch}
+    options = _options(forms, device, batch)
+    beside = _files_beside(forms, device)
+    check_outputs([*outputs, *beside, *(path for path in (report, json) if path is not None)], [source])
+    check_words(source, model=model, key=key, input_shape=input_shape)
     for path, form in forms.items():
-        check_options(form, options[path])
-    for path in (*outputs, *([report] if report else [])):
-        check_target(path)
+        check_options(form, options[path])  # imports what writes the file
     trained = open_network(source, model=model, key=key, input_shape=input_shape)
     if not (is_file(source) or is_pretrained(source)):
         log.warning("'%s' is built without weights: this exports an untrained network", source)
@@ -79,6 +78,32 @@ def run_fuse(
     if report is not None:
         _write_report(report, command, trained, tiny, checked, results)
     return found
+
+
+def _options(forms: Mapping[Path, Format], device: Mapping[str, Any], batch: int | None) -> dict[Path, dict[str, Any]]:
+    """What each file takes.
+
+    Raises:
+        UsageError: if no output takes an option, or a value is wrong.
+    """
+    options = {path: dict(device) if form.pipeline else {} for path, form in forms.items()}
+    if device:
+        _require_output(next(iter(device)), forms, [form for form in FORMATS.values() if form.pipeline])
+    if batch is not None:
+        _require_output("batch", forms, [form for form in FORMATS.values() if form.any_batch])
+        require_batch(batch)
+        options |= {path: {"batch": batch} for path, form in forms.items() if form.any_batch}
+    return options
+
+
+def _files_beside(forms: Mapping[Path, Format], device: Mapping[str, Any]) -> list[Path]:
+    """What is written beside the files for devices, if their options are right.
+
+    Raises:
+        UsageError: if they are not.
+    """
+    paths = [path for path, form in forms.items() if form.pipeline]
+    return [one for path in paths for one in DeviceOptions(**device).beside(path)]
 
 
 def _require_output(option: str, forms: Mapping[Path, Format], takes: Sequence[Format]) -> None:

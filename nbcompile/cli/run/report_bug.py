@@ -18,6 +18,7 @@ from nbcompile.core.errors import CaptureError, NBCompileError
 from nbcompile.core.example import origin_of
 from nbcompile.core.files import atomic, check_target
 from nbcompile.core.tracing.capture import capture
+from nbcompile.core.words import printable
 from nbcompile.fusion import fused
 from nbcompile.open_network import open_network
 from nbcompile.report.environment import machine_line, versions
@@ -43,7 +44,7 @@ def run_report_bug(
     if source is not None:
         lines += ["", "### What fails", "", f"`{source}`", ""]
         lines += _tried(lambda: open_network(source, model=model, key=key, input_shape=input_shape))
-    text = _without_home("\n".join(lines)) + "\n"
+    text = _without_home("\n".join(map(printable, lines))) + "\n"
     if output is not None:
         with atomic(output) as temporary:
             temporary.write_text(text)

@@ -1,5 +1,6 @@
 """What ``nbcompile verify`` does."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,13 +8,17 @@ from torch import nn
 
 from nbcompile.core.cost import cost
 from nbcompile.core.errors import CheckpointError, UsageError, VerificationError
-from nbcompile.core.serialization.weight_files import EXTRA, choose, find, read_weights
+from nbcompile.core.serialization.choose_weights import Wanted, choose
+from nbcompile.core.serialization.weight_files import EXTRA, read_weights
+from nbcompile.core.serialization.weight_sets import find
 from nbcompile.exporters import FORMATS, known_format
 from nbcompile.layer_costs import holding, original_of
 from nbcompile.models import build
 from nbcompile.open_network import is_file, open_network
 from nbcompile.spec_strings import is_pretrained
 from nbcompile.verification import Check, Verification, verify
+
+log = logging.getLogger("nbcompile")
 
 
 def run_verify(
@@ -38,10 +43,11 @@ def run_verify(
         if input_shape is not None or _runs(reference):
             return verify(reference, path, numbers=has_weights)
         return _verify_at_own_size(path, shape, against, model, key)
-    reference = open_network(against, model=model, key=key, input_shape=input_shape)
+    own = key if is_file(candidate) and not is_file(against) else None  # of the file that there is
+    reference = open_network(against, model=model, key=None if own else key, input_shape=input_shape)
     if not is_file(candidate):
         return verify(reference, build(candidate, input_shape).model, numbers=False)
-    return verify(reference, _filled(reference, path), numbers=has_weights)
+    return verify(reference, _filled(reference, path, own), numbers=has_weights)
 
 
 def _runs(network: nn.Module) -> bool:
@@ -72,9 +78,11 @@ def _verify_at_own_size(path: Path, shape: str, against: str, model: str | None,
     return replace(found, checks=(*found.checks, misfit))
 
 
-def _filled(reference: nn.Module, path: Path) -> nn.Module:
+def _filled(reference: nn.Module, path: Path, key: str | None) -> nn.Module:
     """The reference's architecture with the weights in ``path``; where they do not fit, as empty as they are."""
-    weights, _ = choose(find(read_weights(path), path), None, path, reference.state_dict())
+    weights, note = choose(find(read_weights(path), path), key, path, Wanted.by(reference))
+    if note:
+        log.warning("%s", note)
     blocks = [name for name in weights.tensors if name.endswith(EXTRA)]
     if blocks:
         raise VerificationError(

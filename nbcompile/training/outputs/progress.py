@@ -5,7 +5,9 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
+from nbcompile.core.words import printable
 from nbcompile.training.outputs.records import Epoch, Event, Started, Stepped, TrainResult
 
 
@@ -77,7 +79,7 @@ class Display:
 
     def _line(self, text: str) -> None:
         # soft_wrap: a log line is one line, however narrow the pipe claims to be.
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(Text(printable(text)), soft_wrap=True)
 
 
 def _numbers(epoch: Epoch) -> str:

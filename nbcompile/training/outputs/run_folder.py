@@ -38,6 +38,8 @@ log = logging.getLogger("nbcompile")
 
 RUN_FORMAT = 1
 
+_NAMES = ("config.json", "metrics.jsonl", "curves.png", "last.ckpt", "best.ckpt", "result.json")
+
 _EXTRAS = {"tensorboard": "no events for TensorBoard", "matplotlib": "no curves.png"}
 """Packages that some files need, and what is not written without them."""
 
@@ -66,6 +68,11 @@ class RunFolder:
     def result(self) -> Path:
         """What the finished run came to."""
         return self.path / "result.json"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that have names of their own."""
+        return tuple(self.path / name for name in _NAMES)
 
     def open(self, config: TrainConfig, *, resume: bool) -> dict[str, Any] | None:
         """The checkpoint to go on from, or None for a run that begins. Writes nothing.
@@ -112,8 +119,8 @@ class RunFolder:
 
     def save(self, state: dict[str, Any], epoch: Epoch) -> None:
         """Write the checkpoint, then what the epoch adds to the metrics; a resumed run repairs what is lost between."""
-        with atomic(self.checkpoint) as temporary:
-            torch.save({"format": RUN_FORMAT, **state}, temporary)
+        with atomic(self.checkpoint) as temporary, temporary.open("wb") as file:
+            torch.save({"format": RUN_FORMAT, **state}, file)
         with (self.path / "metrics.jsonl").open("a") as metrics:
             metrics.write(_line(epoch))
         if find_spec("tensorboard") is not None:

@@ -13,14 +13,14 @@ from nbcompile.training.compute import TrainingCost
 from nbcompile.training.outputs.progress import Display
 
 
-def started(done: int = 0, nothing: bool = False) -> Started:
+def started(done: int = 0, nothing: bool = False, run_dir: str = "my-run") -> Started:
     return Started(
         method="netbooster",
         data="digits",
         epochs=4,
         done=done,
         steps_per_epoch=22,
-        run_dir=Path("my-run"),
+        run_dir=Path(run_dir),
         resume_found_nothing=nothing,
     )
 
@@ -45,6 +45,11 @@ def shown(*events: Started | Stepped | Epoch, terminal: bool) -> str:
         for event in events:
             display(event)
     return re.sub(r"\x1b\[[0-9?]*[A-Za-z]", "", out.getvalue())
+
+
+def test_names_are_shown_as_they_can_be() -> None:
+    (line, _) = shown(started(done=2, run_dir="a[red]:x:\nb"), terminal=False).splitlines()
+    assert line == r"resuming a[red]:x:\nb after epoch 2 of 4"
 
 
 def test_log_lines_where_there_is_no_terminal() -> None:
