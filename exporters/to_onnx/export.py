@@ -29,7 +29,7 @@ from nbcompile.exporters.base import ExportResult, require_batch
 from nbcompile.exporters.program import first_line
 from nbcompile.exporters.to_onnx.blame import first_difference
 from nbcompile.exporters.to_onnx.check import ONE_BATCH, Case, cases, measure, resized
-from nbcompile.exporters.to_onnx.graph import captured, onnx_graph, quiet_exporter
+from nbcompile.exporters.to_onnx.graph import aten_graph, onnx_graph, quiet_exporter
 from nbcompile.exporters.to_onnx.layers import layer_names
 
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
@@ -81,7 +81,7 @@ def write_onnx(
             _describe(candidate)
 
     def where(limit: float) -> str:
-        program, inputs_ = captured(graph, inputs, dynamic_batch), checked[int(dynamic_batch)].inputs
+        program, inputs_ = aten_graph(graph, inputs, dynamic_batch), checked[int(dynamic_batch)].inputs
         return first_difference(program, candidates[-1], inputs_, limit)
 
     with step("comparing it with PyTorch in ONNX Runtime"), atomic(path) as temporary:

@@ -44,7 +44,7 @@ def onnx_graph(graph: nn.Module, inputs: Inputs, *, output: Any, opset: int | No
         ExportError: if the graph cannot be captured, its batch cannot be dynamic, or ONNX has no such operator.
     """
     with step("capturing the graph"):
-        program = captured(graph, inputs, dynamic_batch)
+        program = aten_graph(graph, inputs, dynamic_batch)
     input_names = numbered("input", len(inputs))
     try:
         with step("expressing it in ONNX"):
@@ -71,7 +71,7 @@ def onnx_graph(graph: nn.Module, inputs: Inputs, *, output: Any, opset: int | No
 
 
 @one_at_a_time
-def captured(graph: nn.Module, inputs: Inputs, dynamic_batch: bool) -> ExportedProgram:
+def aten_graph(graph: nn.Module, inputs: Inputs, dynamic_batch: bool) -> ExportedProgram:
     """The ATen graph that is to be expressed.
 
     Raises:
