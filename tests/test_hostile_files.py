@@ -649,7 +649,7 @@ SIZES: list[tuple[list[Record], str]] = [
         "in too many pieces",
     ),
     ([call("torch.relu", X, out=1) | {"kwargs": {"out": X}}], "writes into a tensor that it is given"),
-    ([call("torch.relu", 2**70)], "holds the number .*, which is out of bounds"),
+    ([call("torch.relu", 2**70)], "holds a number of 71 bits, which is out of bounds"),
     ([call("torch.relu", {"list": [0] * 20_000})], "over 10,000 long"),
     ([call("torch._assert", False, "no")], "does not run on its recorded inputs: AssertionError: no"),
     ([call("to", X, "cuda:99", op="call_method")], "does not run on its recorded inputs"),
@@ -691,8 +691,8 @@ def test_deep_nesting(file: Path) -> None:
 
 def test_a_million_nodes(file: Path) -> None:
     payload = copy.deepcopy(GOOD)
-    payload["model"]["graph"] = [call("torch.relu", X, op="call_function", kwargs={}, name="a")] * 20_001
-    refuse(write(file, payload), "the graph must be a list of 1 to 20,000 nodes")
+    payload["model"]["graph"] = [call("torch.relu", X, op="call_function", kwargs={}, name="a")] * 6_001
+    refuse(write(file, payload), "the graph must be a list of 1 to 6,000 nodes")
     graphs: list[Any] = [5, {"a": 1}, "text", [5], [[]], [None]]
     for graph in graphs:
         payload["model"]["graph"] = graph
