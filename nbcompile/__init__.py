@@ -4,9 +4,11 @@ The verbs are loaded when they are first used: ``import nbcompile`` imports no t
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # type checkers take it for True; typing itself takes as long to import as all of this
 if TYPE_CHECKING:
+    from typing import Any
+
     from nbcompile import zoo as zoo
     from nbcompile.checkpoint import load as load
     from nbcompile.checkpoint import save as save
@@ -58,7 +60,7 @@ _HOME = {
 __all__ = ["__version__", *_HOME]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in _HOME:
         raise AttributeError(f"module 'nbcompile' has no attribute '{name}'")
     if name == "zoo":

@@ -131,6 +131,6 @@ def test_items_are_counted_before_they_are_made(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(CheckpointError, match=r"^the record would have 62 items; at most 50 are written$"):
         record.encode_record({"x": [[]] * 30})
     value = sealed(json.dumps({"format": 1, "x": [[]] * 30}).encode())
-    with pytest.raises(CheckpointError, match=r"^the record 'here' has 63 items; at most 50 are read$"):
+    with pytest.raises(CheckpointError, match=r"^the record 'here' has 62 items; at most 50 are read$"):
         record.decode_record(value, "here")
     record.decode_record(sealed(b'{"format": 1, "x": "' + b"a" * 1000 + b'"}'), "here")
