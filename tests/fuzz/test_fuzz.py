@@ -39,7 +39,7 @@ def test_damaged_files(kind: str, seeds: Path) -> None:
 PLANTED = [
     "KeyError: 'x'",
     "it did [\"os.system (b'true',)",
-    "it did ['open (",
+    'it did ["open (',
     " MiB",
     "the process ended with -11",
     "no sentence: two\nlines",

@@ -53,11 +53,12 @@ class Safetensors(Writer):
     name = "a.safetensors"
 
     def __init__(self) -> None:
-        self.network = nbcompile.fuse(plain(), example_input=torch.randn(1, 3, 8, 8))
+        self.x = torch.randn(1, 3, 8, 8)
+        self.network = nbcompile.fuse(plain(), example_input=self.x)
 
     def write(self, path: Path) -> None:
         """Write the file."""
-        nbcompile.export(self.network, path)
+        nbcompile.export(self.network, path, self.x)
 
     def look(self, path: Path) -> object:
         """Read it; raise if it is not whole."""

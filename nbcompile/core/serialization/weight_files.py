@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nbcompile.core.errors import CheckpointError
 from nbcompile.core.record import decode_record, is_record
+from nbcompile.core.serialization.pickled_calls import require_bounded_calls
 
 _ZIP = b"PK"
 _LARGE = 2**24
@@ -67,6 +68,7 @@ def read_weights(path: Path) -> Any:
     if path.suffix == ".safetensors" or (head[8:] == b"{" and not head.startswith(_ZIP)):
         return _read_safetensors(path)
     _refuse_archives(path)
+    require_bounded_calls(path)
     return _read_pickle(path)
 
 
