@@ -3,13 +3,12 @@
 The verbs are loaded when they are first used: ``import nbcompile`` imports no torch.
 """
 
-import logging
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
-from nbcompile.core.words import printable_record
-
+TYPE_CHECKING = False  # type checkers take it for True; typing itself takes as long to import as all of this
 if TYPE_CHECKING:
+    from typing import Any
+
     from nbcompile import zoo as zoo
     from nbcompile.checkpoint import load as load
     from nbcompile.checkpoint import save as save
@@ -60,10 +59,8 @@ _HOME = {
 
 __all__ = ["__version__", *_HOME]
 
-logging.getLogger("nbcompile").addFilter(printable_record)  # what is logged names what others named
 
-
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in _HOME:
         raise AttributeError(f"module 'nbcompile' has no attribute '{name}'")
     if name == "zoo":

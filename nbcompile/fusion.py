@@ -13,7 +13,7 @@ from nbcompile.core.example import ExampleInput, inputs_for, origin_of
 from nbcompile.core.graph.replace import put
 from nbcompile.core.numerics import relative_error
 from nbcompile.core.progress import step
-from nbcompile.core.running import output_of
+from nbcompile.core.running import output_of, rehearsal
 from nbcompile.core.tracing.capture import capture
 from nbcompile.core.tracing.observe import one_run_only
 from nbcompile.core.wrappers import require_loaded, unwrap
@@ -147,6 +147,7 @@ def _report_error(giant: nn.Module, tiny: nn.Module) -> None:
         log.warning("fuse: forced with slopes below 1; the error is not known, for want of an example input")
         return
     inputs = inputs_for(giant, None, who="fuse")
-    reference = output_of(working_copy(giant, training=False), inputs)
-    error = relative_error(output_of(working_copy(tiny), inputs), reference)
+    with rehearsal(giant, inputs):
+        reference = output_of(working_copy(giant, training=False), inputs)
+        error = relative_error(output_of(working_copy(tiny), inputs), reference)
     log.warning("fuse: forced with slopes below 1: the output changed by a relative error of %.3g", error)

@@ -43,8 +43,7 @@ class PLT:
         self, giant: nn.Module, steps: int, start: int = 0, also: Sequence[nn.Module] = (), shape: str = "linear"
     ) -> None:
         for name, value, least in (("steps", steps, 1), ("start", start, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UsageError(f"PLT: {name}={value!r} must be a whole number of optimiser steps, at least {least}")
+            _require_count(name, value, least)
         if shape not in SHAPES:
             raise UsageError(f"PLT: shape='{shape}' is not known; known are {', '.join(SHAPES)}")
         self.steps = steps
@@ -86,8 +85,10 @@ class PLT:
         Raises:
             UsageError: if it is no state of a PLT.
         """
-        if set(state) != {"step", "start", "steps"} or not all(isinstance(v, int) for v in state.values()):
+        if set(state) != {"step", "start", "steps"}:
             raise UsageError(f"PLT.load_state_dict: needs step, start and steps, found {sorted(map(str, state))}")
+        for name, least in (("step", 0), ("start", 0), ("steps", 1)):
+            _require_count(f"load_state_dict: {name}", state[name], least)
         self._step, self.start, self.steps = state["step"], state["start"], state["steps"]
         self._loads = self._first.loads
         self._apply()
@@ -122,6 +123,11 @@ class PLT:
             )
         else:
             self._step = 0
+
+
+def _require_count(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UsageError(f"PLT: {name}={value!r} must be a whole number of optimiser steps, at least {least}")
 
 
 def _blocks(model: nn.Module) -> list[Expanded]:

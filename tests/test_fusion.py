@@ -13,7 +13,7 @@ from nbcompile import zoo
 from nbcompile.core.blocks import sites
 from nbcompile.core.cost import cost
 from nbcompile.core.errors import CaptureError, PostconditionError, PreconditionError, UsageError
-from nbcompile.core.example import inputs_for, origin_of
+from nbcompile.core.example import Origin, TensorSpec, inputs_for, origin_of, remember
 from nbcompile.core.graph.nodes import norm_of
 from nbcompile.core.numerics import relative_error
 from nbcompile.deploy.deploy_form import deploy
@@ -79,6 +79,16 @@ def test_forced_it_says_what_it_costs(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages == [
         f"fuse: forced with slopes below 1: the output changed by a relative error of {made:.3g}"
     ]
+
+
+def test_forced_on_an_input_that_it_does_not_take() -> None:
+    giant = linear_giant()
+    next(iter(sites(giant).values())).slope.fill_(0.25)
+    remember(giant, Origin((TensorSpec((1, 3, 32, 32)),)))
+    with pytest.raises(
+        PreconditionError, match="InvertedResidualNet does not run on the example input: RuntimeError: Given groups=1"
+    ):
+        nbcompile.fuse(giant, force=True)
 
 
 def test_forced_without_an_example(caplog: pytest.LogCaptureFixture) -> None:

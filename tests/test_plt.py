@@ -204,12 +204,24 @@ def test_wrong_numbers(fresh: Build, numbers: dict[str, Any], said: str) -> None
         PLT(fresh(), **numbers)
 
 
-@pytest.mark.parametrize("state", [{}, {"step": 1, "start": 0}, {"step": 1, "start": 0, "steps": 0.5}])
-def test_a_wrong_state(fresh: Build, state: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ({}, r"PLT\.load_state_dict: needs step, start and steps, found \[\]"),
+        ({"step": 1, "start": 0}, r"PLT\.load_state_dict: needs step, start and steps, found \['start', 'step'\]"),
+        ({"step": 1, "start": 0, "steps": 0.5}, r"steps=0\.5 must be a whole number of optimiser steps, at least 1"),
+        ({"step": 1, "start": 0, "steps": 0}, "PLT: load_state_dict: steps=0 must be a whole number .* at least 1"),
+        ({"step": 1, "start": -1, "steps": 4}, "PLT: load_state_dict: start=-1 must be a whole number .* at least 0"),
+        ({"step": -1, "start": 0, "steps": 4}, "PLT: load_state_dict: step=-1 must be a whole number .* at least 0"),
+        ({"step": True, "start": 0, "steps": 4}, "step=True must be a whole number"),
+    ],
+)
+def test_a_wrong_state(fresh: Build, state: dict[str, Any], said: str) -> None:
     plt = stepped(PLT(fresh(), steps=4), 1)
-    with pytest.raises(UsageError, match=r"PLT\.load_state_dict: needs step, start and steps, found \["):
+    with pytest.raises(UsageError, match=said):
         plt.load_state_dict(state)
     assert plt.slope == 0.25
+    assert plt.state_dict() == {"step": 1, "start": 0, "steps": 4}
 
 
 def test_a_network_without_blocks(fresh: Build) -> None:

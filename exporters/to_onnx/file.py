@@ -1,14 +1,18 @@
 """Read an ONNX file, and know the size of every value in it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
 import onnx
+import onnx.checker
 import onnx.inliner
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, shape_inference
 
 from nbcompile.core.errors import CheckpointError
+from nbcompile.exporters.to_onnx.functions import require_few_nodes
 
 InputSizes = dict[str, tuple[int, ...]]
 
@@ -33,19 +37,12 @@ def read_model(path: Path) -> ModelProto:
         data = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    try:
-        model = onnx.load_model_from_string(data)
-    except DecodeError as error:
-        raise CheckpointError(f"cannot read {path}: it is no ONNX file, or not a complete one") from error
-    if not model.graph.node or not model.opset_import:
-        raise CheckpointError(f"cannot read {path}: it holds no ONNX graph")
-    try:
+    with damage_said(path):
+        model = _parsed(data, path)
+        require_few_nodes(model, len(data), path)
         onnx.checker.check_model(path)  # by path, so that external data is looked for beside the file
-    except onnx.checker.ValidationError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"cannot read {path}: it is no valid ONNX graph ({reason})") from error
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+        if model.functions:
+            model = onnx.inliner.inline_local_functions(model)
     for node in model.graph.node:
         if node.op_type in REFUSED:
             raise CheckpointError(
@@ -58,6 +55,32 @@ def read_model(path: Path) -> ModelProto:
     return model
 
 
+def _parsed(data: bytes, path: Path) -> ModelProto:
+    try:
+        model = onnx.load_model_from_string(data)
+    except DecodeError as error:
+        raise CheckpointError(f"cannot read {path}: it is no ONNX file, or not a complete one") from error
+    if not model.graph.node or not model.opset_import:
+        raise CheckpointError(f"cannot read {path}: it holds no ONNX graph")
+    return model
+
+
+@contextmanager
+def damage_said(path: str | PathLike[str]) -> Iterator[None]:
+    """What ONNX and protobuf raise for a graph that is damaged, and what nobody foresaw in it, as one sentence.
+
+    Raises:
+        CheckpointError: in its place.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # they raise many kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"cannot read {path}: it is no valid ONNX graph ({reason})") from error
+
+
 def sizes_per_batch(model: ModelProto, path: str | PathLike[str]) -> tuple[int, InputSizes]:
     """The batch, which is 1 if it is symbolic, and the sizes of all values that are known at it.
 
@@ -68,23 +91,32 @@ def sizes_per_batch(model: ModelProto, path: str | PathLike[str]) -> tuple[int, 
         path: named in the error.
 
     Raises:
-        CheckpointError: if the graph contradicts itself.
+        CheckpointError: if the graph contradicts itself, or has sizes below 0.
     """
     batch, recorded = _at_batch_one(model)
     weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    return batch, recorded | _sizes(_infer(model, path)) | weights
+    sizes = recorded | _sizes(_infer(model, path)) | weights
+    if wrong := next((name for name, size in sizes.items() if min(size, default=0) < 0), None):
+        raise CheckpointError(f"{path}: '{wrong}' has the sizes {sizes[wrong]}, and no size is below 0: it is damaged")
+    return batch, sizes
 
 
 def onnx_input_sizes(path: Path) -> tuple[tuple[int, ...], ...]:
     """Shapes of the inputs, at batch size 1 where the batch is symbolic.
 
     Raises:
-        CheckpointError: if the file cannot be read.
+        CheckpointError: if the file cannot be read, or leaves more than the batch open.
     """
-    model = read_model(path)
-    constants = {tensor.name for tensor in model.graph.initializer}
-    _, sizes = sizes_per_batch(model, path)
-    return tuple(sizes[value.name] for value in model.graph.input if value.name not in constants)
+    with damage_said(path):
+        model = read_model(path)
+        constants = {tensor.name for tensor in model.graph.initializer}
+        _, sizes = sizes_per_batch(model, path)
+        inputs = [value.name for value in model.graph.input if value.name not in constants]
+        if unknown := next((name for name in inputs if name not in sizes), None):
+            raise CheckpointError(
+                f"{path}: the size of input '{unknown}' is not fixed; export the model with fixed sizes"
+            )
+        return tuple(sizes[name] for name in inputs)
 
 
 def _at_batch_one(model: ModelProto) -> tuple[int, InputSizes]:

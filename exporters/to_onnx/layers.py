@@ -15,7 +15,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from nbcompile.core.errors import CheckpointError
 from nbcompile.exporters.base import FileLayer
-from nbcompile.exporters.to_onnx.file import LAYERS, InputSizes, read_model, sizes_per_batch
+from nbcompile.exporters.to_onnx.file import LAYERS, InputSizes, damage_said, read_model, sizes_per_batch
 
 _VIEWS = ("Identity", "Transpose", "Cast", "DequantizeLinear")  # what may stand between a weight and its layer
 
@@ -44,7 +44,12 @@ def onnx_layers(path: str | PathLike[str]) -> tuple[OnnxLayer, ...]:
     Raises:
         CheckpointError: if the file is missing, is no ONNX file, is not complete, or its sizes cannot be inferred.
     """
-    model = read_model(Path(path))
+    with damage_said(path):
+        model = read_model(Path(path))
+        return _layers(model, path)
+
+
+def _layers(model: ModelProto, path: str | PathLike[str]) -> tuple[OnnxLayer, ...]:
     batch, sizes = sizes_per_batch(model, path)
     layers: dict[str, OnnxLayer] = {}
     for product in _products(model):
@@ -83,32 +88,16 @@ class _Product:
 def _products(model: ModelProto) -> Iterator[_Product]:
     """Nodes of ``LAYERS`` with their weights and biases, in the order of the graph."""
     graph = model.graph
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    tensors |= {node.output[0]: _attribute(node, "value", None) for node in graph.node if node.op_type == "Constant"}
-    made_by = {output: node for node in graph.node for output in node.output}
+    constants = _constants(model)
     readers: dict[str, list[NodeProto]] = {}
     for node in graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-
-    def constant(name: str) -> tuple[str, tuple[int, ...]] | None:
-        """Name of the tensor that ``name`` shows, and its shape as seen there."""
-        if isinstance(tensors.get(name), TensorProto):
-            return name, tuple(tensors[name].dims)
-        node = made_by.get(name)
-        if node is None or node.op_type not in _VIEWS:
-            return None
-        source = constant(node.input[0])
-        if source is None or node.op_type != "Transpose":
-            return source
-        order = _attribute(node, "perm", range(len(source[1]))[::-1])
-        return source[0], tuple(source[1][axis] for axis in order)
-
     for node in graph.node:
         if node.op_type in LAYERS:
-            source = constant(node.input[1]) if len(node.input) > 1 else None
+            source = constants.get(node.input[1]) if len(node.input) > 1 else None
             bias_name = _bias(node, readers)
-            bias = constant(bias_name) if bias_name else None
+            bias = constants.get(bias_name) if bias_name else None
             name, shape = source or ("", ())
             yield _Product(
                 node=node,
@@ -117,6 +106,19 @@ def _products(model: ModelProto) -> Iterator[_Product]:
                 weight=shape,
                 bias=bias[1][0] if bias is not None and len(bias[1]) == 1 else 0,  # not a position embedding
             )
+
+
+def _constants(model: ModelProto) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """By what a node may read: the tensor that it shows, and the shape as seen there; nodes are in order."""
+    shown = {tensor.name: (tensor.name, tuple(tensor.dims)) for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant" and isinstance(value := _attribute(node, "value", None), TensorProto):
+            shown[node.output[0]] = node.output[0], tuple(value.dims)
+        elif node.op_type in _VIEWS and node.input[0] in shown:
+            name, shape = shown[node.input[0]]
+            order = _attribute(node, "perm", range(len(shape))[::-1]) if node.op_type == "Transpose" else ()
+            shown[node.output[0]] = name, tuple(shape[axis] for axis in order) if order else shape
+    return shown
 
 
 def _bias(node: NodeProto, readers: dict[str, list[NodeProto]]) -> str | None:

@@ -34,6 +34,8 @@ def _memory(device: Device) -> Iterator[str]:
         yield f"flash: {exact(device.bytes)}{_budget(device.bytes, device.flash_budget)}"
     if known(device.arena_total):
         parts = f"{exact(device.arena_head)} of activations, {exact(device.arena_tail)} that stay"
+        if device.arena_planning:
+            parts += f", {exact(device.arena_planning)} to plan and align"
         yield f"arena: {exact(device.arena_total)}{_budget(device.arena_total, device.arena_budget)}: {parts}"
     if device.peak_layer:
         yield f"peak: at {device.peak_layer}"

@@ -58,6 +58,15 @@ def shadow(model: nn.Module) -> nn.Module:
     return _lenient(model, {id(x): nn.Parameter(x.detach(), x.requires_grad) for x in plain}, None, True)
 
 
+def weightless(model: nn.Module) -> nn.Module:
+    """As :func:`working_copy`, on ``meta``: it has the sizes of the model's tensors, and none of their memory."""
+    memo: dict[int, Any] = {}
+    for x in (*model.parameters(), *model.buffers()):
+        empty = torch.empty_like(x, device="meta")
+        memo[id(x)] = nn.Parameter(empty, x.requires_grad) if isinstance(x, nn.Parameter) else empty
+    return _lenient(model, memo, None, True)
+
+
 def _lenient(model: nn.Module, memo: dict[int, Any], training: bool | None, tensors: bool) -> nn.Module:
     """A copy in which ``memo`` has the copies that are there; what cannot be copied is shared."""
     try:

@@ -15,6 +15,8 @@ from nbcompile.core.errors import CheckpointError
 
 RECORD_FORMAT = 1
 MAX_RECORD_BYTES = 32 * 2**20
+MAX_RECORD_ITEMS = 2**20
+"""Items of lists and dicts in a record: a value of two bytes in a file takes a hundred in memory."""
 _MAGIC = b"nbcompile"  # then the digest of the text, then the text
 _DIGEST = hashlib.sha256().digest_size
 
@@ -23,12 +25,15 @@ def encode_record(payload: dict[str, Any]) -> Tensor:
     """``payload`` as a 1-dim uint8 tensor.
 
     Raises:
-        CheckpointError: if it would be larger than :data:`MAX_RECORD_BYTES`.
+        CheckpointError: if it would be larger than :data:`MAX_RECORD_BYTES`, or have more than
+            :data:`MAX_RECORD_ITEMS`.
     """
     # NaN and Infinity are Python's, not JSON's; the digest is of the very bytes that are read, so no spelling matters.
     text = json.dumps({"format": RECORD_FORMAT, **payload}, separators=(",", ":"), allow_nan=False).encode()
     if len(text) > MAX_RECORD_BYTES:
         raise CheckpointError(f"the record would have {len(text):,} bytes; at most {MAX_RECORD_BYTES:,} are written")
+    if (items := _items(text)) > MAX_RECORD_ITEMS:
+        raise CheckpointError(f"the record would have {items:,} items; at most {MAX_RECORD_ITEMS:,} are written")
     return torch.frombuffer(bytearray(_MAGIC + hashlib.sha256(text).digest() + text), dtype=torch.uint8)
 
 
@@ -57,7 +62,7 @@ def decode_record(value: Tensor, where: str) -> dict[str, Any]:
         where: the key it stood under, named in errors.
 
     Raises:
-        CheckpointError: if it is too large, its checksum fails or it is of a newer format.
+        CheckpointError: if it is too large, or has too many items, its checksum fails or it is of a newer format.
     """
     if value.numel() > MAX_RECORD_BYTES + len(_MAGIC) + _DIGEST:
         raise CheckpointError(
@@ -71,6 +76,8 @@ def decode_record(value: Tensor, where: str) -> dict[str, Any]:
             f"the checksum of the record '{where}' fails: the file is damaged, or a tool changed the record's "
             "bytes; take an earlier checkpoint, or give the expanded model: load(path, model=giant)"
         )
+    if (items := _items(text)) > MAX_RECORD_ITEMS:
+        raise CheckpointError(f"the record '{where}' has {items:,} items; at most {MAX_RECORD_ITEMS:,} are read")
     try:
         payload = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -83,6 +90,11 @@ def decode_record(value: Tensor, where: str) -> dict[str, Any]:
             "upgrade it"
         )
     return payload
+
+
+def _items(text: bytes) -> int:
+    """At least as many as the lists and dicts of ``text`` hold, and they themselves, known before it is parsed."""
+    return sum(map(text.count, (b",", b"[", b"{")))
 
 
 def _no_constant(name: str) -> None:

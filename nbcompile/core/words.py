@@ -6,7 +6,7 @@ direction of reading, half of a character, or a megabyte of text.
 
 import re
 import unicodedata
-from logging import LogRecord
+from logging import LogRecord, getLogger
 
 SENTENCE, WORD = 4000, 600
 """Characters of a sentence, and of a word in it; what is longer loses its middle: what to do stands at the end."""
@@ -43,3 +43,6 @@ def _shortened(text: str, most: int) -> str:
     end = most // 3
     start = most - end - 40  # for the words in between
     return f"{text[:start]} … {len(text) - start - end:,} characters … {text[-end:]}"
+
+
+getLogger("nbcompile").addFilter(printable_record)  # whoever logs has our errors, and so this

@@ -4,14 +4,12 @@ A set comes from a folder of images, an ``.npz`` file, a tensor, or an iterable 
 training (`nbcompile.deploy.calibration_images`); all other sources hold inputs that are ready, in PyTorch's layout.
 """
 
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -20,6 +18,7 @@ from torch import Tensor
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import Inputs
 from nbcompile.core.progress import step
+from nbcompile.deploy.calibration_arrays import arrays_in
 from nbcompile.deploy.calibration_batches import samples_in
 from nbcompile.deploy.calibration_images import images_in, input_of
 from nbcompile.deploy.options import require_calibration
@@ -84,7 +83,7 @@ def _of_path(path: Path, inputs: Inputs, preprocessing: Mapping[str, Any], notes
     if path.is_dir():
         yield from _of_images(path, inputs, preprocessing, notes)
     elif path.suffix.lower() == ".npz":
-        yield from samples_in([_arrays(path, len(inputs))], inputs, notes)
+        yield from samples_in([arrays_in(path, inputs, MOST + 1)], inputs, notes)
     else:
         require_calibration(path)
 
@@ -108,18 +107,6 @@ def _of_images(folder: Path, inputs: Inputs, preprocessing: Mapping[str, Any], n
     wanted = (inputs[0].shape[-1], inputs[0].shape[-2])
     if resized := sum(count for size, count in sizes.items() if size != wanted):
         notes.append(f"{resized} of {len(paths)} images were of another size than {wanted[0]} × {wanted[1]}: resized")
-
-
-def _arrays(path: Path, count: int) -> tuple[Tensor, ...]:
-    try:
-        with path.open("rb") as stream, np.lib.npyio.NpzFile(stream) as file:
-            arrays = {name: torch.from_numpy(file[name]) for name in file.files}
-    except (OSError, EOFError, ValueError, TypeError, BadZipFile, zlib.error) as error:
-        raise UsageError(f"calibration {path} cannot be read: {error}") from error
-    if len(arrays) != count:
-        names = ", ".join(arrays) or "none"
-        raise UsageError(f"calibration {path} has {len(arrays)} arrays ({names}), the network takes {count} inputs")
-    return tuple(arrays.values())
 
 
 def _doubts(samples: Sequence[Inputs]) -> Iterator[str]:

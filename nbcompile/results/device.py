@@ -146,12 +146,20 @@ class Device:
         }
         return cls(**{**found, **rows})
 
+    @property
+    def arena_planning(self) -> int | None:
+        """Bytes of the arena beside head and tail, to plan in and to align: few or none but in small networks."""
+        if self.arena_total is None or self.arena_head is None or self.arena_tail is None:
+            return None
+        return (self.arena_total - self.arena_head - self.arena_tail) or None
+
     def memory(self) -> tuple[tuple[str, float | None, float | None], ...]:
         """What it takes of each memory, and the budget, in bytes; a row for each of which either is known."""
         rows = (
             ("file, in flash", self.bytes, self.flash_budget),
             ("arena: activations (head)", self.arena_head, None),
             ("arena: what stays (tail)", self.arena_tail, None),
+            ("arena: to plan and align", self.arena_planning, None),
             ("arena: total", self.arena_total, self.arena_budget),
         )
         return tuple(row for row in rows if row[1:] != (None, None))

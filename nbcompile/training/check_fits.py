@@ -32,11 +32,10 @@ def check_fits(model: nn.Module, data: Data, who: str | None = None) -> None:
     try:
         with torch.no_grad():
             logits = trial(images)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:  # what layers raise on a wrong shape
+    except Exception as error:  # whatever layers, and code that looks at sizes or waits for targets, raise
         advice = f"write {_fitting_model(model, data)}, or choose another input_size" if who is None else trained
-        raise UsageError(
-            f"{named} cannot take the images of {data.name}, {size} ({str(error).splitlines()[0]}): {advice}"
-        ) from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(f"{named} cannot take the images of {data.name}, {size} ({reason}): {advice}") from error
     if not isinstance(logits, Tensor):
         raise UsageError(
             f"{named} gives a {type(logits).__name__} in training, not a tensor of logits: "

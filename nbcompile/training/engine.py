@@ -45,7 +45,8 @@ def start_fabric(config: "TrainConfig") -> "Fabric":
             strategy="ddp" if world > 1 else "auto",
             precision=precision,
         )
-    except (ValueError, RuntimeError) as error:
-        raise UsageError(f"accelerator '{config.accelerator}' with {per_node} devices: {error}") from error
+    except Exception as error:  # of Lightning; an accelerator may need a package of its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(f"accelerator '{config.accelerator}' with {per_node} devices: {reason}") from error
     fabric.launch()
     return fabric

@@ -39,6 +39,19 @@ def importing(module: str) -> str:
     return f"event == 'import' and args[0] == {module!r}"
 
 
+@pytest.mark.parametrize("module", ["nbcompile.cli.ctrl_c", "threading"])
+def test_before_anything_is_there_to_say_so(tmp_path: Path, module: str) -> None:
+    """Nothing is: no line, and no traceback either."""
+    done = stopped_when(importing(module), tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_nothing_comes_before(tmp_path: Path) -> None:
+    """What Python itself imports when it starts is not ours to shorten; behind it there is next to nothing."""
+    told = "import importlib, sys; known = {*sys.modules}; import nbcompile.__main__; print(*{*sys.modules} - known)"
+    assert set(run(tmp_path, "-c", told).stdout.split()) == {"nbcompile", "nbcompile.__main__"}
+
+
 MODULES = ["nbcompile.cli.app", "typer", "nbcompile.deploy.options", "torch", "torch.fx", "nbcompile.fusion"]
 
 

@@ -1,7 +1,8 @@
 """A file for a device in the terminal."""
 
 import math
-from dataclasses import asdict
+import re
+from dataclasses import asdict, replace
 
 from rich.console import Console
 
@@ -54,6 +55,16 @@ def test_memory_numbers_and_the_first_layer_out_of_its_band() -> None:
     assert row.split("  ")[0].strip() == "LiteRT, XNNPACK"
     assert row.split()[2:] == ["38.5", "dB", "3", "–", "99.22", "%"]
     assert "features.0.0" not in "\n".join(lines)
+
+
+def test_the_parts_of_the_arena_are_all_of_it() -> None:
+    """In a small network the interpreter plans in more memory than it later needs."""
+    (line,) = [
+        line for line in shown(replace(DEVICE, arena_total=339_456 + 5_000), width=120) if line.startswith("  arena")
+    ]
+    assert line == "  arena: 344,456 B: 311,040 B of activations, 28,416 B that stay, 5,000 B to plan and align"
+    total, *parts = (int(number.replace(",", "")) for number in re.findall(r"([\d,]+) B", line))
+    assert total == sum(parts)
 
 
 def test_layers_are_shown_when_asked_for_and_fit_80_columns() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from nbcompile.core.copies import copied, shadow, working_copy
+from nbcompile.core.copies import copied, shadow, weightless, working_copy
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import Origin, TensorSpec, origin_of, remember
 from nbcompile.core.tracing.modules import state
@@ -359,3 +359,19 @@ def test_copies_are_put_in_a_mode() -> None:
         assert frozen.asked  # a model's own eval may do more
     assert model[0].training
     assert not hasattr(model, "asked")
+
+
+def test_a_weightless_copy_has_sizes_and_ties_and_no_memory() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3, bias=False), nn.BatchNorm1d(3)).eval()
+    model[1].weight = model[0].weight
+    model[0].weight.requires_grad = False
+    bare = weightless(model)
+    tensors = dict(bare.named_parameters()) | dict(bare.named_buffers())
+    assert {key: value.shape for key, value in tensors.items()} == {
+        key: value.shape for key, value in (*model.named_parameters(), *model.named_buffers())
+    }
+    assert {x.device.type for x in tensors.values()} == {"meta"}
+    assert bare[1].weight is bare[0].weight
+    assert isinstance(bare[0].weight, nn.Parameter)
+    assert not bare[0].weight.requires_grad
+    assert model[0].weight.device.type == "cpu"

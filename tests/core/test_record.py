@@ -123,3 +123,14 @@ def test_too_large_is_neither_written_nor_read(monkeypatch: pytest.MonkeyPatch) 
 def test_what_json_lacks_is_not_written() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         record.encode_record({"x": float("nan")})
+
+
+def test_items_are_counted_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty list takes two bytes in a file and a hundred in memory."""
+    monkeypatch.setattr(record, "MAX_RECORD_ITEMS", 50)
+    with pytest.raises(CheckpointError, match=r"^the record would have 62 items; at most 50 are written$"):
+        record.encode_record({"x": [[]] * 30})
+    value = sealed(json.dumps({"format": 1, "x": [[]] * 30}).encode())
+    with pytest.raises(CheckpointError, match=r"^the record 'here' has 62 items; at most 50 are read$"):
+        record.decode_record(value, "here")
+    record.decode_record(sealed(b'{"format": 1, "x": "' + b"a" * 1000 + b'"}'), "here")

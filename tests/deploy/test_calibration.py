@@ -1,3 +1,4 @@
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -253,3 +254,71 @@ def test_doubts() -> None:
     assert calibration(torch.randn(1, 3, 6, 6).expand(40, 3, 6, 6), INPUTS).notes == (
         "all 40 calibration samples are the same",
     )
+
+
+def _npy(path: Path, header: object, data: bytes, version: int = 1) -> Path:
+    """An ``.npz`` whose one array says ``header`` of itself."""
+    text = (header if isinstance(header, str) else repr(header)).encode().ljust(117) + b"\n"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        size = len(text).to_bytes(2 if version == 1 else 4, "little")
+        archive.writestr("x.npy", b"\x93NUMPY" + bytes([version, 0]) + size + text + data)
+    return path
+
+
+def _head(*shape: int, descr: str = "<f4", fortran: bool = False) -> dict[str, object]:
+    return {"descr": descr, "fortran_order": fortran, "shape": shape}
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (_head(10**9, 3, 4, 6), r"cannot be read: array 'x' is cut off: of 1,000,000,000 samples it has 2$"),
+        (_head(10**9, 3, 4, 6, fortran=True), r"has 1,000,000,000 samples in Fortran's order, .* at most 513 are read"),
+        (
+            _head(2, 3, 10**5, 10**5),
+            r"\(2, 3, 100000, 100000\) does not fit the network's input .*: it is of another size",
+        ),
+        (_head(2**62, 2**62), "cannot be read: "),
+        (_head(-2, 3, 4, 6), r"cannot be read: an array of shape \(-2, 3, 4, 6\) is none$"),
+        (_head(2, 3, 4, 6, descr="|O"), "holds Python objects, whose reading could run any code"),
+        (_head(2, 3, 4, 6, descr="|V4"), "cannot be read: can't convert np.ndarray"),
+        ("{'shape': (", "cannot be read: "),
+        ("__import__('os').system('true')", "cannot be read: "),
+    ],
+)
+def test_npz_that_says_what_is_not_so(tmp_path: Path, header: object, message: str) -> None:
+    path = _npy(tmp_path / "x.npz", header, bytes(2 * 3 * 4 * 6 * 4))
+    with pytest.raises(UsageError, match=message) as caught:
+        calibration(path, (torch.zeros(1, 3, 4, 6),))
+    assert "\n" not in str(caught.value)
+
+
+def test_of_a_large_npz_no_more_is_read_than_is_taken(tmp_path: Path) -> None:
+    """A kilobyte unpacks to the size of a disk; what is behind the last sample that is taken is not looked at."""
+    path = _npy(tmp_path / "x.npz", _head(10**9, 3, 4, 6), np.arange(MOST + 2, dtype="f4").repeat(3 * 4 * 6).tobytes())
+    found = calibration(path, (torch.zeros(1, 3, 4, 6),))
+    assert [float(sample[0].max()) for sample in found.samples] == list(range(MOST))
+    assert f"calibrated on the first {MOST} samples; the rest was left" in found.notes
+
+
+@pytest.mark.parametrize(("descr", "fortran", "version"), [(">f4", False, 1), ("<f8", True, 1), ("<i2", False, 2)])
+def test_npz_in_any_order(tmp_path: Path, descr: str, fortran: bool, version: int) -> None:
+    x = np.arange(5 * 3 * 4 * 6).reshape(5, 3, 4, 6).astype(descr)
+    path = _npy(
+        tmp_path / "x.npz",
+        _head(*x.shape, descr=descr, fortran=fortran),
+        x.tobytes("A" if not fortran else "F"),
+        version,
+    )
+    example = torch.zeros(1, 3, 4, 6, dtype=torch.int64 if descr == "<i2" else torch.float32)
+    found = calibration(path, (example,))
+    assert torch.equal(torch.cat([sample[0] for sample in found.samples]), torch.from_numpy(x.astype("f8")).to(example))
+
+
+def test_a_damaged_npz(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", np.ones((2, 3, 4, 6), np.float32))
+    whole = bytearray((tmp_path / "x.npz").read_bytes())
+    whole[300] ^= 1
+    (tmp_path / "x.npz").write_bytes(whole)
+    with pytest.raises(UsageError, match=r"x\.npz cannot be read: Bad CRC-32"):
+        calibration(tmp_path / "x.npz", (torch.zeros(1, 3, 4, 6),))

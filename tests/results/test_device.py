@@ -80,6 +80,9 @@ def test_tables_are_filled() -> None:
     assert page.row("devices", "arena: activations (head)")[1:] == ["145,152", "", ""]
     assert page.row("devices", "arena: what stays (tail)")[1:] == ["20,000", "", ""]
     assert page.row("devices", "arena: total")[1:] == ["165,152", "160,000", "5,152 B too many"]
+    assert "to plan and align" not in page.text
+    more = page_of(replace(DEVICE, arena_total=166_152))
+    assert more.row("devices", "arena: to plan and align")[1:] == ["1,000", "", ""]
     assert page.row("devices", "LiteRT, XNNPACK")[1:] == ["38.5 dB", "3", "0.3123", "99.22 %"]
     assert page.row("devices", "TFLite Micro")[1:] == ["∞ dB", "0", "–", "–"]
     assert page.row("devices", "net/a;b")[1:] == ["features.0", "0–1", "0", "82,944"]

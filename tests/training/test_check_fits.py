@@ -20,6 +20,31 @@ class Pair(nn.Linear):
         return x, x
 
 
+class Picky(nn.Module):
+    """As vision transformers and detectors are: they assert, where layers would raise."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.weight, self.error = nn.Parameter(torch.ones(1)), error
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (AssertionError("Input height (8) doesn't match model (224)."), r"Input height \(8\) doesn't match model"),
+        (AssertionError(), r"\(AssertionError\)"),
+        (KeyError("targets"), "targets"),
+        (NotImplementedError("two\nlines"), r"\(two\)"),
+    ],
+)
+def test_whatever_a_network_raises_is_told(error: Exception, said: str) -> None:
+    with pytest.raises(UsageError, match=rf"^Picky cannot take the images of digits, 1×8×8 .*{said}"):
+        check_fits(Picky(error), load_digits())
+
+
 def test_what_fits_is_left_as_it_was(net_for: Net) -> None:
     net = net_for()
     before = {name: value.clone() for name, value in net.state_dict().items()}

@@ -5,8 +5,8 @@ Reads and writes with the schema's own code in ai-edge-litert; TensorFlow is not
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import flatbuffers  # type: ignore[import-untyped]
@@ -14,11 +14,17 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from nbcompile.core.errors import CheckpointError
+from nbcompile.exporters.to_tflite.file.parts import File, FileOp, FileTensor, Quantization
+
+__all__ = ["BUFFER_ALIGNMENT", "File", "FileOp", "FileTensor", "Quantization", "pack", "read_file", "unpack"]
 
 FILE_IDENTIFIER = b"TFL3"
 
 BUFFER_ALIGNMENT = 16
 """Bytes, of every constant in a file: what the schema asks for, and what kernels on microcontrollers rely on."""
+
+MOST_DIMENSIONS = 32
+"""Of a tensor: no kernel takes more than 8."""
 
 _DTYPES = {
     **{schema.TensorType.FLOAT32: "float32", schema.TensorType.FLOAT16: "float16", schema.TensorType.INT8: "int8"},
@@ -28,128 +34,6 @@ _DTYPES = {
 _OPERATORS = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
 
 
-@dataclass(frozen=True, eq=False)
-class Quantization:
-    """The line between integers and numbers: ``x = scale * (q - zero_point)``.
-
-    Attributes:
-        scale: float32, one value, or one per channel.
-        zero_point: int64, as many.
-        axis: of the channels, where there is more than one.
-    """
-
-    scale: np.ndarray
-    zero_point: np.ndarray
-    axis: int
-
-    def integers(self, x: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-        """Numbers ``x`` as integers: rounded half away from zero, clipped to what ``dtype`` holds."""
-        steps = x.astype(np.float64) / self._along(self.scale, x.ndim)
-        rounded = np.copysign(np.floor(np.abs(steps) + 0.5), steps) + self._along(self.zero_point, x.ndim)
-        clipped: np.ndarray = np.clip(rounded, np.iinfo(dtype).min, np.iinfo(dtype).max)
-        return clipped.astype(dtype)
-
-    def numbers(self, q: np.ndarray) -> np.ndarray:
-        """What integers ``q`` stand for, float64."""
-        x: np.ndarray = (q.astype(np.float64) - self._along(self.zero_point, q.ndim)) * self._along(self.scale, q.ndim)
-        return x
-
-    def _along(self, values: np.ndarray, ndim: int) -> np.ndarray:
-        """``values`` in a shape that broadcasts over a tensor of ``ndim`` dimensions, which may be none."""
-        axis = self.axis if len(values) > 1 else None
-        return values.reshape([-1 if i == axis else 1 for i in range(ndim)])
-
-
-@dataclass(frozen=True, eq=False)
-class FileTensor:
-    """One tensor of a file.
-
-    Attributes:
-        index: in the file.
-        name: in the file.
-        shape: in the file.
-        dtype: of its values as they are stored.
-        quantization: None for numbers that are stored as they are.
-        data: its values if it is a constant, in ``shape``; else None.
-    """
-
-    index: int
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    quantization: Quantization | None
-    data: np.ndarray | None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its values."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-
-    def quantized(self, x: np.ndarray) -> np.ndarray:
-        """Numbers ``x`` as this tensor stores them."""
-        return x.astype(self.dtype) if self.quantization is None else self.quantization.integers(x, self.dtype)
-
-    def dequantized(self, q: np.ndarray) -> np.ndarray:
-        """The numbers that stored values ``q`` stand for: float64; where nothing is quantized, ``q`` itself."""
-        return q if self.quantization is None else self.quantization.numbers(q)
-
-
-@dataclass(frozen=True)
-class FileOp:
-    """One operator of a file.
-
-    Attributes:
-        index: its place in the order of execution.
-        name: as in the schema, such as ``CONV_2D``.
-        version: of the operator.
-        inputs: indices of tensors; -1 stands for an input that is not there.
-        outputs: indices of tensors.
-        options: the schema's own object (``Conv2DOptionsT``, say); None if it has none.
-    """
-
-    index: int
-    name: str
-    version: int
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    options: Any
-
-
-@dataclass(frozen=True)
-class File:
-    """What is in a ``.tflite`` file of one graph.
-
-    Attributes:
-        size: bytes of the file, which is what it takes in flash.
-        tensors: all of them, by index.
-        ops: in the order of execution.
-        inputs: indices of tensors.
-        outputs: indices of tensors.
-    """
-
-    size: int
-    tensors: tuple[FileTensor, ...]
-    ops: tuple[FileOp, ...]
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-
-    def operands(self, op: FileOp) -> Iterator[FileTensor]:
-        """The inputs of ``op`` that are there."""
-        return (self.tensors[i] for i in op.inputs if i >= 0)
-
-    def step(self, index: int) -> float | None:
-        """What one integer step of a tensor stands for, before a ``DEQUANTIZE``, too; None if it is not quantized."""
-        tensor, writer = self.tensors[index], self.writers.get(index)
-        if writer is not None and writer.name == "DEQUANTIZE":
-            tensor = self.tensors[writer.inputs[0]]
-        return None if tensor.quantization is None else float(tensor.quantization.scale.max())
-
-    @cached_property
-    def writers(self) -> dict[int, FileOp]:
-        """The operator that computes a tensor, by the tensor's index; inputs and constants have none."""
-        return {i: op for op in self.ops for i in op.outputs}
-
-
 def read_file(content: bytes) -> File:
     """What is in a file.
 
@@ -157,15 +41,9 @@ def read_file(content: bytes) -> File:
         CheckpointError: if it is no ``.tflite`` file, is not complete, has control flow, or a dtype that nbcompile
             does not write.
     """
-    model = unpack(content)
-    if len(model.subgraphs) != 1:
-        raise CheckpointError(
-            f"the .tflite file has {len(model.subgraphs)} graphs (control flow); only one can be read"
-        )
-    graph = model.subgraphs[0]
-    ops = tuple(_op(i, op, model.operatorCodes[op.opcodeIndex]) for i, op in enumerate(_list(graph.operators)))
-    tensors = tuple(_tensor(i, tensor, model.buffers) for i, tensor in enumerate(graph.tensors))
-    return File(len(content), tensors, ops, _numbers(graph.inputs), _numbers(graph.outputs))
+    _require_identifier(content)
+    with _damage_said():
+        return _Reading(content).file()
 
 
 def unpack(content: bytes) -> Any:
@@ -174,12 +52,9 @@ def unpack(content: bytes) -> Any:
     Raises:
         CheckpointError: if it is no ``.tflite`` file, or not complete.
     """
-    if content[4:8] != FILE_IDENTIFIER:
-        raise CheckpointError("this is no .tflite file: bytes 4 to 7 are not 'TFL3'")
-    try:
+    _require_identifier(content)
+    with _damage_said():
         return schema.ModelT.InitFromPackedBuf(content, 0)
-    except (struct.error, IndexError, ValueError, TypeError, UnicodeDecodeError) as error:
-        raise CheckpointError("this .tflite file is damaged or not complete") from error
 
 
 def pack(model: Any) -> bytes:
@@ -197,35 +72,128 @@ class _AlignedBuilder(flatbuffers.Builder):  # type: ignore[misc]
         return int(super().CreateNumpyVector(x))
 
 
-def _op(index: int, op: Any, code: Any) -> FileOp:
-    # Files carry small codes in the old byte; 127 there says that the new field has the code.
-    number = max(code.builtinCode, code.deprecatedBuiltinCode)
-    name = code.customCode.decode() if code.customCode else _OPERATORS[number]
-    options = op.builtinOptions2 if op.builtinOptions is None else op.builtinOptions
-    return FileOp(index, name, code.version, _numbers(op.inputs), _numbers(op.outputs), options)
+class _Reading:
+    """One pass over a file that may be damaged, or made to take long: what is read twice is paid for twice.
+
+    Nothing in the format forbids that a million strings lie in the same kilobyte.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self._size = len(content)
+        self._left = 4 * len(content) + 2**16
+        self._model = schema.Model.GetRootAs(content, 0)
+        self._stored: dict[int, bytes] = {}
+
+    def file(self) -> File:
+        """What is in it."""
+        model = self._model
+        if model.SubgraphsLength() != 1:
+            raise CheckpointError(
+                f"the .tflite file has {model.SubgraphsLength()} graphs (control flow); only one can be read"
+            )
+        graph = model.Subgraphs(0)
+        codes = [self._code(model.OperatorCodes(i)) for i in self._range(model.OperatorCodesLength())]
+        tensors = tuple(self._tensor(i, graph.Tensors(i)) for i in self._range(graph.TensorsLength()))
+        ops = tuple(self._op(i, graph.Operators(i), codes) for i in self._range(graph.OperatorsLength()))
+        inputs, outputs = self._numbers(graph.InputsAsNumpy()), self._numbers(graph.OutputsAsNumpy())
+        _require_there([*inputs, *outputs, *(i for op in ops for i in op.outputs)], tensors, least=0)
+        _require_there([i for op in ops for i in op.inputs], tensors, least=-1)
+        return File(self._size, tensors, ops, inputs, outputs)
+
+    def _pay(self, count: int) -> int:
+        """``count`` bytes more are read."""
+        self._left -= count
+        if self._left < 0:
+            raise CheckpointError("this .tflite file is damaged: its parts lie in each other")
+        return count
+
+    def _range(self, count: int) -> range:
+        return range(self._pay(4 * count) // 4)
+
+    def _numbers(self, values: Any) -> tuple[int, ...]:
+        """A vector of integers; flatbuffers gives 0 for one that is not there."""
+        if isinstance(values, int):
+            return ()
+        self._pay(4 * len(values))
+        return tuple(map(int, values))
+
+    def _text(self, text: bytes | None) -> str:
+        self._pay(len(text or b""))
+        return (text or b"").decode()
+
+    def _code(self, code: Any) -> tuple[str, int]:
+        """Name and version of an operator."""
+        # Files carry small codes in the old byte; 127 there says that the new field has the code.
+        number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
+        name = self._text(code.CustomCode()) or _OPERATORS.get(number)
+        if name is None:
+            raise CheckpointError(f"this .tflite file is damaged, or newer: it has an operator of number {number}")
+        return name, code.Version()
+
+    def _op(self, index: int, op: Any, codes: list[tuple[str, int]]) -> FileOp:
+        name, version = codes[op.OpcodeIndex()]
+        options = schema.BuiltinOptionsCreator(op.BuiltinOptionsType(), op.BuiltinOptions())
+        if options is None:
+            options = schema.BuiltinOptions2Creator(op.BuiltinOptions2Type(), op.BuiltinOptions2())
+        held = vars(options).values() if options is not None else ()
+        self._pay(sum(len(value) for value in held if isinstance(value, (bytes, list))))
+        return FileOp(
+            index, name, version, self._numbers(op.InputsAsNumpy()), self._numbers(op.OutputsAsNumpy()), options
+        )
+
+    def _tensor(self, index: int, tensor: Any) -> FileTensor:
+        name, shape = self._text(tensor.Name()), self._numbers(tensor.ShapeAsNumpy())
+        if tensor.Type() not in _DTYPES:
+            raise CheckpointError(
+                f"tensor '{name}' has type {tensor.Type()} of the schema, which nbcompile does not write"
+            )
+        if min(shape, default=0) < 0 or len(shape) > MOST_DIMENSIONS:
+            raise CheckpointError(f"tensor '{name}' has {len(shape)} dimensions, the least {min(shape)}: it is damaged")
+        dtype = np.dtype(_DTYPES[tensor.Type()])
+        stored = self._buffer(tensor.Buffer())
+        known = stored or 0 in shape  # an empty constant, such as the shape of a scalar, is not stored
+        if known and len(stored) != prod(shape) * dtype.itemsize:
+            raise CheckpointError(
+                f"tensor '{name}' of {dtype} {shape} has {len(stored):,} bytes in the file: it is damaged"
+            )
+        data = np.frombuffer(stored, dtype).reshape(shape) if known else None
+        return FileTensor(index, name, shape, dtype, self._quantization(tensor.Quantization(), name, shape), data)
+
+    def _buffer(self, index: int) -> bytes:
+        if index not in self._stored:
+            if index >= self._model.BuffersLength():
+                raise CheckpointError(f"this .tflite file is damaged: it lacks buffer {index}")
+            values = self._model.Buffers(index).DataAsNumpy()
+            self._pay(0 if isinstance(values, int) else len(values))
+            self._stored[index] = b"" if isinstance(values, int) else values.tobytes()
+        return self._stored[index]
+
+    def _quantization(self, stored: Any, name: str, shape: tuple[int, ...]) -> Quantization | None:
+        if stored is None or not stored.ScaleLength():
+            return None
+        count, axis = stored.ScaleLength(), stored.QuantizedDimension()
+        self._pay(12 * count)
+        scale = stored.ScaleAsNumpy()
+        zero = stored.ZeroPointAsNumpy() if stored.ZeroPointLength() else np.zeros(count, np.int64)
+        if len(zero) != count or (count > 1 and not (0 <= axis < len(shape) and shape[axis] == count)):
+            raise CheckpointError(f"tensor '{name}' {shape} has {count} scales along axis {axis}: it is damaged")
+        return Quantization(scale, zero, axis)
 
 
-def _tensor(index: int, tensor: Any, buffers: list[Any]) -> FileTensor:
-    name, shape = tensor.name.decode(), _numbers(tensor.shape)
-    if tensor.type not in _DTYPES:
-        raise CheckpointError(f"tensor '{name}' has type {tensor.type} of the schema, which nbcompile does not write")
-    dtype = np.dtype(_DTYPES[tensor.type])
-    stored = bytes(_list(buffers[tensor.buffer].data))
-    known = stored or 0 in shape  # an empty constant, such as the shape of a scalar, is not stored
-    data = np.frombuffer(stored, dtype).reshape(shape) if known else None
-    return FileTensor(index, name, shape, dtype, _quantization(tensor.quantization), data)
+def _require_identifier(content: bytes) -> None:
+    if content[4:8] != FILE_IDENTIFIER:
+        raise CheckpointError("this is no .tflite file: bytes 4 to 7 are not 'TFL3'")
 
 
-def _quantization(stored: Any) -> Quantization | None:
-    if stored is None or stored.scale is None or not len(stored.scale):
-        return None
-    scale, zero = (np.asarray(v) for v in (stored.scale, stored.zeroPoint))
-    return Quantization(scale, zero, stored.quantizedDimension)
+@contextmanager
+def _damage_said() -> Iterator[None]:
+    """What the schema's code makes of offsets that lead anywhere, as one sentence."""
+    try:
+        yield
+    except (struct.error, LookupError, ValueError, TypeError, OverflowError, AttributeError) as error:
+        raise CheckpointError("this .tflite file is damaged or not complete") from error
 
 
-def _list(values: Any) -> Any:
-    return [] if values is None else values
-
-
-def _numbers(values: Any) -> tuple[int, ...]:
-    return tuple(int(x) for x in _list(values))
+def _require_there(indices: list[int], tensors: tuple[FileTensor, ...], *, least: int) -> None:
+    if wrong := [index for index in indices if not least <= index < len(tensors)]:
+        raise CheckpointError(f"this .tflite file is damaged: of its {len(tensors)} tensors it reads number {wrong[0]}")

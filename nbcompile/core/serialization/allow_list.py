@@ -100,7 +100,7 @@ def function(name: str) -> Callable[..., Any]:
     if known is None and (library := name.partition(".")[0]) in ("timm", "torchvision"):
         known = _library(library)[0].get(name)
     if known is None:
-        raise CheckpointError(f"the graph calls '{name}', which no graph in a file may call")
+        raise CheckpointError(f"the graph calls '{str(name)[:80]}', which no graph in a file may call")
     return known
 
 
@@ -111,7 +111,7 @@ def method(name: str) -> str:
         CheckpointError: if not.
     """
     if name not in _methods():
-        raise CheckpointError(f"the graph calls the method '{name}', which no graph in a file may call")
+        raise CheckpointError(f"the graph calls the method '{str(name)[:80]}', which no graph in a file may call")
     return name
 
 
@@ -127,7 +127,9 @@ def module_class(name: str) -> type[nn.Module]:
         cls = _library(library)[1].get(name)
     denied = tail in DENIED_MODULES or tail.startswith("Lazy")
     if denied or not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
-        raise CheckpointError(f"the graph holds a module of class '{name}', which no graph in a file may hold")
+        raise CheckpointError(
+            f"the graph holds a module of class '{str(name)[:80]}', which no graph in a file may hold"
+        )
     return cls
 
 

@@ -1,30 +1,37 @@
-"""Bound what a module or a graph from a file would allocate, before anything is allocated.
+"""Bound what a module or a graph from a file would allocate and how long it would run, before it does.
 
-Everything is made and run on ``meta`` tensors, where sizes cost nothing, and every tensor is counted, those that
-composite operators make on the way included. Python's own operators, which know no ``meta``, are checked before they
-are called.
+Everything is made and run on ``meta`` tensors, where sizes cost nothing, and every tensor and every operator is
+counted, those that composite operators make on the way included. Python's own operators, which know no ``meta``, are
+checked before they are called.
 """
 
 import math
 import operator
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from nbcompile.core.errors import CheckpointError
+from nbcompile.core.serialization.work import work_of
 
 MAX_ELEMENTS = 2**28
 MAX_BYTES = 2**35
 MAX_TENSORS = 50_000
 MAX_TENSORS_OF_A_MODULE = 2_000
 MAX_ITEMS = 2**16
+MAX_ITEMS_IN_ALL = 2**21
 MAX_INTEGER = 2**63
+MAX_WORK = 2**40
+"""Multiplications of one run: what a ResNet-50 takes for 256 images of 224 pixels."""
+MAX_SECONDS = 20.0
+"""Of the processor, for the whole proof of one graph, which takes 1 where a network has 5,000 operators."""
 _META = torch.device("meta")
 
 
@@ -36,6 +43,8 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._most = most
         self._bytes = 0
         self._tensors = 0
+        self._work = 0
+        self._until = time.thread_time() + MAX_SECONDS
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -47,6 +56,14 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in leaves(result):
             if isinstance(tensor, Tensor):
                 self._count(tensor)
+        self._work += work_of(func, args, result)
+        if self._work > MAX_WORK:
+            raise CheckpointError(
+                f"the file asks for {self._work:,} multiplications in one run, the last in {func.overloadpacket}; at "
+                f"most {MAX_WORK:,} are run, and no small network needs them"
+            )
+        if time.thread_time() > self._until:
+            raise CheckpointError(f"it takes longer than {MAX_SECONDS:.0f} s to prove what the file describes")
         return result
 
     def _count(self, tensor: Tensor) -> None:
@@ -80,11 +97,12 @@ class _Runner(fx.Interpreter):
     def __init__(self, gm: fx.GraphModule) -> None:
         super().__init__(gm)
         self.extra_traceback = False  # it would rewrite the messages of our errors
+        self._items = 0
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The values that ``n`` is called with, of bounded size."""
         args, kwargs = super().fetch_args_kwargs_from_env(n)
-        operands = list(leaves((args, kwargs)))
+        operands = self._counted((args, kwargs))
         if n.target is operator.setitem and not isinstance(args[0], Tensor):
             raise CheckpointError(f"the graph writes into a {type(args[0]).__name__} at '{n.name}', and not a tensor")
         if any(word in str(n.target) for word in ("split", "chunk", "unbind")):
@@ -100,27 +118,31 @@ class _Runner(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Run one node and check the numbers it made."""
         result = super().run_node(n)
-        for value in leaves(result):
+        for value in self._counted(result):
             _require(not isinstance(value, int) or abs(value) < MAX_INTEGER, n, "an integer too large")
         return result
+
+    def _counted(self, values: Any) -> list[Any]:
+        """The leaves of ``values``: of all nodes together, too, there may not be too many."""
+        found = list(leaves(values))
+        self._items += len(found)
+        if self._items > MAX_ITEMS_IN_ALL:
+            raise CheckpointError(f"the graph hands on over {MAX_ITEMS_IN_ALL:,} items in lists")
+        return found
 
 
 def check_bounds(gm: fx.GraphModule, inputs: tuple[Any, ...]) -> None:
     """Prove that ``gm``, itself on ``meta``, runs on its inputs and allocates nothing absurd.
 
     Raises:
-        CheckpointError: if not.
+        CheckpointError: if not, or if it would work for too long.
     """
     takes = gm.graph.find_nodes(op="placeholder")
     if not sum(not node.args for node in takes) <= len(inputs) <= len(takes):
         raise CheckpointError(f"the graph takes {len(takes)} inputs, but {len(inputs)} are recorded")
-    dtype = next((p.dtype for p in gm.parameters() if p.is_floating_point()), None)
     try:
         with bounded(MAX_TENSORS):
-            values = tree_map(
-                lambda s: torch.empty(s.shape, dtype=(s.dtype.is_floating_point and dtype) or s.dtype), list(inputs)
-            )
-            _Runner(gm).run(*values)
+            _Runner(gm).run(*hollow_inputs(gm, inputs))
     except CheckpointError:
         raise
     except Exception as error:
@@ -128,6 +150,16 @@ def check_bounds(gm: fx.GraphModule, inputs: tuple[Any, ...]) -> None:
         raise CheckpointError(
             f"the graph does not run on its recorded inputs: {type(error).__name__}: {first}"
         ) from None
+
+
+def hollow_inputs(model: nn.Module, wanted: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Tensors on ``meta`` for specs, or structures of them, in the dtype of the model's first floating parameter."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+
+    def make(spec: Any) -> Tensor:
+        return torch.empty(spec.shape, dtype=(spec.dtype.is_floating_point and dtype) or spec.dtype, device=_META)
+
+    return tuple(tree_map(make, list(wanted)))
 
 
 def leaves(value: Any) -> Iterator[Any]:

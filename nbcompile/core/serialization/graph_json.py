@@ -18,7 +18,7 @@ from torch import fx
 from nbcompile.core.errors import CheckpointError
 from nbcompile.core.serialization import allow_list
 
-MAX_NODES = 20_000
+MAX_NODES = 6_000
 MAX_ARGUMENTS = 10_000
 MAX_DEPTH = 16
 IDENTIFIER = re.compile(r"(?!__)[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -61,7 +61,7 @@ def graph_from_json(nodes: Any) -> fx.Graph:
             args = tuple(decode_argument(data["args"], made))
             kwargs = {match(IDENTIFIER, k, "argument"): decode_argument(v, made) for k, v in data["kwargs"].items()}
             target = _target(op, data["target"])
-            _check_arguments(target, args, kwargs)
+            _check_arguments(op, target, args, kwargs)
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"the graph has a malformed node: {type(error).__name__}: {error}") from None
         if name in made:
@@ -72,7 +72,9 @@ def graph_from_json(nodes: Any) -> fx.Graph:
     return graph
 
 
-def _check_arguments(target: str | Callable[..., Any], args: Any, kwargs: Any) -> None:
+def _check_arguments(op: str, target: str | Callable[..., Any], args: Any, kwargs: Any) -> None:
+    if op == "call_method" and not (args and isinstance(args[0], fx.Node)):
+        raise CheckpointError(f"the graph calls the method '{target}' of what is no value of its own")
     if target is getattr and not (len(args) == 2 and args[1] in allow_list.ATTRIBUTES):
         raise CheckpointError(f"the graph reads the attribute {str(args[1:])[:80]}, which no graph in a file may read")
     if target is round and (len(args) != 1 or kwargs):
@@ -91,7 +93,7 @@ def _node_to_json(node: fx.Node) -> dict[str, Any]:
                 raise NotSerialisable(f"a call of {getattr(node.target, '__qualname__', node.target)}")
         else:
             target = node.target
-        _check_arguments(_target(node.op, target), node.args, node.kwargs)
+        _check_arguments(node.op, _target(node.op, target), node.args, node.kwargs)
         return {
             "op": node.op,
             "name": node.name,
@@ -164,7 +166,7 @@ def decode_argument(value: Any, made: dict[str, fx.Node], depth: int = 0) -> Any
         return value
     if isinstance(value, int):
         if abs(value) >= 2**63:
-            raise CheckpointError(f"the graph holds the number {value:.3e}, which is out of bounds")
+            raise CheckpointError(f"the graph holds a number of {value.bit_length()} bits, which is out of bounds")
         return value
     if not isinstance(value, dict) or len(value) != 1:
         raise CheckpointError(f"the graph holds an argument that cannot be read: {str(value)[:80]}")

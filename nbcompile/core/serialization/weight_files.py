@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nbcompile.core.errors import CheckpointError
+from nbcompile.core.serialization.pickled_calls import require_bounded_calls
 
 _ZIP = b"PK"
 _MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")  # before numpy 2, and since; files have both
@@ -45,6 +46,7 @@ def read_weights(path: Path) -> Any:
     if path.suffix == ".safetensors" or (head[8:] == b"{" and not head.startswith(_ZIP)):
         return _read_safetensors(path)
     _refuse_archives(path)
+    require_bounded_calls(path)
     return _read_pickle(path)
 
 

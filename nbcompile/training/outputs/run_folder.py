@@ -18,6 +18,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,9 @@ _NAMES = ("config.json", "metrics.jsonl", "curves.png", "last.ckpt", "best.ckpt"
 
 _EXTRAS = {"tensorboard": "no events for TensorBoard", "matplotlib": "no curves.png"}
 """Packages that some files need, and what is not written without them."""
+
+_NEEDED = {"tensorboard": "tensorboard.summary.writer.record_writer", "matplotlib": "matplotlib.figure"}
+"""What is imported of them: a folder of the name is found as a package, too."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +116,9 @@ class RunFolder:
         self._write("config.json", json.dumps(_resolved(config), indent=2) + "\n")
         self._write("metrics.jsonl", "".join(_line(epoch) for epoch in history))
         for package, missing in _EXTRAS.items():
-            if find_spec(package) is None:
+            if not _is_there(package):
                 log.warning("%s: %s is not installed, pip install 'nbcompile[train]'", missing, package)
-        if find_spec("tensorboard") is not None:
+        if _is_there("tensorboard"):
             tensorboard.begin(self.path, history)
 
     def save(self, state: dict[str, Any], epoch: Epoch) -> None:
@@ -123,7 +127,7 @@ class RunFolder:
             torch.save({"format": RUN_FORMAT, **state}, file)
         with (self.path / "metrics.jsonl").open("a") as metrics:
             metrics.write(_line(epoch))
-        if find_spec("tensorboard") is not None:
+        if _is_there("tensorboard"):
             tensorboard.add_epoch(self.path, epoch)
 
     def keep(self, model: nn.Module, history: Sequence[Epoch]) -> None:
@@ -136,7 +140,7 @@ class RunFolder:
 
     def draw(self, history: Sequence[Epoch]) -> None:
         """Write the picture of the curves."""
-        if find_spec("matplotlib") is not None:
+        if _is_there("matplotlib"):
             curves.save_curves(history, self.path / "curves.png")
 
     def keep_result(self, result: TrainResult) -> None:
@@ -180,6 +184,13 @@ class RunFolder:
     def _write(self, name: str, text: str) -> None:
         with atomic(self.path / name) as temporary:
             Path(temporary).write_text(text)
+
+
+def _is_there(package: str) -> bool:
+    try:
+        return find_spec(package) is not None and import_module(_NEEDED[package]) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def _resolved(config: TrainConfig) -> dict[str, Any]:

@@ -150,8 +150,8 @@ RELU = {"op": "call_function", "name": "y", "target": "torch.relu", "args": {"tu
 @pytest.mark.parametrize(
     ("nodes", "message"),
     [
-        ([], "the graph must be a list of 1 to 20,000 nodes"),
-        ({}, "the graph must be a list of 1 to 20,000 nodes"),
+        ([], "the graph must be a list of 1 to 6,000 nodes"),
+        ({}, "the graph must be a list of 1 to 6,000 nodes"),
         ([IN], "the graph must end in its one output"),
         ([IN, OUT, RELU], "the graph must end in its one output"),
         ([IN, OUT, OUT | {"name": "again"}], "the graph must end in its one output"),

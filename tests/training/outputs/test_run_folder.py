@@ -5,6 +5,7 @@ import logging
 import sys
 import warnings
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import nbcompile
 from nbcompile.core.blocks import sites
 from nbcompile.training import Epoch, TrainConfig, TrainResult, train
 from nbcompile.training.data.load import load_data
+from nbcompile.training.outputs import run_folder
 from nbcompile.training.outputs.curves import save_curves
 from nbcompile.training.outputs.run_folder import RunFolder
 from tests.training.stopping import StopError, stop_after
@@ -130,6 +132,16 @@ def test_says_once_what_is_not_written_without_its_package(
     ]
     names = {path.name for path in (tmp_path / "trained-run").iterdir()}
     assert names == {"config.json", "metrics.jsonl", "last.ckpt", "best.ckpt", "result.json"}
+
+
+def test_a_folder_that_is_called_like_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One beside the script, for logs say, is found as a package, of which nothing can be imported."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tensorboard"]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "tensorboard").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert find_spec("tensorboard") is not None
+    assert not run_folder._is_there("tensorboard")
 
 
 @pytest.mark.parametrize("epochs", [1, 9])

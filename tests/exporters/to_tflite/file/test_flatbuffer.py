@@ -1,3 +1,7 @@
+from collections.abc import Callable
+from typing import Any
+
+import flatbuffers
 import numpy as np
 import pytest
 
@@ -94,3 +98,79 @@ def test_refuses_a_type_that_is_not_written(content: bytes) -> None:
         CheckpointError, match=r"tensor 'serving_default_x:0' has type 8 of the schema, which nbcompile does not write"
     ):
         read_file(pack(model))
+
+
+def _tensor(model: Any, name: str) -> Any:
+    return next(t for t in model.subgraphs[0].tensors if name in t.name.decode())
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda m: setattr(m.operatorCodes[0], "builtinCode", 99_999),
+            r"this \.tflite file is damaged, or newer: it has an operator of number 99999$",
+        ),
+        (lambda m: setattr(m.subgraphs[0].operators[0], "opcodeIndex", 50), "is damaged or not complete$"),
+        (lambda m: setattr(_tensor(m, "serving"), "buffer", 5000), "is damaged: it lacks buffer 5000$"),
+        (
+            lambda m: setattr(_tensor(m, "serving"), "shape", np.array([1, -17, 13, 3], np.int32)),
+            "tensor 'serving_default_x:0' has 4 dimensions, the least -17: it is damaged$",
+        ),
+        (
+            lambda m: setattr(_tensor(m, "serving"), "shape", np.ones(33, np.int32)),
+            "tensor 'serving_default_x:0' has 33 dimensions, the least 1: it is damaged$",
+        ),
+        (
+            lambda m: setattr(m.buffers[m.subgraphs[0].tensors[1].buffer], "data", np.zeros(7, np.uint8)),
+            r"tensor '.+' of \w+ \(.+\) has 7 bytes in the file: it is damaged$",
+        ),
+        (
+            lambda m: setattr(m.subgraphs[0].operators[2], "inputs", np.array([777], np.int32)),
+            r"is damaged: of its \d+ tensors it reads number 777$",
+        ),
+        (
+            lambda m: setattr(m.subgraphs[0].operators[2], "outputs", np.array([-1], np.int32)),
+            r"is damaged: of its \d+ tensors it reads number -1$",
+        ),
+        (
+            lambda m: setattr(_tensor(m, "serving").quantization, "scale", np.ones(2, np.float32)),
+            r"tensor 'serving_default_x:0' \(1, 17, 13, 3\) has 2 scales along axis 0: it is damaged$",
+        ),
+    ],
+)
+def test_damage_is_said(damage: Callable[[Any], None], message: str, content: bytes) -> None:
+    model = unpack(content)
+    damage(model)
+    with pytest.raises(CheckpointError, match=message):
+        read_file(pack(model))
+
+
+def test_parts_that_lie_in_each_other() -> None:
+    """A kilobyte can be the name of a million tensors: reading them all would fill the memory."""
+    builder = flatbuffers.Builder()
+    name = builder.CreateString("x" * 10_000)
+    tensors = []
+    for _ in range(100):
+        schema.TensorStart(builder)
+        schema.TensorAddName(builder, name)
+        tensors.append(schema.TensorEnd(builder))
+    schema.SubGraphStartTensorsVector(builder, len(tensors))
+    for tensor in tensors:
+        builder.PrependUOffsetTRelative(tensor)
+    tensors = builder.EndVector()
+    schema.SubGraphStart(builder)
+    schema.SubGraphAddTensors(builder, tensors)
+    graph = schema.SubGraphEnd(builder)
+    schema.BufferStart(builder)
+    parts = []
+    for start, part in (("Subgraphs", graph), ("Buffers", schema.BufferEnd(builder))):
+        getattr(schema, f"ModelStart{start}Vector")(builder, 1)
+        builder.PrependUOffsetTRelative(part)
+        parts.append(builder.EndVector())
+    schema.ModelStart(builder)
+    schema.ModelAddSubgraphs(builder, parts[0])
+    schema.ModelAddBuffers(builder, parts[1])
+    builder.Finish(schema.ModelEnd(builder), file_identifier=b"TFL3")
+    with pytest.raises(CheckpointError, match=r"this \.tflite file is damaged: its parts lie in each other$"):
+        read_file(bytes(builder.Output()))

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -7,6 +8,7 @@ from torch import nn
 import nbcompile
 from nbcompile.core.errors import CheckpointError
 from nbcompile.exporters import TFLITE
+from nbcompile.exporters.to_tflite.file.flatbuffer import pack, unpack
 from tests.exporters.to_tflite.small_networks import small
 
 
@@ -49,3 +51,16 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         TFLITE.read_layers(tmp_path / "x.tflite")
     with pytest.raises(CheckpointError, match=r"none\.tflite cannot be read: No such file"):
         TFLITE.read_layers(tmp_path / "none.tflite")
+
+
+def test_an_operator_without_its_operands(tmp_path: Path) -> None:
+    path = tmp_path / "x.tflite"
+    nbcompile.export(nn.Linear(4, 6).eval(), path, torch.randn(1, 4), quantize="float32")
+    model = unpack(path.read_bytes())
+    model.subgraphs[0].operators[0].inputs = np.array([0], np.int32)
+    path.write_bytes(pack(model))
+    with pytest.raises(
+        CheckpointError,
+        match=r"x\.tflite cannot be read: operator 0 \(FULLY_CONNECTED\) of tensors \[\(1, 4\)\] cannot",
+    ):
+        TFLITE.read_layers(path)
