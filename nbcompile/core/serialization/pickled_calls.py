@@ -79,6 +79,7 @@ def _scan(stream: IO[bytes]) -> None:
     stack: list[_Value] = []
     marks: list[int] = []  # heights of the stack
     memo: dict[int, _Value] = {}
+    argument: Any
     for op, argument, _ in pickletools.genops(stream):
         if op.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
             memo[len(memo) if op.name == "MEMOIZE" else int(argument)] = stack[-1]
