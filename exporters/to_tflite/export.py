@@ -30,8 +30,8 @@ from nbcompile.exporters.to_tflite.build import (
 )
 from nbcompile.exporters.to_tflite.companions import files_beside, names_beside
 from nbcompile.exporters.to_tflite.file.options import AS_IT_IS, Limits, Recipe
-from nbcompile.exporters.to_tflite.proof import agreements, arena_needed, layer_errors, require_limits
-from nbcompile.exporters.to_tflite.run.agreement import Agreement
+from nbcompile.exporters.to_tflite.proof import agreements, arena_needed, layer_errors, require_limits, that_count
+from nbcompile.exporters.to_tflite.run.agreement import Agreement, share_as_good
 from nbcompile.exporters.to_tflite.run.arena import Arena, measure_arena
 from nbcompile.exporters.to_tflite.run.errors_by_layer import LayerError
 
@@ -66,6 +66,7 @@ class TfliteResult(ExportResult):
         recipe: how it stores its numbers.
         micro: whether it is for TFLite Micro.
         agreements: with PyTorch, one per interpreter.
+        unseen: how many of the samples that they are measured on did not calibrate.
         layers: of a file with quantized activations, in order.
         arena: what it needs under TFLite Micro.
         limits: that it kept.
@@ -79,6 +80,7 @@ class TfliteResult(ExportResult):
     recipe: Recipe
     micro: bool
     agreements: tuple[Agreement, ...]
+    unseen: int
     layers: tuple[LayerError, ...]
     arena: Arena
     limits: Limits
@@ -150,6 +152,7 @@ def write_tflite(
     arena, modelled_only = arena_needed(chosen, micro)
     require_limits(path, agreeing, arena, recipe.scheme, limits, micro)
     layers = layer_errors(chosen, data, recipe)
+    rests_on = _rests_on(that_count(agreeing, micro), data, len(tried))
     with step("making what goes beside it"):
         beside, kept = files_beside(chosen, path, arena, micro, recipe.scheme, prepared)
     with ExitStack() as stack:
@@ -162,11 +165,12 @@ def write_tflite(
         error=max(10 ** (-one.sqnr / 20) for one in agreeing),
         tolerance=10 ** (-limits.least_sqnr(recipe.scheme) / 20),
         versions=_versions(),
-        notes=(*notes, *chosen.notes, *unrun, *modelled_only, *kept, *_said(chosen)),
+        notes=(*notes, *chosen.notes, *unrun, *modelled_only, *kept, *_said(chosen), rests_on),
         seconds=time.perf_counter() - started,
         recipe=recipe,
         micro=micro,
         agreements=agreeing,
+        unseen=data.unseen,
         layers=layers,
         arena=arena,
         limits=limits,
@@ -206,6 +210,19 @@ def _best(tried: Sequence[BuiltFile], correct_bias: str) -> BuiltFile:
 
 def _said(built: BuiltFile) -> list[str]:
     return [f"it takes one sample at a time: {port.name}, {_shape(port.shape)}" for port in built.model.inputs]
+
+
+def _rests_on(agreeing: Sequence[Agreement], data: Samples, tried: int) -> str:
+    """What the SQNR is of, and how sure it is."""
+    worst = min(agreeing, key=lambda one: one.sqnr)
+    part, count = worst.least, worst.samples
+    kind = "of random numbers" if data.drawn else "that did not calibrate" if data.unseen else "that calibrated, too"
+    of = f", in {part.name}, the part of output '{part.output}' that has the least" if part.name else ""
+    said = f"the SQNR is of {count} {'sample' if count == 1 else 'samples'} {kind}{of}"
+    if data.drawn or not data.unseen:
+        return f"{said}: it says little of others"
+    share = share_as_good(count, tried)
+    return f"{said}; the worst has {part.low:.1f} dB, which at least {share:.0%} of others like them reach (95 % sure)"
 
 
 def arena_of(graph: nn.Module, inputs: Inputs, samples: Sequence[Inputs], recipe: Recipe) -> int:

@@ -8,7 +8,7 @@ from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileOp, FileTens
 
 _CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
 
-_FIXED = ("SOFTMAX", "LOG_SOFTMAX", "LOGISTIC", "TANH", "L2_NORMALIZATION")
+FIXED = ("SOFTMAX", "LOG_SOFTMAX", "LOGISTIC", "TANH", "L2_NORMALIZATION")
 """Operators whose result has a scale that TFLite prescribes."""
 
 _KEEPING = (
@@ -52,7 +52,7 @@ def same_operators(exact: File, quantized: File) -> list[SameOperator]:
 
 def prescribed(file: File, op: FileOp) -> bool:
     """Whether the scale of an operator's result is not its own: TFLite prescribes it, or neighbours share it."""
-    return op.name in (*_FIXED, *_KEEPING, *_JOINING) or _joined(file, op)
+    return op.name in (*FIXED, *_KEEPING, *_JOINING) or _joined(file, op)
 
 
 def _joined(file: File, op: FileOp) -> bool:
