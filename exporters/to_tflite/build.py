@@ -16,6 +16,7 @@ from nbcompile.exporters.to_tflite.quantize.bias import corrected
 from nbcompile.exporters.to_tflite.quantize.float_layers import left_in_float
 from nbcompile.exporters.to_tflite.quantize.quantize import quantize
 from nbcompile.exporters.to_tflite.quantize.ranges import Ranges, measure_ranges
+from nbcompile.exporters.to_tflite.quantize.shared_scales import with_shared_scales
 from nbcompile.exporters.to_tflite.run.agreement import Agreement, compared
 from nbcompile.exporters.to_tflite.run.interpreters import Sample
 from nbcompile.exporters.to_tflite.run.output_parts import sources_of
@@ -113,7 +114,11 @@ def build_file(
     """
     model = float_form(graph, inputs, micro)
     given = filed(model, data.samples)
-    ranges = measure_ranges(model, given, recipe.ranges, levels=recipe.levels) if recipe.calibrated else recipe.ranges
+    ranges: str | Ranges = recipe.ranges
+    if recipe.calibrated:
+        ranges = measure_ranges(model, given, recipe.ranges, levels=recipe.levels)
+    if isinstance(ranges, Ranges) and recipe.scheme == "int8":  # the quantizer of int16x8 takes care of that itself
+        model, ranges = with_shared_scales(model, ranges)
     with step("quantizing"):
         content = quantize(
             model,

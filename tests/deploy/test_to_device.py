@@ -392,9 +392,9 @@ def test_an_output_of_values_that_one_scale_cannot_hold(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, images = Mixed(True).eval(), torch.randn(20, 3, 6, 6)
     message = (
-        r"in LiteRT, XNNPACK 'sigmoid_2' has \S+ dB of signal over noise against PyTorch's, and 15\.0 dB are asked for; "
-        r"no file was kept\. It is in one output, 'cat', with 'mul' \(\S+ dB\), and an output has one scale: return it "
-        r"as an output of its own, or use float_layers='cat' with io='float'$"
+        r"in LiteRT, XNNPACK 'sigmoid_2' has \S+ dB of signal over noise against PyTorch's, and 15\.0 dB are asked "
+        r"for; no file was kept\. It is in one output, 'cat', with 'mul' \(\S+ dB\), and an output has one scale: "
+        r"return it as an output of its own, or use float_layers='cat' with io='float'$"
     )
     with pytest.raises(ExportError, match=message):
         exported(tmp_path / "x.tflite", model, images)
