@@ -20,6 +20,7 @@ from nbcompile.exporters.to_tflite.quantize.shared_scales import with_shared_sca
 from nbcompile.exporters.to_tflite.run.agreement import Agreement, compared
 from nbcompile.exporters.to_tflite.run.interpreters import Sample
 from nbcompile.exporters.to_tflite.run.output_parts import sources_of
+from nbcompile.exporters.to_tflite.targets.micro_forms import with_micro_forms
 from nbcompile.exporters.to_tflite.targets.micro_operators import REMEDIES
 
 
@@ -144,7 +145,7 @@ def float_form(graph: nn.Module, inputs: Inputs, micro: bool) -> FloatModel:
     Raises:
         ExportError: if the format, or the target, cannot express it.
     """
-    return float_model(graph, inputs, forbidden=REMEDIES if micro else {})
+    return with_micro_forms(float_model(graph, inputs, forbidden=REMEDIES)) if micro else float_model(graph, inputs)
 
 
 def with_corrected_bias(built: BuiltFile, data: Samples) -> BuiltFile:

@@ -50,3 +50,11 @@ def new_operator(model: Any, name: str, inputs: list[int], output: int) -> Any:
     op = schema.OperatorT()
     op.opcodeIndex, op.inputs, op.outputs = operator_code(model, name), inputs, [output]
     return op
+
+
+def drop_unused_codes(model: Any) -> None:
+    """Leave out rows of the operator table that no operator uses: interpreters look for their kernels, too."""
+    used = sorted({op.opcodeIndex for op in model.subgraphs[0].operators})
+    model.operatorCodes = [model.operatorCodes[number] for number in used]
+    for op in model.subgraphs[0].operators:
+        op.opcodeIndex = used.index(op.opcodeIndex)

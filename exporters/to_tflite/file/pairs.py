@@ -19,7 +19,7 @@ KEEPING = (
 )
 """Operators whose result keeps the scale of their input."""
 
-JOINING = ("CONCATENATION", "PACK", "MAXIMUM", "MINIMUM", "SELECT_V2")
+JOINING = ("CONCATENATION", "PACK", "MAXIMUM", "MINIMUM", "SELECT", "SELECT_V2")
 """Operators whose inputs and result share one scale."""
 
 

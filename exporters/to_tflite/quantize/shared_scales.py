@@ -27,6 +27,9 @@ COARSER = 2.0
 _FILLING = "PADV2"
 """The one operator that keeps the scale of its input and brings a value of its own."""
 
+_UNCLIPPED = ("AVERAGE_POOL_2D", "RESIZE_BILINEAR", "REVERSE_V2")
+"""What is clipped behind them must not be clipped before: means would change, and REVERSE_V2 is not rescaled."""
+
 _ONE = float(np.nextafter(np.float32(1), np.float32(2)))
 """A copy is a product with this: TensorFlow leaves out a factor of 1."""
 
@@ -39,7 +42,8 @@ def with_shared_scales(model: FloatModel, ranges: Ranges) -> tuple[FloatModel, R
     for op in file.ops:
         if op.name not in (*KEEPING, *JOINING):
             continue
-        operands = dict.fromkeys(i for i in op.inputs if i in held and file.tensors[i].data is None)
+        bound = kept if op.name in _UNCLIPPED else held
+        operands = dict.fromkeys(i for i in op.inputs if i in bound and file.tensors[i].data is None)
         results = [i for i in op.outputs if i in kept]
         if op.name in KEEPING and op.name != _FILLING:
             kept |= {i: kept[operand] for operand in operands for i in results}

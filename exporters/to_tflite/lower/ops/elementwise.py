@@ -217,7 +217,7 @@ ELEMENTWISE_OPS: Mapping[str, Callable[..., Any]] = {
     "sqrt": unary(tf.sqrt, _NONNEGATIVE),
     "rsqrt": unary(tf.math.rsqrt, _NONNEGATIVE),
     "abs": unary(tf.abs, _NONNEGATIVE),
-    "neg": unary(tf.negative),
+    "neg": unary(lambda x: x * -1),  # NEG has no kernel for integers that have a scale
     "reciprocal": unary(lambda x: 1.0 / x),
     "square": unary(tf.square, _NONNEGATIVE),
     "sin": unary(tf.sin),
