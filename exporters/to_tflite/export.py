@@ -21,24 +21,16 @@ from nbcompile.core.example import Inputs
 from nbcompile.core.files import atomic, check_target
 from nbcompile.core.progress import step
 from nbcompile.exporters.base import ExportResult
-from nbcompile.exporters.to_tflite.build import (
-    BuiltFile,
-    Samples,
-    Variants,
-    build_file,
-    with_corrected_bias,
-)
+from nbcompile.exporters.to_tflite.build import BuiltFile, Samples, Variants, build_file
 from nbcompile.exporters.to_tflite.companions import files_beside, names_beside
 from nbcompile.exporters.to_tflite.file.options import AS_IT_IS, Limits, Recipe
-from nbcompile.exporters.to_tflite.proof import agreements, arena_needed, layer_errors, require_limits, that_count
+from nbcompile.exporters.to_tflite.proof import layer_errors, require_limits, that_count
 from nbcompile.exporters.to_tflite.run.agreement import Agreement, share_as_good
 from nbcompile.exporters.to_tflite.run.arena import Arena, measure_arena
 from nbcompile.exporters.to_tflite.run.errors_by_layer import LayerError
+from nbcompile.exporters.to_tflite.trials import proved, tried
 
 INT8, ANY = Recipe(), Limits()
-
-WORTH = 0.1
-"""dB that changing the network must gain to be done."""
 
 
 @dataclass(frozen=True)
@@ -146,13 +138,11 @@ def write_tflite(
     for file in (path, *names_beside(path, micro, recipe.scheme)):
         check_target(file)
     data = Samples.of(reference, inputs, samples, checked)
-    tried = _tried({how: graph, **(variants or {})}, inputs, data, recipe, micro, correct_bias)
-    chosen = _best(tried, correct_bias)
-    agreeing, unrun = agreements(chosen, data, micro)
-    arena, modelled_only = arena_needed(chosen, micro)
+    trials = tried({how: graph, **(variants or {})}, inputs, data, recipe, micro, correct_bias)
+    chosen, agreeing, arena, unrun = proved(trials, data, micro, correct_bias)
     require_limits(path, agreeing, arena, recipe.scheme, limits, micro)
     layers = layer_errors(chosen, data, recipe)
-    rests_on = _rests_on(that_count(agreeing, micro), data, len(tried))
+    rests_on = _rests_on(that_count(agreeing, micro), data, len(trials.built))
     with step("making what goes beside it"):
         beside, kept = files_beside(chosen, path, arena, micro, recipe.scheme, prepared)
     with ExitStack() as stack:
@@ -165,7 +155,7 @@ def write_tflite(
         error=max(10 ** (-one.sqnr / 20) for one in agreeing),
         tolerance=10 ** (-limits.least_sqnr(recipe.scheme) / 20),
         versions=_versions(),
-        notes=(*notes, *chosen.notes, *unrun, *modelled_only, *kept, *_said(chosen), rests_on),
+        notes=(*notes, *chosen.notes, *unrun, *kept, *_said(chosen), rests_on),
         seconds=time.perf_counter() - started,
         recipe=recipe,
         micro=micro,
@@ -174,38 +164,10 @@ def write_tflite(
         layers=layers,
         arena=arena,
         limits=limits,
-        tried=tuple(Attempt(one.how, one.sqnr, one.float_sqnr) for one in tried),
+        tried=tuple(Attempt(one.how, one.sqnr, one.float_sqnr) for one in trials.built),
         chosen=chosen.how,
         companions=tuple(beside),
     )
-
-
-def _tried(
-    graphs: Variants, inputs: Inputs, data: Samples, recipe: Recipe, micro: bool, correct_bias: str
-) -> list[BuiltFile]:
-    """Every graph; then the best of them with corrected biases. Only where activations are integers it matters."""
-    count = len(graphs) + (correct_bias != "never") if recipe.calibrated else 1
-    tried: list[BuiltFile] = []
-    for how, graph in graphs.items():
-        with step(f"trying: {how} ({len(tried) + 1} of {count})"):
-            tried.append(build_file(graph, inputs, data, recipe, micro=micro, how=how))
-        if not recipe.calibrated:
-            return tried
-    if correct_bias != "never":
-        with step(f"trying: biases corrected ({count} of {count})"):
-            tried.append(with_corrected_bias(_best(tried, "auto"), data))
-    return tried
-
-
-def _best(tried: Sequence[BuiltFile], correct_bias: str) -> BuiltFile:
-    """The first one that none of the later beats by ``WORTH``."""
-    if correct_bias == "always":
-        return tried[-1]
-    best = tried[0]
-    for other in tried[1:]:
-        if other.sqnr > best.sqnr + WORTH:
-            best = other
-    return best
 
 
 def _said(built: BuiltFile) -> list[str]:
