@@ -86,6 +86,7 @@ class BuiltFile:
         sqnr: signal over noise of its outputs against PyTorch's, dB.
         float_sqnr: the same of the float form: what was done to the network before, and float32's own rounding.
         notes: what the user should know, one sentence each.
+        in_float: layers of a file for integers that compute in float32 all the same.
     """
 
     how: str
@@ -94,6 +95,12 @@ class BuiltFile:
     sqnr: float
     float_sqnr: float
     notes: tuple[str, ...] = ()
+    in_float: tuple[str, ...] = ()
+
+    @property
+    def mixed(self) -> str:
+        """That a file for integers is not full-integer, in words; empty where it is."""
+        return f"in float32, not in integers: {', '.join(self.in_float)}" if self.in_float else ""
 
 
 def build_file(
@@ -132,11 +139,10 @@ def build_file(
             float_layers=recipe.float_layers,
         )
     notes = ranges.notes if isinstance(ranges, Ranges) else ()
-    if recipe.calibrated and (kept := left_in_float(model, content)):
-        notes += (f"in float32, not in integers: {', '.join(kept)}",)
+    in_float = left_in_float(model, content) if recipe.calibrated else ()
     with step("measuring its noise"):
         found, before = (data.agreement(model, file).sqnr for file in (content, model.content))
-        return BuiltFile(how, model, content, found, before, notes)
+        return BuiltFile(how, model, content, found, before, notes, in_float)
 
 
 def float_form(graph: nn.Module, inputs: Inputs, micro: bool) -> FloatModel:

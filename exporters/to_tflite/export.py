@@ -59,6 +59,7 @@ class TfliteResult(ExportResult):
         micro: whether it is for TFLite Micro.
         agreements: with PyTorch, one per interpreter.
         unseen: how many of the samples that they are measured on did not calibrate.
+        in_float: layers of a file for integers that compute in float32 all the same; none: it is full-integer.
         layers: of a file with quantized activations, in order.
         arena: what it needs under TFLite Micro.
         limits: that it kept.
@@ -73,6 +74,7 @@ class TfliteResult(ExportResult):
     micro: bool
     agreements: tuple[Agreement, ...]
     unseen: int
+    in_float: tuple[str, ...]
     layers: tuple[LayerError, ...]
     arena: Arena
     limits: Limits
@@ -155,12 +157,13 @@ def write_tflite(
         error=max(10 ** (-one.sqnr / 20) for one in agreeing),
         tolerance=10 ** (-limits.least_sqnr(recipe.scheme) / 20),
         versions=_versions(),
-        notes=(*notes, *chosen.notes, *unrun, *kept, *_said(chosen), rests_on),
+        notes=(*notes, *chosen.notes, *filter(None, [chosen.mixed]), *unrun, *kept, *_said(chosen), rests_on),
         seconds=time.perf_counter() - started,
         recipe=recipe,
         micro=micro,
         agreements=agreeing,
         unseen=data.unseen,
+        in_float=chosen.in_float,
         layers=layers,
         arena=arena,
         limits=limits,

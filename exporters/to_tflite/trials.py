@@ -1,5 +1,6 @@
 """The ways to quantize a network that are tried, and the one that is taken: the best that runs on the device."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from nbcompile.exporters.to_tflite.file.options import Recipe
 from nbcompile.exporters.to_tflite.proof import agreements, arena_needed
 from nbcompile.exporters.to_tflite.run.agreement import Agreement
 from nbcompile.exporters.to_tflite.run.arena import Arena
+
+log = logging.getLogger("nbcompile")
 
 WORTH = 0.1
 """dB that changing the network must gain to be done."""
@@ -52,6 +55,11 @@ def tried(graphs: Variants, inputs: Inputs, data: Samples, recipe: Recipe, micro
             trials.drop(how, error)
         if not recipe.calibrated:
             return trials
+        if micro and number == 1 and trials.built[0].in_float:
+            log.warning(
+                "the file is not full-integer, a microcontroller without an FPU is slow at what is %s",
+                trials.built[0].mixed,
+            )
     if correct_bias != "never":
         with step(f"trying: biases corrected ({count} of {count})"):
             trials.built.append(with_corrected_bias(best(trials.built, "auto"), data))

@@ -26,7 +26,7 @@ from nbcompile.exporters.to_tflite.run.agreement import Agreement
 from nbcompile.exporters.to_tflite.run.arena import modelled
 from nbcompile.exporters.to_tflite.run.interpreters import run_file
 from nbcompile.passes import PASSES, Pass, PassResult
-from nbcompile.results.device import device_of
+from nbcompile.results.device import Device, device_of
 from nbcompile.results.numbers import json_ready
 from tests.exporters.to_tflite.small_networks import small, wide
 
@@ -451,12 +451,27 @@ def test_layers_kept_in_float_are_said(tmp_path: Path) -> None:
     model, images = small()
     result = exported(tmp_path / "tiny.tflite", model, images, float_layers=["11"])
     assert "in float32, not in integers: 11" in result.notes
+    assert result.in_float == ("11",)
     alone = exported(tmp_path / "tiny.tflite", model, images, float_layers="11")
     assert alone.recipe.float_layers == ("11",)
     with pytest.raises(UsageError, match="int16x8 cannot keep layers in float"):
         exported(tmp_path / "tiny.tflite", model, images, float_layers=["11"], quantize="int16x8")
     with pytest.raises(UsageError, match="int16x8 has weights per channel"):
         exported(tmp_path / "tiny.tflite", model, images, per_channel=False, quantize="int16x8")
+
+
+def test_a_file_that_is_not_full_integer_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    norm = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(64, 2)).eval()
+    result = exported(tmp_path / "x.tflite", norm, torch.randn(20, 3, 6, 6), target="mcu")
+    said = f"in float32, not in integers: {', '.join(result.in_float)}"
+    assert all(name.startswith("1") for name in result.in_float)
+    assert (
+        f"the file is not full-integer, a microcontroller without an FPU is slow at what is {said}" in caplog.messages
+    )
+    assert said in result.notes
+    assert f"// Not full-integer: {said}\n" in (tmp_path / "x.h").read_text()
+    assert cast(Device, device_of(result)).scheme == "int8, in part float32"
 
 
 class Sums(nn.Module):
