@@ -21,7 +21,7 @@ from nbcompile.exporters.to_tflite.run.agreement import Agreement, compared
 from nbcompile.exporters.to_tflite.run.interpreters import Sample
 from nbcompile.exporters.to_tflite.run.output_parts import sources_of
 from nbcompile.exporters.to_tflite.targets.micro_forms import with_micro_forms
-from nbcompile.exporters.to_tflite.targets.micro_operators import REMEDIES
+from nbcompile.exporters.to_tflite.targets.micro_operators import FLOAT_ONLY, REMEDIES
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,7 @@ def build_file(
             per_channel=recipe.per_channel,
             dense_per_channel=recipe.dense_per_channel,
             float_layers=recipe.float_layers,
+            float_kinds=FLOAT_ONLY if micro else (),
         )
     notes = ranges.notes if isinstance(ranges, Ranges) else ()
     in_float = left_in_float(model, content) if recipe.calibrated else ()

@@ -1,6 +1,7 @@
 """What is added to an unpacked file (`flatbuffer.unpack`): constants, tensors, operators."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,13 @@ def operator_code(model: Any, name: str, version: int = 1) -> int:
     return len(model.operatorCodes) - 1
 
 
-def add_tensor(model: Any, like: int, name: str) -> int:
-    """The index of a new tensor that has the shape and type of another, and that an operator is to compute."""
+def add_tensor(model: Any, like: int, name: str, shape: Sequence[int] | None = None) -> int:
+    """The index of a new tensor that has the type of another, its shape or ``shape``; an operator is to compute it."""
     tensors = model.subgraphs[0].tensors
     tensor = copy.copy(tensors[like])
     tensor.name, tensor.buffer = name.encode(), 0
+    if shape is not None:
+        tensor.shape, tensor.shapeSignature = np.array(shape, np.int32), None
     tensors.append(tensor)
     return len(tensors) - 1
 

@@ -252,9 +252,12 @@ ERRORS = {
     ),
     "computed places": (
         lambda m, x: x[:, x[0, :, 0, 0].argsort()],
-        r"index\.Tensor.*at places that it computes, or in several dimensions; choose with slices, or with one con",
+        r"index\.Tensor.*at places that it computes; choose with slices, or at constant places",
     ),
-    "places in two dimensions": (lambda m, x: x[:, [0, 2], [1, 3]], r"index\.Tensor.*in several dimensions; choose"),
+    "gathered from computed places": (
+        lambda m, x: x.gather(1, x.sort(1)[1]),
+        r"gather.*at places that it computes; choose with slices, or at constant places",
+    ),
     "written at places": (
         lambda m, x: x.index_put((torch.tensor([0]), torch.tensor([1])), x[0, 0]),
         r"index_put.*it writes where numbers say; write slices, or one number where a mask of all elements is set",
