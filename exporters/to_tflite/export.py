@@ -24,6 +24,7 @@ from nbcompile.exporters.base import ExportResult
 from nbcompile.exporters.to_tflite.build import BuiltFile, Samples, Variants, build_file
 from nbcompile.exporters.to_tflite.companions import files_beside, names_beside
 from nbcompile.exporters.to_tflite.file.options import AS_IT_IS, Limits, Recipe
+from nbcompile.exporters.to_tflite.file.ports import Port
 from nbcompile.exporters.to_tflite.proof import layer_errors, require_limits, that_count
 from nbcompile.exporters.to_tflite.run.agreement import Agreement, share_as_good
 from nbcompile.exporters.to_tflite.run.arena import Arena, measure_arena
@@ -60,6 +61,8 @@ class TfliteResult(ExportResult):
         agreements: with PyTorch, one per interpreter.
         unseen: how many of the samples that they are measured on did not calibrate.
         in_float: layers of a file for integers that compute in float32 all the same; none: it is full-integer.
+        inputs: name, shape and layout of each.
+        outputs: likewise.
         layers: of a file with quantized activations, in order.
         arena: what it needs under TFLite Micro.
         limits: that it kept.
@@ -75,6 +78,8 @@ class TfliteResult(ExportResult):
     agreements: tuple[Agreement, ...]
     unseen: int
     in_float: tuple[str, ...]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
     layers: tuple[LayerError, ...]
     arena: Arena
     limits: Limits
@@ -164,6 +169,8 @@ def write_tflite(
         agreements=agreeing,
         unseen=data.unseen,
         in_float=chosen.in_float,
+        inputs=chosen.model.inputs,
+        outputs=chosen.model.outputs,
         layers=layers,
         arena=arena,
         limits=limits,
@@ -174,7 +181,8 @@ def write_tflite(
 
 
 def _said(built: BuiltFile) -> list[str]:
-    return [f"it takes one sample at a time: {port.name}, {_shape(port.shape)}" for port in built.model.inputs]
+    takes, gives = (", ".join(map(_port, ports)) for ports in (built.model.inputs, built.model.outputs))
+    return [f"it takes one sample at a time: {takes}; it gives {gives}"]
 
 
 def _rests_on(agreeing: Sequence[Agreement], data: Samples, tried: int) -> str:
@@ -207,8 +215,9 @@ def arena_of(graph: nn.Module, inputs: Inputs, samples: Sequence[Inputs], recipe
     return arena.needed or arena.head
 
 
-def _shape(shape: Sequence[int]) -> str:
-    return " × ".join(map(str, shape))
+def _port(port: Port) -> str:
+    shape = " × ".join(map(str, port.shape)) or "one number"
+    return f"{port.name} ({shape}{', channels last' if port.channels_last else ''})"
 
 
 def _versions() -> dict[str, str | int]:

@@ -141,6 +141,29 @@ def test_inputs_and_outputs_keep_their_order() -> None:
     assert [port.shape for port in model.outputs] == [(1, 5, 4, 4), (1, 2), (1, 3), (1, 5, 4, 4)]
 
 
+def test_one_rule_says_how_inputs_and_outputs_are_stored() -> None:
+    """Four dimensions and more are channels-last, whatever the network does with them; all else is as in PyTorch."""
+    network = Net(
+        lambda m, x, y: (m[0](y), m[1](x), x.flatten(2), x[:, :, None], m[1].weight.view(1, 2, 4, 1)),
+        nn.Conv1d(3, 4, 3),
+        nn.Linear(4, 2, bias=False),
+    )
+    x, y = torch.randn(1, 3, 5, 4), torch.randn(1, 3, 9)
+    model, error = lowered(network, x, y)
+    assert error < 1e-6
+    assert [port.shape for port in model.inputs] == [(1, 5, 4, 3), (1, 3, 9)]
+    assert [port.shape for port in model.outputs] == [
+        (1, 4, 7),
+        (1, 5, 2, 3),
+        (1, 3, 20),
+        (1, 1, 5, 4, 3),
+        (1, 4, 1, 2),
+    ]
+    assert [port.channels_last for port in (*model.inputs, *model.outputs)] == [
+        len(port.shape) > 3 for port in (*model.inputs, *model.outputs)
+    ]
+
+
 def test_outputs_that_nothing_computes() -> None:
     """An input, a constant, one tensor twice."""
     network = Net(lambda m, x: (x, m[0](x), m[0].weight * 2, m[0](x)), nn.Conv2d(3, 2, 1))

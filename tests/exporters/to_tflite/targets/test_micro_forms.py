@@ -1,5 +1,6 @@
 """Operators of their own that TFLite Micro lacks or computes otherwise: the same numbers in both interpreters."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -47,3 +48,37 @@ def test_clips_and_choices_are_the_same_everywhere() -> None:
 def test_other_targets_keep_the_one_operator() -> None:
     model, _ = lowered(Clips(), torch.randn(1, 2, 5, 3))
     assert "RELU6" in {op.name for op in read_file(model.content).ops}
+
+
+class Lacking(nn.Module):
+    """What TFLite Micro has no kernel for, or none for integers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.steps = nn.Conv2d(2, 3, 1), nn.RNN(4, 3, batch_first=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = 3 * self.conv(x)
+        return (
+            y.repeat_interleave(3, 2),
+            x.repeat(1, 2, 12, 1),
+            self.steps(x.flatten(0, 2)[None, :, :4])[0][:, -1],
+            F.softplus(y),
+            F.mish(y),
+            y.std((2, 3)),
+        )
+
+
+@pytest.mark.slow
+def test_what_it_lacks_is_put_together() -> None:
+    torch.manual_seed(0)
+    network, samples = Lacking().eval(), [(torch.randn(1, 2, 6, 4),) for _ in range(24)]
+    data = Samples.of(network, samples[0], samples[8:], samples[:8])
+    built = build_file(network, samples[0], data, Recipe(), micro=True)
+    file = read_file(built.content)
+    check_ops(file)
+    assert max(len(op.inputs) for op in file.ops if op.name == "CONCATENATION") == 10
+    assert {name.partition("/")[2] for name in built.in_float} == {"exp", "log", ""}
+    for kernels in ("xnnpack", "micro"):
+        found = data.agreement(built.model, built.content, kernels)
+        assert [part.output for part in found.parts if part.sqnr < 20] == [], kernels
