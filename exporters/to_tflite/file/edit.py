@@ -43,7 +43,7 @@ def add_tensor(model: Any, like: int, name: str, shape: Sequence[int] | None = N
 def add_number(model: Any, value: float, name: str) -> int:
     """The index of a new constant: one float32."""
     tensor = schema.TensorT(shape=np.array([], np.int32), type=schema.TensorType.FLOAT32, name=name.encode())
-    tensor.buffer = add_buffer(model, np.float32(value))
+    tensor.buffer = add_buffer(model, np.array(value, np.float32))
     model.subgraphs[0].tensors.append(tensor)
     return len(model.subgraphs[0].tensors) - 1
 

@@ -91,7 +91,7 @@ def compared(
     steps = [file.step(i) for i in file.outputs]
     lsbs = [np.abs(a - b) / step for (a, b), step in zip(pairs, steps, strict=True) if step]
     votes = [vote for vote in (_same_choice(a, b) for a, b in pairs) if vote is not None]
-    known = sources or [None] * len(pairs)
+    known: Sequence[Sources | None] = sources or [None] * len(pairs)
     judged = (_judged(a, b, one, step) for (a, b), one, step in zip(pairs, known, steps, strict=True))
     parts = tuple(part for parts in judged for part in parts)
     return Agreement(

@@ -21,12 +21,12 @@ def index(x: Value | Tensor, indices: Sequence[Value | Tensor | None]) -> Value:
     if isinstance(x, Tensor) or any(isinstance(chosen, Value) for _, chosen in given):
         raise LoweringError("it takes elements at places that it computes", _CONSTANT)
     dims = [dim for dim, _ in given]
-    places = torch.broadcast_tensors(*(chosen for _, chosen in given))
+    places = np.broadcast_arrays(*(chosen.numpy() for _, chosen in given))
     if dims != list(range(dims[0], dims[-1] + 1)):  # PyTorch puts those that are apart in front
         x = x.permuted([*dims, *(d for d in range(x.rank) if d not in dims)])
         dims = list(range(len(dims)))
     before, sizes, after = x.shape[: dims[0]], x.shape[dims[0] : dims[-1] + 1], x.shape[dims[-1] + 1 :]
-    flat = np.ravel_multi_index([(p % n).numpy() for p, n in zip(places, sizes, strict=True)], sizes)
+    flat = np.ravel_multi_index([p % n for p, n in zip(places, sizes, strict=True)], sizes)
     taken = taken_along(x.reshaped((*before, math.prod(sizes), *after)), dims[0], flat.ravel().tolist())
     return taken.reshaped((*before, *places[0].shape, *after))
 
