@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 from torch import Tensor, nn
 
 from nbcompile.core.example import Inputs, random_inputs, specs
@@ -17,9 +16,12 @@ from nbcompile.exporters.to_tflite.quantize.bias import corrected
 from nbcompile.exporters.to_tflite.quantize.float_layers import left_in_float
 from nbcompile.exporters.to_tflite.quantize.quantize import quantize
 from nbcompile.exporters.to_tflite.quantize.ranges import Ranges, measure_ranges
-from nbcompile.exporters.to_tflite.run.agreement import sqnr
-from nbcompile.exporters.to_tflite.run.interpreters import Sample, run_file
-from nbcompile.exporters.to_tflite.targets.micro_operators import REMEDIES
+from nbcompile.exporters.to_tflite.quantize.shared_scales import with_shared_scales
+from nbcompile.exporters.to_tflite.run.agreement import Agreement, compared
+from nbcompile.exporters.to_tflite.run.interpreters import Sample
+from nbcompile.exporters.to_tflite.run.output_parts import sources_of
+from nbcompile.exporters.to_tflite.targets.micro_forms import with_micro_forms
+from nbcompile.exporters.to_tflite.targets.micro_operators import FLOAT_ONLY, REMEDIES
 
 
 @dataclass(frozen=True)
@@ -30,24 +32,34 @@ class Samples:
         samples: they calibrate, at batch 1; none where none is needed.
         checked: inputs of the check.
         outputs: what PyTorch gives for them.
+        drawn: whether those of the check are random numbers, for want of others.
     """
 
     samples: Sequence[Inputs]
     checked: Sequence[Inputs]
     outputs: Sequence[list[Tensor]]
+    drawn: bool = False
 
     @classmethod
     def of(
         cls, reference: nn.Module, inputs: Inputs, samples: Sequence[Inputs], checked: Sequence[Inputs]
     ) -> "Samples":
         """With the outputs of ``reference``; without samples for the check, random ones like ``inputs``."""
-        drawn = [random_inputs(specs(inputs), seed=seed, batch=1) for seed in range(CHECKED)]
-        checked, outputs = checked or drawn, []
+        drawn = not checked
+        if drawn:
+            checked = [random_inputs(specs(inputs), seed=seed, batch=1) for seed in range(CHECKED)]
+        outputs = []
         with step("running the network in PyTorch", len(checked)) as advance:
             for one in checked:
                 outputs.append(flatten(output_of(reference, one)))
                 advance()
-        return cls(samples, checked, outputs)
+        return cls(samples, checked, outputs, drawn)
+
+    @property
+    def unseen(self) -> int:
+        """How many samples of the check do not calibrate."""
+        calibrating = {id(one) for one in self.samples}
+        return sum(id(one) not in calibrating for one in self.checked)
 
     def given(self, model: FloatModel) -> list[Sample]:
         """The inputs of the check as the file takes them."""
@@ -57,9 +69,10 @@ class Samples:
         """PyTorch's outputs as the file gives them."""
         return [tuple(p.to_file(y) for p, y in zip(model.outputs, one, strict=True)) for one in self.outputs]
 
-    def sqnr(self, model: FloatModel, content: bytes) -> float:
-        """Signal over noise of a file's outputs in LiteRT against PyTorch's, dB."""
-        return sqnr(_joined(run_file(content, self.given(model))), _joined(self.expected(model)))
+    def agreement(self, model: FloatModel, content: bytes, kernels: str = "xnnpack") -> Agreement:
+        """A file's outputs in one interpreter against PyTorch's; ``model`` is the float file that it was made from."""
+        expected = self.expected(model)
+        return compared(content, self.given(model), expected, kernels=kernels, sources=sources_of(model))
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,7 @@ class BuiltFile:
         sqnr: signal over noise of its outputs against PyTorch's, dB.
         float_sqnr: the same of the float form: what was done to the network before, and float32's own rounding.
         notes: what the user should know, one sentence each.
+        in_float: layers of a file for integers that compute in float32 all the same.
     """
 
     how: str
@@ -81,6 +95,12 @@ class BuiltFile:
     sqnr: float
     float_sqnr: float
     notes: tuple[str, ...] = ()
+    in_float: tuple[str, ...] = ()
+
+    @property
+    def mixed(self) -> str:
+        """That a file for integers is not full-integer, in words; empty where it is."""
+        return f"in float32, not in integers: {', '.join(self.in_float)}" if self.in_float else ""
 
 
 def build_file(
@@ -102,7 +122,11 @@ def build_file(
     """
     model = float_form(graph, inputs, micro)
     given = filed(model, data.samples)
-    ranges = measure_ranges(model, given, recipe.ranges, levels=recipe.levels) if recipe.calibrated else recipe.ranges
+    ranges: str | Ranges = recipe.ranges
+    if recipe.calibrated:
+        ranges = measure_ranges(model, given, recipe.ranges, levels=recipe.levels)
+    if isinstance(ranges, Ranges) and recipe.scheme == "int8":  # the quantizer of int16x8 takes care of that itself
+        model, ranges = with_shared_scales(model, ranges)
     with step("quantizing"):
         content = quantize(
             model,
@@ -113,12 +137,13 @@ def build_file(
             per_channel=recipe.per_channel,
             dense_per_channel=recipe.dense_per_channel,
             float_layers=recipe.float_layers,
+            float_kinds=FLOAT_ONLY if micro else (),
         )
     notes = ranges.notes if isinstance(ranges, Ranges) else ()
-    if recipe.calibrated and (kept := left_in_float(model, content)):
-        notes += (f"in float32, not in integers: {', '.join(kept)}",)
+    in_float = left_in_float(model, content) if recipe.calibrated else ()
     with step("measuring its noise"):
-        return BuiltFile(how, model, content, data.sqnr(model, content), data.sqnr(model, model.content), notes)
+        found, before = (data.agreement(model, file).sqnr for file in (content, model.content))
+        return BuiltFile(how, model, content, found, before, notes, in_float)
 
 
 def float_form(graph: nn.Module, inputs: Inputs, micro: bool) -> FloatModel:
@@ -127,23 +152,19 @@ def float_form(graph: nn.Module, inputs: Inputs, micro: bool) -> FloatModel:
     Raises:
         ExportError: if the format, or the target, cannot express it.
     """
-    return float_model(graph, inputs, forbidden=REMEDIES if micro else {})
+    return with_micro_forms(float_model(graph, inputs, forbidden=REMEDIES)) if micro else float_model(graph, inputs)
 
 
 def with_corrected_bias(built: BuiltFile, data: Samples) -> BuiltFile:
     """``built`` with biases that take back the mean error of each channel (arXiv 1906.04721, sec. 4.2)."""
     content = corrected(built.model, built.content, filed(built.model, data.samples))
     how = "biases corrected" if built.how == AS_IT_IS else f"{built.how}, biases corrected"
-    return replace(built, how=how, content=content, sqnr=data.sqnr(built.model, content))
+    return replace(built, how=how, content=content, sqnr=data.agreement(built.model, content).sqnr)
 
 
 def filed(model: FloatModel, samples: Sequence[Inputs]) -> list[Sample]:
     """``samples`` as the file takes them."""
     return [tuple(port.to_file(x) for port, x in zip(model.inputs, one, strict=True)) for one in samples]
-
-
-def _joined(samples: Sequence[Sample]) -> np.ndarray:
-    return np.concatenate([np.asarray(y, dtype=np.float64).ravel() for one in samples for y in one])
 
 
 Variants = Mapping[str, nn.Module]

@@ -27,7 +27,10 @@ def files_beside(
     """
     names = names_beside(path, micro, scheme)
     if micro:
-        texts = sources(built.content, path.stem, arena.needed or arena.head, [prepared] if prepared else [])
+        computed = f"Not full-integer: {built.mixed}" if built.mixed else ""
+        texts = sources(
+            built.content, path.stem, arena.needed or arena.head, [note for note in (prepared, computed) if note]
+        )
         files = {name: texts[name.name].encode() for name in names}
         program = names[-1]
         if not program.exists() or program.read_bytes() == files[program]:

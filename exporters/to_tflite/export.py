@@ -21,24 +21,17 @@ from nbcompile.core.example import Inputs
 from nbcompile.core.files import atomic, check_target
 from nbcompile.core.progress import step
 from nbcompile.exporters.base import ExportResult
-from nbcompile.exporters.to_tflite.build import (
-    BuiltFile,
-    Samples,
-    Variants,
-    build_file,
-    with_corrected_bias,
-)
+from nbcompile.exporters.to_tflite.build import BuiltFile, Samples, Variants, build_file
 from nbcompile.exporters.to_tflite.companions import files_beside
 from nbcompile.exporters.to_tflite.file.options import AS_IT_IS, Limits, Recipe, names_beside
-from nbcompile.exporters.to_tflite.proof import agreements, arena_needed, layer_errors, require_limits
-from nbcompile.exporters.to_tflite.run.agreement import Agreement
+from nbcompile.exporters.to_tflite.file.ports import Port
+from nbcompile.exporters.to_tflite.proof import layer_errors, require_limits, that_count
+from nbcompile.exporters.to_tflite.run.agreement import Agreement, share_as_good
 from nbcompile.exporters.to_tflite.run.arena import Arena, measure_arena
 from nbcompile.exporters.to_tflite.run.errors_by_layer import LayerError
+from nbcompile.exporters.to_tflite.trials import proved, tried
 
 INT8, ANY = Recipe(), Limits()
-
-WORTH = 0.1
-"""dB that changing the network must gain to be done."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +59,10 @@ class TfliteResult(ExportResult):
         recipe: how it stores its numbers.
         micro: whether it is for TFLite Micro.
         agreements: with PyTorch, one per interpreter.
+        unseen: how many of the samples that they are measured on did not calibrate.
+        in_float: layers of a file for integers that compute in float32 all the same; none: it is full-integer.
+        inputs: name, shape and layout of each.
+        outputs: likewise.
         layers: of a file with quantized activations, in order.
         arena: what it needs under TFLite Micro.
         limits: that it kept.
@@ -79,6 +76,10 @@ class TfliteResult(ExportResult):
     recipe: Recipe
     micro: bool
     agreements: tuple[Agreement, ...]
+    unseen: int
+    in_float: tuple[str, ...]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
     layers: tuple[LayerError, ...]
     arena: Arena
     limits: Limits
@@ -144,12 +145,11 @@ def write_tflite(
     for file in (path, *names_beside(path, micro, recipe.scheme)):
         check_target(file)
     data = Samples.of(reference, inputs, samples, checked)
-    tried = _tried({how: graph, **(variants or {})}, inputs, data, recipe, micro, correct_bias)
-    chosen = _best(tried, correct_bias)
-    agreeing, unrun = agreements(chosen, data, micro)
-    arena, modelled_only = arena_needed(chosen, micro)
+    trials = tried({how: graph, **(variants or {})}, inputs, data, recipe, micro, correct_bias)
+    chosen, agreeing, arena, unrun = proved(trials, data, micro, correct_bias)
     require_limits(path, agreeing, arena, recipe.scheme, limits, micro)
     layers = layer_errors(chosen, data, recipe)
+    rests_on = _rests_on(that_count(agreeing, micro), data, len(trials.built))
     with step("making what goes beside it"):
         beside, kept = files_beside(chosen, path, arena, micro, recipe.scheme, prepared)
     with ExitStack() as stack:
@@ -162,50 +162,40 @@ def write_tflite(
         error=max(10 ** (-one.sqnr / 20) for one in agreeing),
         tolerance=10 ** (-limits.least_sqnr(recipe.scheme) / 20),
         versions=_versions(),
-        notes=(*notes, *chosen.notes, *unrun, *modelled_only, *kept, *_said(chosen)),
+        notes=(*notes, *chosen.notes, *filter(None, [chosen.mixed]), *unrun, *kept, *_said(chosen), rests_on),
         seconds=time.perf_counter() - started,
         recipe=recipe,
         micro=micro,
         agreements=agreeing,
+        unseen=data.unseen,
+        in_float=chosen.in_float,
+        inputs=chosen.model.inputs,
+        outputs=chosen.model.outputs,
         layers=layers,
         arena=arena,
         limits=limits,
-        tried=tuple(Attempt(one.how, one.sqnr, one.float_sqnr) for one in tried),
+        tried=tuple(Attempt(one.how, one.sqnr, one.float_sqnr) for one in trials.built),
         chosen=chosen.how,
         companions=tuple(beside),
     )
 
 
-def _tried(
-    graphs: Variants, inputs: Inputs, data: Samples, recipe: Recipe, micro: bool, correct_bias: str
-) -> list[BuiltFile]:
-    """Every graph; then the best of them with corrected biases. Only where activations are integers it matters."""
-    count = len(graphs) + (correct_bias != "never") if recipe.calibrated else 1
-    tried: list[BuiltFile] = []
-    for how, graph in graphs.items():
-        with step(f"trying: {how} ({len(tried) + 1} of {count})"):
-            tried.append(build_file(graph, inputs, data, recipe, micro=micro, how=how))
-        if not recipe.calibrated:
-            return tried
-    if correct_bias != "never":
-        with step(f"trying: biases corrected ({count} of {count})"):
-            tried.append(with_corrected_bias(_best(tried, "auto"), data))
-    return tried
-
-
-def _best(tried: Sequence[BuiltFile], correct_bias: str) -> BuiltFile:
-    """The first one that none of the later beats by ``WORTH``."""
-    if correct_bias == "always":
-        return tried[-1]
-    best = tried[0]
-    for other in tried[1:]:
-        if other.sqnr > best.sqnr + WORTH:
-            best = other
-    return best
-
-
 def _said(built: BuiltFile) -> list[str]:
-    return [f"it takes one sample at a time: {port.name}, {_shape(port.shape)}" for port in built.model.inputs]
+    takes, gives = (", ".join(map(_port, ports)) for ports in (built.model.inputs, built.model.outputs))
+    return [f"it takes one sample at a time: {takes}; it gives {gives}"]
+
+
+def _rests_on(agreeing: Sequence[Agreement], data: Samples, tried: int) -> str:
+    """What the SQNR is of, and how sure it is."""
+    worst = min(agreeing, key=lambda one: one.sqnr)
+    part, count = worst.least, worst.samples
+    kind = "of random numbers" if data.drawn else "that did not calibrate" if data.unseen else "that calibrated, too"
+    of = f", in {part.name}, the part of output '{part.output}' that has the least" if part.name else ""
+    said = f"the SQNR is of {count} {'sample' if count == 1 else 'samples'} {kind}{of}"
+    if data.drawn or not data.unseen:
+        return f"{said}: it says little of others"
+    share = share_as_good(count, tried)
+    return f"{said}; the worst has {part.low:.1f} dB, which at least {share:.0%} of others like them reach (95 % sure)"
 
 
 def arena_of(graph: nn.Module, inputs: Inputs, samples: Sequence[Inputs], recipe: Recipe) -> int:
@@ -225,8 +215,9 @@ def arena_of(graph: nn.Module, inputs: Inputs, samples: Sequence[Inputs], recipe
     return arena.needed or arena.head
 
 
-def _shape(shape: Sequence[int]) -> str:
-    return " × ".join(map(str, shape))
+def _port(port: Port) -> str:
+    shape = " × ".join(map(str, port.shape)) or "one number"
+    return f"{port.name} ({shape}{', channels last' if port.channels_last else ''})"
 
 
 def _versions() -> dict[str, str | int]:

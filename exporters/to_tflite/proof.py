@@ -8,30 +8,32 @@ from nbcompile.core.progress import step
 from nbcompile.exporters.to_tflite.build import BuiltFile, Samples
 from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
 from nbcompile.exporters.to_tflite.file.options import INTERPRETERS, MORE_SQNR, Limits, Recipe
-from nbcompile.exporters.to_tflite.run.agreement import Agreement, compared
+from nbcompile.exporters.to_tflite.run.agreement import Agreement
 from nbcompile.exporters.to_tflite.run.arena import Arena, measure_arena, modelled
 from nbcompile.exporters.to_tflite.run.errors_by_layer import LayerError, by_layer
 from nbcompile.exporters.to_tflite.run.kernels import kernel_differences
 from nbcompile.exporters.to_tflite.targets.boards import why_over_budget
 from nbcompile.exporters.to_tflite.targets.micro_operators import check_ops
 
+ROOM = 3.0
+"""dB above a limit below which the scale of an output is to blame: half of the noise is its rounding."""
+
 
 def agreements(built: BuiltFile, data: Samples, micro: bool) -> tuple[tuple[Agreement, ...], list[str]]:
     """With PyTorch, in each interpreter that can run the file; why one cannot is a note, or an error if it has to."""
-    given, expected = data.given(built.model), data.expected(built.model)
     agreeing, notes = [], []
     for kernels, name in INTERPRETERS.items():
         try:
             if kernels == "micro":
                 check_ops(read_file(built.content))
             with step(f"comparing it with PyTorch in {name}"):
-                agreeing.append(compared(built.content, given, expected, kernels=kernels))
+                agreeing.append(data.agreement(built.model, built.content, kernels))
         except ExportError as error:
             if kernels == "xnnpack" or (kernels == "micro" and micro):
                 raise
             notes.append(f"not run in {name}: {error}")
     if micro:
-        rows = kernel_differences(built.content, given[:1], layers=built.model.layers)
+        rows = kernel_differences(built.content, data.given(built.model)[:1], layers=built.model.layers)
         notes += [
             f"'{row.layer}' differs by more than 1 LSB between LiteRT and TFLite Micro"
             for row in rows
@@ -52,22 +54,23 @@ def arena_needed(built: BuiltFile, micro: bool) -> tuple[Arena, list[str]]:
         return modelled(built.content, built.model.layers), ["its arena is by our model of TFLite Micro's planner"]
 
 
+def that_count(agreeing: Sequence[Agreement], micro: bool) -> list[Agreement]:
+    """Those in interpreters that the device runs: never in reference kernels, of which some are wrong (int8 SUM)."""
+    return [one for one in agreeing if one.kernels == "xnnpack" or (one.kernels == "micro" and micro)]
+
+
 def require_limits(
     path: Path, agreeing: Sequence[Agreement], arena: Arena, scheme: str, limits: Limits, micro: bool
 ) -> None:
-    """Raise ExportError if a limit is not kept, in an interpreter that the device runs.
-
-    Reference kernels judge nothing: no device runs them, and some are wrong (int8 SUM).
-    """
+    """Raise ExportError if a limit is not kept, in an interpreter that the device runs."""
     least = limits.least_sqnr(scheme)
-    for one in agreeing:
-        if one.kernels == "reference" or (one.kernels == "micro" and not micro):
-            continue
+    for one in that_count(agreeing, micro):
         if not one.sqnr >= least:
+            part = one.least
             raise ExportError(
-                f"{path}: in {INTERPRETERS[one.kernels]} the outputs have {one.sqnr:.1f} dB of signal over noise "
-                f"against PyTorch's, and {least:.1f} dB are asked for; no file was kept. {MORE_SQNR[scheme]}, or allow "
-                f"less with min_sqnr"
+                f"{path}: in {INTERPRETERS[one.kernels]} {part.name or 'the outputs'} "
+                f"{'has' if part.name else 'have'} {one.sqnr:.1f} dB of signal over noise against PyTorch's, and "
+                f"{least:.1f} dB are asked for; no file was kept. {_remedy(one, least, scheme)}"
             )
         if limits.agreement is not None and one.top1 is not None and not one.top1 >= limits.agreement:
             raise ExportError(
@@ -77,6 +80,20 @@ def require_limits(
     over = why_over_budget(arena.needed or arena.head, arena.flash, limits.sram, limits.flash)
     if over:
         raise ExportError(f"{path}: {over}; no file was kept")
+
+
+def _remedy(found: Agreement, least: float, scheme: str) -> str:
+    """What may help where the part with the least noise does not reach ``least`` dB."""
+    part = found.least
+    beside = [other for other in found.parts if other.output == part.output and other.sqnr >= least]
+    if not beside or part.limit is None or part.limit > least + ROOM:
+        return f"{MORE_SQNR[scheme]}, or allow less with min_sqnr"
+    best = max(beside, key=lambda other: other.sqnr)
+    alone = (
+        f"It is in one output, '{part.output}', with {best.name} ({best.sqnr:.1f} dB), and an output has one scale: "
+        f"return it as an output of its own"
+    )
+    return alone if scheme == "int16x8" else f"{alone}, or use float_layers='{part.output}' with io='float'"
 
 
 def layer_errors(built: BuiltFile, data: Samples, recipe: Recipe) -> tuple[LayerError, ...]:

@@ -114,8 +114,8 @@ def _doubts(samples: Sequence[Inputs]) -> Iterator[str]:
     count = len(samples)
     if count < FEW:
         yield (
-            f"calibrated on {count} {'sample' if count == 1 else 'samples'}: with fewer than {FEW}, the network may "
-            f"meet values outside the ranges that were seen; give some 100"
+            f"the calibration set has {count} {'sample' if count == 1 else 'samples'}: with fewer than {FEW}, the "
+            f"network may meet values outside the ranges that were seen; give some 100"
         )
     constant = sum(all(_is_constant(x) for x in one) for one in samples)
     if constant:

@@ -102,7 +102,7 @@ class Device:
     Attributes:
         file: its name.
         target: such as ``mcu``.
-        scheme: such as ``int8``.
+        scheme: such as ``int8``; ``int8, in part float32`` where layers have no integer form.
         bytes: size of the file, which is what it takes in flash.
         flash_budget: bytes of flash that it may take.
         arena_head: bytes for activations, shared between tensors over time.
@@ -210,7 +210,7 @@ def device_of(result: Any) -> Device | None:
     return Device(
         file=result.path.name,
         target="mcu" if result.micro else "raspberrypi",
-        scheme=result.recipe.scheme,
+        scheme=result.recipe.scheme + (", in part float32" if result.in_float else ""),
         bytes=result.bytes,
         flash_budget=result.limits.flash,
         arena_head=arena.head,

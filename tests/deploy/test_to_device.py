@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from nbcompile.exporters.to_tflite.run.agreement import Agreement
 from nbcompile.exporters.to_tflite.run.arena import modelled
 from nbcompile.exporters.to_tflite.run.interpreters import run_file
 from nbcompile.passes import PASSES, Pass, PassResult
-from nbcompile.results.device import device_of
+from nbcompile.results.device import Device, device_of
 from nbcompile.results.numbers import json_ready
 from tests.exporters.to_tflite.small_networks import small, wide
 
@@ -306,12 +307,14 @@ def test_what_may_help_depends_on_the_scheme() -> None:
             require_limits(Path("x"), low, arena, scheme, Limits(), micro=False)
 
 
-@pytest.mark.parametrize(("count", "calibrating", "checking"), [(1, 1, 1), (16, 16, 16), (63, 63, 16), (64, 48, 16)])
+@pytest.mark.parametrize(
+    ("count", "calibrating", "checking"), [(1, 1, 1), (2, 1, 1), (16, 12, 4), (64, 48, 16), (99, 84, 15)]
+)
 def test_many_samples_are_held_out(count: int, calibrating: int, checking: int) -> None:
     samples = [(torch.tensor(i),) for i in range(count)]
     calibrate, check = held_out(samples)
     assert (len(calibrate), len(check)) == (calibrating, checking)
-    assert count < 64 or not {id(x) for x in check} & {id(x) for x in calibrate}
+    assert count == 1 or not {id(x) for x in check} & {id(x) for x in calibrate}
     assert held_out([]) == ([], [])
 
 
@@ -367,6 +370,49 @@ def test_few_samples_are_said(tmp_path: Path) -> None:
     model, images = small()
     result = exported(tmp_path / "x.tflite", model, images[:5])
     assert any("5 " in note and "32" in note for note in result.notes)
+    assert (result.unseen, result.agreements[0].samples) == (2, 2)
+    rests_on = (
+        r"the SQNR is of 2 samples that did not calibrate; the worst has \d\d\.\d dB, which at least 22% of others"
+    )
+    assert any(re.match(rests_on, note) for note in result.notes)
+
+
+class Mixed(nn.Module):
+    """Boxes in pixels and scores, in one output or in two."""
+
+    def __init__(self, join: bool) -> None:
+        super().__init__()
+        self.conv, self.join = nn.Conv2d(3, 8, 3), join
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        y = self.conv(x).flatten(2)
+        boxes, scores = y[:, :4].sigmoid() * 640, y[:, 4:].sigmoid()
+        return torch.cat([boxes, scores], 1) if self.join else (boxes, scores)
+
+
+def test_an_output_of_values_that_one_scale_cannot_hold(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, images = Mixed(True).eval(), torch.randn(20, 3, 6, 6)
+    message = (
+        r"in LiteRT, XNNPACK 'sigmoid_2' has \S+ dB of signal over noise against PyTorch's, and 15\.0 dB are asked "
+        r"for; no file was kept\. It is in one output, 'cat', with 'mul' \(\S+ dB\), and an output has one scale: "
+        r"return it as an output of its own, or use float_layers='cat' with io='float'$"
+    )
+    with pytest.raises(ExportError, match=message):
+        exported(tmp_path / "x.tflite", model, images)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_remedies_for_such_an_output_help(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, images = Mixed(True).eval(), torch.randn(20, 3, 6, 6)
+    kept = exported(tmp_path / "x.tflite", model, images, float_layers="cat", io="float")
+    model.join = False
+    apart = exported(tmp_path / "x.tflite", model, images)
+    assert all(part.sqnr > 40 for result in (kept, apart) for one in result.agreements for part in one.parts)
+    alone = exported(tmp_path / "x.tflite", model, images[:1])
+    assert any(note.endswith("of 1 sample that calibrated, too: it says little of others") for note in alone.notes)
 
 
 def test_what_the_report_says(tmp_path: Path) -> None:
@@ -407,12 +453,27 @@ def test_layers_kept_in_float_are_said(tmp_path: Path) -> None:
     model, images = small()
     result = exported(tmp_path / "tiny.tflite", model, images, float_layers=["11"])
     assert "in float32, not in integers: 11" in result.notes
+    assert result.in_float == ("11",)
     alone = exported(tmp_path / "tiny.tflite", model, images, float_layers="11")
     assert alone.recipe.float_layers == ("11",)
     with pytest.raises(UsageError, match="int16x8 cannot keep layers in float"):
         exported(tmp_path / "tiny.tflite", model, images, float_layers=["11"], quantize="int16x8")
     with pytest.raises(UsageError, match="int16x8 has weights per channel"):
         exported(tmp_path / "tiny.tflite", model, images, per_channel=False, quantize="int16x8")
+
+
+def test_a_file_that_is_not_full_integer_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    norm = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(64, 2)).eval()
+    result = exported(tmp_path / "x.tflite", norm, torch.randn(20, 3, 6, 6), target="mcu")
+    said = f"in float32, not in integers: {', '.join(result.in_float)}"
+    assert all(name.startswith("1") for name in result.in_float)
+    assert (
+        f"the file is not full-integer, a microcontroller without an FPU is slow at what is {said}" in caplog.messages
+    )
+    assert said in result.notes
+    assert f"// Not full-integer: {said}\n" in (tmp_path / "x.h").read_text()
+    assert cast(Device, device_of(result)).scheme == "int8, in part float32"
 
 
 class Sums(nn.Module):

@@ -121,16 +121,14 @@ AS_IT_IS = "as it is"
 """What was done to a network to which nothing was done."""
 
 CHECKED = 16
-"""Samples that files are checked on."""
-
-ENOUGH_TO_HOLD_OUT = 4 * CHECKED
-"""From so many samples on, those of the check do not calibrate: a file is judged by what it has not seen."""
+"""Samples that files are checked on, at most."""
 
 
 def held_out(samples: "Sequence[Inputs]") -> "tuple[list[Inputs], list[Inputs]]":
-    """The samples that calibrate, and those that the file is checked on, evenly chosen."""
-    every = -(-len(samples) // CHECKED) or 1
+    """The samples that calibrate, and those that the file is checked on: a quarter, evenly chosen, ``CHECKED`` at most.
+
+    They are different ones, so that a file is judged by what it has not seen; only a single sample does both.
+    """
+    every = max(4, -(-len(samples) // CHECKED))
     checked = list(samples[::every])
-    if len(samples) < ENOUGH_TO_HOLD_OUT:
-        return list(samples), checked
-    return [one for i, one in enumerate(samples) if i % every], checked
+    return [one for i, one in enumerate(samples) if i % every] or checked, checked

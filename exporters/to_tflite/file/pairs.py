@@ -8,17 +8,18 @@ from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileOp, FileTens
 
 _CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
 
-_FIXED = ("SOFTMAX", "LOG_SOFTMAX", "LOGISTIC", "TANH", "L2_NORMALIZATION")
+FIXED = ("SOFTMAX", "LOG_SOFTMAX", "LOGISTIC", "TANH", "L2_NORMALIZATION")
 """Operators whose result has a scale that TFLite prescribes."""
 
-_KEEPING = (
+KEEPING = (
     *("PAD", "PADV2", "MIRROR_PAD", "RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS", "SLICE", "STRIDED_SLICE"),
     *("SPLIT", "SPLIT_V", "UNPACK", "GATHER", "SPACE_TO_DEPTH", "DEPTH_TO_SPACE", "BROADCAST_TO", "TILE"),
     *("MAX_POOL_2D", "AVERAGE_POOL_2D", "REDUCE_MAX", "REDUCE_MIN", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"),
+    *("REVERSE_V2", "TOPK_V2", "GATHER_ND", "SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND"),
 )
 """Operators whose result keeps the scale of their input."""
 
-_JOINING = ("CONCATENATION", "PACK", "MAXIMUM", "MINIMUM", "SELECT_V2")
+JOINING = ("CONCATENATION", "PACK", "MAXIMUM", "MINIMUM", "SELECT", "SELECT_V2")
 """Operators whose inputs and result share one scale."""
 
 
@@ -52,13 +53,13 @@ def same_operators(exact: File, quantized: File) -> list[SameOperator]:
 
 def prescribed(file: File, op: FileOp) -> bool:
     """Whether the scale of an operator's result is not its own: TFLite prescribes it, or neighbours share it."""
-    return op.name in (*_FIXED, *_KEEPING, *_JOINING) or _joined(file, op)
+    return op.name in (*FIXED, *KEEPING, *JOINING) or _joined(file, op)
 
 
 def _joined(file: File, op: FileOp) -> bool:
     """Whether the result of ``op`` is joined with something else, as it is or passed on."""
     readers = [other for other in file.ops if op.outputs[0] in other.inputs]
-    return any(r.name in _JOINING or (r.name in _KEEPING and _joined(file, r)) for r in readers)
+    return any(r.name in JOINING or (r.name in KEEPING and _joined(file, r)) for r in readers)
 
 
 def needed_step(low: float, high: float, tensor: FileTensor) -> float:

@@ -7,6 +7,20 @@ import numpy as np
 from torch import Tensor
 
 
+def is_channels_last(rank: int) -> bool:
+    """Whether inputs and outputs of ``rank`` dimensions are stored with PyTorch's dimension 1 behind all others.
+
+    Maps are, which have four dimensions and more; all else is stored as PyTorch has it. It is the one rule, so that
+    whoever fills an input or reads an output need not know what the network does with it.
+    """
+    return rank > 3
+
+
+def stored_order(rank: int) -> tuple[int, ...]:
+    """PyTorch's dimensions in the order in which inputs and outputs of a file have them."""
+    return (0, *range(2, rank), 1) if is_channels_last(rank) else tuple(range(rank))
+
+
 @dataclass(frozen=True)
 class Port:
     """An input or output of a file.

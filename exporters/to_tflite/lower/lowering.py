@@ -19,7 +19,7 @@ from nbcompile.core.example import Inputs
 from nbcompile.core.progress import step
 from nbcompile.exporters.program import WITHOUT_VALUES, place
 from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
-from nbcompile.exporters.to_tflite.file.ports import FloatModel, Port
+from nbcompile.exporters.to_tflite.file.ports import FloatModel, Port, is_channels_last, stored_order
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import quiet_tensorflow, tf
 from nbcompile.exporters.to_tflite.file.stderr import stderr_kept
 from nbcompile.exporters.to_tflite.lower.capture import aten_name, captured, constants
@@ -33,7 +33,7 @@ _NO_REMEDIES: Mapping[str, str] = {}
 
 
 def float_model(graph: nn.Module, inputs: Inputs, *, forbidden: Mapping[str, str] = _NO_REMEDIES) -> FloatModel:
-    """``graph`` as a float32 ``.tflite`` file in memory: batch 1, maps channels-last inside and outside.
+    """``graph`` as a float32 ``.tflite`` file in memory: batch 1, stored as `file.ports` has it.
 
     Args:
         graph: on the CPU, in eval mode, in deploy form.
@@ -112,8 +112,8 @@ class _Lowering:
         values: dict[fx.Node, Any] = {}
         for node in self.placeholders[0].graph.find_nodes(op="placeholder"):
             values[node] = self.constants.get(node.name)
-        for node, port, tensor in zip(self.placeholders, self.inputs, tensors, strict=True):
-            values[node] = _input_value(node, port, tensor)
+        for node, tensor in zip(self.placeholders, tensors, strict=True):
+            values[node] = _input_value(node, tensor)
         for node in self.nodes:
             with tf.name_scope(scope(self.numbers[node])):
                 values[node] = self._result(node, values)
@@ -194,30 +194,22 @@ _NO_MEANING = ("memory_format", "layout", "device", "pin_memory", "non_blocking"
 
 
 def _input_port(node: fx.Node, number: int, count: int) -> Port:
-    """Maps are channels-last: what has at least four dimensions, or three and is read by an operator on sequences."""
     shape = tuple(node.meta["val"].shape)
-    sequence = len(shape) == 3 and any(aten_name(user.target) in _ON_SEQUENCES for user in node.users)
-    channels_last = len(shape) > 3 or sequence
-    stored_as = (*shape[:1], *shape[2:], shape[1]) if channels_last else shape
-    return Port("input" if count == 1 else f"input_{number}", stored_as, channels_last)
+    stored_as = tuple(shape[d] for d in stored_order(len(shape)))
+    return Port("input" if count == 1 else f"input_{number}", stored_as, is_channels_last(len(shape)))
 
 
-_ON_SEQUENCES = ("conv1d", "conv1d.padding", "conv_transpose1d", "max_pool1d", "avg_pool1d", "batch_norm")
-
-
-def _input_value(node: fx.Node, port: Port, tensor: tf.Tensor) -> Value:
+def _input_value(node: fx.Node, tensor: tf.Tensor) -> Value:
     shape = tuple(node.meta["val"].shape)
-    order = (0, *range(2, len(shape)), 1) if port.channels_last else range(len(shape))
-    return Value(tensor, shape, tuple(axis_of(d, shape) for d in order))
+    return Value(tensor, shape, tuple(axis_of(d, shape) for d in stored_order(len(shape))))
 
 
 def _output(result: Value | Tensor) -> tuple[Value, bool]:
-    """A result as the file gives it: a map channels-last, if it is stored so; all else as PyTorch has it."""
+    """A result as the file gives it, and whether that is channels-last."""
+    rank = len(result.shape)
     if isinstance(result, Tensor):
-        return Value.of(tf.constant(stored_array(result))), False
-    rank = result.rank
-    channels_last = rank > 3 and result.order == (0, *range(2, rank), 1)
-    return result.arranged((0, *range(2, rank), 1) if channels_last else range(rank)), channels_last
+        return Value.of(tf.constant(stored_array(result.permute(stored_order(rank))))), is_channels_last(rank)
+    return result.arranged(stored_order(rank)), is_channels_last(rank)
 
 
 def _tf_dtype(x: Tensor) -> Any:

@@ -235,7 +235,7 @@ def constant(x: Tensor, shape: Sequence[int], axes: Axes) -> np.ndarray:
         if any(x.shape[d] != 1 for d in axis.dims):
             x = x.expand([shape[d] if d in axis.dims else size for d, size in enumerate(x.shape)])
     order = held(axes)
-    x = x.permute(*order, *(d for d in range(x.ndim) if d not in order))
+    x = x.permute([*order, *(d for d in range(x.ndim) if d not in order)])
     x = x.reshape([math.prod(shape[d] for d in axis.dims) if _varies(x, axis, order) else 1 for axis in axes])
     for i, axis in enumerate(axes):
         if axis.index is not None and x.shape[i] != 1:

@@ -1,6 +1,6 @@
 """The layers of a quantized file that stay in float32: those that a user names, and those that are left."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -36,6 +36,12 @@ def matching(model: FloatModel, patterns: Sequence[str]) -> frozenset[str]:
             raise UsageError(f"float_layers: '{pattern}' matches no layer of the network; it has {_listed(computed)}")
         names.update(matched)
     return frozenset(names)
+
+
+def results_of(model: FloatModel, kinds: Collection[str]) -> frozenset[str]:
+    """The tensors that operators of some ``kinds`` compute."""
+    file = read_file(model.content)
+    return frozenset(file.tensors[i].name for op in file.ops if op.name in kinds for i in op.outputs)
 
 
 def left_in_float(model: FloatModel, content: bytes) -> tuple[str, ...]:

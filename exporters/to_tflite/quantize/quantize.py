@@ -15,7 +15,7 @@ them. TensorFlow's own calibration is not used: it knows minimum and maximum onl
 that of its first term, whose memory the sum reuses.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -26,7 +26,7 @@ from nbcompile.exporters.to_tflite.file.options import Recipe
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import quiet_tensorflow, tf
 from nbcompile.exporters.to_tflite.file.stderr import stderr_kept
-from nbcompile.exporters.to_tflite.quantize.float_layers import matching
+from nbcompile.exporters.to_tflite.quantize.float_layers import matching, results_of
 from nbcompile.exporters.to_tflite.quantize.ranges import Ranges, measure_ranges
 from nbcompile.exporters.to_tflite.quantize.weights_only import to_dynamic, to_float16
 from nbcompile.exporters.to_tflite.run.interpreters import Sample
@@ -45,6 +45,7 @@ def quantize(
     per_channel: bool = True,
     dense_per_channel: bool = True,
     float_layers: Sequence[str] = (),
+    float_kinds: Collection[str] = (),
 ) -> bytes:
     """``model`` as a file of ``scheme``.
 
@@ -58,6 +59,7 @@ def quantize(
         ranges: an estimator's name (`quantize.ranges`), or ranges that are measured already.
         per_channel: whether weights have one scale per output channel; else one per layer, for old runtimes.
         dense_per_channel: the same of fully connected layers alone.
+        float_kinds: operators, by the schema's names, that stay in float32 in ``int8``.
         float_layers: names of layers, or globs of them, that stay in float32; a module's name stands for all inside.
             Where one is a transposed convolution, all of these stay.
 
@@ -86,6 +88,7 @@ def quantize(
         ranges = measure_ranges(model, samples, ranges, levels=recipe.levels)
     content = _with_ranges(model.content, ranges)
     if scheme == "int8":
+        kept_float |= results_of(model, float_kinds)
         return _to_int8(content, io, per_channel, dense_per_channel, kept_float)
     return _to_int16(content, io, per_channel, dense_per_channel)
 

@@ -8,7 +8,7 @@ estimator      what is kept
 ``mse``        what makes the error least: values outside are clipped, those inside rounded to 1/255 of the range
 =============  ======================================================================================================
 
-Inputs and outputs of the file keep every value: classes that are clipped to the same number could not be told apart.
+Outputs of the file keep every value: classes that are clipped to the same number could not be told apart.
 Scores that a softmax turns to nothing (those of masked positions) do not count, how low they may be.
 """
 
@@ -95,8 +95,7 @@ def measure_ranges(
     seen = _seen(model, samples)
     kept = dict(seen)
     if estimator != "minmax":
-        ends = {*file.inputs, *file.outputs}
-        inner = {i: limits for i, limits in seen.items() if i not in ends and limits[0] < limits[1]}
+        inner = {i: limits for i, limits in seen.items() if i not in file.outputs and limits[0] < limits[1]}
         for i, histogram in _histograms(model, samples, inner).items():
             kept[i] = histogram.without_tails() if estimator == "percentile" else histogram.least_error(levels)
     computed = [i for op in file.ops for i in op.outputs if i in seen]

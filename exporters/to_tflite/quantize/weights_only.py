@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from nbcompile.exporters.to_tflite.file.edit import add_buffer, operator_code
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileOp, FileTensor, pack, read_file, unpack
 
 
@@ -57,11 +58,11 @@ def to_float16(content: bytes, except_for: Collection[str] = ()) -> bytes:
             continue
         stored = copy.copy(graph.tensors[tensor.index])
         stored.name, stored.type = f"{tensor.name}.float16".encode(), schema.TensorType.FLOAT16
-        stored.buffer = _buffer(model, values.astype(np.float16))
+        stored.buffer = add_buffer(model, values.astype(np.float16))
         graph.tensors[tensor.index].buffer = 0  # of the schema: no data; it is computed now
         graph.tensors.append(stored)
         op = schema.OperatorT()
-        op.opcodeIndex = _code(model, "DEQUANTIZE", _DEQUANTIZE_OF_FLOAT16)
+        op.opcodeIndex = operator_code(model, "DEQUANTIZE", _DEQUANTIZE_OF_FLOAT16)
         op.inputs, op.outputs = [len(graph.tensors) - 1], [tensor.index]
         added.append(op)
     graph.operators = [*added, *graph.operators]
@@ -97,13 +98,13 @@ def to_dynamic(
         largest = np.abs(values).max(others, keepdims=True)
         scale = np.where(largest > 0, largest / _LARGEST, 1).astype(np.float32)
         edited = graph.tensors[tensor.index]
-        edited.type, edited.buffer = schema.TensorType.INT8, _buffer(model, np.round(values / scale).astype(np.int8))
+        edited.type, edited.buffer = schema.TensorType.INT8, add_buffer(model, np.round(values / scale).astype(np.int8))
         edited.quantization = schema.QuantizationParametersT()
         edited.quantization.scale = scale.ravel()
         edited.quantization.zeroPoint = np.zeros(scale.size, np.int64)
         edited.quantization.quantizedDimension = 0 if whole else hybrid.axis
         for op in readers:
-            graph.operators[op.index].opcodeIndex = _code(model, op.name, hybrid.version)
+            graph.operators[op.index].opcodeIndex = operator_code(model, op.name, hybrid.version)
             if op.name == "FULLY_CONNECTED":
                 # As TensorFlow's converter asks its kernel for.
                 graph.operators[op.index].builtinOptions.asymmetricQuantizeInputs = True
@@ -122,27 +123,6 @@ def _constants(file: File) -> list[tuple[FileTensor, np.ndarray, list[FileOp]]]:
 
 def _any_of(ops: list[FileOp], file: File, tensors: Collection[str]) -> bool:
     return any(file.tensors[i].name in tensors for op in ops for i in op.outputs)
-
-
-def _buffer(model: Any, values: np.ndarray) -> int:
-    """The number of a new buffer with ``values``."""
-    buffer = schema.BufferT()
-    buffer.data = np.frombuffer(values.tobytes(), np.uint8)
-    model.buffers.append(buffer)
-    return len(model.buffers) - 1
-
-
-def _code(model: Any, name: str, version: int) -> int:
-    """The number of the row of the file's operator table for ``name`` at ``version``, added if there is none."""
-    builtin = getattr(schema.BuiltinOperator, name)
-    for number, row in enumerate(model.operatorCodes):
-        if row.builtinCode == builtin and row.version >= version:
-            return number
-    row = schema.OperatorCodeT()
-    row.builtinCode = row.deprecatedBuiltinCode = builtin  # both: interpreters of before 2020 read the old field
-    row.version = version
-    model.operatorCodes.append(row)
-    return len(model.operatorCodes) - 1
 
 
 def _packed(model: Any) -> bytes:

@@ -9,20 +9,42 @@ import numpy as np
 from nbcompile.core.errors import PreconditionError
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, read_file
 from nbcompile.exporters.to_tflite.run.interpreters import Sample, run_file
+from nbcompile.exporters.to_tflite.run.output_parts import OutputPart, Sources, output_parts
+
+
+@dataclass(frozen=True)
+class PartAgreement:
+    """One part of the outputs (`output_parts`) against PyTorch's.
+
+    Attributes:
+        name: in words; empty where it is all of an output.
+        output: the layer that gives the output; empty where it is not known.
+        sqnr: power of PyTorch's values over that of the difference, dB; infinite where they are equal. Of whole
+            numbers, all over the share that differs.
+        low: the same of the worst sample by itself.
+        limit: dB that rounding to the output's scale alone leaves; None where the output is not quantized.
+    """
+
+    name: str
+    output: str
+    sqnr: float
+    low: float
+    limit: float | None = None
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """The outputs of a file in one interpreter, against PyTorch's; of several outputs the worst.
+    """The outputs of a file in one interpreter, against PyTorch's.
 
     Attributes:
         kernels: the interpreter, one of `interpreters.KERNELS`.
         samples: how many were compared.
-        sqnr: power of PyTorch's outputs over that of the difference, dB; infinite where they are equal.
+        sqnr: power of PyTorch's outputs over that of the difference, dB: of the part that has the least.
         max_lsb: largest difference, in steps of the output's scale; None where no output is quantized.
         mean_lsb: mean absolute difference, in the same unit.
-        top1: share, in [0, 1], of the places where the largest value along the last axis is at the same index; None
-            where no output has two values there.
+        top1: share, in [0, 1], of the places where the largest value along the last axis is at the same index, or the
+            same whole number is; None where no output has two values there.
+        parts: what was judged by itself.
     """
 
     kernels: str
@@ -31,10 +53,21 @@ class Agreement:
     max_lsb: float | None
     mean_lsb: float | None
     top1: float | None
+    parts: tuple[PartAgreement, ...] = ()
+
+    @property
+    def least(self) -> PartAgreement:
+        """The part that counts."""
+        return min(self.parts, key=lambda part: part.sqnr, default=PartAgreement("", "", self.sqnr, self.sqnr))
 
 
 def compared(
-    content: bytes, samples: Sequence[Sample], expected: Sequence[Sample], *, kernels: str = "xnnpack"
+    content: bytes,
+    samples: Sequence[Sample],
+    expected: Sequence[Sample],
+    *,
+    kernels: str = "xnnpack",
+    sources: Sequence[Sources] = (),
 ) -> Agreement:
     """Run a file in one interpreter and compare its outputs with PyTorch's.
 
@@ -43,6 +76,7 @@ def compared(
         samples: inputs in the file's layout, at least one.
         expected: PyTorch's outputs for them, in the file's layout.
         kernels: one of `interpreters.KERNELS`.
+        sources: where each output was computed; none: in one place.
 
     Raises:
         UsageError, ExportError: as `interpreters.run_file`.
@@ -54,16 +88,65 @@ def compared(
     pairs = [
         (np.stack(a), np.stack(b)) for a, b in zip(zip(*outputs, strict=True), zip(*expected, strict=True), strict=True)
     ]
-    lsbs = [np.abs(a - b) / step for (a, b), step in zip(pairs, map(file.step, file.outputs), strict=True) if step]
-    votes = [np.mean(a.argmax(-1) == b.argmax(-1)) for a, b in pairs if a[0].ndim and a.shape[-1] > 1]
+    steps = [file.step(i) for i in file.outputs]
+    lsbs = [np.abs(a - b) / step for (a, b), step in zip(pairs, steps, strict=True) if step]
+    votes = [vote for vote in (_same_choice(a, b) for a, b in pairs) if vote is not None]
+    known: Sequence[Sources | None] = sources or [None] * len(pairs)
+    judged = (_judged(a, b, one, step) for (a, b), one, step in zip(pairs, known, steps, strict=True))
+    parts = tuple(part for parts in judged for part in parts)
     return Agreement(
         kernels=kernels,
         samples=len(samples),
-        sqnr=min(sqnr(a, b) for a, b in pairs),
+        sqnr=min(part.sqnr for part in parts),
         max_lsb=max((float(lsb.max()) for lsb in lsbs), default=None),
         mean_lsb=max((float(lsb.mean()) for lsb in lsbs), default=None),
-        top1=min(map(float, votes), default=None),
+        top1=min(votes, default=None),
+        parts=parts,
     )
+
+
+def _same_choice(actual: np.ndarray, expected: np.ndarray) -> float | None:
+    if expected.dtype.kind != "f":
+        return float(np.mean(actual == expected))
+    if expected.ndim > 1 and expected.shape[-1] > 1:
+        return float(np.mean(actual.argmax(-1) == expected.argmax(-1)))
+    return None
+
+
+def _judged(
+    actual: np.ndarray, expected: np.ndarray, sources: Sources | None, step: float | None
+) -> list[PartAgreement]:
+    """The parts of one output, ``(N, *shape)``, whose integers stand for multiples of ``step``."""
+    if expected.dtype.kind != "f":
+        signal, noise = np.ones(expected.shape), (actual != expected).astype(float)
+        parts = [OutputPart("", "" if sources is None else sources.output, np.ones(expected.shape[1:], bool))]
+    else:
+        signal = np.square(expected, dtype=np.float64)
+        noise = np.square(np.subtract(actual, expected, dtype=np.float64))
+        parts = output_parts(expected, sources)
+    judged = []
+    for part in parts:
+        s, n = (x[:, part.where].sum(1) for x in (signal, noise))
+        rounding = len(s) * part.where.sum() * step**2 / 12 if step else None
+        limit = None if rounding is None else ratio_in_decibels(s.sum(), rounding)
+        low = min(map(ratio_in_decibels, s.tolist(), n.tolist()))
+        judged.append(PartAgreement(part.name, part.output, ratio_in_decibels(s.sum(), n.sum()), low, limit))
+    return judged
+
+
+def share_as_good(samples: int, tried: int = 1) -> float:
+    """The share of all samples that are at least as good as the worst of some, with 95 % confidence.
+
+    Whatever their distribution: were the share smaller, so many would all be that good with a probability below 5 %.
+
+    Args:
+        samples: how many were looked at, drawn as those that are spoken of.
+        tried: how many files they were to choose the best of.
+
+    Source:
+        Wilks 1941, Annals of Mathematical Statistics 12(1); over several files by Bonferroni's inequality.
+    """
+    return float((0.05 / tried) ** (1 / samples))
 
 
 def sqnr(actual: np.ndarray, expected: np.ndarray) -> float:

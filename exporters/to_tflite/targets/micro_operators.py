@@ -48,6 +48,9 @@ REMEDIES = {
 
 _REMEDY = "replace it by operators that TFLite Micro has, or export for the target raspberrypi"
 
+FLOAT_ONLY = ("EXP", "LOG", "SQRT")
+"""Operators that LiteRT has for integers, and TFLite Micro for float32 only."""
+
 MOST_PARTS = 10
 """That one CONCATENATION has, in ``micro/kernels/concatenation.cc``."""
 

@@ -14,6 +14,7 @@ from string import Template
 
 from nbcompile.core.errors import ExportError, UsageError
 from nbcompile.exporters.to_tflite.file.flatbuffer import FileTensor, read_file
+from nbcompile.exporters.to_tflite.file.ports import is_channels_last
 from nbcompile.exporters.to_tflite.targets.micro_main import main_source
 from nbcompile.exporters.to_tflite.targets.micro_operators import check_ops, ops_header
 
@@ -139,7 +140,7 @@ def comment(text: str) -> str:
 def _port(name: str, port: str, tensor: FileTensor) -> str:
     prefix = f"{name}_{port}".upper()
     text = _PORT.substitute(
-        comment=f"{port.replace('_', ' ').capitalize()}, '{comment(tensor.name)}'.",
+        comment=f"{port.replace('_', ' ').capitalize()}, '{comment(tensor.name)}'; {_layout(len(tensor.shape))}.",
         type=C_TYPES[tensor.dtype.name],
         name=name,
         port=port,
@@ -154,6 +155,10 @@ def _port(name: str, port: str, tensor: FileTensor) -> str:
     # The shortest digits that give back the same float32.
     scale, zero_point = f"{tensor.quantization.scale[0]!s}f", int(tensor.quantization.zero_point[0])
     return text + _QUANTIZED.substitute(prefix=prefix, scale=scale, zero_point=zero_point)
+
+
+def _layout(rank: int) -> str:
+    return "channels (PyTorch's dimension 1) last" if is_channels_last(rank) else "dimensions as in PyTorch"
 
 
 def _rows(content: bytes) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
-from nbcompile.exporters.to_tflite.lower.layout import Axis
+from nbcompile.exporters.to_tflite.lower.layout import Axis, axis_of
 from nbcompile.exporters.to_tflite.lower.refusal import LoweringError
 from nbcompile.exporters.to_tflite.lower.value import Value, stored_array
 from nbcompile.exporters.to_tflite.lower.windows import PerAxis, Window, padded, scheme
@@ -90,11 +90,11 @@ def conv_transpose(
     ]
     x = x.arranged(SEQUENCE if x.rank == 3 else IMAGE, free=(1,))
     kernel = kernel[:, :, :, x.axes[-1].places(x.shape)]
-    target = [1, *_rows(sizes if same else full), kernel.shape[2]]
+    target = [x.shape[0], *_rows(sizes if same else full), kernel.shape[2]]
     made = tf.nn.conv2d_transpose(x.tensor, kernel, target, _rows(stride), "SAME" if same else "VALID")
     if not same and full != sizes:
         begins = _rows(crops, 0)
-        made = tf.slice(made, [0, *begins, 0], [1, *_rows(sizes), kernel.shape[2]])
+        made = tf.slice(made, [0, *begins, 0], [x.shape[0], *_rows(sizes), kernel.shape[2]])
     return _result(x, made, bias, sizes)
 
 
@@ -135,7 +135,7 @@ def _result(
     shape = (x.shape[0], channels, *sizes)
     last = Axis() if channels == 1 else Axis((1,), None if ordered or out is None else tuple(out))
     spatial = tuple(Axis() if n == 1 else Axis((d,)) for d, n in enumerate(sizes, 2))
-    return Value(made, shape, (*(Axis(),) * (3 - len(spatial)), *spatial, last))
+    return Value(made, shape, (axis_of(0, shape), *(Axis(),) * (2 - len(spatial)), *spatial, last))
 
 
 def _pads(padding: Any, weight: Tensor, dilation: Sequence[int]) -> list[PerAxis]:

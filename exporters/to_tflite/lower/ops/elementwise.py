@@ -124,7 +124,13 @@ def softplus(x: Value, beta: Number = 1.0, threshold: Number = 20.0) -> Value:
     if threshold < ROUNDED:
         raise LoweringError(f"from threshold={threshold} on it is a line", "leave out threshold, or use ReLU")
     y = x.tensor * beta
-    return x.like((tf.nn.relu(y) + tf.math.log(1.0 + tf.exp(-tf.abs(y)))) * (1 / beta), nonnegative=True)
+    return x.like((tf.nn.relu(y) + tf.math.log(1.0 + tf.exp(tf.abs(y) * -1))) * (1 / beta), nonnegative=True)
+
+
+def sign(x: Value) -> Value:
+    """1, 0 or -1."""
+    negative = where(elementwise(tf.less, *_operands(x, 0)), -1, x.like(tf.zeros_like(x.tensor)))
+    return where(elementwise(tf.greater, *_operands(x, 0)), 1, negative)
 
 
 def pow_(x: Value, exponent: Operand) -> Value:
@@ -212,12 +218,14 @@ ELEMENTWISE_OPS: Mapping[str, Callable[..., Any]] = {
     "tanh": unary(tf.tanh),
     "softplus": softplus,
     "mish": lambda x: mul(x, x.like(tf.tanh(softplus(x).tensor))),
+    "sign": sign,
+    "log_sigmoid_forward": lambda x: [x.like(softplus(x.like(x.tensor * -1)).tensor * -1), None],
     "exp": unary(tf.exp, _NONNEGATIVE),
     "log": unary(tf.math.log),
     "sqrt": unary(tf.sqrt, _NONNEGATIVE),
     "rsqrt": unary(tf.math.rsqrt, _NONNEGATIVE),
     "abs": unary(tf.abs, _NONNEGATIVE),
-    "neg": unary(tf.negative),
+    "neg": unary(lambda x: x * -1),  # NEG has no kernel for integers that have a scale
     "reciprocal": unary(lambda x: 1.0 / x),
     "square": unary(tf.square, _NONNEGATIVE),
     "sin": unary(tf.sin),

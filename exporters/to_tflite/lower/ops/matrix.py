@@ -174,6 +174,22 @@ def _per_channel(values: Tensor, rank: int) -> Tensor:
     return values.reshape(-1, *(1,) * (rank - 2))
 
 
+def bicubic(x: Value, size: Sequence[int] | None, align_corners: bool, factors: Sequence[float] | None = None) -> Value:
+    """Two FULLY_CONNECTED, along rows and along columns: TFLite has no operator for it."""
+    for dim in (3, 2):
+        old, last = x.shape[dim], x.rank - 1
+        picture = torch.eye(old).view((old, 1, 1, old) if dim == 3 else (old, 1, old, 1))
+        sizes = None if size is None else [size[i] if i == dim - 2 else 1 for i in (0, 1)]
+        scales = None if factors is None else [factors[i] if i == dim - 2 else 1.0 for i in (0, 1)]
+        weight = torch.ops.aten.upsample_bicubic2d.vec(picture, sizes, align_corners, scales).reshape(old, -1).T
+        x = linear(x.permuted(_swapped(dim, last)), weight).permuted(_swapped(dim, last))
+    return x
+
+
+def _swapped(a: int, b: int) -> list[int]:
+    return [{a: b, b: a}.get(d, d) for d in range(max(a, b) + 1)]
+
+
 MATRIX_OPS: Mapping[str, Callable[..., Any]] = {
     "linear": linear,
     **dict.fromkeys(("matmul", "bmm", "mm"), matmul),
@@ -181,6 +197,7 @@ MATRIX_OPS: Mapping[str, Callable[..., Any]] = {
     "scaled_dot_product_attention": attention,
     "softmax.int": softmax,
     "log_softmax.int": log_softmax,
+    "upsample_bicubic2d.vec": bicubic,
     "layer_norm": layer_norm,
     "rms_norm": rms_norm,
     "group_norm": group_norm,

@@ -119,7 +119,42 @@ def reduction(f: Callable[..., tf.Tensor]) -> Callable[..., Value]:
 
 mean = reduction(tf.reduce_mean)
 amax = reduction(tf.reduce_max)
+amin = reduction(tf.reduce_min)
 total = reduction(tf.reduce_sum)
+
+
+def position_of(f: Callable[..., tf.Tensor]) -> Callable[..., Value]:
+    """The handler of where the largest, or least, element of a dimension is, the first one of equals: one ARG_MAX."""
+
+    def placed(x: Value, dim: int | None = None, keepdim: bool = False) -> Value:
+        if dim is None:
+            found = placed(x.reshaped((math.prod(x.shape),)), 0)
+            return found.widened(x.rank) if keepdim else found
+        dim %= max(x.rank, 1)
+        x = x.separated(free=[d for d in range(x.rank) if d != dim])
+        at = next(iter(x.positions((dim,))), None)
+        if at is None:  # of one element
+            made = tf.zeros(x.tensor.shape, tf.int32)
+        else:
+            made = tf.expand_dims(f(x.tensor, axis=at, output_type=tf.int32), at)
+        shape = tuple(1 if d == dim else n for d, n in enumerate(x.shape))
+        found = Value(made, shape, tuple(Axis() if i == at else axis for i, axis in enumerate(x.axes)))
+        return found if keepdim else found.without({dim})
+
+    return placed
+
+
+argmax, argmin = position_of(tf.argmax), position_of(tf.argmin)
+
+
+def max_along(x: Value, dim: int, keepdim: bool = False) -> list[Value]:
+    """The largest elements, and their places."""
+    return [amax(x, dim, keepdim), argmax(x, dim, keepdim)]
+
+
+def min_along(x: Value, dim: int, keepdim: bool = False) -> list[Value]:
+    """The least elements, and their places."""
+    return [amin(x, dim, keepdim), argmin(x, dim, keepdim)]
 
 
 def var(x: Value, dims: Any = None, *, correction: float | None = 1, keepdim: bool = False) -> Value:
@@ -178,6 +213,10 @@ POOLING_OPS: Mapping[str, Callable[..., Any]] = {
     **dict.fromkeys(("mean", "mean.dim"), mean),
     **dict.fromkeys(("sum", "sum.dim_IntList"), total),
     **dict.fromkeys(("amax", "max"), amax),
-    "amin": reduction(tf.reduce_min),
+    **dict.fromkeys(("amin", "min"), amin),
+    "argmax": argmax,
+    "argmin": argmin,
+    "max.dim": max_along,
+    "min.dim": min_along,
     "var.correction": var,
 }

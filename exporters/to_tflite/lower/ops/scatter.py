@@ -1,8 +1,10 @@
 """What indices choose, what is written into a part of a value, and the order of elements along a dimension."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,12 +16,34 @@ from nbcompile.exporters.to_tflite.lower.value import Value
 
 
 def index(x: Value | Tensor, indices: Sequence[Value | Tensor | None]) -> Value:
-    """``x[:, [2, 0, 1]]``: a new order costs nothing, and repeated elements one GATHER."""
-    (dim, chosen), *more = ((dim, chosen) for dim, chosen in enumerate(indices) if chosen is not None)
-    if more or isinstance(chosen, Value) or isinstance(x, Tensor) or chosen.ndim != 1:
-        raise LoweringError("it takes elements at places that it computes, or in several dimensions", _CONSTANT)
+    """``x[:, [2, 0, 1]]``, in one dimension or several, at constant places."""
+    given = [(dim, chosen) for dim, chosen in enumerate(_of_masks(indices)) if chosen is not None]
+    constant = [chosen.numpy() for _, chosen in given if isinstance(chosen, Tensor)]
+    if isinstance(x, Tensor) or len(constant) < len(given):
+        raise LoweringError("it takes elements at places that it computes", _CONSTANT)
+    dims = [dim for dim, _ in given]
+    places = np.broadcast_arrays(*constant)
+    if dims != list(range(dims[0], dims[-1] + 1)):  # PyTorch puts those that are apart in front
+        x = x.permuted([*dims, *(d for d in range(x.rank) if d not in dims)])
+        dims = list(range(len(dims)))
+    before, sizes, after = x.shape[: dims[0]], x.shape[dims[0] : dims[-1] + 1], x.shape[dims[-1] + 1 :]
+    flat = np.ravel_multi_index([p % n for p, n in zip(places, sizes, strict=True)], sizes)
+    taken = taken_along(x.reshaped((*before, math.prod(sizes), *after)), dims[0], flat.ravel().tolist())
+    return taken.reshaped((*before, *places[0].shape, *after))
+
+
+def _of_masks(indices: Sequence[Value | Tensor | None]) -> Iterator[Value | Tensor | None]:
+    """Numbers for each dimension of a mask."""
+    for chosen in indices:
+        if isinstance(chosen, Tensor) and chosen.dtype == torch.bool:
+            yield from chosen.nonzero(as_tuple=True)
+        else:
+            yield chosen
+
+
+def taken_along(x: Value, dim: int, places: Sequence[int]) -> Value:
+    """The elements of ``dim`` at ``places``: a new order costs nothing, and repeated elements one GATHER."""
     size = x.shape[dim]
-    places = [int(place) % size for place in (chosen.nonzero() if chosen.dtype == torch.bool else chosen)]
     if len(set(places)) == len(places):
         return picked(x, dim, places)
     if size == 1:
@@ -27,7 +51,20 @@ def index(x: Value | Tensor, indices: Sequence[Value | Tensor | None]) -> Value:
     x = x.separated(free=[d for d in range(x.rank) if d != dim])
     (at,) = x.positions((dim,))
     shape = (*x.shape[:dim], len(places), *x.shape[dim + 1 :])
-    return Value(tf.gather(x.tensor, places, axis=at), shape, x.axes, x.nonnegative)
+    return Value(tf.gather(x.tensor, np.asarray(places, np.int32), axis=at), shape, x.axes, x.nonnegative)
+
+
+def index_select(x: Value, dim: int, places: Value | Tensor) -> Value:
+    """The elements of one dimension at constant places."""
+    return index(x, [None] * (dim % x.rank) + [places])
+
+
+def gather(x: Value, dim: int, places: Value | Tensor, **_: Any) -> Value:
+    """For every element of ``places``, that of ``x`` which differs from it in one dimension only."""
+    if isinstance(places, Value):
+        raise LoweringError("it takes elements at places that it computes", _CONSTANT)
+    grid = torch.meshgrid(*map(torch.arange, places.shape), indexing="ij")
+    return index(x, [places if d == dim % x.rank else coordinates for d, coordinates in enumerate(grid)])
 
 
 def slice_scatter(
@@ -106,10 +143,12 @@ def _some(x: Value | Tensor, dim: int, places: Sequence[int]) -> Value | Tensor:
     return picked(x, dim, places) if len(places) else torch.empty([0 if d == dim else n for d, n in enumerate(x.shape)])
 
 
-_CONSTANT = "choose with slices, or with one constant list of places"
+_CONSTANT = "choose with slices, or at constant places"
 
 SCATTER_OPS: Mapping[str, Callable[..., Any]] = {
     "index.Tensor": index,
+    "index_select": index_select,
+    "gather": gather,
     "slice_scatter": slice_scatter,
     "select_scatter": select_scatter,
     "copy": copied_into,

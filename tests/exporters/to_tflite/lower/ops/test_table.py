@@ -267,6 +267,61 @@ CASES: dict[str, Case] = {
         "odd",
         lambda _, x: F.conv2d(x[:, [3, 1, 0, 2]][:, :, [5, 4, 0]], torch.arange(36.0).sin().view(3, 4, 3, 1)),
     ),
+    "chosen in several dimensions": of(
+        "odd",
+        lambda _, x: x[:, torch.tensor([[0, 3], [2, 2]])].sum((1, 2))[:, :3, :1]
+        + x[:, :, [0, -1, 5], [1, 3, 0]].sum(1)[..., None]
+        + x[:, torch.tensor([[0], [2], [1]]), 4, [1, 3]].mean(-1)[..., None]
+        + x[:, [0, 3, 1], :, [1, 3, 0]].permute(1, 0, 2)[..., :1],
+    ),
+    "selected and gathered": of(
+        "odd",
+        lambda _, x: x.index_select(1, torch.tensor([3, 0, 0])) + x.index_select(-2, torch.arange(11).flip(0))[:, 1:]
+        + x.gather(1, (torch.arange(297).view(1, 3, 11, 9) % 4))
+        + x[..., :9].gather(3, torch.tensor(4).expand(1, 3, 11, 9)),
+    ),
+    "repeated one by one": of(
+        "odd", lambda _, x: x.repeat_interleave(3, 1)[:, :4] + x.repeat_interleave(2, 2)[:, :, 9:20]
+    ),
+    "places": of(
+        "odd",
+        lambda _, x: x.argmax(1).float() + x.argmax(2, keepdim=True)[:, 0].float()
+        - x.argmin(3)[:, :1, :, None].float().sum(1)
+        + x.argmax().float() / 99 + x[:, :1].argmin(1).float() + x[:, 1:].argmax(keepdim=True)[0].float() / 99,
+    ),
+    "largest and least": of(
+        "odd",
+        lambda _, x: x.max(1)[0] + x.max(2, keepdim=True)[0][:, 0] + x.min(1, keepdim=True).values[:, 0] + x.min()
+        + x.min(-1)[1].float()[:, 0, :, None] + x.max(1).indices.float(),
+    ),
+    "signs": of(
+        "odd",
+        lambda _, x: x.relu().sign() - x.sign() * 0.3 + F.softshrink(x, 0.2) + F.hardshrink(x, 0.2)
+        + F.logsigmoid(3 * x),
+    ),
+    "bicubic": of(
+        "odd",
+        lambda _, x: F.interpolate(x, (14, 5), mode="bicubic")
+        + F.interpolate(x, (14, 5), mode="bicubic", align_corners=True)
+        + F.interpolate(x, scale_factor=(2, 1), mode="bicubic")[:, :, 8:, 4:],
+    ),
+    "several in one batch": of(
+        "even",
+        lambda m, x: m[5](
+            m[3](F.interpolate(m[1](F.max_pool2d(m[0](torch.cat([x, x.flip(3), x.flip(2)])), 2)), (6, 4)))
+            .reshape(3, -1, 3, 2)
+            + m[4](m[2](torch.cat([x, x * 2, -x])[:, :, :7, :5]).transpose(2, 3)).mean((2, 3), True)
+        ).view(3, 1, -1).mean(0)[:, :9],
+        conv(4, 8, 3, padding=1), lambda: nn.ConvTranspose2d(8, 4, 3, 2, 1, groups=2),
+        conv(4, 4, 3, groups=4), lambda: nn.Sequential(nn.GroupNorm(2, 4), nn.Conv2d(4, 8, 1), nn.PixelShuffle(2),
+                                                       nn.PixelUnshuffle(4)),
+        lambda: nn.Sequential(nn.Linear(5, 6), nn.LayerNorm(6), nn.Conv2d(4, 1, 1)), nn.Sequential,
+    ),
+    "several sequences in one batch": of(
+        "sequence",
+        lambda m, x: torch.stack(m[0](torch.cat([x, x.flip(2)])).softmax(1).chunk(2), 1).amax(1),
+        lambda: nn.Sequential(nn.Conv1d(6, 4, 3), nn.ConvTranspose1d(4, 4, 3, padding=1), nn.MaxPool1d(2)),
+    ),
     "summed up": of("odd", lambda _, x: x.cumsum(1) + x.cumsum(-1) + x.cumsum(0)),
     "sorted": of(
         "odd",

@@ -1,0 +1,88 @@
+"""Values that TFLite wants in one scale, and ranges that suit all who read them.
+
+The result of a ``clamp`` has the scale of what it clamps, and a concatenation that of its parts. TensorFlow's quantizer
+takes the result's range for both. Where nothing else reads the operand, that is as well as can be: what is clipped
+counts for nothing. Where something does, it would read a clipped value, or a coarse one. So there
+
+=============================  ======================================================================================
+a result that is narrower      gets the range of its operand: it is exact in that scale
+a result that is wider         gets a copy of its operand in its own scale, if the operand would become too coarse
+=============================  ======================================================================================
+"""
+
+from dataclasses import replace
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from nbcompile.exporters.to_tflite.file.edit import add_number, add_tensor, new_operator
+from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileOp, pack, read_file, unpack
+from nbcompile.exporters.to_tflite.file.pairs import JOINING, KEEPING
+from nbcompile.exporters.to_tflite.file.ports import FloatModel
+from nbcompile.exporters.to_tflite.quantize.ranges import Range, Ranges
+
+COARSER = 2.0
+"""How many times wider a range may become for the sake of a result before a copy is made: one bit."""
+
+_FILLING = "PADV2"
+"""The one operator that keeps the scale of its input and brings a value of its own."""
+
+_UNCLIPPED = ("AVERAGE_POOL_2D", "RESIZE_BILINEAR", "REVERSE_V2")
+"""What is clipped behind them must not be clipped before: means would change, and REVERSE_V2 is not rescaled."""
+
+_ONE = float(np.nextafter(np.float32(1), np.float32(2)))
+"""A copy is a product with this: TensorFlow leaves out a factor of 1."""
+
+
+def with_shared_scales(model: FloatModel, ranges: Ranges) -> tuple[FloatModel, Ranges]:
+    """``ranges`` that no operator changes for those who read its operands, and ``model`` with the copies this takes."""
+    file, kept = read_file(model.content), dict(ranges.kept)
+    held = {i for i in kept if sum(i in op.inputs for op in file.ops) + (i in file.outputs) > 1}
+    copies: list[tuple[FileOp, int]] = []
+    for op in file.ops:
+        if op.name not in (*KEEPING, *JOINING):
+            continue
+        bound = kept if op.name in _UNCLIPPED else held
+        operands = dict.fromkeys(i for i in op.inputs if i in bound and file.tensors[i].data is None)
+        results = [i for i in op.outputs if i in kept]
+        if op.name in KEEPING and op.name != _FILLING:
+            kept |= {i: kept[operand] for operand in operands for i in results}
+        elif results:
+            wide = _hull([kept[results[0]], *(kept[i] for i in operands)])
+            apart = [i for i in operands if _width(wide) > COARSER * _width(kept[i])]
+            copies += [(op, i) for i in apart]
+            operands = {i: None for i in operands if i not in apart}
+            kept[results[0]] = _hull([kept[results[0]], *(kept[i] for i in operands)])
+        if operands:
+            held |= {*results}
+    return _with_copies(model, file, copies), replace(ranges, kept=_with_range_of_copies(file, kept, copies))
+
+
+def _hull(ranges: list[Range]) -> Range:
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
+
+
+def _width(limits: Range) -> float:
+    return limits[1] - limits[0]
+
+
+def _with_copies(model: FloatModel, file: File, copies: list[tuple[FileOp, int]]) -> FloatModel:
+    if not copies:
+        return model
+    edited = unpack(model.content)
+    graph, before = edited.subgraphs[0], dict[int, list[object]]()
+    name = {tensor.index: tensor.name for tensor in file.tensors}
+    taken = [add_tensor(edited, i, f"{name[i]}/for {name[op.outputs[0]]}") for op, i in copies]
+    one = add_number(edited, _ONE, "one")
+    for (op, operand), copy in zip(copies, taken, strict=True):
+        made = new_operator(edited, "MUL", [operand, one], copy)
+        made.builtinOptionsType, made.builtinOptions = schema.BuiltinOptions.MulOptions, schema.MulOptionsT()
+        before.setdefault(op.index, []).append(made)
+        graph.operators[op.index].inputs = [copy if i == operand else i for i in graph.operators[op.index].inputs]
+    graph.operators = [x for i, op in enumerate(graph.operators) for x in (*before.get(i, ()), op)]
+    return replace(model, content=pack(edited))
+
+
+def _with_range_of_copies(file: File, kept: dict[int, Range], copies: list[tuple[FileOp, int]]) -> dict[int, Range]:
+    """Copies are the first tensors behind those of the file; the factor behind them has no range."""
+    return kept | {len(file.tensors) + n: kept[op.outputs[0]] for n, (op, _) in enumerate(copies)}
