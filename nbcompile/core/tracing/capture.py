@@ -93,8 +93,8 @@ def does_not_run(model: nn.Module, error: BaseException | None) -> PreconditionE
 def refused(model: nn.Module, refusal: Reason | None) -> CaptureError:
     """That ``model`` cannot be said, and why."""
     error = CaptureError(
-        f"{type(model).__name__} cannot be traced into a graph: {refusal}. Make that code independent of tensor "
-        "values, or name the layers to expand with where=[...]"
+        f"{type(model).__name__} cannot be traced into a graph: {refusal}; make that code independent of the values of "
+        "tensors"
     )
     error.place = None if refusal is None else refusal.place
     return error

@@ -246,7 +246,7 @@ def test_what_cannot_be_said_is_placed(inputs: Any) -> None:
     line = inspect.getsourcelines(Branching.forward)[1] + 1
     assert str(caught.value) == (
         f"Branching cannot be traced into a graph: {__file__}:{line} in forward: it branches on a value, which depends "
-        "on the inputs. Make that code independent of tensor values, or name the layers to expand with where=[...]"
+        "on the inputs; make that code independent of the values of tensors"
     )
     assert model.training
 
