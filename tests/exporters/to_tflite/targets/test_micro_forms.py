@@ -45,6 +45,7 @@ def test_clips_and_choices_are_the_same_everywhere() -> None:
         assert [part.output for part in found.parts if part.sqnr < 28] == [], kernels
 
 
+@pytest.mark.slow
 def test_other_targets_keep_the_one_operator() -> None:
     model, _ = lowered(Clips(), torch.randn(1, 2, 5, 3))
     assert "RELU6" in {op.name for op in read_file(model.content).ops}
