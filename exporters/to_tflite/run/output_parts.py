@@ -104,7 +104,9 @@ def output_parts(y: np.ndarray, sources: Sources | None = None) -> list[OutputPa
     parts = []
     for number, (layer, whole) in enumerate(zip(sources.layers, sources.whole, strict=True)):
         where = sources.numbers == number
-        name = f"'{layer}'" if len(sources.layers) > 1 else ""
+        if not where.any() and where.size:  # nothing of it was taken
+            continue
+        name = "" if where.all() else f"'{layer}'"
         for group, channels in [("", where)] if whole else _groups(y, where):
             both = f"{group} of {name}" if group and name else group or name
             parts.append(OutputPart(both, sources.output, channels))

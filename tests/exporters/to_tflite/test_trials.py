@@ -42,6 +42,7 @@ def test_a_variant_that_does_not_run_is_not_taken(tmp_path: Path) -> None:
     assert path.read_bytes() == content
 
 
+@pytest.mark.slow
 def test_nor_one_that_another_interpreter_of_the_device_refuses() -> None:
     good, _ = pair()
     gelu = nn.Sequential(*good[:2], nn.GELU(), *good[2:]).eval()

@@ -71,6 +71,7 @@ def test_what_nothing_else_reads_stays_clipped() -> None:
     assert settled == before
 
 
+@pytest.mark.slow
 def test_a_copy_is_made_only_for_who_would_coarsen_it() -> None:
     def joined(factor: float) -> list[str]:
         _, after, _, settled = of(lambda layers, x: (torch.cat([x, factor * x], 1), x.tanh()))
@@ -83,6 +84,7 @@ def test_a_copy_is_made_only_for_who_would_coarsen_it() -> None:
     assert joined(100.0) == ["input/for cat"]
 
 
+@pytest.mark.slow
 def test_a_view_of_a_shared_value_is_held_as_well() -> None:
     def view(layers: object, x: Tensor) -> tuple[Tensor, Tensor]:
         return x[:, :1].clamp(max=0), x.tanh()
