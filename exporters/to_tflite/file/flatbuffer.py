@@ -23,7 +23,7 @@ FILE_IDENTIFIER = b"TFL3"
 BUFFER_ALIGNMENT = 16
 """Bytes, of every constant in a file: what the schema asks for, and what kernels on microcontrollers rely on."""
 
-MOST_DIMENSIONS = 32
+_MOST_DIMENSIONS = 32
 """Of a tensor: no kernel takes more than 8."""
 
 _DTYPES = {
@@ -147,7 +147,7 @@ class _Reading:
             raise CheckpointError(
                 f"tensor '{name}' has type {tensor.Type()} of the schema, which nbcompile does not write"
             )
-        if min(shape, default=0) < 0 or len(shape) > MOST_DIMENSIONS:
+        if min(shape, default=0) < 0 or len(shape) > _MOST_DIMENSIONS:
             raise CheckpointError(f"tensor '{name}' has {len(shape)} dimensions, the least {min(shape)}: it is damaged")
         dtype = np.dtype(_DTYPES[tensor.Type()])
         stored = self._buffer(tensor.Buffer())
