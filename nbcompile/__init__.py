@@ -5,7 +5,7 @@ The verbs are loaded when they are first used: ``import nbcompile`` imports no t
 
 from importlib import import_module
 
-TYPE_CHECKING = False  # type checkers take it for True; typing itself takes as long to import as all of this
+TYPE_CHECKING = False  # but to type checkers; to import typing would take longer than all else here
 if TYPE_CHECKING:
     from typing import Any
 

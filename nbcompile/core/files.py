@@ -139,7 +139,7 @@ def _also(path: Path, other: str | Path) -> str:
 
 def _is_same(one: str | Path, other: str | Path) -> bool:
     """Whether two names are those of one file, which need not be there."""
-    with suppress(FileNotFoundError):
+    with suppress(OSError):
         if os.path.samefile(one, other):
             return True
     return os.path.normcase(os.path.realpath(one)) == os.path.normcase(os.path.realpath(other))

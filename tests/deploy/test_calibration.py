@@ -245,8 +245,8 @@ def test_values_that_are_not_finite() -> None:
 
 def test_doubts() -> None:
     (few,) = calibration(torch.randn(FEW - 1, 3, 6, 6), INPUTS).notes
-    assert few.startswith(f"calibrated on {FEW - 1} samples: with fewer than {FEW}, the network may meet values ")
-    assert calibration(torch.randn(1, 3, 6, 6), INPUTS).notes[0].startswith("calibrated on 1 sample: with")
+    assert few.startswith(f"the calibration set has {FEW - 1} samples: with fewer than {FEW}, the network may meet ")
+    assert calibration(torch.randn(1, 3, 6, 6), INPUTS).notes[0].startswith("the calibration set has 1 sample: with")
     some = torch.cat([torch.randn(30, 3, 6, 6), torch.randn(4, 3, 1, 1).expand(4, 3, 6, 6)])
     assert calibration(some, INPUTS).notes == (
         "4 of 34 calibration samples are constant: one value per channel, nothing to see",

@@ -91,7 +91,7 @@ def test_refuses(model: str, options: dict[str, Any], error: type[Exception], se
 
 
 def test_every_option_of_the_command_line_is_a_field() -> None:
-    about_files = {"trained", "output", "model", "input", "run_dir", "resume", "check_export", "json"}
+    about_files = {"trained", "output", "model", "key", "input", "run_dir", "resume", "check_export", "json"}
     options = set(inspect.signature(train_command).parameters) - about_files
     assert options == {field.name for field in dataclasses.fields(TrainConfig)}
 

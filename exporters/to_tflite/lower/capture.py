@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs, change_tensors
-from nbcompile.core.one_at_a_time import one_at_a_time
+from nbcompile.exporters.one_at_a_time import one_at_a_time
 from nbcompile.exporters.program import WITHOUT_VALUES, UncapturedError, first_line, place, program_of
 from nbcompile.exporters.to_tflite.lower.ops.table import HANDLERS
 

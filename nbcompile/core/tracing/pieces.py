@@ -4,7 +4,7 @@ Where the top of a model cannot be traced (detectors, control flow), its backbon
 submodule stays opaque in a graph, there are pieces inside it. Compiled, they are put back in its place.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from torch import fx, nn
@@ -138,6 +138,8 @@ class _Search:
             if not name:
                 raise
             return None  # by itself, and with drawn inputs, it may not run
+        if name and found.recording.asks_layout:  # it is drawn, and may lie in memory in another way than in the model
+            return replace(found, graph=None)
         if found.graph is None:
             self.failure = self.failure or refused(module, found.refusal)
         return found

@@ -7,6 +7,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import nbcompile
 from nbcompile.core.errors import CaptureError, PreconditionError
 from nbcompile.core.tracing.capture import opaque
 from nbcompile.core.tracing.compiled_piece import CompiledPiece
@@ -263,3 +264,37 @@ def test_a_whole_model_is_called_as_it_was() -> None:
             assert torch.equal(got, wanted)
     (piece,) = pieces(plain)
     assert assemble(plain, {piece: piece.graph}) is piece.graph
+
+
+class AsksLayout(nn.Module):
+    """Chooses by how its input lies in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = conv()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(x)
+        return y + 1 if x.is_contiguous() else y * x.stride(1)
+
+
+class Turned(nn.Module):
+    """Reads a value, so that its parts are pieces; what these are called with is not contiguous."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.part = conv(), AsksLayout()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.first(x).transpose(2, 3)
+        return self.part(y * float(y.max()))
+
+
+def test_a_part_that_asks_how_its_input_lies_in_memory_is_no_piece() -> None:
+    model = Turned().eval()
+    assert found(model, X) == ["first", "part.inner"]
+    fused = nbcompile.fuse(model, example_input=X)
+    for x in (X, torch.randn(3, 3, 7, 5)):
+        with torch.no_grad():
+            torch.testing.assert_close(fused(x), model(x))
+    assert found(AsksLayout(), X) == [""]  # by itself, the example tells
