@@ -143,6 +143,7 @@ class Odd(nn.Module):
 
 
 MODELS = [Small, Aliased, Shared, Buffers, Tied, Direct, Keyword, TwoInputs, Attention, Recurrent, Odd]
+RECURRENT_IS_SLOW = [pytest.param(cls, marks=[pytest.mark.slow] if cls is Recurrent else []) for cls in MODELS]
 
 
 def example(model: nn.Module, size: int = 16) -> tuple[Tensor, ...]:
@@ -200,7 +201,7 @@ def check_round_trip(model: nn.Module, inputs: tuple[Tensor, ...], path: Path, w
     assert same(again, tiny, inputs)
 
 
-@pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.parametrize("cls", RECURRENT_IS_SLOW)
 def test_round_trip(cls: type[nn.Module], tmp_path: Path) -> None:
     model = scramble_(cls())
     check_round_trip(model, example(model), tmp_path / "a.pt", "all")
@@ -242,6 +243,7 @@ def test_the_fused_stand_in_is_strict_for_the_original(cls: type[nn.Module], tmp
     ],
     ids=lambda value: (value.args or (value.func.__name__,))[0] if isinstance(value, partial) else None,
 )
+@pytest.mark.slow
 def test_real_networks(build: Callable[[], nn.Module], size: int, tmp_path: Path) -> None:
     model = scramble_(build())
     check_round_trip(model, (torch.randn(2, 3, size, size),), tmp_path / "a.pt", "first:2")

@@ -37,7 +37,10 @@ def one_line() -> Iterator[None]:
     try:
         signal.signal(signal.SIGINT, _press)
         signal.set_wakeup_fd(hear, warn_on_full_buffer=False)
-        yield
+        try:
+            yield
+        finally:  # here, where what is pressed at the last moment is still heard
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
     except BaseException as error:
         if not (_pressed or isinstance(error, KeyboardInterrupt)):
             raise
@@ -45,7 +48,6 @@ def one_line() -> Iterator[None]:
         # of several training processes one tells; where another fails, Lightning kills them all, before that has told
         sys.exit(STOPPED_EXIT if _is_first() else 0)
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.set_wakeup_fd(-1)
         os.close(hear)
 

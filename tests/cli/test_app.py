@@ -25,10 +25,8 @@ WRONG = "nbcompile:mobilenetv2_35"
 DSCNN = "nbcompile:dscnn"
 
 
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [pytest.param(*item, marks=[pytest.mark.slow] if number else []) for number, item in enumerate(NETWORKS.items())],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "size"), NETWORKS.items())
 def test_ci_gate_on_the_papers_networks(run, tmp_path: Path, name: str, size: int) -> None:
     linear_giant(tmp_path / "trained.pt", getattr(nbcompile.zoo, name)(), size)
     assert run("fuse", "trained.pt", "-o", "tiny.onnx", "-o", "tiny.pt").code == 0

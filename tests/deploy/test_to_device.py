@@ -192,6 +192,7 @@ def test_odd_sizes_need_no_padding(tmp_path: Path) -> None:
     assert result.executed_macs == result.macs
 
 
+@pytest.mark.slow
 def test_targets_and_budgets_compute_the_same(tmp_path: Path) -> None:
     model, images = wide()
     samples = [(x.permute(1, 2, 0)[None].contiguous().numpy(),) for x in images[:8]]
@@ -437,6 +438,7 @@ def test_a_file_for_no_device_has_no_rows(tmp_path: Path) -> None:
     assert device_of(nbcompile.export(model, tmp_path / "tiny.onnx", images[:1])) is None
 
 
+@pytest.mark.slow
 def test_always_and_never(tmp_path: Path) -> None:
     model, images = small(activation=nn.ReLU)
     plain_file = exported(tmp_path / "plain.tflite", model, images)

@@ -75,6 +75,7 @@ def test_the_command_line_knows_it(typed: Typed) -> None:
     nbcompile.zoo.dscnn(num_classes=10, in_channels=1).load_state_dict(trained.state_dict())
 
 
+@pytest.mark.slow
 def test_the_table_is_read_without_torch() -> None:
     script = (
         "import sys, nbcompile.training as t, nbcompile.training.methods as m\n"
