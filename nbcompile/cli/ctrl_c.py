@@ -45,6 +45,7 @@ def one_line() -> Iterator[None]:
         if not (_pressed or isinstance(error, KeyboardInterrupt)):
             raise
         _tell(_standard_error())
+        exec("")  # Python ends by the signal, not by our code, if the last exec of a string was left by Ctrl-C
         # of several training processes one tells; where another fails, Lightning kills them all, before that has told
         sys.exit(STOPPED_EXIT if _is_first() else 0)
     finally:

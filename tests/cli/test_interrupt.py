@@ -158,3 +158,15 @@ def test_without_a_standard_error(tmp_path: Path) -> None:
     words = [sys.executable, "-c", AT_AN_EVENT.format(condition=importing("torch")), "inspect", DSCNN]
     done = subprocess.run(["sh", "-c", 'exec "$@" 2>&-', "sh", *words], cwd=tmp_path, check=False)
     assert done.returncode == 130
+
+
+def test_inside_of_code_that_was_made_of_a_string(tmp_path: Path) -> None:
+    """Where Python itself, started with -m, would end by the signal, whatever is raised behind it."""
+    (tmp_path / "made.py").write_text(
+        "from nbcompile.cli.ctrl_c import one_line\n"
+        "with one_line():\n"
+        "    exec('import os, signal; os.kill(os.getpid(), signal.SIGINT)\\nwhile True: pass')\n"
+    )
+    done = run(tmp_path, "-m", "made")
+    assert done.returncode == 130
+    assert done.stderr == LINE
