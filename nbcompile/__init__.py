@@ -5,7 +5,7 @@ The verbs are loaded when they are first used: ``import nbcompile`` imports no t
 
 from importlib import import_module
 
-TYPE_CHECKING = False  # but to type checkers; to import typing would take longer than all else here
+TYPE_CHECKING = False  # but to type checkers; what is imported here is a moment in which Ctrl-C is a traceback
 if TYPE_CHECKING:
     from typing import Any
 

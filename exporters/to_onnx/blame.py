@@ -34,14 +34,14 @@ def first_difference(program: ExportedProgram, model: ModelProto, inputs: Inputs
                 seen[n.name] = n, value.clone()  # a later node may write into it
             return value
 
-    made = {name for node in model.graph.node for name in node.output} & {value.name for value in model.graph.output}
+    written = {name for node in model.graph.node for name in node.output}
+    hidden = written - {value.name for value in model.graph.output}
     try:
         with torch.no_grad():
             Looking(program.module()).run(*(x.clone() for x in inputs))
-        shown = [name for name in seen if any(name in node.output for node in model.graph.node) and name not in made]
         with_all = ModelProto()
         with_all.CopyFrom(model)
-        with_all.graph.output.extend(ValueInfoProto(name=name) for name in shown)
+        with_all.graph.output.extend(ValueInfoProto(name=name) for name in seen if name in hidden)
         values = _run(with_all, inputs)
         for name, (node, value) in seen.items():
             if name in values and _differ(values[name], value, limit):
