@@ -8,7 +8,7 @@ Keeps: the function in eval mode, on inputs that pass the assertions; all other 
 and so does a leaky ReLU whose copy of its input somebody needs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -54,8 +54,7 @@ class RemoveIdentity(Pass):
             in_place = _is_straight(gm, node) and writes_in_place(gm, node)
             if dropped or in_place or (node.target is torch._assert and _about_shapes(node)):
                 remove(node)
-        for node in _straight_copies(gm):
-            remove(node)
+        _each_straight_copy(gm, remove)
         for node in reversed(gm.graph.nodes):
             idle = not node.users and not node.is_impure()  # a guard is there to be asked
             if idle and removed and (_about_shapes(node) or node.op == "get_attr"):
@@ -68,8 +67,11 @@ def _is_straight(gm: fx.GraphModule, node: fx.Node) -> bool:
     return operator_of(gm, node) is named("leaky_relu") and activation_of(gm, node) == Activation("leaky_relu", 1.0)
 
 
-def _straight_copies(gm: fx.GraphModule) -> Iterator[fx.Node]:
-    """Leaky ReLUs all of whose slopes are exactly 1, learned ones, too, and whose copy of their input nobody needs."""
+def _each_straight_copy(gm: fx.GraphModule, remove: Callable[[fx.Node], None]) -> None:
+    """Remove leaky ReLUs of slopes that are exactly 1, learned ones, too, whose copy of their input nobody needs.
+
+    Without a copy, what writes into it writes into its input, which the next decision has to know.
+    """
     prelu = named("prelu")
     straight = [node for node in gm.graph.nodes if operator_of(gm, node) is prelu or _is_straight(gm, node)]
     if not straight:
@@ -80,8 +82,12 @@ def _straight_copies(gm: fx.GraphModule) -> Iterator[fx.Node]:
         module = module_of(gm, node)
         slopes: Any = constants.value(argument(node, 1, "weight")) if module is None else getattr(module, "weight", 1)
         ones = operator_of(gm, node) is not prelu or (slopes is not None and bool(slopes.eq(1).all()))
-        if ones and node.all_input_nodes[0] not in constants and _needs_no_copy(gm, node, aliasing):
-            yield node
+        source = node.all_input_nodes[0]
+        if ones and source not in constants and _needs_no_copy(gm, node, aliasing):
+            remove(node)
+            if not aliasing.written.isdisjoint((source, node)):
+                aliasing = Aliasing(gm)
+                constants = Constants(gm, aliasing)
 
 
 def _needs_no_copy(gm: fx.GraphModule, node: fx.Node, aliasing: Aliasing) -> bool:

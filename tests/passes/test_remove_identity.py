@@ -2,6 +2,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -116,6 +118,39 @@ class Copies(nn.Module):
 
 def test_leaky_relus_that_copy_stay() -> None:
     assert not check_pass(RemoveIdentity(), Copies(), X).modified
+
+
+class Program(nn.Module):
+    """Values are copied, looked at and changed in the order of ``steps``; those of ``read`` are read at the end."""
+
+    def __init__(self, steps: list[tuple[str, int]], read: set[int]) -> None:
+        super().__init__()
+        self.steps, self.read = steps, read
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        values = [x * 2]
+        for number, (step, chosen) in enumerate(self.steps):
+            value = values[chosen % len(values)]
+            if step == "change":
+                value += number + 1
+            else:
+                values.append(F.leaky_relu(value, 1.0) if step == "copy" else value[:, :2])
+        return tuple(value.sin() for value in (values[n % len(values)] for n in self.read))
+
+
+STEPS = st.tuples(st.sampled_from(("copy", "copy", "change", "look")), st.integers(0, 9))
+
+
+@settings(max_examples=100)
+@given(st.lists(STEPS, min_size=1, max_size=7), st.sets(st.integers(0, 9), min_size=1, max_size=3))
+def test_no_program_sees_that_a_copy_is_gone(steps: list[tuple[str, int]], read: set[int]) -> None:
+    check_pass(RemoveIdentity(), Program(steps, read), X, repeatable=False)
+
+
+def test_a_copy_of_a_copy_that_changes_stays() -> None:
+    """Once the first is gone, its input is what changes."""
+    program = Program([("copy", 0), ("copy", 1), ("change", 1)], read={2})
+    assert check_pass(RemoveIdentity(), program, X).rewritten == ("leaky_relu",)
 
 
 class ThenChanged(nn.Module):
