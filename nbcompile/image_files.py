@@ -5,8 +5,6 @@ from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
-from zlib import error as ZlibError
 
 from nbcompile.core.errors import UsageError
 
@@ -17,13 +15,11 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".
 @contextmanager
 def naming(name: str) -> Iterator[None]:
     """What reading an image called ``name`` raises becomes one sentence."""
-    from PIL.Image import DecompressionBombError
-
-    known = (OSError, SyntaxError, ValueError, DecompressionBombError)  # of Pillow, depending on the format
-    zipped = (BadZipFile, ZlibError, RuntimeError)  # RuntimeError: encrypted
     try:
         yield
-    except (*known, *zipped) as error:
+    except UsageError:
+        raise
+    except Exception as error:  # Pillow and zipfile raise what comes: of damaged bytes also TypeError, struct.error
         raise UsageError(f"{name} cannot be read as an image: {error}") from error
 
 

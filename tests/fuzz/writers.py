@@ -141,16 +141,33 @@ def _not_whole(writer: Writer, path: Path) -> str | None:
 
 def _armed(number: int, after: float) -> None:
     """The signal comes ``after`` seconds from the first temporary file on."""
-    armed = [True]
 
     def send() -> None:
         time.sleep(after)
         os.kill(os.getpid(), number)
 
+    _at_the_first_temporary(threading.Thread(target=send, daemon=True).start)
+
+
+def _span(writer: Writer, path: Path) -> float:
+    """Seconds from the first temporary file to the end, in a process as each round has one."""
+    began: list[float] = []
+
+    def work() -> None:
+        writer.write(path)
+        print(time.perf_counter() - began[0], file=sys.stderr)
+
+    _, said = _forked(lambda: _at_the_first_temporary(lambda: began.append(time.perf_counter())), work)
+    return float(said)
+
+
+def _at_the_first_temporary(call: Callable[[], object]) -> None:
+    """Call it once, when a temporary file is opened."""
+    calls = [call]
+
     def hear(event: str, args: tuple[Any, ...]) -> None:
-        if event == "open" and TEMPORARY in str(args[0]) and armed:
-            armed.clear()
-            threading.Thread(target=send, daemon=True).start()
+        if event == "open" and TEMPORARY in str(args[0]) and calls:
+            calls.pop()()
 
     sys.addaudithook(hear)
 
@@ -196,9 +213,7 @@ def _rounds(what: str, how: str, number: int, rounds: int) -> Iterator[str | Non
         path = Path(folder) / writer.name
         writer.write(path)
         writer.look(path)
-        began = time.perf_counter()
-        writer.write(path)
-        span = time.perf_counter() - began
+        span = _span(writer, path)
         for _ in range(rounds):
             yield stopped(writer, path, number, rng, span) if how == "stop" else met(writer, path, number)
         writer.write(path)

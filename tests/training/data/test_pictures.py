@@ -1,4 +1,5 @@
 import logging
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,16 @@ def test_refuses_a_size_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "a.bmp").write_bytes(content)
     with pytest.raises(UsageError, match=r"^it cannot be read as an image: .*1600000000 pixels"):
         opened(tmp_path / "a.bmp", "it")
+
+
+def test_refuses_a_place_of_pixels_that_is_a_fraction(tmp_path: Path) -> None:
+    Image.new("RGB", (7, 5)).save(tmp_path / "a.tif")
+    whole = (tmp_path / "a.tif").read_bytes()
+    place, fraction = struct.pack("<HH", 273, 4), struct.pack("<HH", 273, 5)  # StripOffsets, of another type
+    assert place in whole
+    (tmp_path / "a.tif").write_bytes(whole.replace(place, fraction))
+    with pytest.raises(UsageError, match=r"^it cannot be read as an image: .*IFDRational"):
+        opened(tmp_path / "a.tif", "it")
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
