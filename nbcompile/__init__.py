@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from nbcompile.plt import PLT as PLT
     from nbcompile.verification import Verification as Verification
     from nbcompile.verification import verify as verify
+    from nbcompile.widening import at_width as at_width
+    from nbcompile.widening import widen as widen
+    from nbcompile.widening import width_groups as width_groups
 
 __version__ = "0.1.0"
 
@@ -37,6 +40,9 @@ _HOME = {
     "expand": "nbcompile.expansion",
     "PLT": "nbcompile.plt",
     "collapse_": "nbcompile.collapse",
+    "widen": "nbcompile.widening",
+    "at_width": "nbcompile.widening",
+    "width_groups": "nbcompile.widening",
     "fuse": "nbcompile.fusion",
     "verify": "nbcompile.verification",
     "Verification": "nbcompile.verification",

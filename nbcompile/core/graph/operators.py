@@ -246,3 +246,13 @@ def is_foreign(node: fx.Node) -> bool:
     home = str(getattr(node.target, "__module__", None) or "torch")
     own = home.partition(".")[0] in ("torch", "_operator", "builtins", "math") and not home.startswith("torch._ops")
     return node.op == "call_function" and not own
+
+
+_WORDS = {word: row for row in OPERATORS for word in row.names}
+_SIGNS = {f"__{kind}{word}__": row for row in OPERATORS for word in row.names for kind in ("", "r", "i")}
+
+
+def of_function(function: Any) -> Operator:
+    """What a function of torch or a method of tensors computes, in place or not, as a ``TorchFunctionMode`` sees it."""
+    name = getattr(function, "__name__", "")
+    return _SIGNS.get(name) or _WORDS.get(name) or _WORDS.get(name.rstrip("_"), UNKNOWN)

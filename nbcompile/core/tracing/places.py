@@ -32,7 +32,8 @@ def callers(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 _OURS: dict[CodeType, bool] = {}
-_FOLDERS = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))  # not torchvision
+_HERE = Path(__file__).parent
+_FOLDERS = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, _HERE, _HERE.with_name("width")))
 
 
 def _is_ours(code: CodeType) -> bool:

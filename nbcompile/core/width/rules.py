@@ -1,0 +1,347 @@
+"""How each operator hands channels on; what is in no rule freezes them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from nbcompile.core.graph.operators import of_function
+from nbcompile.core.tracing.places import code_place
+from nbcompile.core.width.follow import Follow, compact
+
+Rule = Callable[[Follow, Callable[..., Any], tuple[Any, ...], dict[str, Any], Any], None]
+
+_MIXES = frozenset(["mean", "sum", "amax", "amin", "std", "var", "logsumexp", "norm", "prod", "all", "any"])
+_ALONE = frozenset(
+    "sqrt rsqrt exp log abs square round floor erf sin cos reciprocal clamp clamp_min clamp_max zeros_like ones_like "
+    "nan_to_num masked_fill softmax log_softmax softmin normalize cumsum "  # the last mix what is beside an element
+    "to type type_as float double half bfloat16 contiguous detach cpu clone".split()
+)
+_MOVES = frozenset(
+    [
+        "getitem",
+        "chunk",
+        "split",
+        "tensor_split",
+        "hsplit",
+        "vsplit",
+        "dsplit",
+        "split_with_sizes",
+        "unbind",
+        "unsafe_chunk",
+        "unsafe_split",
+        "unsafe_split_with_sizes",
+        "transpose",
+        "t",
+        "adjoint",
+        "permute",
+        "moveaxis",
+        "movedim",
+        "swapaxes",
+        "swapdims",
+        "broadcast_to",
+        "expand",
+        "expand_as",
+        "narrow",
+        "select",
+        "index_select",
+        "cat",
+        "concat",
+        "concatenate",
+        "stack",
+        "roll",
+        "flip",
+        "channel_shuffle",
+        "native_channel_shuffle",
+    ]
+)
+_TOGETHER = frozenset(
+    ["maximum", "minimum", "where", "lerp", "addcmul", "eq", "ne", "lt", "le", "gt", "ge", "pow", "truediv"]
+)
+
+
+def rule_of(function: Callable[..., Any]) -> Rule:
+    """The rule for a function of torch or a method of tensors."""
+    name = getattr(function, "__name__", "").strip("_")
+    name = name[1:] if name[:1] in ("r", "i") and name[1:] in ("add", "sub", "mul", "truediv", "div", "pow") else name
+    row = of_function(function)
+    if name in _LAYERS:
+        return _LAYERS[name]
+    if name in ("requires_grad", "set_", "copy"):
+        return freeze
+    if row.broadcasts or name in _TOGETHER:
+        return together
+    if name in _MIXES:
+        return mixed
+    if row.reshapes or name in _MOVES:
+        return moved
+    if name == "glu":
+        return freeze
+    if row.identity or row.elementwise or row.activation or name in _ALONE:
+        return alone
+    return over_maps if row.channelwise else freeze
+
+
+def freeze(follow: Follow, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+    """Nothing is known of it."""
+    why = f"'{getattr(func, '__name__', func)}' is not understood at {code_place()}"
+    follow.freeze((*tree_leaves((args, kwargs)), *tree_leaves(result)), why)
+    for value in tree_leaves(result):
+        if isinstance(value, Tensor):
+            follow.put(value, None)
+
+
+def moved(follow: Follow, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+    """Elements go elsewhere: done with their labels, too."""
+    source = next(x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+
+    def labels(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        known = follow.of(value)
+        if known is None and value is not source and value.dtype in (torch.int64, torch.bool):
+            if value.is_meta:
+                raise RuntimeError("an index whose values are not known")
+            return value
+        return torch.zeros(value.shape, dtype=torch.int64, device="cpu") if known is None else known
+
+    if not any(follow.of(x) is not None for x in tree_leaves((args, kwargs))):
+        return None
+    try:
+        given = tree_map(labels, (args, kwargs))
+        try:
+            there = func(*given[0], **given[1])
+        except RuntimeError:  # a view of what is expanded
+            given = tree_map(lambda x: x.contiguous() if isinstance(x, Tensor) else x, given)
+            there = func(*given[0], **given[1])
+    except Exception:
+        return freeze(follow, func, args, kwargs, result)
+    for value, known in zip(tree_leaves(result), tree_leaves(there), strict=True):
+        if isinstance(value, Tensor):
+            follow.put(value, known)
+    return None
+
+
+def alone(follow: Follow, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+    """An element of the output is one of the input, or mixes what is beside it in a way that any number can."""
+    source = next(x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+    labels = follow.of(source)
+    if not isinstance(result, Tensor) or result.shape != source.shape:
+        return freeze(follow, func, args, kwargs, result)
+    return follow.put(result, labels)
+
+
+def together(follow: Follow, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+    """Channels at one place of several values meet; who has one number for all does not ask."""
+    values = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    why = f"'{getattr(func, '__name__', func)}' joins it with a fixed number of channels at {code_place()}"
+    met: Tensor | None = None
+    for value in values:
+        labels = _numbers(follow, value, values)
+        if labels is None:
+            continue
+        if met is None:
+            met = labels
+            continue
+        met = _meet(follow, met, labels, why)
+    for value in values:
+        if follow.of(value) is None and _numbers(follow, value, values) is None and met is not None:
+            varying = [d - met.ndim for d in range(met.ndim) if not _same_along(met, d)]
+            if any(-d <= value.ndim and value.size(d) > 1 for d in varying):
+                follow.labels.freeze(compact(met), why)
+                met = None
+    follow.put(result, met)
+
+
+def _numbers(follow: Follow, value: Tensor, values: list[Tensor]) -> Tensor | None:
+    """Its labels; of the network's own tensor of several dimensions, along that in which the others have channels."""
+    labels = follow.of(value)
+    name = follow.name(value)
+    if labels is not None or name is None or not isinstance(value, torch.nn.Parameter):
+        return labels
+    others = [known for x in values if x is not value and (known := follow.of(x)) is not None]
+    along = {d - x.ndim for x in others for d in range(x.ndim) if not _same_along(x, d)}
+    along = {d for d in along if -d <= value.ndim and value.size(d) > 1}
+    if not along:
+        return None
+
+    def different(d: int) -> int:
+        return len({label for x in others if d >= -x.ndim for label in x.movedim(d, 0).flatten(1)[:, 0].tolist()})
+
+    dim = max(along, key=different) + value.ndim
+    return follow.along(follow.writes(value, dim), value, dim)
+
+
+def _meet(follow: Follow, a: Tensor, b: Tensor, why: str) -> Tensor:
+    """The labels of what is made of both: where one has a single number for all places, the other's."""
+    one, other = compact(a), compact(b)
+    ndim = max(one.ndim, other.ndim)
+    one, other = (x.view(*(1,) * (ndim - x.ndim), *x.shape) for x in (one, other))
+    spread = [d for d in range(ndim) if 1 in (one.size(d), other.size(d)) and one.size(d) != other.size(d)]
+    if any(not bool(x.any()) for x in (one, other)):
+        return a if bool(one.any()) else b
+    varies = [{d for d in range(ndim) if not _same_along(x, d)} for x in (one, other)]
+    if not (varies[0] & varies[1]) and spread:  # along different dimensions: the outer product of channels
+        follow.labels.freeze(one, why)
+        follow.labels.freeze(other, why)
+        return torch.zeros(1, dtype=torch.int64, device="cpu")
+    follow.labels.meet(one, other, why)
+    return a if a.numel() >= b.numel() else b
+
+
+def mixed(follow: Follow, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+    """A reduction: channels that are mixed are gone, others stay."""
+    source = args[0] if args else kwargs["input"]
+    labels = follow.of(source)
+    if labels is None or not isinstance(result, Tensor):
+        return None if labels is None else freeze(follow, func, args, kwargs, result)
+    dim = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else None))
+    if func.__name__ == "norm":
+        dim = kwargs.get("dim", args[2] if len(args) > 2 else None)
+    asked = range(source.ndim) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
+    dims = sorted({d % source.ndim for d in asked}, reverse=True)
+    keep = result.ndim == source.ndim
+    for d in dims:
+        labels = labels.narrow(d, 0, 1) if _same_along(labels, d) else torch.zeros_like(labels.narrow(d, 0, 1))
+    for d in dims if not keep else ():
+        labels = labels.squeeze(d)
+    return follow.put(result, labels)
+
+
+def over_maps(follow: Follow, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+    """Pooling, padding, resizing: a channel of the output is the one of the input."""
+    source = next(x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+    results = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
+    labels = follow.of(source)
+    if labels is None:
+        return None
+    axes = min((d for d in range(labels.ndim) if _rest_is_same(labels, d)), default=labels.ndim)
+    for value in results:
+        if value.ndim != source.ndim or value.shape[:axes] != source.shape[:axes]:
+            return freeze(follow, func, args, kwargs, result)
+    for value in results:
+        narrow = labels
+        for d in range(axes, labels.ndim):
+            narrow = narrow.narrow(d, 0, 1)
+        follow.put(value, narrow)
+    return None
+
+
+def _rest_is_same(labels: Tensor, first: int) -> bool:
+    return all(_same_along(labels, d) for d in range(first, labels.ndim))
+
+
+def _same_along(labels: Tensor, dim: int) -> bool:
+    if labels.size(dim) < 2 or labels.stride(dim) == 0:
+        return True
+    return bool((labels == labels.narrow(dim, 0, 1)).all())
+
+
+def _bound(func: Any, names: str, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Arguments by their names; builtins have no signature."""
+    return {**dict(zip(names.split(), args, strict=False)), **kwargs}
+
+
+def _convolution(follow: Follow, func: Any, args: Any, kwargs: Any, result: Tensor) -> None:
+    got = _bound(func, "input weight bias stride padding dilation groups", args, kwargs)
+    weight, groups = got["weight"], got.get("groups", 1)
+    channels = 1 if result.ndim == weight.ndim else 0
+    why = f"'{func.__name__}' is not given it as channels at {code_place()}"
+    read = follow.across(follow.of(got["input"]), got["input"].size(channels), channels, why)
+    born = follow.writes(weight, 0)
+    if groups == 1:
+        follow.reads(weight, 1, read)
+    else:
+        _note_groups(follow, weight, weight.size(1), weight.size(0) // groups)
+        follow.reads(weight, -1, read)  # no dimension of it: which channels its groups read
+    if got.get("bias") is not None:
+        follow.reads(got["bias"], 0, born)
+    follow.put(result, follow.along(born, result, channels))
+
+
+def _note_groups(follow: Follow, weight: Tensor, read: int, written: int) -> None:
+    name = follow.name(weight)
+    if name is not None:
+        follow.grouped[name] = read, written
+
+
+def _transposed(follow: Follow, func: Any, args: Any, kwargs: Any, result: Tensor) -> None:
+    got = _bound(func, "input weight bias stride padding output_padding groups dilation", args, kwargs)
+    if got.get("groups", 1) != 1:
+        return freeze(follow, func, args, kwargs, result)
+    weight = got["weight"]
+    channels = 1 if result.ndim == weight.ndim else 0
+    why = f"'{func.__name__}' is not given it as channels at {code_place()}"
+    follow.reads(weight, 0, follow.across(follow.of(got["input"]), got["input"].size(channels), channels, why))
+    born = follow.writes(weight, 1)
+    if got.get("bias") is not None:
+        follow.reads(got["bias"], 0, born)
+    return follow.put(result, follow.along(born, result, channels))
+
+
+def _linear(follow: Follow, func: Any, args: Any, kwargs: Any, result: Tensor) -> None:
+    got = _bound(func, "input weight bias", args, kwargs)
+    weight, last = got["weight"], got["input"].ndim - 1
+    why = f"'linear' is not given it as features at {code_place()}"
+    follow.reads(weight, 1, follow.across(follow.of(got["input"]), got["input"].size(last), last, why))
+    born = follow.writes(weight, 0)
+    if got.get("bias") is not None:
+        follow.reads(got["bias"], 0, born)
+    follow.put(result, follow.along(born, result, last))
+
+
+def _per_channel(words: str, numbers: str) -> Rule:
+    """A norm or activation with a number for each channel, dimension 1, and other arguments between."""
+
+    def rule(follow: Follow, func: Any, args: Any, kwargs: Any, result: Tensor) -> None:
+        got = _bound(func, words, args, kwargs)
+        labels = follow.of(got["input"])
+        why = f"'{func.__name__}' is not given it as channels at {code_place()}"
+        read = follow.across(labels, got["input"].size(1), 1, why)
+        for name in numbers.split():
+            if got.get(name) is not None and got[name].numel() > 1:
+                follow.reads(got[name], 0, read)
+        follow.put(result, follow.along(read, result, 1))
+
+    return rule
+
+
+def _last(follow: Follow, func: Any, args: Any, kwargs: Any, result: Tensor) -> None:
+    got = _bound(func, "input normalized_shape weight bias", args, kwargs)
+    if len(got["normalized_shape"]) != 1:
+        return freeze(follow, func, args, kwargs, result)
+    last = result.ndim - 1
+    why = f"'{func.__name__}' is not given it as features at {code_place()}"
+    read = follow.across(follow.of(got["input"]), got["input"].size(last), last, why)
+    for name in ("weight", "bias"):
+        if isinstance(got.get(name), Tensor):
+            follow.reads(got[name], 0, read)
+    return follow.put(result, follow.along(read, result, last))
+
+
+def _group_norm(follow: Follow, func: Any, args: Any, kwargs: Any, result: Tensor) -> None:
+    groups = _bound(func, "input num_groups weight bias", args, kwargs)["num_groups"]
+    if groups > 1:  # which channels a group holds would change
+        return freeze(follow, func, args, kwargs, result)
+    return _per_channel("input num_groups weight bias", "weight bias")(follow, func, args, kwargs, result)
+
+
+def _embedding(follow: Follow, func: Any, args: Any, kwargs: Any, result: Tensor) -> None:
+    weight = _bound(func, "input weight", args, kwargs)["weight"]
+    follow.put(result, follow.along(follow.writes(weight, 1), result, result.ndim - 1))
+
+
+_LAYERS: dict[str, Rule] = {
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed),
+    "linear": _linear,
+    "batch_norm": _per_channel("input running_mean running_var weight bias", "running_mean running_var weight bias"),
+    "instance_norm": _per_channel("input running_mean running_var weight bias", "running_mean running_var weight bias"),
+    "prelu": _per_channel("input weight", "weight"),
+    "group_norm": _group_norm,
+    "layer_norm": _last,
+    "rms_norm": _last,
+    "embedding": _embedding,
+}
