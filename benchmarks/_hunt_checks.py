@@ -15,9 +15,9 @@ import nbcompile
 from nbcompile.core.blocks import sites
 from nbcompile.core.errors import CheckpointError, NBCompileError, UsageError
 from nbcompile.core.example import Inputs, change_tensors
+from nbcompile.core.judging.rounding import ROUNDINGS, own_rounding
 from nbcompile.core.layers import CONVOLUTIONS
 from nbcompile.core.numerics import flatten, relative_error
-from nbcompile.core.rounding import ROUNDINGS, own_rounding
 from nbcompile.testing import scramble_
 
 LIMIT = 1e-10

@@ -42,9 +42,9 @@ import nbcompile
 from nbcompile.core.blocks import sites
 from nbcompile.core.errors import NBCompileError
 from nbcompile.core.example import Inputs, change_tensors
+from nbcompile.core.judging.rounding import ROUNDINGS
 from nbcompile.core.layers import CONVOLUTIONS
 from nbcompile.core.numerics import relative_error
-from nbcompile.core.rounding import ROUNDINGS
 from nbcompile.models import build
 from nbcompile.testing import enliven_
 

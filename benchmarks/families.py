@@ -25,8 +25,8 @@ from rich.table import Table
 from timm.utils import reparameterize_model
 
 import nbcompile
+from nbcompile.core.judging.rounding import ROUNDINGS
 from nbcompile.core.numerics import relative_error
-from nbcompile.core.rounding import ROUNDINGS
 from nbcompile.testing import enliven_
 
 SEED = 0

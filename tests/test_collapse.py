@@ -424,7 +424,7 @@ def test_a_block_that_rounds_a_lot_is_measured_by_its_own_rounding(
         first.get_parameter("norm.bias").data.add_(1e4)  # and taken off again, by numbers that cancel
         second.get_buffer("norm.running_mean").add_(1e4 * second.get_parameter("layer.weight").data.sum((1, 2, 3)))
     collapse_(copy.deepcopy(giant))
-    monkeypatch.setattr("nbcompile.core.rounding.ROUNDINGS", 0)
+    monkeypatch.setattr("nbcompile.core.judging.compared.ROUNDINGS", 0)
     with pytest.raises(PostconditionError, match=r"relative error .*e-0\d, at most 1e-05 is rounding"):
         collapse_(giant)
 

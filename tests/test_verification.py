@@ -199,7 +199,7 @@ def test_a_network_that_rounds_a_lot_is_measured_by_its_own_rounding(tmp_path: P
             return y.mean((2, 3))
 
     x = torch.randn(1, 1, 4, 4)
-    network = Cancels(2e2).eval()
+    network = Cancels(4e2).eval()
     result = nbcompile.export(network, tmp_path / "cancels.onnx", x)
     assert result.error is not None
     assert 1e-5 < result.error <= result.tolerance < 1e-3

@@ -119,6 +119,22 @@ def onnx_input_sizes(path: Path) -> tuple[tuple[int, ...], ...]:
         return tuple(sizes[name] for name in inputs)
 
 
+def onnx_batch(path: Path) -> int | None:
+    """The one batch size that a file takes; None where that is symbolic.
+
+    Raises:
+        CheckpointError: if the file cannot be read.
+    """
+    with damage_said(path):
+        model = read_model(path)
+        constants = {tensor.name for tensor in model.graph.initializer}
+        for value in model.graph.input:
+            dims = value.type.tensor_type.shape.dim
+            if value.name not in constants and dims:
+                return int(dims[0].dim_value) if dims[0].HasField("dim_value") else None
+        return None
+
+
 def _at_batch_one(model: ModelProto) -> tuple[int, InputSizes]:
     """Make a symbolic batch 1, in place; the batch that is left, and the sizes that the file records at it."""
     constants = {tensor.name for tensor in model.graph.initializer}

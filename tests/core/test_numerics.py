@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from nbcompile.core.errors import PreconditionError, UsageError
+from nbcompile.core.judging.rounding import own_rounding
 from nbcompile.core.numerics import flatten, is_finite, relative_error, tolerance
-from nbcompile.core.rounding import own_rounding
 
 
 @dataclass
