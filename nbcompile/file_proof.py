@@ -48,9 +48,9 @@ def difference(model: nn.Module, description: Mapping[str, Any]) -> str | None:
     more = random_inputs(wanted.inputs, seed=1, batch=batch_of(tree_leaves(example)) + 1)
     for number, inputs in enumerate((example, inputs_for(ours, more, who="load"))):
         (theirs, failed), (own, refused) = (_tried(one, inputs) for one in (described, ours))
-        if error := failed or refused:
+        if stopped := failed or refused:
             if not number:
-                raise PreconditionError(f"{type(error).__name__}: {error}") from error
+                raise PreconditionError(f"{type(stopped).__name__}: {stopped}") from stopped
             if failed and refused:
                 continue
             one, other = ("does not run", "does") if failed else ("runs", "does not")

@@ -23,7 +23,8 @@ from nbcompile import __version__
 from nbcompile.core.errors import ExportError, UsageError
 from nbcompile.core.example import Inputs
 from nbcompile.core.files import atomic
-from nbcompile.core.judging.judgment import Allowed, flat, judge
+from nbcompile.core.judging.compared import Allowed
+from nbcompile.core.judging.judgment import flat, judge
 from nbcompile.core.numerics import relative_error
 from nbcompile.core.progress import step
 from nbcompile.exporters.base import ExportResult, require_batch

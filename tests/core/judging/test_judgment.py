@@ -97,7 +97,7 @@ def test_what_is_small_is_judged_by_itself() -> None:
     masked = Y.where(Y.median() > Y, torch.tensor(-1e9))
     wrong = masked.where(masked != masked.max(), masked.max() * 1.01)
     assert judged(masked, wrong)
-    assert judged(Y * 1e-3 + 1000, (Y * 1e-3 + 1000).flip(1)) == "what varies in each sample"
+    assert judged(Y * 1e-2 + 1000, (Y * 1e-2 + 1000).flip(1))  # a constant hides it
     one = Y.clone()
     one[3] *= 1e-4
     wrong = one.clone()
