@@ -166,7 +166,12 @@ def _write_report(
         for c in checked.checks
     ]
     checks += [
-        data.CheckRow(name=f"{r.path.name} against torch", passed=True, measured=r.error, limit=r.tolerance)
+        data.CheckRow(
+            name=f"{r.path.name} against torch",
+            passed=r.error is None or r.error <= r.tolerance,
+            measured=r.error,
+            limit=r.tolerance,
+        )
         for r in results
     ]
     files = [data.FileRow(path=str(r.path), what=r.format, bytes=r.bytes) for r in results]
