@@ -77,12 +77,14 @@ def require_limits(
             )
         if limits.sqnr is not None and (lost := why_constant(one, min(VARIED, least))):
             raise ExportError(f"{path}: {lost}. With min_sqnr that is refused; no file was kept")
-        if limits.agreement is not None and one.top1 is None:
+        if limits.agreement is None:
+            continue
+        if one.top1 is None:
             raise ExportError(
                 f"{path}: min_agreement is about the largest of several values, and no output has several; no file was "
                 "kept: leave it out"
             )
-        if limits.agreement is not None and not one.top1 >= limits.agreement:
+        if not one.top1 >= limits.agreement:
             raise ExportError(
                 f"{path}: in {INTERPRETERS[one.kernels]} {one.top1:.1%} of the samples have PyTorch's largest output, "
                 f"and {limits.agreement:.1%} are asked for; no file was kept"
@@ -100,8 +102,8 @@ def why_constant(found: Agreement, least: float = VARIED) -> str:
             alone = f", or use float_layers='{part.output}' with io='float'" if part.output else ""
             return (
                 f"in {INTERPRETERS[found.kernels]} {who} {part.sqnr:.1f} dB of signal over noise, but what differs "
-                f"between samples has {part.varied:.1f} dB: a constant would do as well. Train the network, or add what "
-                f"is constant behind it{alone}"
+                f"between samples has {part.varied:.1f} dB: a constant would do as well. Train the network, or add "
+                f"what is constant behind it{alone}"
             )
     return ""
 
