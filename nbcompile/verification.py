@@ -111,7 +111,6 @@ def verify(
     reference = unwrap(reference)
     require_loaded(reference, "verify")
     example = inputs_for(reference, example_input, who="verify")
-    wanted = original_of(reference) if sites(reference) else reference
     coarsest = 0.0
     if not isinstance(candidate, (str, Path)):
         candidate = unwrap(candidate)
@@ -121,6 +120,7 @@ def verify(
                 f"verify: the candidate still has {len(blocks)} expansion blocks (the first: '{next(iter(blocks))}'): "
                 "fuse it first"
             )
+        wanted = _architecture(reference)
         checks = [_keys(shapes(wanted), shapes(candidate))]
         if not checks[0].passed:  # it may not even run; the first difference says it all
             return Verification(tuple(checks), ())
@@ -133,8 +133,7 @@ def verify(
             raise UsageError(f"verify: {candidate} is no {suffixes} file; load it first (nbcompile.load)")
         coarsest = max((TOLERANCE.get(x.dtype, 0.0) for x in reference.parameters()), default=0.0)
         reference, example, _ = in_float32(reference, example)
-        wanted, example, _ = in_float32(wanted, example)
-        deployed = deploy(wanted, example)
+        deployed = deploy(_architecture(reference), example)
         with step("counting MACs and params"):
             lowered = deploy_rows(deployed, example)
             held = ((layer.name, ModuleCost(layer.macs, layer.params)) for layer in form.read_layers(candidate))
@@ -172,6 +171,11 @@ def verify_merged(
         _numbers(reference, candidate, example, ()),
     )
     return Verification(checks, ())
+
+
+def _architecture(reference: nn.Module) -> nn.Module:
+    """What the candidate is to look like."""
+    return original_of(reference) if sites(reference) else reference
 
 
 def _keys(wanted: Mapping[str, tuple[int, ...]], held: Mapping[str, tuple[int, ...]]) -> Check:
