@@ -147,6 +147,9 @@ def stacked(outputs: Sequence[Any]) -> dict[tuple[str, tuple[int, ...]], Tensor]
 
 def _leaves(output: Any, place: str) -> list[tuple[str, Tensor]]:
     if isinstance(output, Tensor):
+        if output.layout is not torch.strided or output.is_quantized:
+            kind = "quantized" if output.is_quantized else str(output.layout).removeprefix("torch.")
+            raise PreconditionError(f"{place} of the model is a {kind} tensor; only dense ones can be compared")
         return [(place, output)]
     if output is None:
         return []

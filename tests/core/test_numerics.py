@@ -107,6 +107,17 @@ def test_a_leaf_that_is_no_tensor_is_refused() -> None:
         flatten((ONE, "label"))
 
 
+def test_a_leaf_that_is_no_dense_tensor_is_refused() -> None:
+    with pytest.raises(PreconditionError, match="^output of the model is a sparse_coo tensor; only dense ones can be"):
+        flatten(ONE.to_sparse())
+
+
+def test_whole_numbers_of_64_bits_are_told_apart() -> None:
+    large = torch.tensor([2**60, 5])
+    assert relative_error(large, large) == 0
+    assert relative_error(large, large + torch.tensor([1, 0])) > 0
+
+
 def test_tolerances_fall_with_precision() -> None:
     order = [torch.int64, torch.float64, torch.float32, torch.float16, torch.bfloat16]
     values = [tolerance(dtype) for dtype in order]
