@@ -401,6 +401,22 @@ def test_the_first_block_that_runs_is_named(fresh: Build, monkeypatch: pytest.Mo
         collapse_(fresh())
 
 
+@pytest.mark.parametrize("arrives", [0.0, 1e-30, torch.nan])
+def test_what_arrives_at_a_block_need_not_show_its_faults(
+    arrives: float, fresh: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dead branch, say: the block is run on a drawn input, too."""
+    giant = fresh()
+    giant.register_forward_pre_hook(lambda _, args: (args[0] * 0 + arrives,))
+    collapse_(copy.deepcopy(giant))
+    right = Expanded.as_one_layer
+    monkeypatch.setattr(
+        Expanded, "as_one_layer", lambda block, x: right(block, x) + 0.01 * (right(block, x) - right(block, 0 * x))
+    )
+    with pytest.raises(PostconditionError, match=r"stand for '.*' is another function than the block"):
+        collapse_(giant)
+
+
 def test_what_is_collapsed_already_is_not_run_again(fresh: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     giant = collapse_(fresh())
     plant(monkeypatch, lambda y: y * 1.01)

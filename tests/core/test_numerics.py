@@ -108,7 +108,7 @@ def test_a_leaf_that_is_no_tensor_is_refused() -> None:
 
 
 def test_a_leaf_that_is_no_dense_tensor_is_refused() -> None:
-    with pytest.raises(PreconditionError, match="^output of the model is a sparse_coo tensor; only dense ones can be"):
+    with pytest.raises(PreconditionError, match=r"^output of the model is a sparse_coo tensor; only dense ones can be"):
         flatten(ONE.to_sparse())
 
 
