@@ -56,7 +56,7 @@ def difference(model: nn.Module, description: Mapping[str, Any]) -> str | None:
             one, other = ("does not run", "does") if failed else ("runs", "does not")
             return f"with {batch_of(tree_leaves(inputs))} samples: the file's {one}, and the model {other}"
         try:
-            judgment = judge(_by_place(ours), [(inputs, _placed(own))], [_placed(theirs)])
+            judgment = judge(ours, [(inputs, _placed(own))], [_placed(theirs)], read=_placed)
         except PreconditionError as error:
             first = _first(described, ours, inputs, TOLERANCE[torch.float32])
             return f"{first}: {error}"
@@ -80,12 +80,6 @@ def _placed(output: Any) -> dict[str, Tensor]:
         return dict(sorted(placed_tensors(output)))
     except PreconditionError:
         return {str(i): x for i, x in enumerate(tensors_within(output))}
-
-
-def _by_place(model: nn.Module) -> nn.Module:
-    running = working_copy(model)
-    running.register_forward_hook(lambda *call: _placed(call[-1]))
-    return running
 
 
 def _error(theirs: Any, own: Any) -> float:

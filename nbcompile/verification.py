@@ -13,7 +13,8 @@ from nbcompile.core.cost import cost
 from nbcompile.core.errors import PreconditionError, UsageError, VerificationError
 from nbcompile.core.example import ExampleInput, Inputs, as_inputs, inputs_for
 from nbcompile.core.judging.drawn_inputs import DRAWS, drawn_cases
-from nbcompile.core.judging.judgment import Judgment, flat, judge
+from nbcompile.core.judging.judgment import Judgment, judge
+from nbcompile.core.judging.rounding import unchanged
 from nbcompile.core.numerics import TOLERANCE, flatten, is_finite, stacked
 from nbcompile.core.progress import step
 from nbcompile.core.running import output_of
@@ -281,8 +282,8 @@ def _judged(
     reference: nn.Module, candidate: nn.Module | Path, cases: list[tuple[Inputs, Any]], made: list[Any], least: float
 ) -> list[Judgment]:
     """Inputs of another size of values by themselves: the wide ones, and each that was given."""
-    if isinstance(candidate, Path):
-        reference, cases = flat(reference), [(inputs, flatten(output)) for inputs, output in cases]
+    read = flatten if isinstance(candidate, Path) else unchanged
+    cases = [(inputs, read(output)) for inputs, output in cases]
     plain = len(DRAWS) - 1
     groups = [slice(plain), *(slice(i, i + 1) for i in range(plain, len(cases)))]
-    return [judge(reference, cases[group], made[group], least=least) for group in groups]
+    return [judge(reference, cases[group], made[group], least=least, read=read) for group in groups]

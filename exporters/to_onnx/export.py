@@ -24,8 +24,8 @@ from nbcompile.core.errors import ExportError, UsageError
 from nbcompile.core.example import Inputs
 from nbcompile.core.files import atomic
 from nbcompile.core.judging.compared import Allowed
-from nbcompile.core.judging.judgment import flat, judge
-from nbcompile.core.numerics import relative_error
+from nbcompile.core.judging.judgment import judge
+from nbcompile.core.numerics import flatten, relative_error
 from nbcompile.core.progress import step
 from nbcompile.exporters.base import ExportResult, require_batch
 from nbcompile.exporters.program import first_line
@@ -128,6 +128,7 @@ def _keep(
 
     ``where`` tells where the last of them first differs by more than that.
     """
+    expected = [(case.inputs, case.outputs) for case in checked]
     for candidate in candidates:
         temporary.write_bytes(candidate.SerializeToString())
         try:
@@ -136,7 +137,7 @@ def _keep(
             if candidate is candidates[-1]:
                 raise
             continue
-        judgment = judge(flat(reference), [(case.inputs, case.outputs) for case in checked], outputs)
+        judgment = judge(reference, expected, outputs, read=flatten)
         limit = judgment.limit
         if judgment.passed:
             return candidate, judgment.error, limit

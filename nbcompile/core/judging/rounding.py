@@ -1,6 +1,6 @@
 """How much a network's own arithmetic rounds: where that is more than the tolerance of its dtype, it is the measure."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -42,15 +42,26 @@ def own_rounding(model: nn.Module, cases: Cases) -> float:
     return max((relative_error(output, wanted) for (_, output), wanted in zip(cases, exact, strict=True)), default=0.0)
 
 
-def is_repeatable(model: nn.Module, cases: Cases) -> bool:
-    """Whether a network gives the same outputs when it is called again, also with other random numbers."""
+def unchanged(output: Any) -> Any:
+    """An output as it is."""
+    return output
+
+
+def is_repeatable(model: nn.Module, cases: Cases, read: Callable[[Any], Any] = unchanged) -> bool:
+    """Whether a network gives the same outputs when it is called again, also with other random numbers.
+
+    Args:
+        model: in eval mode; left as it is.
+        cases: inputs, and what was read of the outputs of ``model`` for them.
+        read: what of an output it is about.
+    """
     again = working_copy(model)
     try:
         for inputs, output in cases:
-            first = output_of(again, inputs)
+            first = read(output_of(again, inputs))
             with torch.random.fork_rng([]):
                 torch.manual_seed(torch.initial_seed() + 1)  # float64 draws other numbers from one seed, too
-                second = output_of(again, inputs)
+                second = read(output_of(again, inputs))
             if not relative_error(second, first) <= output_tolerance(output):
                 return False
     except RuntimeError:
@@ -90,6 +101,8 @@ def swayed_outputs(model: nn.Module, inputs: Inputs) -> Iterator[Any]:
         with torch.no_grad():
             for parameter in other.parameters():
                 parameter.copy_(moved(parameter))
+            for buffer in other.buffers():
+                buffer.copy_(moved(buffer).where((buffer != 0) & (buffer.abs() != 1), buffer))  # 0 and 1 are exact
         yield output_of(other, change_tensors(moved, inputs))
 
 
