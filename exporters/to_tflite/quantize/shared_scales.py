@@ -5,7 +5,9 @@ takes the result's range for both. Where nothing else reads the operand, that is
 counts for nothing. Where something does, it would read a clipped value, or a coarse one. So there
 
 =============================  ======================================================================================
-a result that is narrower      gets the range of its operand: it is exact in that scale
+a result that is narrower      gets the range of its operand, and loses little by that
+a result that is much          gets a copy of its operand in its own scale, clipped: in the operand's its limits would
+narrower                       be rounded to steps of that, alike in every element, which shows in means
 a result that is wider         gets a copy of its operand in its own scale, if the operand would become too coarse
 =============================  ======================================================================================
 """
@@ -23,6 +25,9 @@ from nbcompile.exporters.to_tflite.quantize.ranges import Range, Ranges
 
 COARSER = 2.0
 """How many times wider a range may become for the sake of a result before a copy is made: one bit."""
+
+CLIPPED = 4.0
+"""How many times wider than a result its operand may be before a copy is made: its limits are off by 2 of 255 steps."""
 
 _FILLING = "PADV2"
 """The one operator that keeps the scale of its input and brings a value of its own."""
@@ -48,11 +53,13 @@ def with_shared_scales(model: FloatModel, ranges: Ranges) -> tuple[FloatModel, R
         if op.name in KEEPING and op.name != _FILLING:
             kept |= {i: kept[operand] for operand in operands for i in results}
         elif results:
-            wide = _hull([kept[results[0]], *(kept[i] for i in operands)])
-            apart = [i for i in operands if _width(wide) > COARSER * _width(kept[i])]
+            (result,) = results
+            apart = [i for i in operands if _width(kept[i]) > CLIPPED * _width(kept[result])]
+            wide = _hull([kept[result], *(kept[i] for i in operands if i not in apart)])
+            apart += [i for i in operands if _width(wide) > COARSER * _width(kept[i])]
             copies += [(op, i) for i in apart]
             operands = {i: None for i in operands if i not in apart}
-            kept[results[0]] = _hull([kept[results[0]], *(kept[i] for i in operands)])
+            kept[result] = _hull([kept[result], *(kept[i] for i in operands)])
         if operands:
             held |= {*results}
     return _with_copies(model, file, copies), replace(ranges, kept=_with_range_of_copies(file, kept, copies))
