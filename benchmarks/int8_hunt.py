@@ -12,8 +12,8 @@ A verdict is
   unseen samples holds;
 - ``refused``: an error of nbcompile's; one that says that integers are too coarse is true if ``_rounded`` is, too;
 - ``coarse``: more than ``BAND`` below what 8 bits can give, or refused for that;
-- ``overstated``: fewer of the 64 reach what the worst of its unseen samples has than the export says; it is 95 % sure
-  of it, so one of 20 may be;
+- ``overstated``: so few of the 64 reach what the worst of its unseen samples has that what the export says of others is
+  false with 95 % probability; it is 95 % sure of it, so one of 20 may be;
 - ``traceback``, ``crash``: an exception that is none of nbcompile's; the end of the process.
 """
 
@@ -200,14 +200,16 @@ def decibels(actual: Tensor, expected: Tensor) -> float:
 
 
 def _overstated(one: Cnn, result: Any, given: dict[str, list[Tensor]], wanted: list[Tensor], target: str) -> str:
-    """Of the part that has the least, in the interpreter that has the least; empty where it is true."""
+    """Of the part that the export speaks of; empty where its claim is true, or may be, since ``IMAGES`` are few."""
     (said,) = [note for note in result.notes if "at least" in note and "95 % sure" in note]
-    low, share = map(float, re.findall(r"worst has (\S+) dB, which at least (\d+)%", said)[0])
+    low, percent = map(float, re.findall(r"worst has (\S+) dB, which at least (\d+)%", said)[0])
     worst = min((a for a in result.agreements if a.kernels in DEVICE[target]), key=lambda a: a.sqnr)
-    pairs = parts(one, given[worst.kernels], wanted)
-    a, b = min(pairs, key=lambda pair: decibels(*pair))
-    reached = 100 * float(np.mean([decibels(x, y) >= low - 0.05 for x, y in zip(a, b, strict=True)]))
-    return "" if reached >= share else f"{reached:.0f} % reach {low} dB, not {share:.0f} %"
+    pairs, share = parts(one, given[worst.kernels], wanted), percent / 100
+    judged = worst.parts if len(worst.parts) == len(pairs) else [None] * len(pairs)
+    a, b = min(zip(pairs, judged, strict=True), key=lambda x: x[1].sqnr if x[1] else decibels(*x[0]))[0]
+    reached = sum(decibels(x, y) >= low - 0.05 for x, y in zip(a, b, strict=True))
+    chance = 1.64 * (IMAGES * share * (1 - share)) ** 0.5
+    return "" if reached >= share * IMAGES - chance else f"{reached} of {IMAGES} reach {low} dB, not {percent:.0f} %"
 
 
 def summary(found: list[Found]) -> dict[str, Any]:

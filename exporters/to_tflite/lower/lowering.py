@@ -155,9 +155,8 @@ class _Lowering:
         def other(*args: Any, **kwargs: Any) -> Any:
             try:
                 return INSTEAD[name](*args, **kwargs)
-            except (KeyError, LoweringError) as error:
-                remedy = error.remedy if isinstance(error, LoweringError) else self.forbidden[native]
-                raise LoweringError(f"it needs {native}, which the target lacks", remedy) from None
+            except (KeyError, LoweringError):
+                raise LoweringError(f"it needs {native}, which the target lacks", self.forbidden[native]) from None
 
         return other
 

@@ -72,7 +72,7 @@ def mul(a: Operand, b: Operand) -> Value:
 def div(a: Operand, b: Operand) -> Value:
     """``a / b``; by a constant: times its inverse, which integers can be multiplied with."""
     if isinstance(b, Value):
-        return elementwise(tf.divide, *_operands(a, b))
+        return elementwise(tf.divide, _as(a, torch.float32), _as(b, torch.float32))
     return mul(a, 1 / b)
 
 
