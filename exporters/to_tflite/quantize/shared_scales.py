@@ -32,6 +32,8 @@ CLIPPED = 4.0
 _FILLING = "PADV2"
 """The one operator that keeps the scale of its input and brings a value of its own."""
 
+_CLIPS = ("MAXIMUM", "MINIMUM")
+
 _UNCLIPPED = ("AVERAGE_POOL_2D", "RESIZE_BILINEAR", "REVERSE_V2")
 """What is clipped behind them must not be clipped before: means would change, and REVERSE_V2 is not rescaled."""
 
@@ -54,7 +56,10 @@ def with_shared_scales(model: FloatModel, ranges: Ranges) -> tuple[FloatModel, R
             kept |= {i: kept[operand] for operand in operands for i in results}
         elif results:
             (result,) = results
-            apart = [i for i in operands if _width(kept[i]) > CLIPPED * _width(kept[result])]
+            inner = kept[_clipped(file, op)]
+            apart = [i for i in operands if _width(kept[i]) > CLIPPED * _width(inner)]
+            if apart:
+                kept[result] = inner
             wide = _hull([kept[result], *(kept[i] for i in operands if i not in apart)])
             apart += [i for i in operands if _width(wide) > COARSER * _width(kept[i])]
             copies += [(op, i) for i in apart]
@@ -63,6 +68,14 @@ def with_shared_scales(model: FloatModel, ranges: Ranges) -> tuple[FloatModel, R
         if operands:
             held |= {*results}
     return _with_copies(model, file, copies), replace(ranges, kept=_with_range_of_copies(file, kept, copies))
+
+
+def _clipped(file: File, op: FileOp) -> int:
+    """The result of ``op``; where nothing but a clip reads that, the result of the last clip behind it."""
+    result = op.outputs[0]
+    readers = [other for other in file.ops if result in other.inputs]
+    alone = len(readers) == 1 and readers[0].name in _CLIPS and result not in file.outputs
+    return _clipped(file, readers[0]) if alone else result
 
 
 def _hull(ranges: list[Range]) -> Range:
