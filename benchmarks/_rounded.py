@@ -72,6 +72,8 @@ class _Rounding(TorchDispatchMode):
             return self._normed(*args[:3], groups=args[6], eps=args[7])
         if name == "native_batch_norm" and args[5]:  # instance norm: of its input's own statistics
             return self._normed(*args[:3], groups=args[0].shape[1], eps=args[7])
+        if name == "silu":  # TFLite has no operator for it
+            return self.of(args[0] * self.of(args[0].sigmoid(), FIXED["sigmoid"]))
         results = func(*args, **(kwargs or {}))
         if func.is_view:
             return results

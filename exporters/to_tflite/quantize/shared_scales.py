@@ -45,12 +45,12 @@ def with_shared_scales(model: FloatModel, ranges: Ranges) -> tuple[FloatModel, R
     """``ranges`` that no operator changes for those who read its operands, and ``model`` with the copies this takes."""
     file, kept = read_file(model.content), dict(ranges.kept)
     held = {i for i in kept if sum(i in op.inputs for op in file.ops) + (i in file.outputs) > 1}
+    held |= {i for op in file.ops if op.name in _UNCLIPPED for i in _passed(file, op)}
     copies: list[tuple[FileOp, int]] = []
     for op in file.ops:
         if op.name not in (*KEEPING, *JOINING):
             continue
-        bound = kept if op.name in _UNCLIPPED else held
-        operands = dict.fromkeys(i for i in op.inputs if i in bound and file.tensors[i].data is None)
+        operands = dict.fromkeys(i for i in op.inputs if i in held and file.tensors[i].data is None)
         results = [i for i in op.outputs if i in kept]
         if op.name in KEEPING and op.name != _FILLING:
             kept |= {i: kept[operand] for operand in operands for i in results}
@@ -68,6 +68,16 @@ def with_shared_scales(model: FloatModel, ranges: Ranges) -> tuple[FloatModel, R
         if operands:
             held |= {*results}
     return _with_copies(model, file, copies), replace(ranges, kept=_with_range_of_copies(file, kept, copies))
+
+
+def _passed(file: File, op: FileOp) -> list[int]:
+    """What ``op`` reads, and what that was before operators that keep its scale: all have one scale."""
+    before: FileOp | None = op
+    chain: list[int] = []
+    while before is not None and before.name in KEEPING and before.name != _FILLING:
+        chain.append(before.inputs[before.name == "SPLIT"])
+        before = file.writers.get(chain[-1])
+    return chain
 
 
 def _clipped(file: File, op: FileOp) -> int:

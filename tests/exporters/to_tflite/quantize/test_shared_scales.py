@@ -110,3 +110,15 @@ def test_limits_far_inside_of_a_shared_value_are_not_rounded_to_its_steps() -> N
     for kernels in ("xnnpack", "micro"):
         low, high = (y[0] for y in run_file(content, wide, kernels=kernels))
         assert np.abs(low + 0.1).max() < 0.001 > np.abs(high - 0.1).max()  # a step of x: 0.03
+
+
+@pytest.mark.parametrize("last", [lambda x: x.flip(3), lambda x: F.avg_pool2d(x, 2)])
+def test_all_that_is_passed_on_to_what_does_not_rescale_has_one_scale(last: Callable[[Tensor], Tensor]) -> None:
+    """A maximum has a narrower range than what it is taken of."""
+    _, after, before, settled = of(
+        lambda layers, x: last(F.max_pool2d(F.pad(layers[0](x), (1, 1, 1, 1), "reflect"), 3)), nn.Conv2d(2, 3, 1)
+    )
+    file = read_file(after.content)
+    chain = [op.outputs[0] for op in file.ops]
+    assert len({before.kept[i] for i in chain}) > 1
+    assert len({settled.kept[i] for i in chain}) == 1
