@@ -190,7 +190,8 @@ def put_where(
         raise LoweringError("it writes many numbers where numbers say", _WRITE)
     if not any(isinstance(places, Value) for places in indices):
         constant_mask = torch.zeros(x.shape, dtype=torch.bool)
-        constant_mask[tuple(slice(None) if places is None else places for places in indices)] = True
+        at: Any = tuple(slice(None) if places is None else places for places in indices)
+        constant_mask[at] = True
         return where(constant_mask, value, x)
     mask = indices[0]
     if len(indices) != 1 or mask is None or _dtype(mask) != torch.bool:
