@@ -26,7 +26,7 @@ from nbcompile.exporters.to_tflite.quantize.ranges import Range, Ranges
 COARSER = 2.0
 """How many times wider a range may become for the sake of a result before a copy is made: one bit."""
 
-CLIPPED = 4.0
+NARROWER = 4.0
 """How many times wider than a result its operand may be before a copy is made: its limits are off by 2 of 255 steps."""
 
 _FILLING = "PADV2"
@@ -57,7 +57,7 @@ def with_shared_scales(model: FloatModel, ranges: Ranges) -> tuple[FloatModel, R
         elif results:
             (result,) = results
             inner = kept[_clipped(file, op)]
-            apart = [i for i in operands if _width(kept[i]) > CLIPPED * _width(inner)]
+            apart = [i for i in operands if _width(kept[i]) > NARROWER * _width(inner)]
             if apart:
                 kept[result] = inner
             wide = _hull([kept[result], *(kept[i] for i in operands if i not in apart)])
