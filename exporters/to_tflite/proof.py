@@ -12,6 +12,7 @@ from nbcompile.exporters.to_tflite.run.agreement import Agreement
 from nbcompile.exporters.to_tflite.run.arena import Arena, measure_arena, modelled
 from nbcompile.exporters.to_tflite.run.errors_by_layer import LayerError, by_layer
 from nbcompile.exporters.to_tflite.run.kernels import kernel_differences
+from nbcompile.exporters.to_tflite.run.survival import require_survival
 from nbcompile.exporters.to_tflite.targets.boards import why_over_budget
 from nbcompile.exporters.to_tflite.targets.micro_operators import check_ops
 
@@ -29,6 +30,7 @@ def agreements(built: BuiltFile, data: Samples, micro: bool) -> tuple[tuple[Agre
         try:
             if kernels == "micro":
                 check_ops(read_file(built.content))
+                require_survival(built.content)
             with step(f"comparing it with PyTorch in {name}"):
                 agreeing.append(data.agreement(built.model, built.content, kernels))
         except ExportError as error:

@@ -72,7 +72,7 @@ def sources_of(model: FloatModel) -> list[Sources]:
 def _numbers(parts: OperatorByOperator, index: int, layers: dict[str, int], natural: list[bool]) -> np.ndarray:
     file = parts.file
     tensor, op = file.tensors[index], file.writers.get(index)
-    if op is None or op.name not in _MOVING or tensor.dtype != np.float32:
+    if op is None or op.name not in _MOVING or tensor.dtype != np.float32 or {*parts.inputs(op)} - {*_moved(parts, op)}:
         if tensor.name not in layers:
             natural.append(op is not None and op.name in FIXED)
         return np.full(tensor.shape, layers.setdefault(tensor.name, len(layers)), np.float32)
