@@ -7,6 +7,7 @@ from typing import Any
 
 import onnxruntime
 import torch
+from _networks import sway
 from _random_networks import Network
 from _unchanged import WrongError, unchanged
 from torch import Tensor, nn
@@ -15,16 +16,14 @@ import nbcompile
 from nbcompile.core.blocks import sites
 from nbcompile.core.errors import CheckpointError, NBCompileError, UsageError
 from nbcompile.core.example import Inputs, change_tensors
+from nbcompile.core.judging.rounding import ROUNDINGS, own_rounding
 from nbcompile.core.layers import CONVOLUTIONS
 from nbcompile.core.numerics import flatten, relative_error
-from nbcompile.core.rounding import ROUNDINGS, own_rounding
 from nbcompile.testing import scramble_
 
 LIMIT = 1e-10
 NOTHING = 1e-13
 ONNX_LIMIT = 1e-4
-SWAYS = 8
-"""Draws of what every number is moved by."""
 BATCHES = (None, 3, 1)
 """The example's own, and two more."""
 
@@ -147,28 +146,9 @@ def _judge_moved(actual: Any, wanted: Any, what: str, expected: nn.Module, input
     try:
         judge_outputs(actual, wanted, what)
     except WrongError:
-        judge_outputs(actual, wanted, what, ROUNDINGS * sway(expected, inputs))
-
-
-def sway(model: nn.Module, inputs: Inputs) -> float:
-    """How far the output moves, relative, if every number that goes into it moves by one rounding, up or down."""
-    generator = torch.Generator().manual_seed(0)
-
-    def moved(x: Tensor) -> Tensor:
-        if not x.is_floating_point():
-            return x
-        signs = torch.randint(0, 2, x.shape, generator=generator).to(x.dtype) * 2 - 1
-        return x * (1 + signs * torch.finfo(x.dtype).eps)
-
-    wanted = change_tensors(_rounded, call(copy.deepcopy(model), inputs))
-    most = 0.0
-    for _ in range(SWAYS):
-        other = copy.deepcopy(model)
-        with torch.no_grad():
-            for parameter in other.parameters():
-                parameter.copy_(moved(parameter))
-        most = max(most, relative_error(change_tensors(_rounded, call(other, change_tensors(moved, inputs))), wanted))
-    return most
+        torch.manual_seed(1)  # as for what is wanted
+        moved = sway(expected, inputs, wanted, lambda y: change_tensors(_rounded, y))
+        judge_outputs(actual, wanted, what, ROUNDINGS * moved)
 
 
 def _rounded(x: Any) -> Any:

@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import nbcompile
-from nbcompile.core.example import Inputs, change_tensors
+from nbcompile.core.example import Inputs
+from nbcompile.core.judging.rounding import swayed_outputs
 from nbcompile.core.macs import FORMULAS
 from nbcompile.core.numerics import relative_error
 
@@ -91,14 +92,13 @@ def counts(model: nn.Module, inputs: Inputs) -> dict[str, int]:
     return {"layers": seen.layers, "norms": seen.norms, "macs": cost.macs, "params": cost.params}
 
 
-def sway(model: nn.Module, inputs: Inputs, expected: Any) -> float:
-    """How far the output moves when the inputs move by one rounding of their dtype, relative, no unit.
+def sway(model: nn.Module, inputs: Inputs, expected: Any, settled: Callable[[Any], Any] = lambda y: y) -> float:
+    """How far the output moves if every number that goes into it moves by one rounding of its dtype, relative, no unit.
 
     Args:
         model: in eval mode.
         inputs: of the model.
         expected: its output for them.
+        settled: what is made of the outputs before they are compared.
     """
-    moved = change_tensors(lambda x: x * (1 + torch.finfo(x.dtype).eps) if x.is_floating_point() else x, inputs)
-    with torch.no_grad():
-        return relative_error(model(*moved), expected)
+    return max(relative_error(settled(y), settled(expected)) for y in swayed_outputs(model, inputs))

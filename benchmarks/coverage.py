@@ -12,9 +12,9 @@ network's own input size (detectors: 320). Each in a process of its own, one thr
 Neither may change the network, nor what it is called with: every attribute and tensor is looked at before and after.
 
 Where an error in float32 is above 1e-5, its measure is ``own_rounding``: how far the model's own float32 run is from
-its float64 run. Where one in float64 is above 1e-12, it is ``sway``: how far the model's output moves when its input
-moves by one rounding. Detectors choose boxes, which rounding can turn: they are compared on all boxes in float64, and
-in float32 on what their backbones and one-stage heads put out; no box is dropped for its score.
+its float64 run. Where one in float64 is above 1e-12, it is ``sway``: how far the model's output moves when every
+number moves by one rounding. Detectors choose boxes, which rounding can turn: they are compared on all boxes in
+float64, and in float32 on what their backbones and one-stage heads put out; no box is dropped for its score.
 """
 
 import gc
@@ -42,9 +42,9 @@ import nbcompile
 from nbcompile.core.blocks import sites
 from nbcompile.core.errors import NBCompileError
 from nbcompile.core.example import Inputs, change_tensors
+from nbcompile.core.judging.rounding import ROUNDINGS
 from nbcompile.core.layers import CONVOLUTIONS
 from nbcompile.core.numerics import relative_error
-from nbcompile.core.rounding import ROUNDINGS
 from nbcompile.models import build
 from nbcompile.testing import enliven_
 

@@ -6,7 +6,7 @@ outside its blocks; so theirs is compared again after they are folded into their
 Errors are against the original in float64; those in float32 are of the same model and the same input, taken twice:
 ``run`` runs float32 as PyTorch does, where each network rounds every sum of every layer, in its own order; ``weights``
 runs the deployed float32 weights in float64: what the deploying itself has rounded. ``sway`` is how far the original's
-float64 output moves when the input moves by one rounding: some of these networks are chaotic with random weights, and
+float64 output moves when all numbers move by one rounding: some of these networks are chaotic with random weights, and
 where the error in float64 is above 1e-12, this is its measure.
 """
 
@@ -25,8 +25,8 @@ from rich.table import Table
 from timm.utils import reparameterize_model
 
 import nbcompile
+from nbcompile.core.judging.rounding import ROUNDINGS
 from nbcompile.core.numerics import relative_error
-from nbcompile.core.rounding import ROUNDINGS
 from nbcompile.testing import enliven_
 
 SEED = 0

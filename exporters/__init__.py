@@ -15,6 +15,8 @@ from nbcompile.core.errors import UsageError, missing_extra
 from nbcompile.core.progress import step
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from nbcompile.core.example import Inputs
     from nbcompile.exporters.base import Exporter, FileLayer
 
@@ -33,8 +35,9 @@ class Format:
         graph: whether the file holds a graph, which is lowered to deploy form first; else it holds weights only.
         layers: a path to a tuple of `nbcompile.exporters.base.FileLayer`; None: `inspect` and `verify` cannot read it.
         input_sizes: a path to the shapes of the inputs, at batch size 1 where the batch is symbolic.
-        runner: a path, and pairs of inputs and expected outputs, to the largest relative error, no unit; None: nothing
-            but the export compares it with PyTorch.
+        runner: a path, and inputs of several calls, to the outputs of each, tensors in order; None: nothing but the
+            export compares it with PyTorch.
+        batch: a path to the one batch size that the file takes, or None where it takes any; None: any.
         any_batch: whether its files take any batch size; the option ``batch`` then makes it one.
         pipeline: for files of a device: what the front runs in place of the exporter, which it calls in the end. Its
             options are those of the format.
@@ -47,6 +50,7 @@ class Format:
     layers: str | None = None
     input_sizes: str | None = None
     runner: str | None = None
+    batch: str | None = None
     any_batch: bool = False
     pipeline: str | None = None
 
@@ -81,18 +85,27 @@ class Format:
         """
         return cast("tuple[tuple[int, ...], ...]", self._function("input_sizes", "reading")(Path(path)))
 
-    def error(self, path: str | PathLike[str], cases: "Sequence[tuple[Inputs, Any]]") -> float:
-        """Run a file in the format's own runtime: the largest relative error of its outputs, no unit.
+    def outputs(self, path: str | PathLike[str], calls: "Sequence[Inputs]") -> "list[list[Tensor]]":
+        """Run a file in the format's own runtime: the outputs of each call, in order.
 
         Args:
             path: the file.
-            cases: inputs, and the outputs that are expected for them.
+            calls: inputs.
 
         Raises:
             UsageError: if a package is not installed.
             ExportError: if the runtime cannot load or run it.
         """
-        return cast(float, self._function("runner", "running")(Path(path), cases))
+        return cast("list[list[Tensor]]", self._function("runner", "running")(Path(path), calls))
+
+    def read_batch(self, path: str | PathLike[str]) -> int | None:
+        """The one batch size that a file takes; None where it takes any.
+
+        Raises:
+            UsageError: if a package is not installed.
+            CheckpointError: if the file cannot be read.
+        """
+        return cast("int | None", self._function("batch", "reading")(Path(path))) if self.batch else None
 
     def _function(self, column: str, doing: str) -> Any:
         where: str | None = getattr(self, column)
@@ -121,7 +134,8 @@ ONNX = Format(
     writer="nbcompile.exporters.to_onnx.export:write_onnx",
     layers="nbcompile.exporters.to_onnx.layers:onnx_layers",
     input_sizes="nbcompile.exporters.to_onnx.file:onnx_input_sizes",
-    runner="nbcompile.exporters.to_onnx.check:onnx_error",
+    runner="nbcompile.exporters.to_onnx.check:onnx_outputs",
+    batch="nbcompile.exporters.to_onnx.file:onnx_batch",
     any_batch=True,
 )
 TFLITE = Format(

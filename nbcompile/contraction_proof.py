@@ -11,8 +11,8 @@ from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import PostconditionError, PreconditionError
 from nbcompile.core.example import Inputs
 from nbcompile.core.graph.replace import put
-from nbcompile.core.numerics import TOLERANCE, output_tolerance, relative_error
-from nbcompile.core.rounding import allowed
+from nbcompile.core.judging.judgment import judge
+from nbcompile.core.numerics import TOLERANCE, relative_error
 from nbcompile.core.running import output_of
 from nbcompile.core.tracing.values import tensors_within
 
@@ -48,21 +48,17 @@ def _require_same_outputs(giant: nn.Module, tiny: nn.Module, inputs: Inputs, wan
     made = _numbers(output_of(working_copy(tiny, training=False), inputs))
     if [x.shape for x in made] != [x.shape for x in wanted]:
         return  # code that chooses by values chose otherwise
-    error = relative_error(made, wanted)
-    if error <= output_tolerance(wanted):
-        return
     running = working_copy(giant, training=False)
-    running.register_forward_hook(lambda *call: _numbers(call[-1]))
     try:
-        limit = allowed(running, [(inputs, wanted)], error)
+        judgment = judge(running, [(inputs, wanted)], [made], read=_numbers)
     except PreconditionError:
         return  # as above, by rounding alone
-    if limit.telling and error > limit.error:  # the blocks themselves are proven
-        site, keys = _culprit(giant, tiny, inputs, wanted, limit.error)
+    if judgment.limit.telling and not judgment.passed:  # the blocks themselves are proven
+        site, keys = _culprit(giant, tiny, inputs, wanted, judgment.limit.error)
         raise PostconditionError(
-            f"fuse: the tiny network gives another output than the giant: relative error {error:.2e}, at most "
-            f"{limit} is rounding; the shift of '{site}' went into '{keys}', and other code reads '{site}', too: "
-            "fuse the model as expand returned it (proof=False leaves this check out)"
+            f"fuse: the tiny network gives another output than the giant: relative error {judgment.error:.2e}"
+            f"{judgment.place}, at most {judgment.limit} is rounding; the shift of '{site}' went into '{keys}', and "
+            f"other code reads '{site}', too: fuse the model as expand returned it (proof=False leaves this check out)"
         )
 
 

@@ -1,5 +1,6 @@
 """The proof that the network which a file describes is the model at hand: both run, with the model's weights."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,8 +12,8 @@ from nbcompile.core.blocks import sites
 from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import CheckpointError, PreconditionError
 from nbcompile.core.example import Inputs, inputs_for, origin_of, random_inputs
-from nbcompile.core.numerics import TOLERANCE, relative_error
-from nbcompile.core.rounding import Allowed, allowed
+from nbcompile.core.judging.judgment import judge
+from nbcompile.core.numerics import TOLERANCE, placed_tensors, relative_error
 from nbcompile.core.running import interpret, output_of, watched
 from nbcompile.core.serialization.rebuild import rebuild
 from nbcompile.core.tracing.inputs import batch_of
@@ -46,18 +47,39 @@ def difference(model: nn.Module, description: Mapping[str, Any]) -> str | None:
     example = inputs_for(ours, random_inputs(wanted.inputs), who="load")
     more = random_inputs(wanted.inputs, seed=1, batch=batch_of(tree_leaves(example)) + 1)
     for number, inputs in enumerate((example, inputs_for(ours, more, who="load"))):
-        try:
-            theirs, own = (output_of(working_copy(one), inputs) for one in (described, ours))
-        except Exception as error:
-            if number:
+        (theirs, failed), (own, refused) = (_tried(one, inputs) for one in (described, ours))
+        if stopped := failed or refused:
+            if not number:
+                raise PreconditionError(f"{type(stopped).__name__}: {stopped}") from stopped
+            if failed and refused:
                 continue
-            raise PreconditionError(f"{type(error).__name__}: {error}") from error
-        apart = _error(theirs, own)
-        limit = _allowed(ours, inputs, own, apart)  # the arithmetic may differ: TF32, another order of sums
-        if apart > limit.error:
-            first = _first(described, ours, inputs, limit.error)
-            return f"{first}: relative error {apart:.2e}, at most {limit} is rounding"
+            one, other = ("does not run", "does") if failed else ("runs", "does not")
+            return f"with {batch_of(tree_leaves(inputs))} samples: the file's {one}, and the model {other}"
+        try:
+            judgment = judge(ours, [(inputs, _placed(own))], [_placed(theirs)], read=_placed)
+        except PreconditionError as error:
+            first = _first(described, ours, inputs, TOLERANCE[torch.float32])
+            return f"{first}: {error}"
+        if not judgment.passed:  # the arithmetic may differ: TF32, another order of sums
+            first = _first(described, ours, inputs, judgment.limit.error)
+            where = re.sub(r"""output\[(["'])(output.*)\1\]""", r"\2", judgment.place)
+            return f"{first}: relative error {judgment.error:.2e}{where}, at most {judgment.limit} is rounding"
     return None
+
+
+def _tried(model: nn.Module, inputs: Inputs) -> tuple[Any, Exception | None]:
+    try:
+        return output_of(working_copy(model), inputs), None
+    except Exception as error:
+        return None, error
+
+
+def _placed(output: Any) -> dict[str, Tensor]:
+    """What it returns by where that is, whatever holds it; without what is no tensor."""
+    try:
+        return dict(sorted(placed_tensors(output)))
+    except PreconditionError:
+        return {str(i): x for i, x in enumerate(tensors_within(output))}
 
 
 def _error(theirs: Any, own: Any) -> float:
@@ -65,14 +87,6 @@ def _error(theirs: Any, own: Any) -> float:
         return relative_error(list(tensors_within(theirs)), list(tensors_within(own)))
     except PreconditionError:
         return float("inf")
-
-
-def _allowed(ours: nn.Module, inputs: Inputs, own: Any, error: float) -> Allowed:
-    limit = max((TOLERANCE.get(x.dtype.to_real(), 0.0) for x in tensors_within(own)), default=0.0)
-    try:
-        return allowed(ours, [(inputs, own)], error, limit)
-    except PreconditionError:  # it returns what is no tensor
-        return Allowed(limit)
 
 
 def _first(described: fx.GraphModule, ours: nn.Module, inputs: Inputs, limit: float) -> str:

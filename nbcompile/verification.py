@@ -10,11 +10,13 @@ from torch import nn
 from nbcompile.core.blocks import sites
 from nbcompile.core.copies import working_copy
 from nbcompile.core.cost import cost
-from nbcompile.core.errors import UsageError, VerificationError
-from nbcompile.core.example import ExampleInput, Inputs, as_inputs, inputs_for, random_inputs, specs
-from nbcompile.core.numerics import TOLERANCE, is_finite, output_tolerance, relative_error
+from nbcompile.core.errors import PreconditionError, UsageError, VerificationError
+from nbcompile.core.example import ExampleInput, Inputs, as_inputs, inputs_for
+from nbcompile.core.judging.drawn_inputs import DRAWS, drawn_cases
+from nbcompile.core.judging.judgment import Judgment, judge
+from nbcompile.core.judging.rounding import unchanged
+from nbcompile.core.numerics import TOLERANCE, flatten, is_finite, stacked
 from nbcompile.core.progress import step
-from nbcompile.core.rounding import allowed
 from nbcompile.core.running import output_of
 from nbcompile.core.wrappers import require_loaded, unwrap
 from nbcompile.deploy.deploy_form import deploy
@@ -22,9 +24,6 @@ from nbcompile.deploy.repeatable import why_unrepeatable
 from nbcompile.deploy.single_precision import in_float32
 from nbcompile.exporters import FORMATS, format_of, known_format
 from nbcompile.layer_costs import ModuleCost, deploy_rows, file_rows, original_of, rows, shapes
-
-SEEDS = range(4)
-"""Of the random inputs on which numbers are compared, two samples each."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,6 @@ def verify(
     reference = unwrap(reference)
     require_loaded(reference, "verify")
     example = inputs_for(reference, example_input, who="verify")
-    wanted = original_of(reference) if sites(reference) else reference
     coarsest = 0.0
     if not isinstance(candidate, (str, Path)):
         candidate = unwrap(candidate)
@@ -123,6 +121,7 @@ def verify(
                 f"verify: the candidate still has {len(blocks)} expansion blocks (the first: '{next(iter(blocks))}'): "
                 "fuse it first"
             )
+        wanted = _architecture(reference)
         checks = [_keys(shapes(wanted), shapes(candidate))]
         if not checks[0].passed:  # it may not even run; the first difference says it all
             return Verification(tuple(checks), ())
@@ -135,8 +134,7 @@ def verify(
             raise UsageError(f"verify: {candidate} is no {suffixes} file; load it first (nbcompile.load)")
         coarsest = max((TOLERANCE.get(x.dtype, 0.0) for x in reference.parameters()), default=0.0)
         reference, example, _ = in_float32(reference, example)
-        wanted, example, _ = in_float32(wanted, example)
-        deployed = deploy(wanted, example)
+        deployed = deploy(_architecture(reference), example)
         with step("counting MACs and params"):
             lowered = deploy_rows(deployed, example)
             held = ((layer.name, ModuleCost(layer.macs, layer.params)) for layer in form.read_layers(candidate))
@@ -174,6 +172,11 @@ def verify_merged(
         _numbers(reference, candidate, example, ()),
     )
     return Verification(checks, ())
+
+
+def _architecture(reference: nn.Module) -> nn.Module:
+    """What the candidate is to look like."""
+    return original_of(reference) if sites(reference) else reference
 
 
 def _keys(wanted: Mapping[str, tuple[int, ...]], held: Mapping[str, tuple[int, ...]]) -> Check:
@@ -234,26 +237,53 @@ def _numbers(
     ``least`` is allowed in any case.
     """
     reference = working_copy(reference, training=False)
-    drawn = [random_inputs(specs(example), seed=seed, batch=2) for seed in SEEDS]
-    cases = []
-    with step("running the reference", len(drawn) + len(more)) as advance:
-        for inputs in (*drawn, *more):
-            placed = inputs_for(reference, inputs, who="verify")
-            cases.append((placed, output_of(reference, placed)))
-            advance()
+    batch = format_of(candidate).read_batch(candidate) if isinstance(candidate, Path) else None
+    cases = drawn_cases(reference, example, more, batch)
     if bad := sum(not is_finite(output) for _, output in cases):  # NaN equals NaN: it would prove nothing
         return Check("numbers", False, f"the reference itself gives NaN or Inf on {bad} of {len(cases)} inputs")
     if why := why_unrepeatable(reference, cases[0][0]):
         return Check("numbers", False, f"the reference {why}: there are no numbers to compare with")
-    with step("running the candidate"):
-        if isinstance(candidate, Path):
-            error = format_of(candidate).error(candidate, cases)
-        else:
-            evaluated = working_copy(candidate, training=False)
-            error = max(relative_error(output_of(evaluated, inputs), output) for inputs, output in cases)
-    with step("measuring how the reference rounds"):
-        limit = allowed(reference, cases, error, max(least, *(output_tolerance(output) for _, output in cases)))
-    said = [f"largest relative error {error:.2e} on {len(cases)} inputs", limit.why]
-    if all(relative_error(output, cases[0][1]) == 0 for _, output in cases[: len(drawn)]):
+    if not any(x.numel() for _, output in cases for x in flatten(output)):
+        return Check("numbers", False, "the reference gives no numbers: there is nothing to compare with")
+    try:
+        with step("running the candidate"):
+            made = _candidate_outputs(candidate, [inputs for inputs, _ in cases])
+        with step("comparing them"):
+            judgments = _judged(reference, candidate, cases, made, least)
+    except PreconditionError as error:
+        return Check("numbers", False, str(error))
+    worst = min(judgments, key=lambda one: (one.passed, -one.error))
+    loosest = max(judgments, key=lambda one: one.limit.error) if worst.passed else worst
+    said = [f"largest relative error {worst.error:.2e}{worst.place} on {len(cases)} inputs", loosest.limit.why]
+    if all(bool((y == y[:1]).all()) for y in stacked([output for _, output in cases]).values()):
         said.append("the reference gives the same output for all of them, which shows little of its layers")
-    return Check("numbers", error <= limit.error, "; ".join(filter(None, said)), error, limit.error)
+    return Check("numbers", worst.passed, "; ".join(filter(None, said)), worst.error, loosest.limit.error)
+
+
+def _candidate_outputs(candidate: nn.Module | Path, calls: Sequence[Inputs]) -> list[Any]:
+    """What the candidate gives for the inputs of each call.
+
+    Raises:
+        PreconditionError: if it is a module that does not run on them.
+        ExportError: if it is a file that does not.
+    """
+    if isinstance(candidate, Path):
+        return format_of(candidate).outputs(candidate, calls)
+    running = working_copy(candidate, training=False)
+    try:
+        return [output_of(running, inputs) for inputs in calls]
+    except Exception as error:
+        raise PreconditionError(
+            f"the candidate does not run on what the reference runs on: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _judged(
+    reference: nn.Module, candidate: nn.Module | Path, cases: list[tuple[Inputs, Any]], made: list[Any], least: float
+) -> list[Judgment]:
+    """Inputs of another size of values by themselves: the wide ones, and each that was given."""
+    read = flatten if isinstance(candidate, Path) else unchanged
+    cases = [(inputs, read(output)) for inputs, output in cases]
+    plain = len(DRAWS) - 1
+    groups = [slice(plain), *(slice(i, i + 1) for i in range(plain, len(cases)))]
+    return [judge(reference, cases[group], made[group], least=least, read=read) for group in groups]

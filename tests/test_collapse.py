@@ -401,6 +401,22 @@ def test_the_first_block_that_runs_is_named(fresh: Build, monkeypatch: pytest.Mo
         collapse_(fresh())
 
 
+@pytest.mark.parametrize("arrives", [0.0, 1e-30, torch.nan])
+def test_what_arrives_at_a_block_need_not_show_its_faults(
+    arrives: float, fresh: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dead branch, say: the block is run on a drawn input, too."""
+    giant = fresh()
+    giant.register_forward_pre_hook(lambda _, args: (args[0] * 0 + arrives,))
+    collapse_(copy.deepcopy(giant))
+    right = Expanded.as_one_layer
+    monkeypatch.setattr(
+        Expanded, "as_one_layer", lambda block, x: right(block, x) + 0.01 * (right(block, x) - right(block, 0 * x))
+    )
+    with pytest.raises(PostconditionError, match=r"stand for '.*' is another function than the block"):
+        collapse_(giant)
+
+
 def test_what_is_collapsed_already_is_not_run_again(fresh: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     giant = collapse_(fresh())
     plant(monkeypatch, lambda y: y * 1.01)
@@ -424,7 +440,7 @@ def test_a_block_that_rounds_a_lot_is_measured_by_its_own_rounding(
         first.get_parameter("norm.bias").data.add_(1e4)  # and taken off again, by numbers that cancel
         second.get_buffer("norm.running_mean").add_(1e4 * second.get_parameter("layer.weight").data.sum((1, 2, 3)))
     collapse_(copy.deepcopy(giant))
-    monkeypatch.setattr("nbcompile.core.rounding.ROUNDINGS", 0)
+    monkeypatch.setattr("nbcompile.core.judging.compared.ROUNDINGS", 0)
     with pytest.raises(PostconditionError, match=r"relative error .*e-0\d, at most 1e-05 is rounding"):
         collapse_(giant)
 

@@ -6,12 +6,16 @@ The names are found in the code, so that a check without a planted fault fails h
 import ast
 import copy
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 import nbcompile
@@ -52,9 +56,26 @@ def another(candidate: nn.Module) -> Verification:
     return nbcompile.verify(Net().eval(), candidate.eval(), X)
 
 
-def file_of(net: nn.Module, folder: Path, change: Callable[[onnx.ModelProto], object] | None = None) -> Verification:
+@cache
+def exported(make: Callable[[], nn.Module]) -> bytes:
+    """The file of a network; made once."""
+    with TemporaryDirectory() as folder:
+        return nbcompile.export(make().eval(), Path(folder, "it.onnx"), X).path.read_bytes()
+
+
+def grouped() -> nn.Module:
+    return Net(groups=2)
+
+
+def strided() -> nn.Module:
+    return Net(stride=2)
+
+
+def file_of(
+    make: Callable[[], nn.Module], folder: Path, change: Callable[[onnx.ModelProto], object] | None = None
+) -> Verification:
     path = folder / "it.onnx"
-    nbcompile.export(net.eval(), path, X)
+    path.write_bytes(exported(make))
     if change is not None:
         held = onnx.load(path)
         change(held)
@@ -107,8 +128,76 @@ def merged(of: Callable[[nn.Module], nn.Module]) -> Verification:
 
 def by_command(folder: Path) -> Verification:
     """A file of another input than the original takes."""
-    nbcompile.export(Net().eval(), folder / "it.onnx", X)
+    (folder / "it.onnx").write_bytes(exported(Net))
     return run_verify(str(folder / "it.onnx"), "nbcompile:dscnn", model=None, key=None, input_shape=None)
+
+
+class Clips(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.clamp(-6, 6))
+
+
+class Gives(nn.Module):
+    """``Net``, and what is made of its output."""
+
+    def __init__(self, make: Callable[[Tensor], Any], wrong: float = 0.0) -> None:
+        super().__init__()
+        self.net, self.make = Net(), make
+        self.net.head.bias.data[1] += wrong
+
+    def forward(self, x: Tensor) -> Any:
+        return self.make(self.net(x))
+
+
+def given(make: Callable[[Tensor], Any], other: Callable[[Tensor], Any] | None = None) -> Verification:
+    """What ``Net`` gives, put in another form; wrong weights, or another form on the other side."""
+    reference, candidate = Gives(make), Gives(other or make, wrong=0.0 if other else 0.1)
+    return nbcompile.verify(reference.eval(), candidate.eval(), X)
+
+
+class Rows(nn.Module):
+    """A table of which the example, all zeros, reads one row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.table, self.kind = nn.Embedding(50, 4), nn.Embedding(3, 4)
+
+    def forward(self, words: Tensor, kinds: Tensor) -> Tensor:
+        return self.table(words).mean(1) + self.kind(kinds)
+
+
+def rows() -> Verification:
+    other = Rows().eval()
+    other.table.weight.data[40:] += 1
+    return nbcompile.verify(
+        Rows().eval(), other, (torch.zeros(1, 9, dtype=torch.long), torch.zeros(1, dtype=torch.long))
+    )
+
+
+def recurrent(held: onnx.ModelProto) -> None:
+    """A layer whose output nobody reads."""
+    weights = {"w": (1, 64, 5), "r": (1, 64, 16), "one": (7, 5)}
+    for name, shape in weights.items():
+        held.graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), name))
+    held.graph.initializer.append(numpy_helper.from_array(np.array([21, -1, 5]), "to"))
+    first = held.graph.input[0].name
+    held.graph.node.append(helper.make_node("Reshape", [first, "to"], ["rows"]))
+    held.graph.node.append(helper.make_node("LSTM", ["rows", "w", "r"], ["unread"], "extra", hidden_size=16))
+
+
+def at_batch_two(held: onnx.ModelProto) -> None:
+    """Right at batch 2 only."""
+    constants = {"two": np.array([2]), "right": np.array([1.0], "f4"), "wrong": np.array([3.0], "f4")}
+    held.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    output = held.graph.output[0]
+    held.graph.node.extend([
+        helper.make_node("Shape", [held.graph.input[0].name], ["sizes"], start=0, end=1),
+        helper.make_node("Equal", ["sizes", "two"], ["is_two"]),
+        helper.make_node("Where", ["is_two", "right", "wrong"], ["factor"]),
+        helper.make_node("Mul", [output.name, "factor"], ["made"]),
+    ])  # fmt: skip
+    output.name = "made"
 
 
 PLANTED: list[tuple[str, str, Callable[[Path], Verification]]] = [
@@ -116,10 +205,10 @@ PLANTED: list[tuple[str, str, Callable[[Path], Verification]]] = [
     ("keys and shapes", "another shape", lambda _: another(Net(groups=2))),
     ("keys and shapes", "a buffer that is gone", lambda _: another(changed(forget))),
     ("layers", "another stride", lambda _: another(Net(stride=2))),
-    ("layers", "a file with another layer", lambda folder: file_of(Net(groups=2), folder)),
-    ("MACs", "another stride", lambda folder: file_of(Net(stride=2), folder)),
+    ("layers", "a file with another layer", lambda folder: file_of(grouped, folder)),
+    ("MACs", "another stride", lambda folder: file_of(strided, folder)),
     ("MACs", "what merging makes dearer", lambda _: merged(lambda net: Padded(net, costs=True))),
-    ("params", "fewer weights", lambda folder: file_of(Net(groups=2), folder)),
+    ("params", "fewer weights", lambda folder: file_of(grouped, folder)),
     ("stored numbers", "what merging stores more", lambda _: merged(Padded)),
     ("numbers", "a bias", lambda _: another(changed(lambda net: net.b.bias[0].add_(1e-3)))),
     ("numbers", "a statistic", lambda _: another(changed(lambda net: net.norm.running_var[0].mul_(1.01)))),
@@ -129,10 +218,43 @@ PLANTED: list[tuple[str, str, Callable[[Path], Verification]]] = [
     ("numbers", "what is no layer", lambda _: another(Net(shift=1e-3))),
     ("numbers", "NaN", lambda _: another(changed(lambda net: net.head.bias.fill_(torch.nan)))),
     ("numbers", "infinity", lambda _: another(changed(lambda net: net.head.bias[:1].fill_(torch.inf)))),
-    ("numbers", "a weight in a file", lambda folder: file_of(Net(), folder, nudge)),
+    (
+        "numbers",
+        "what is small beside others in one output",
+        lambda _: given(lambda y: torch.cat([y[:, :1] * 1e6, y[:, 1:]], 1)),
+    ),
+    ("numbers", "a small output beside a large one", lambda _: given(lambda y: (y[:, :1] * 1e6, y[:, 1:]))),
+    ("numbers", "beside a mask", lambda _: given(lambda y: torch.cat([y, torch.full_like(y, -1e9)], 1))),
+    ("numbers", "under a constant", lambda _: given(lambda y: y * 0.01 + 1000)),
+    ("numbers", "in float64", lambda _: given(lambda y: y, lambda y: y.double())),
+    (
+        "numbers",
+        "an index beside numbers",
+        lambda _: given(lambda y: (y, y.argmax(1) + 10**7), lambda y: (y, y.argmax(1) + 10**7 + 1)),
+    ),
+    (
+        "numbers",
+        "numbers beside half precision",
+        lambda _: given(lambda y: (y, y.half()), lambda y: (y * 1.005, y.half())),
+    ),
+    (
+        "numbers",
+        "beside what rounds",
+        lambda _: given(lambda y: (y, (y + 1e4) - 1e4), lambda y: (y * 1.0005, (y + 1e4) - 1e4)),
+    ),
+    ("numbers", "another dtype", lambda _: given(lambda y: y > 0, lambda y: (y > 0).float())),
+    ("numbers", "a clip that is seldom reached", lambda _: another(Clips())),
+    ("numbers", "another batch size", lambda _: given(lambda y: y * 1, lambda y: y if len(y) == 2 else 2 * y)),
+    ("numbers", "another order of names", lambda _: given(lambda y: {"a": y, "b": -y}, lambda y: {"b": -y, "a": y})),
+    ("numbers", "nothing at all", lambda _: given(lambda y: None)),
+    ("numbers", "a row of a table", lambda _: rows()),
+    ("numbers", "a candidate that does not run", lambda _: another(Net().double())),
+    ("numbers", "a file that is right at one batch size", lambda folder: file_of(Net, folder, at_batch_two)),
+    ("layers", "a recurrent layer in a file", lambda folder: file_of(Net, folder, recurrent)),
+    ("numbers", "a weight in a file", lambda folder: file_of(Net, folder, nudge)),
     ("numbers", "after merging", lambda _: merged(Shifted)),
     ("input sizes", "a file of another size", by_command),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "what", "plant"), PLANTED, ids=[f"{name}: {what}" for name, what, _ in PLANTED])
@@ -144,7 +266,7 @@ def test_a_planted_fault_is_found(name: str, what: str, plant: Callable[[Path], 
 
 def test_what_is_right_passes(tmp_path: Path) -> None:
     """The plants above, without a fault."""
-    for found in (another(Net()), another(copy.deepcopy(Net())), file_of(Net(), tmp_path), merged(lambda net: net)):
+    for found in (another(Net()), another(copy.deepcopy(Net())), file_of(Net, tmp_path), merged(lambda net: net)):
         assert found.passed, [check for check in found.checks if not check.passed]
 
 

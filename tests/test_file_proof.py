@@ -80,13 +80,46 @@ def test_another_network_is_refused_and_left_as_it_was(other: str, file: Path) -
     model = build()
     name = type(model).__name__
     message = (
-        rf"file\.pt: {name} is another network than the file describes, {first}: relative error .*, at most 1e-05 is "
-        r"rounding; either it is another model, or it was changed by hand after it was expanded: then load\(\.\.\., "
-        r"proof=False\) takes its code as it is$"
+        rf"file\.pt: {name} is another network than the file describes, {first}: (relative error .*, at most 1e-05 is "
+        r"rounding|outputs of different shape .*); either it is another model, or it was changed by hand after it was "
+        r"expanded: then load\(\.\.\., proof=False\) takes its code as it is$"
     )
     with arguments_unchanged("load", model), pytest.raises(CheckpointError, match=message):
         nbcompile.load(file, model=model)
     assert nbcompile.load(file, model=model, proof=False) is model
+
+
+class Returns(nn.Module):
+    """One of several ways to give the same tensors."""
+
+    def __init__(self, how: str = "") -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.how = nn.Linear(4, 3), nn.Linear(4, 3), how
+
+    def forward(self, x: Tensor) -> Any:
+        if self.how == "one batch size" and len(x) != 2:
+            raise ValueError("two samples, please")
+        a, b = self.a(x) * 1e7, self.b(x) * (1.1 if self.how == "small beside large" else 1.0)
+        return {"a": b, "b": a} if self.how == "other names" else {"a": a, "b": b, "both": torch.cat([a, b], 1)}
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ("other names", r"in what it returns: outputs of different structure .*"),
+        ("one batch size", r"with 3 samples: the file's runs, and the model does not"),
+        (
+            "small beside large",
+            r"in what it returns: relative error \S+ in .*output\['bo?t?h?'\], at most 1e-05 is rounding",
+        ),
+    ],
+)
+def test_what_is_returned_has_its_names_its_sizes_and_its_parts(how: str, sentence: str, tmp_path: Path) -> None:
+    nbcompile.save(Returns().eval(), tmp_path / "file.pt", torch.randn(2, 4))
+    with pytest.raises(CheckpointError, match=rf"than the file describes, {sentence}; either it is another model"):
+        nbcompile.load(tmp_path / "file.pt", model=Returns(how))
+    assert isinstance(nbcompile.load(tmp_path / "file.pt", model=Returns()), Returns)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -26,25 +26,10 @@ import nbcompile
 from nbcompile.core import record
 from nbcompile.core.errors import CheckpointError
 from nbcompile.core.serialization import bounds
+from tests.fuzz.seeds import Net
 
 Record = dict[str, Any]
 HEAD = "body._extra_state"
-
-
-class Net(nn.Module):
-    offset: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 4, 3)
-        self.body = nn.Conv2d(4, 4, 1)
-        self.norm = nn.BatchNorm2d(4)
-        self.act = nn.ReLU()
-        self.register_buffer("offset", torch.rand(4, 1, 1), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.act(self.norm(self.body(self.stem(x)))) + self.offset
-        return torch.flatten(y.mean((2, 3)), 1)
 
 
 def giant() -> nn.Module:

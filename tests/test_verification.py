@@ -78,6 +78,33 @@ def test_nan_proves_nothing() -> None:
     assert failures(result) == {"numbers": "the reference itself gives NaN or Inf on 4 of 4 inputs"}
 
 
+class OneSize(nn.Module):
+    """Takes one sample at once, as some exported code does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x.view(1, 4))
+        return y
+
+
+def test_a_network_of_one_batch_size_is_compared_at_that() -> None:
+    other = OneSize()
+    assert nbcompile.verify(OneSize(), OneSize(), torch.randn(1, 4)).passed
+    other.layer.bias.data[0] += 0.1
+    assert list(failures(nbcompile.verify(OneSize(), other, torch.randn(1, 4)))) == ["numbers"]
+
+
+def test_a_file_of_one_batch_size_is_compared_at_that(tmp_path: Path) -> None:
+    model, x = nn.Sequential(nn.Linear(4, 2)), torch.randn(1, 4)
+    nbcompile.export(model, tmp_path / "tiny.onnx", x, batch=5)
+    result = nbcompile.verify(model, tmp_path / "tiny.onnx", x)
+    assert result.passed, failures(result)
+
+
 def test_rows_of_a_table_are_told_apart() -> None:
     model = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(12, 2))
     other = copy.deepcopy(model)
@@ -199,7 +226,7 @@ def test_a_network_that_rounds_a_lot_is_measured_by_its_own_rounding(tmp_path: P
             return y.mean((2, 3))
 
     x = torch.randn(1, 1, 4, 4)
-    network = Cancels(2e2).eval()
+    network = Cancels(4e2).eval()
     result = nbcompile.export(network, tmp_path / "cancels.onnx", x)
     assert result.error is not None
     assert 1e-5 < result.error <= result.tolerance < 1e-3

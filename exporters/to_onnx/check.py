@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs, random_inputs, specs
-from nbcompile.core.numerics import flatten, relative_error
+from nbcompile.core.numerics import flatten
 from nbcompile.core.running import output_of
 
 BATCHES = (1, 3, 1, 3)
@@ -47,8 +47,8 @@ def cases(reference: nn.Module, inputs: Inputs, dynamic_batch: bool) -> list[Cas
     return [_case(reference, resized(inputs, batch, seed)) for seed, batch in enumerate(batches)]
 
 
-def measure(path: Path, checked: list[Case]) -> float:
-    """The largest relative error of the file's outputs over all cases, no unit.
+def onnx_outputs(path: Path, calls: Sequence[Inputs]) -> list[list[Tensor]]:
+    """The outputs of a file for the inputs of each call, in the order of the graph.
 
     Raises:
         ExportError: if ONNX Runtime cannot load or run the file.
@@ -58,25 +58,14 @@ def measure(path: Path, checked: list[Case]) -> float:
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         names = [value.name for value in session.get_inputs()]
-        runs = [session.run(None, {n: x.numpy() for n, x in zip(names, case.inputs, strict=True)}) for case in checked]
+        if len(names) != len(calls[0]):
+            raise ExportError(f"{path} takes {len(names)} inputs ({', '.join(names)}), and {len(calls[0])} are given")
+        runs = [session.run(None, {n: x.numpy() for n, x in zip(names, inputs, strict=True)}) for inputs in calls]
+    except ExportError:
+        raise
     except Exception as error:  # ONNX Runtime raises many kinds, RuntimeError their only common base
         raise ExportError(f"ONNX Runtime cannot run the exported graph: {str(error).splitlines()[0]}") from error
-    return max(
-        relative_error([torch.as_tensor(y) for y in run], case.outputs) for run, case in zip(runs, checked, strict=True)
-    )
-
-
-def onnx_error(path: Path, expected: Sequence[tuple[Inputs, Any]]) -> float:
-    """The largest relative error of a file's outputs, no unit.
-
-    Args:
-        path: the file.
-        expected: inputs, and the outputs that are expected for them.
-
-    Raises:
-        ExportError: if ONNX Runtime cannot load or run the file.
-    """
-    return measure(path, [Case(inputs, output) for inputs, output in expected])
+    return [[torch.as_tensor(y) for y in run] for run in runs]
 
 
 def has_batch(x: Tensor, inputs: Inputs) -> bool:

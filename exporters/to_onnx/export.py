@@ -23,12 +23,14 @@ from nbcompile import __version__
 from nbcompile.core.errors import ExportError, UsageError
 from nbcompile.core.example import Inputs
 from nbcompile.core.files import atomic
+from nbcompile.core.judging.compared import Allowed
+from nbcompile.core.judging.judgment import judge
+from nbcompile.core.numerics import flatten, relative_error
 from nbcompile.core.progress import step
-from nbcompile.core.rounding import Allowed, allowed
 from nbcompile.exporters.base import ExportResult, require_batch
 from nbcompile.exporters.program import first_line
 from nbcompile.exporters.to_onnx.blame import first_difference
-from nbcompile.exporters.to_onnx.check import ONE_BATCH, Case, cases, measure, resized
+from nbcompile.exporters.to_onnx.check import ONE_BATCH, Case, cases, onnx_outputs, resized
 from nbcompile.exporters.to_onnx.graph import aten_graph, onnx_graph, quiet_exporter
 from nbcompile.exporters.to_onnx.layers import layer_names
 
@@ -126,31 +128,35 @@ def _keep(
 
     ``where`` tells where the last of them first differs by more than that.
     """
+    expected = [(case.inputs, case.outputs) for case in checked]
     for candidate in candidates:
         temporary.write_bytes(candidate.SerializeToString())
         try:
-            error = measure(temporary, checked)
+            outputs = onnx_outputs(temporary, [case.inputs for case in checked])
         except ExportError:
             if candidate is candidates[-1]:
                 raise
             continue
-        limit = allowed(reference, [(case.inputs, case.output) for case in checked], error)
-        if error <= limit.error:
-            return candidate, error, limit
-    batch = "" if limit.why else _batch_to_blame(temporary, checked, limit.error)
+        judgment = judge(reference, expected, outputs, read=flatten)
+        limit = judgment.limit
+        if judgment.passed:
+            return candidate, judgment.error, limit
+    batch = "" if limit.why else _batch_to_blame(outputs, checked, limit.error)
     raise ExportError(
-        f"{path}: ONNX Runtime and PyTorch differ by a relative error of {error:.2g} on random inputs, and {limit} is "
-        f"allowed{'' if batch or limit.why else where(limit.error)}; no file was kept{batch}"
+        f"{path}: ONNX Runtime and PyTorch differ by a relative error of {judgment.error:.2g}{judgment.place} on "
+        f"random inputs, and {limit} is allowed{'' if batch or limit.why else where(limit.error)}; no file was "
+        f"kept{batch}"
     )
 
 
-def _batch_to_blame(file: Path, checked: list[Case], limit: float) -> str:
+def _batch_to_blame(outputs: list[list[Tensor]], checked: list[Case], limit: float) -> str:
     """That a file is right at some batch sizes only, if it is, and what to do."""
-    sizes = {case.inputs[0].shape[:1].numel() for case in checked}
-    wrong = {case.inputs[0].shape[:1].numel() for case in checked if measure(file, [case]) > limit}
-    if wrong == sizes:
+    sizes = [case.inputs[0].shape[:1].numel() for case in checked]
+    errors = [relative_error(y, case.outputs) for y, case in zip(outputs, checked, strict=True)]
+    wrong = {size for size, error in zip(sizes, errors, strict=True) if error > limit}
+    if wrong == set(sizes):
         return ""
-    right = ", ".join(map(str, sorted(sizes - wrong)))
+    right = ", ".join(map(str, sorted(set(sizes) - wrong)))
     return (
         f". It is right at batch {right} and wrong at {', '.join(map(str, sorted(wrong)))}: forward goes another way "
         f"there; write it for all batch sizes, or export at one: {ONE_BATCH}"

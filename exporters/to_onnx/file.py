@@ -9,21 +9,23 @@ import onnx
 import onnx.checker
 import onnx.inliner
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import ModelProto, shape_inference
+from onnx import ModelProto, NodeProto, shape_inference
 
 from nbcompile.core.errors import CheckpointError
 from nbcompile.exporters.to_onnx.functions import require_few_nodes
 
 InputSizes = dict[str, tuple[int, ...]]
 
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
+RECURRENT = ("LSTM", "GRU", "RNN")
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", *RECURRENT)
 """Operators that multiply and accumulate."""
 
 REFUSED = (
     *("QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "MatMulNBits", "QGemm"),
-    *("FusedConv", "FusedGemm", "FusedMatMul"),
+    *("FusedConv", "FusedGemm", "FusedMatMul", "Attention", "MultiHeadAttention", "GroupQueryAttention", "QAttention"),
+    *("DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "NhwcConv", "DeformConv"),
 )
-"""What quantizers and ONNX Runtime's own optimiser put in their place."""
+"""What quantizers and ONNX Runtime's own optimiser put in their place, and what else multiplies."""
 
 
 def read_model(path: Path) -> ModelProto:
@@ -49,10 +51,18 @@ def read_model(path: Path) -> ModelProto:
                 f"{path}: node '{node.name}' is a quantized or fused layer ({node.op_type}); "
                 f"only {', '.join(LAYERS)} can be compared"
             )
-        for attribute in node.attribute:
-            if any(inner.op_type in LAYERS for inner in attribute.g.node):
-                raise CheckpointError(f"{path}: node '{node.name}' ({node.op_type}) has layers inside a branch or loop")
+        if any(inner.op_type in (*LAYERS, *REFUSED) for inner in _inside(node)):
+            raise CheckpointError(f"{path}: node '{node.name}' ({node.op_type}) has layers inside a branch or loop")
     return model
+
+
+def _inside(node: NodeProto) -> Iterator[NodeProto]:
+    """The nodes in the branches of ``node``, and in theirs."""
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                yield inner
+                yield from _inside(inner)
 
 
 def _parsed(data: bytes, path: Path) -> ModelProto:
@@ -117,6 +127,22 @@ def onnx_input_sizes(path: Path) -> tuple[tuple[int, ...], ...]:
                 f"{path}: the size of input '{unknown}' is not fixed; export the model with fixed sizes"
             )
         return tuple(sizes[name] for name in inputs)
+
+
+def onnx_batch(path: Path) -> int | None:
+    """The one batch size that a file takes; None where that is symbolic.
+
+    Raises:
+        CheckpointError: if the file cannot be read.
+    """
+    with damage_said(path):
+        model = read_model(path)
+        constants = {tensor.name for tensor in model.graph.initializer}
+        for value in model.graph.input:
+            dims = value.type.tensor_type.shape.dim
+            if value.name not in constants and dims:
+                return int(dims[0].dim_value) if dims[0].HasField("dim_value") else None
+        return None
 
 
 def _at_batch_one(model: ModelProto) -> tuple[int, InputSizes]:

@@ -15,7 +15,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from nbcompile.core.errors import CheckpointError
 from nbcompile.exporters.base import FileLayer
-from nbcompile.exporters.to_onnx.file import LAYERS, InputSizes, damage_said, read_model, sizes_per_batch
+from nbcompile.exporters.to_onnx.file import LAYERS, RECURRENT, InputSizes, damage_said, read_model, sizes_per_batch
 
 _VIEWS = ("Identity", "Transpose", "Cast", "DequantizeLinear")  # what may stand between a weight and its layer
 
@@ -70,7 +70,7 @@ def layer_names(model: ModelProto) -> list[str]:
 
 @dataclass(frozen=True)
 class _Product:
-    """A node that multiplies; ``weight`` as the node reads it, ``bias`` in elements."""
+    """A node that multiplies; ``weight`` as the node reads it, ``bias`` and what else it has in elements."""
 
     node: NodeProto
     name: str
@@ -96,15 +96,13 @@ def _products(model: ModelProto) -> Iterator[_Product]:
     for node in graph.node:
         if node.op_type in LAYERS:
             source = constants.get(node.input[1]) if len(node.input) > 1 else None
-            bias_name = _bias(node, readers)
-            bias = constants.get(bias_name) if bias_name else None
             name, shape = source or ("", ())
             yield _Product(
                 node=node,
                 name=name.removesuffix(".weight") if name else node.name or node.output[0],
                 weight_name=name,
                 weight=shape,
-                bias=bias[1][0] if bias is not None and len(bias[1]) == 1 else 0,  # not a position embedding
+                bias=_others(node, readers, constants),
             )
 
 
@@ -119,6 +117,17 @@ def _constants(model: ModelProto) -> dict[str, tuple[str, tuple[int, ...]]]:
             order = _attribute(node, "perm", range(len(shape))[::-1]) if node.op_type == "Transpose" else ()
             shown[node.output[0]] = name, tuple(shape[axis] for axis in order) if order else shape
     return shown
+
+
+def _others(
+    node: NodeProto, readers: dict[str, list[NodeProto]], constants: dict[str, tuple[str, tuple[int, ...]]]
+) -> int:
+    """Elements of a layer's parameters beside its weight."""
+    if node.op_type in RECURRENT:  # recurrent weights and biases
+        return sum(math.prod(constants[name][1]) for name in node.input[2:4] if name in constants)
+    name = _bias(node, readers)
+    shape = constants[name][1] if name in constants else ()
+    return shape[0] if len(shape) == 1 else 0  # not a position embedding
 
 
 def _bias(node: NodeProto, readers: dict[str, list[NodeProto]]) -> str | None:
@@ -152,6 +161,8 @@ def _macs(product: _Product, sizes: InputSizes, path: str | PathLike[str]) -> in
     if node.op_type == "Einsum":
         return math.prod(_letters(product, [size(name) for name in node.input], path).values())
     left = size(node.input[0])
+    if node.op_type in RECURRENT:  # at every step of every sequence all elements of both weights
+        return math.prod(left[:2]) * (math.prod(size(node.input[1])) + math.prod(size(node.input[2])))
     inner = left[0] if node.op_type == "Gemm" and _attribute(node, "transA", 0) else left[-1]
     return math.prod(size(node.output[0])) * inner
 

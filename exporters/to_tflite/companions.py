@@ -5,6 +5,7 @@ from pathlib import Path
 from nbcompile.exporters.to_tflite.build import BuiltFile
 from nbcompile.exporters.to_tflite.file.options import names_beside
 from nbcompile.exporters.to_tflite.run.arena import Arena
+from nbcompile.exporters.to_tflite.targets.micro_read_back import require_same
 from nbcompile.exporters.to_tflite.targets.micro_sources import sources
 from nbcompile.exporters.to_tflite.targets.raspberrypi import benchmark_script
 
@@ -28,9 +29,9 @@ def files_beside(
     names = names_beside(path, micro, scheme)
     if micro:
         computed = f"Not full-integer: {built.mixed}" if built.mixed else ""
-        texts = sources(
-            built.content, path.stem, arena.needed or arena.head, [note for note in (prepared, computed) if note]
-        )
+        size = arena.needed or arena.head
+        texts = sources(built.content, path.stem, size, [note for note in (prepared, computed) if note])
+        require_same(texts, built.content, path.stem, size)
         files = {name: texts[name.name].encode() for name in names}
         program = names[-1]
         if not program.exists() or program.read_bytes() == files[program]:

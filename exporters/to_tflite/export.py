@@ -25,7 +25,7 @@ from nbcompile.exporters.to_tflite.build import BuiltFile, Samples, Variants, bu
 from nbcompile.exporters.to_tflite.companions import files_beside
 from nbcompile.exporters.to_tflite.file.options import AS_IT_IS, Limits, Recipe, names_beside
 from nbcompile.exporters.to_tflite.file.ports import Port
-from nbcompile.exporters.to_tflite.proof import layer_errors, require_limits, that_count
+from nbcompile.exporters.to_tflite.proof import layer_errors, require_limits, that_count, why_constant
 from nbcompile.exporters.to_tflite.run.agreement import Agreement, share_as_good
 from nbcompile.exporters.to_tflite.run.arena import Arena, measure_arena
 from nbcompile.exporters.to_tflite.run.errors_by_layer import LayerError
@@ -149,6 +149,7 @@ def write_tflite(
     chosen, agreeing, arena, unrun = proved(trials, data, micro, correct_bias)
     require_limits(path, agreeing, arena, recipe.scheme, limits, micro)
     layers = layer_errors(chosen, data, recipe)
+    constant = next(filter(None, map(why_constant, that_count(agreeing, micro))), "")
     rests_on = _rests_on(that_count(agreeing, micro), data, len(trials.built))
     with step("making what goes beside it"):
         beside, kept = files_beside(chosen, path, arena, micro, recipe.scheme, prepared)
@@ -159,10 +160,13 @@ def write_tflite(
         path=path,
         format="tflite",
         bytes=len(chosen.content),
-        error=max(10 ** (-one.sqnr / 20) for one in agreeing),
+        error=max(10 ** (-one.sqnr / 20) for one in that_count(agreeing, micro)),
         tolerance=10 ** (-limits.least_sqnr(recipe.scheme) / 20),
         versions=_versions(),
-        notes=(*notes, *chosen.notes, *filter(None, [chosen.mixed]), *unrun, *kept, *_said(chosen), rests_on),
+        notes=(
+            *(*notes, *chosen.notes, *filter(None, [chosen.mixed]), *unrun, *kept, *_said(chosen)),
+            *(*filter(None, [constant]), rests_on),
+        ),
         seconds=time.perf_counter() - started,
         recipe=recipe,
         micro=micro,

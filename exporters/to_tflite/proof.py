@@ -12,8 +12,12 @@ from nbcompile.exporters.to_tflite.run.agreement import Agreement
 from nbcompile.exporters.to_tflite.run.arena import Arena, measure_arena, modelled
 from nbcompile.exporters.to_tflite.run.errors_by_layer import LayerError, by_layer
 from nbcompile.exporters.to_tflite.run.kernels import kernel_differences
+from nbcompile.exporters.to_tflite.run.survival import require_survival
 from nbcompile.exporters.to_tflite.targets.boards import why_over_budget
 from nbcompile.exporters.to_tflite.targets.micro_operators import check_ops
+
+VARIED = 3.0
+"""dB that must be left of what differs between samples: with less, half of it is noise, as if it were a constant."""
 
 ROOM = 3.0
 """dB above a limit below which the scale of an output is to blame: half of the noise is its rounding."""
@@ -26,6 +30,7 @@ def agreements(built: BuiltFile, data: Samples, micro: bool) -> tuple[tuple[Agre
         try:
             if kernels == "micro":
                 check_ops(read_file(built.content))
+                require_survival(built.content)
             with step(f"comparing it with PyTorch in {name}"):
                 agreeing.append(data.agreement(built.model, built.content, kernels))
         except ExportError as error:
@@ -72,7 +77,16 @@ def require_limits(
                 f"{'has' if part.name else 'have'} {one.sqnr:.1f} dB of signal over noise against PyTorch's, and "
                 f"{least:.1f} dB are asked for; no file was kept. {_remedy(one, least, scheme)}"
             )
-        if limits.agreement is not None and one.top1 is not None and not one.top1 >= limits.agreement:
+        if limits.sqnr is not None and (lost := why_constant(one, min(VARIED, least))):
+            raise ExportError(f"{path}: {lost}. With min_sqnr that is refused; no file was kept")
+        if limits.agreement is None:
+            continue
+        if one.top1 is None:
+            raise ExportError(
+                f"{path}: min_agreement is about the largest of several values, and no output has several; no file was "
+                "kept: leave it out"
+            )
+        if not one.top1 >= limits.agreement:
             raise ExportError(
                 f"{path}: in {INTERPRETERS[one.kernels]} {one.top1:.1%} of the samples have PyTorch's largest output, "
                 f"and {limits.agreement:.1%} are asked for; no file was kept"
@@ -80,6 +94,20 @@ def require_limits(
     over = why_over_budget(arena.needed or arena.head, arena.flash, limits.sram, limits.flash)
     if over:
         raise ExportError(f"{path}: {over}; no file was kept")
+
+
+def why_constant(found: Agreement, least: float = VARIED) -> str:
+    """That a constant would do as well as a part of the outputs, and what to do; empty where none would."""
+    for part in found.parts:
+        if part.varied is not None and part.varied < least:
+            who = f"{part.name} has" if part.name else "the outputs have"
+            alone = f", or use float_layers='{part.output}' with io='float'" if part.output else ""
+            return (
+                f"in {INTERPRETERS[found.kernels]} {who} {part.sqnr:.1f} dB of signal over noise, but what differs "
+                f"between samples has {part.varied:.1f} dB: a constant would do as well. Train the network, or add "
+                f"what is constant behind it{alone}"
+            )
+    return ""
 
 
 def _remedy(found: Agreement, least: float, scheme: str) -> str:

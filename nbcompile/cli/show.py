@@ -31,8 +31,11 @@ def show_fuse(found: dict[str, Any], console: Console, *, explain: bool = False,
 
 
 def show_verify(found: dict[str, Any], console: Console) -> None:
-    """One line a check."""
+    """One line a check, and what was not compared."""
     _checks(found["checks"], console)
+    names = {check["name"] for check in found["checks"]}
+    if "numbers" not in names and "input sizes" not in names and len(names) > 1:
+        say(console, "     numbers: not compared, for want of weights: --against a trained file or a pretrained MODEL")
 
 
 def show_train(found: dict[str, Any], console: Console) -> None:

@@ -34,13 +34,14 @@ def train_command(
     json: Json = None,
 ) -> None:
     """Train by the reference recipe; under torchrun, too. A killed run goes on with --resume."""
+    from nbcompile.cli.json_output import STDOUT
     from nbcompile.cli.show import show_train
     from nbcompile.training.command import run_train
     from nbcompile.training.engine import is_main_process
 
     result = run_train(
         trained, output=output, model=model, key=key, input_shape=input, run_dir=run_dir, resume=resume,
-        check_export=check_export, **options,
+        check_export=check_export, also=[] if json in (None, STDOUT) else [json], **options,
     )  # fmt: skip
     if is_main_process():
         give(result.to_json(), json, show_train)

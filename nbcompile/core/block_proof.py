@@ -8,14 +8,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from nbcompile.core.blocks import Expanded, sites
 from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import PostconditionError, PreconditionError
 from nbcompile.core.example import Inputs
-from nbcompile.core.numerics import is_finite, relative_error, tolerance
-from nbcompile.core.rounding import allowed
+from nbcompile.core.judging.judgment import judge
+from nbcompile.core.numerics import is_finite
 from nbcompile.core.running import output_of
 
 Layer = Callable[[Tensor], Tensor]
@@ -26,7 +27,8 @@ def require_same_blocks(
 ) -> Any:
     """Run a copy of ``giant`` in eval mode, and at every call of a block what is to stand for it.
 
-    A block that the inputs do not reach, or whose output is not finite, is not proven.
+    A block is compared on all that it is given and, the first time, on a drawn input of that shape. One that the inputs
+    do not reach is not proven.
 
     Args:
         giant: with blocks that count as linear; left as it is.
@@ -43,10 +45,11 @@ def require_same_blocks(
     """
     running = working_copy(giant, training=False)
     found: list[str] = []
+    drawn: set[str] = set()
     for name, block in sites(running).items():
         block.collapsed = False
         block.slope.fill_(1.0)  # averages round
-        beside = partial(_beside, name, block, block.forward, stands(name, block), found)
+        beside = partial(_beside, name, block, block.forward, stands(name, block), found, drawn)
         object.__setattr__(block, "forward", beside)  # no hooks: they see what other hooks made of it
     outputs: list[Any] = []
     for inputs in cases:
@@ -63,25 +66,34 @@ def require_same_blocks(
     return outputs[0]
 
 
-def _beside(name: str, block: Expanded, forward: Layer, stand: Layer, found: list[str], x: Tensor) -> Tensor:
+def _beside(
+    name: str, block: Expanded, forward: Layer, stand: Layer, found: list[str], drawn: set[str], x: Tensor
+) -> Tensor:
     wanted = forward(x)
-    if found or not is_finite(wanted):
-        return wanted
-    try:
-        error = relative_error(stand(x), wanted)
-    except Exception as reason:
-        found.append(
-            f"what is to stand for '{name}' does not do what the block does: {type(reason).__name__}: {reason}"
-        )
-        return wanted
-    if error <= tolerance(wanted.dtype):
-        return wanted
-    alone = working_copy(block)
-    object.__delattr__(alone, "forward")
-    limit = allowed(alone, [((x,), wanted)], error)
-    if error > limit.error:
-        found.append(
-            f"what is to stand for '{name}' is another function than the block: relative error {error:.2e}, at most "
-            f"{limit} is rounding"
-        )
+    cases = [] if found or not is_finite(wanted) else [(x, wanted)]
+    if not found and name not in drawn:  # what arrives may be zero, or not finite: it would show nothing
+        drawn.add(name)
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+        if is_finite(other := forward(noise)):
+            cases.append((noise, other))
+    for given, expected in cases:
+        found += filter(None, [_other(name, block, stand, given, expected)])
     return wanted
+
+
+def _other(name: str, block: Expanded, stand: Layer, x: Tensor, wanted: Tensor) -> str:
+    """What is wrong with what is to stand for a block; nothing, as a rule."""
+    beside = block.forward
+    object.__delattr__(block, "forward")
+    try:
+        judgment = judge(block, [((x,), wanted)], [stand(x)])
+    except Exception as reason:
+        return f"what is to stand for '{name}' does not do what the block does: {type(reason).__name__}: {reason}"
+    finally:
+        object.__setattr__(block, "forward", beside)
+    if judgment.passed:
+        return ""
+    return (
+        f"what is to stand for '{name}' is another function than the block: relative error {judgment.error:.2e}"
+        f"{judgment.place}, at most {judgment.limit} is rounding"
+    )

@@ -62,6 +62,16 @@ def _cudnn_rnn(out: Any, x: Tensor, weights: list[Tensor], *rest: Any) -> int:
     return x.shape[:-1].numel() * sum(w.numel() for w in weights if w.ndim == 2)
 
 
+def _temporal(out: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> int:
+    """``conv_tbc``: at every position ``(T, N)`` of the output, every element of ``(kernel, C_in, C_out)``."""
+    return out.shape[:2].numel() * weight.numel()
+
+
+def _bilinear(out: Any, left: Tensor, weight: Tensor, right: Tensor, *rest: Any) -> int:
+    """``left`` and ``right`` of each sample, through every element of a weight ``(out, left, right)``."""
+    return left.shape[0] * weight.numel()
+
+
 _aten = torch.ops.aten
 FORMULAS: dict[Any, Formula] = {
     _aten.convolution: _convolution,
@@ -85,6 +95,8 @@ FORMULAS: dict[Any, Formula] = {
     _aten._scaled_dot_product_cudnn_attention: _attention,
     _aten._scaled_dot_product_fused_attention_overrideable: _attention,
     _aten._scaled_dot_product_attention_math_for_mps: _attention,
+    _aten.conv_tbc: _temporal,
+    _aten._trilinear: _bilinear,
     _aten.mkldnn_rnn_layer: _mkldnn_rnn,
     _aten._cudnn_rnn: _cudnn_rnn,
     _aten.miopen_rnn: _cudnn_rnn,

@@ -1,7 +1,7 @@
-"""How far two outputs are apart, and how far they may be; `nbcompile.core.rounding` says when they may be further."""
+"""How far two outputs are apart, and how far they may be; `nbcompile.core.judging` says when they may be further."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -102,6 +102,8 @@ def relative_error(actual: Any, expected: Any) -> float:
 def _tensor_error(actual: Tensor, expected: Tensor) -> float:
     a, b = (_real64(x) for x in (actual, expected))
     largest = float((a - b).abs().max()) if a.numel() else 0.0
+    if largest == 0 and _is_whole(actual) and _is_whole(expected) and not torch.equal(actual.cpu(), expected.cpu()):
+        largest = 1.0  # of 64 bits, float64 holds 53
     if math.isfinite(largest):  # so all values are
         scale = float(b.abs().max()) if largest else 1.0
         return largest / scale if scale else float("inf")
@@ -115,14 +117,39 @@ def _tensor_error(actual: Tensor, expected: Tensor) -> float:
     return float((a[~same] - b[~same]).abs().max()) / scale if scale else float("inf")
 
 
+def _is_whole(x: Tensor) -> bool:
+    return x.dtype in (torch.int64, torch.uint64)
+
+
 def _real64(x: Tensor) -> Tensor:
     x = x.detach().cpu()
     return torch.view_as_real(x.to(torch.complex128)) if x.is_complex() else x.to(torch.float64)
 
 
+def placed_tensors(output: Any) -> list[tuple[str, Tensor]]:
+    """The tensors of a model's output as of :func:`flatten`, with their places, such as ``output[0]['boxes']``."""
+    return _leaves(output, "output")
+
+
+def stacked(outputs: Sequence[Any]) -> dict[tuple[str, tuple[int, ...]], Tensor]:
+    """Outputs of several calls, sample by sample, in float64 on the CPU.
+
+    Returns:
+        By place and by shape without the samples: a tensor ``(N, *shape)``.
+    """
+    rows: dict[tuple[str, tuple[int, ...]], list[Tensor]] = {}
+    for output in outputs:
+        for place, x in placed_tensors(output):
+            x = _real64(x if x.ndim else x[None])
+            rows.setdefault((place, tuple(x.shape[1:])), []).append(x)
+    return {key: torch.cat(parts) for key, parts in rows.items()}
+
+
 def _leaves(output: Any, place: str) -> list[tuple[str, Tensor]]:
-    """Tensors with their places, such as ``output[0]['boxes']``."""
     if isinstance(output, Tensor):
+        if output.layout is not torch.strided or output.is_quantized:
+            kind = "quantized" if output.is_quantized else str(output.layout).removeprefix("torch.")
+            raise PreconditionError(f"{place} of the model is a {kind} tensor; only dense ones can be compared")
         return [(place, output)]
     if output is None:
         return []

@@ -1,6 +1,7 @@
 """What ``nbcompile train`` does: a MODEL string or a file in, a trained file out."""
 
 import logging
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from torch import nn
 
 from nbcompile.checkpoint import check_output
 from nbcompile.core.example import origin_of
+from nbcompile.core.files import require_own_files
 from nbcompile.core.progress import listening
 from nbcompile.open_network import is_file, open_network
 from nbcompile.spec_strings import is_pretrained
@@ -18,6 +20,7 @@ from nbcompile.training.loop import train
 from nbcompile.training.methods import SELF
 from nbcompile.training.outputs.progress import Display
 from nbcompile.training.outputs.records import TrainResult
+from nbcompile.training.outputs.run_folder import RunFolder
 from nbcompile.training.seeds import seed_everything
 
 log = logging.getLogger("nbcompile")
@@ -36,6 +39,7 @@ def run_train(
     resume: bool = False,
     check_export: bool = False,
     quiet: bool = False,
+    also: Sequence[str | Path] = (),
     **options: Any,
 ) -> TrainResult:
     """Train a network by the reference recipe.
@@ -51,6 +55,7 @@ def run_train(
         resume: go on from the run folder's checkpoint, if there is one.
         check_export: at the end measure ``tiny.onnx`` and ``tiny.tflite``, too; see ``train``.
         quiet: show no progress.
+        also: files that the caller will write besides.
         **options: the fields of ``TrainConfig``; None is the default.
 
     Raises:
@@ -59,6 +64,8 @@ def run_train(
     """
     config = TrainConfig.from_json({name: value for name, value in options.items() if value is not None})
     check_output(output)
+    read = [path for path in (source, config.teacher) if path is not None and is_file(path)]
+    require_own_files([*map(Path, also), Path(output), *RunFolder.beside(output, run_dir).files], read)
     seed_everything(config.seed)  # the initial weights
     network = _network(source, model, input_shape, key)
     teacher = _teacher(config, input_shape)
@@ -75,7 +82,7 @@ def _teacher(config: TrainConfig, input_shape: str | None) -> nn.Module | None:
         return None
     if not (is_file(config.teacher) or is_pretrained(config.teacher)) and is_main_process():
         log.warning("%s: the teacher is a MODEL without weights, it has learnt nothing yet", config.teacher)
-    return _network(config.teacher, config.teacher_model, input_shape)
+    return _network(config.teacher, config.teacher_model, input_shape, config.teacher_key)
 
 
 def _network(source: str, model: str | None, input_shape: str | None, key: str | None = None) -> nn.Module:

@@ -138,6 +138,9 @@ class TrainConfig:
     teacher_model: str | None = option(
         None, "The MODEL whose weights the file holds, where it does not say so", metavar="MODEL"
     )
+    teacher_key: str | None = option(
+        None, "Which weights of the file, such as state_dict_ema", metavar="KEY", unset="the EMA, if any"
+    )
     temperature: float = option(4.0, "T, that softens both distributions", bound=POSITIVE)
     kd_weight: float = option(0.9, "Share of the distillation in the loss", bound=SHARE)
     num_workers: int = option(

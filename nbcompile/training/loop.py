@@ -78,7 +78,7 @@ def train(
     model = unwrap(model)
     require_loaded(model, "train")
     config = config.for_network(giant=bool(sites(model)))
-    folder = RunFolder(Path(run_dir) if run_dir is not None else output.parent / f"{output.stem}-run")
+    folder = RunFolder.beside(output, run_dir)
     require_own_files([output, *folder.files])
     checkpoint = folder.open(config, resume=resume)
     fabric = start_fabric(config)

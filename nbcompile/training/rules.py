@@ -69,8 +69,9 @@ def _check_teacher(config: "TrainConfig") -> None:
         raise UsageError(f"method '{config.method}' has no teacher: choose {known}")
     if config.teacher == SELF and not config.expands:
         raise UsageError(f"teacher '{SELF}' is the giant before its slopes rise: it needs method {own}")
-    if config.teacher_model is not None and config.teacher in (None, SELF):
-        raise UsageError("teacher_model goes with a file of weights as teacher")
+    for name in ("teacher_model", "teacher_key"):
+        if getattr(config, name) is not None and config.teacher in (None, SELF):
+            raise UsageError(f"{name} goes with a file of weights as teacher")
 
 
 def check_named(config: "TrainConfig", row: MethodRow) -> None:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from nbcompile.core.errors import PreconditionError, UsageError
+from nbcompile.core.judging.rounding import own_rounding
 from nbcompile.core.numerics import flatten, is_finite, relative_error, tolerance
-from nbcompile.core.rounding import own_rounding
 
 
 @dataclass
@@ -105,6 +105,17 @@ def test_different_shapes_are_refused() -> None:
 def test_a_leaf_that_is_no_tensor_is_refused() -> None:
     with pytest.raises(PreconditionError, match=r"output\[1\] of the model is of type str; only tensors"):
         flatten((ONE, "label"))
+
+
+def test_a_leaf_that_is_no_dense_tensor_is_refused() -> None:
+    with pytest.raises(PreconditionError, match=r"^output of the model is a sparse_coo tensor; only dense ones can be"):
+        flatten(ONE.to_sparse())
+
+
+def test_whole_numbers_of_64_bits_are_told_apart() -> None:
+    large = torch.tensor([2**60, 5])
+    assert relative_error(large, large) == 0
+    assert relative_error(large, large + torch.tensor([1, 0])) > 0
 
 
 def test_tolerances_fall_with_precision() -> None:

@@ -88,11 +88,11 @@ def test_what_a_row_does_not_name_is_refused(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(UsageError, match=r"verify: .*x\.toy is no \.onnx file; load it first \(nbcompile\.load\)"):
         nbcompile.verify(network(), path, X)
     with pytest.raises(UsageError, match=r"running \.toy files cannot be done: their row of FORMATS names no runner"):
-        exporters.format_of(path).error(path, [])
+        exporters.format_of(path).outputs(path, [])
 
 
 def test_everything_that_a_row_names_is_there() -> None:
     for row in exporters.FORMATS.values():
-        named = (row.writer, row.layers, row.input_sizes, row.runner, row.pipeline)
+        named = (row.writer, row.layers, row.input_sizes, row.runner, row.batch, row.pipeline)
         assert all(callable(exporters.imported(where)) for where in named if where is not None)
     assert [row.suffix for row in exporters.FORMATS.values() if row.comparable] == [".onnx", ".toy"]

@@ -27,7 +27,7 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(N, 5)`` of images ``(N, 3, H, W)``."""
         y = self.act(self.norm(self.body(self.stem(x)))) + self.offset
-        return self.head(torch.relu(self.depthwise(y)).mean((2, 3)))
+        return self.head(torch.flatten(torch.relu(self.depthwise(y)).mean((2, 3)), 1))
 
 
 def plain() -> nn.Module:

@@ -10,6 +10,7 @@ import torch
 
 import nbcompile
 from nbcompile import CheckpointError, UsageError
+from nbcompile.cli.app import run_cli
 from nbcompile.cli.train import train_command
 from nbcompile.core.options import options_of
 from nbcompile.models import build
@@ -30,6 +31,34 @@ def test_a_model_string(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     loaded = nbcompile.load(tmp_path / "trained.pt")
     trained = result.model.state_dict()
     assert all(torch.equal(value, trained[name]) for name, value in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["trained-run/result.json", "trained-run/best.ckpt", "trained-run/tiny.onnx"])
+def test_what_else_is_written_is_none_of_the_runs_files(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "trained-run").mkdir()
+    words = [
+        "train",
+        MODEL,
+        "-o",
+        str(tmp_path / "trained.pt"),
+        "--data",
+        "digits",
+        "--epochs",
+        "1",
+        "--json",
+        str(tmp_path / name),
+    ]
+    monkeypatch.setattr("sys.argv", ["nbcompile", *words])
+    with pytest.raises(SystemExit) as stop:
+        run_cli()
+    assert stop.value.code == 2
+    assert "another output is the same file" in " ".join(capsys.readouterr().err.split())
+    assert not any((tmp_path / "trained-run").iterdir())
+    (tmp_path / name).touch()
+    with pytest.raises(UsageError, match="it is what is read"):
+        run_train(MODEL, output=tmp_path / "trained.pt", method="kd", teacher=str(tmp_path / name), quiet=True, **SHORT)
 
 
 def test_the_seed_decides_the_initial_weights(tmp_path: Path) -> None:
@@ -118,6 +147,13 @@ def test_a_file_can_teach(tmp_path: Path, caplog: pytest.LogCaptureFixture, monk
     torch.save(nbcompile.load(tmp_path / "teacher.pt").state_dict(), weights)
     again = run_train(MODEL, output=tmp_path / "c.pt", teacher=str(weights), teacher_model=MODEL, **options)
     assert [e.loss for e in again.history] == [e.loss for e in taught.history]
+    two = tmp_path / "two.pt"
+    held = torch.load(weights)
+    torch.save({"state_dict": {k: torch.zeros_like(x) for k, x in held.items()}, "mine": held}, two)
+    keyed = run_train(
+        MODEL, output=tmp_path / "c.pt", teacher=str(two), teacher_model=MODEL, teacher_key="mine", **options
+    )
+    assert [e.loss for e in keyed.history] == [e.loss for e in taught.history]
     with pytest.raises(UsageError, match=r"^teacher= goes with a foreign teacher$"):
         train(build(MODEL).model, TrainConfig(**SHORT), tmp_path / "d.pt", teacher=build(MODEL).model)
     with pytest.raises(UsageError, match=r"^method 'kd' needs teacher=, a network$"):

@@ -90,6 +90,7 @@ def test_phases(options: dict[str, Any], phases: tuple[int, int, int]) -> None:
             "teacher_model goes with a file of weights as teacher",
         ),
         ({"teacher_model": "timm:resnet18"}, "teacher_model goes with a file of weights as teacher"),
+        ({"teacher_key": "ema"}, "teacher_key goes with a file of weights as teacher"),
         ({"teacher": "self"}, "teacher 'self' is the giant before its slopes rise: it needs method netbooster\\+kd"),
         ({"weight_decay": -0.1}, "weight_decay must be >= 0, not -0.1"),
         ({"giant_epochs": -1}, "giant_epochs must be >= 0, not -1"),

@@ -13,6 +13,7 @@ from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs, change_tensors
 from nbcompile.exporters.one_at_a_time import one_at_a_time
 from nbcompile.exporters.program import WITHOUT_VALUES, UncapturedError, first_line, place, program_of
+from nbcompile.exporters.to_tflite.lower.constant_places import with_constant_places
 from nbcompile.exporters.to_tflite.lower.ops.table import HANDLERS
 
 
@@ -31,7 +32,9 @@ def captured(graph: nn.Module, inputs: Inputs) -> ExportedProgram:
     for name in HANDLERS:
         table.pop(_overload(name), None)  # type: ignore[no-untyped-call]
     try:
-        program: ExportedProgram = program_of(graph, first_sample(inputs)).run_decompositions(table)
+        program: ExportedProgram = program_of(with_constant_places(graph), first_sample(inputs)).run_decompositions(
+            table
+        )
     except UncapturedError as error:
         raise ExportError(
             f"torch.export cannot capture {type(graph).__name__} with fixed sizes, which TFLite needs{error.place}: "
@@ -54,7 +57,9 @@ def _keep_outputs(program: ExportedProgram, name: str) -> None:
     results = cast(Sequence[Any], end.args[0])
     kinds = [spec.kind for spec in signature.output_specs]
     end.args = (tuple(x for x, kind in zip(results, kinds, strict=True) if kind is OutputKind.USER_OUTPUT),)
-    graph.eliminate_dead_code()
+    for node in reversed(list(graph.nodes)):  # checks of shapes and values, and what only these read
+        if node.op == "call_function" and not node.users:
+            graph.erase_node(node)
     written = [spec.target for spec in signature.output_specs if spec.kind is OutputKind.BUFFER_MUTATION]
     names = {spec.arg.name: spec.target for spec in signature.input_specs if spec.target in written}
     for node in graph.find_nodes(op="placeholder"):

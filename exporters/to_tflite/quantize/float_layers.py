@@ -55,7 +55,7 @@ def left_in_float(model: FloatModel, content: bytes) -> tuple[str, ...]:
     layers = [
         layer_of_tensor(model, exact.tensors[pair.exact.outputs[0]].name)
         for pair in same_operators(exact, file)
-        if file.tensors[pair.quantized.outputs[0]].dtype == np.float32
+        if any(file.tensors[i].dtype == np.float32 for i in (*pair.quantized.inputs, *pair.quantized.outputs) if i >= 0)
     ]
     return tuple(dict.fromkeys(layers))
 

@@ -34,6 +34,11 @@ from nbcompile.exporters.to_tflite.run.interpreters import Sample
 _NAMELESS = "TRANSPOSE_CONV"
 """TensorFlow renames these before it looks for the names of layers that stay float: all of them do, or none."""
 
+_COMPARISONS = ("EQUAL", "NOT_EQUAL", "LESS", "LESS_EQUAL", "GREATER", "GREATER_EQUAL")
+
+_WIDE = 127.0
+"""From this on, a step of 8 bits may be 1: of a constant's largest value, or of a range."""
+
 
 def quantize(
     model: FloatModel,
@@ -88,7 +93,7 @@ def quantize(
         ranges = measure_ranges(model, samples, ranges, levels=recipe.levels)
     content = _with_ranges(model.content, ranges)
     if scheme == "int8":
-        kept_float |= results_of(model, float_kinds)
+        kept_float |= results_of(model, float_kinds) | _wide_comparisons(read_file(model.content), ranges)
         return _to_int8(content, io, per_channel, dense_per_channel, kept_float)
     return _to_int16(content, io, per_channel, dense_per_channel)
 
@@ -138,6 +143,17 @@ def _divisions(file: File) -> set[str]:
                 break
             divisor = writer.inputs[0]
     return {file.tensors[i].name for i in indices}
+
+
+def _wide_comparisons(file: File, ranges: Ranges) -> frozenset[str]:
+    """The results of comparisons of values so wide that a step may be 1 or more: kernels have no form for that."""
+    found = set()
+    for op in (op for op in file.ops if op.name in _COMPARISONS):
+        widths = [high - low for low, high in (ranges.kept[i] for i in op.inputs if i in ranges.kept)]
+        widths += [float(np.abs(x.data).max()) for x in file.operands(op) if x.data is not None and x.data.size]
+        if max(widths, default=0.0) >= _WIDE:
+            found.add(file.tensors[op.outputs[0]].name)
+    return frozenset(found)
 
 
 def _to_int16(content: bytes, io: str, per_channel: bool, dense_per_channel: bool) -> bytes:

@@ -5,7 +5,9 @@ takes the result's range for both. Where nothing else reads the operand, that is
 counts for nothing. Where something does, it would read a clipped value, or a coarse one. So there
 
 =============================  ======================================================================================
-a result that is narrower      gets the range of its operand: it is exact in that scale
+a result that is narrower      gets the range of its operand, and loses little by that
+a result that is much          gets a copy of its operand in its own scale, clipped: in the operand's its limits would
+narrower                       be rounded to steps of that, alike in every element, which shows in means
 a result that is wider         gets a copy of its operand in its own scale, if the operand would become too coarse
 =============================  ======================================================================================
 """
@@ -24,8 +26,13 @@ from nbcompile.exporters.to_tflite.quantize.ranges import Range, Ranges
 COARSER = 2.0
 """How many times wider a range may become for the sake of a result before a copy is made: one bit."""
 
+NARROWER = 4.0
+"""How many times wider than a result its operand may be before a copy is made: its limits are off by 2 of 255 steps."""
+
 _FILLING = "PADV2"
 """The one operator that keeps the scale of its input and brings a value of its own."""
+
+_CLIPS = ("MAXIMUM", "MINIMUM")
 
 _UNCLIPPED = ("AVERAGE_POOL_2D", "RESIZE_BILINEAR", "REVERSE_V2")
 """What is clipped behind them must not be clipped before: means would change, and REVERSE_V2 is not rescaled."""
@@ -38,24 +45,47 @@ def with_shared_scales(model: FloatModel, ranges: Ranges) -> tuple[FloatModel, R
     """``ranges`` that no operator changes for those who read its operands, and ``model`` with the copies this takes."""
     file, kept = read_file(model.content), dict(ranges.kept)
     held = {i for i in kept if sum(i in op.inputs for op in file.ops) + (i in file.outputs) > 1}
+    held |= {i for op in file.ops if op.name in _UNCLIPPED for i in _passed(file, op)}
     copies: list[tuple[FileOp, int]] = []
     for op in file.ops:
         if op.name not in (*KEEPING, *JOINING):
             continue
-        bound = kept if op.name in _UNCLIPPED else held
-        operands = dict.fromkeys(i for i in op.inputs if i in bound and file.tensors[i].data is None)
+        operands = dict.fromkeys(i for i in op.inputs if i in held and file.tensors[i].data is None)
         results = [i for i in op.outputs if i in kept]
         if op.name in KEEPING and op.name != _FILLING:
             kept |= {i: kept[operand] for operand in operands for i in results}
         elif results:
-            wide = _hull([kept[results[0]], *(kept[i] for i in operands)])
-            apart = [i for i in operands if _width(wide) > COARSER * _width(kept[i])]
+            (result,) = results
+            inner = kept[_clipped(file, op)]
+            apart = [i for i in operands if _width(kept[i]) > NARROWER * _width(inner)]
+            if apart:
+                kept[result] = inner
+            wide = _hull([kept[result], *(kept[i] for i in operands if i not in apart)])
+            apart += [i for i in operands if _width(wide) > COARSER * _width(kept[i])]
             copies += [(op, i) for i in apart]
             operands = {i: None for i in operands if i not in apart}
-            kept[results[0]] = _hull([kept[results[0]], *(kept[i] for i in operands)])
+            kept[result] = _hull([kept[result], *(kept[i] for i in operands)])
         if operands:
             held |= {*results}
     return _with_copies(model, file, copies), replace(ranges, kept=_with_range_of_copies(file, kept, copies))
+
+
+def _passed(file: File, op: FileOp) -> list[int]:
+    """What ``op`` reads, and what that was before operators that keep its scale: all have one scale."""
+    before: FileOp | None = op
+    chain: list[int] = []
+    while before is not None and before.name in KEEPING and before.name != _FILLING:
+        chain.append(before.inputs[before.name == "SPLIT"])
+        before = file.writers.get(chain[-1])
+    return chain
+
+
+def _clipped(file: File, op: FileOp) -> int:
+    """The result of ``op``; where nothing but a clip reads that, the result of the last clip behind it."""
+    result = op.outputs[0]
+    readers = [other for other in file.ops if result in other.inputs]
+    alone = len(readers) == 1 and readers[0].name in _CLIPS and result not in file.outputs
+    return _clipped(file, readers[0]) if alone else result
 
 
 def _hull(ranges: list[Range]) -> Range:

@@ -23,6 +23,8 @@ class PartAgreement:
             numbers, all over the share that differs.
         low: the same of the worst sample by itself.
         limit: dB that rounding to the output's scale alone leaves; None where the output is not quantized.
+        varied: dB of the values' variance over the samples over that of the difference: a constant in both counts in
+            neither. 0 is what a file has that gives the mean whatever it is given; None where the values do not vary.
     """
 
     name: str
@@ -30,6 +32,7 @@ class PartAgreement:
     sqnr: float
     low: float
     limit: float | None = None
+    varied: float | None = None
 
 
 @dataclass(frozen=True)
@@ -130,8 +133,17 @@ def _judged(
         rounding = len(s) * part.where.sum() * step**2 / 12 if step else None
         limit = None if rounding is None else ratio_in_decibels(s.sum(), rounding)
         low = min(map(ratio_in_decibels, s.tolist(), n.tolist()))
-        judged.append(PartAgreement(part.name, part.output, ratio_in_decibels(s.sum(), n.sum()), low, limit))
+        sqnr, varied = ratio_in_decibels(s.sum(), n.sum()), _varied(actual, expected, part.where)
+        judged.append(PartAgreement(part.name, part.output, sqnr, low, limit, varied))
     return judged
+
+
+def _varied(actual: np.ndarray, expected: np.ndarray, where: np.ndarray) -> float | None:
+    if expected.dtype.kind != "f":
+        return None
+    y, x = (z[:, where].astype(np.float64) for z in (expected, actual))
+    signal, noise = (float(np.square(z - z.mean(0)).sum()) for z in (y, x - y))
+    return ratio_in_decibels(signal, noise) if signal > 0 else None
 
 
 def share_as_good(samples: int, tried: int = 1) -> float:

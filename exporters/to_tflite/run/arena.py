@@ -18,6 +18,7 @@ from nbcompile.core.errors import ExportError
 from nbcompile.core.memory.arena import Buffer, aligned, offsets
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileOp, read_file
 from nbcompile.exporters.to_tflite.run.interpreters import Micro, start_micro
+from nbcompile.exporters.to_tflite.run.survival import require_survival
 
 _SCRATCH = "scratch of "
 _PREPARING = 2048
@@ -119,8 +120,9 @@ def measure_arena(content: bytes, layers: Mapping[str, str] | None = None) -> Ar
 
     Raises:
         CheckpointError: if the file cannot be read.
-        ExportError: if TFLite Micro refuses it; with what it said.
+        ExportError: if TFLite Micro refuses it, with what it said; or ends the process at it.
     """
+    require_survival(content)
     report = start_micro(content).allocations()
     head, tail = (_reported(part, report) for part in ("head", "tail"))
     return replace(modelled(content, layers), head=head, tail=tail, needed=_needed(content, head, tail))

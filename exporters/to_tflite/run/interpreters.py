@@ -143,10 +143,14 @@ def start_micro(content: bytes, *, keep: bool = False) -> "Micro":
     Raises:
         ExportError: if TFLite Micro refuses the file; with what it said.
     """
+    return Micro(content, room_for(read_file(content)), keep=keep)
+
+
+def room_for(file: File) -> int:
+    """Bytes of an arena that is large enough for TFLite Micro."""
     # Several times what tensors and kernels take together; memory that is not touched costs nothing. Starting small and
     # growing would be unsafe: some kernels (MEAN) do not look whether they got the memory that they asked for.
-    largest = sum(tensor.nbytes for tensor in read_file(content).tensors) + len(content)
-    return Micro(content, aligned(4 * largest + 2**20), keep=keep)
+    return aligned(4 * (sum(tensor.nbytes for tensor in file.tensors) + file.size) + 2**20)
 
 
 class _LiteRT(LoadedFile):

@@ -6,19 +6,15 @@ is judged part by part: what was joined into it (``torch.cat``) each by itself, 
 like size.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
+from nbcompile.core.judging.channel_groups import alike, channels_named
 from nbcompile.exporters.to_tflite.file.flatbuffer import FileOp
 from nbcompile.exporters.to_tflite.file.pairs import FIXED
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.run.one_operator import OperatorByOperator
-
-GAP = 32.0
-"""How many times wider the values of channels must spread to be judged apart: 5 of 8 bits lie between the two."""
 
 _MOVING = (
     *("RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS", "CONCATENATION", "PACK", "SLICE", "STRIDED_SLICE"),
@@ -76,7 +72,7 @@ def sources_of(model: FloatModel) -> list[Sources]:
 def _numbers(parts: OperatorByOperator, index: int, layers: dict[str, int], natural: list[bool]) -> np.ndarray:
     file = parts.file
     tensor, op = file.tensors[index], file.writers.get(index)
-    if op is None or op.name not in _MOVING or tensor.dtype != np.float32:
+    if op is None or op.name not in _MOVING or tensor.dtype != np.float32 or {*parts.inputs(op)} - {*_moved(parts, op)}:
         if tensor.name not in layers:
             natural.append(op is not None and op.name in FIXED)
         return np.full(tensor.shape, layers.setdefault(tensor.name, len(layers)), np.float32)
@@ -117,10 +113,10 @@ def _groups(y: np.ndarray, where: np.ndarray) -> list[tuple[str, np.ndarray]]:
     """The values at ``where``, by groups of channels."""
     axes = (1, 2) if where.ndim == 3 else range(max(where.ndim - 1, 0), where.ndim)
     for axis in axes:  # sequences have channels first or last
-        if len(groups := _alike(*_span(y, where, axis))) > 1:
+        if len(groups := alike(*(x.tolist() for x in _span(y, where, axis)))) > 1:
             shape = [-1 if i == axis else 1 for i in range(where.ndim)]
             masks = [np.isin(np.arange(where.shape[axis]), group).reshape(shape) & where for group in groups]
-            return [(_said(group), mask) for group, mask in zip(groups, masks, strict=True)]
+            return [(channels_named(group), mask) for group, mask in zip(groups, masks, strict=True)]
     return [("", where)]
 
 
@@ -129,34 +125,3 @@ def _span(y: np.ndarray, where: np.ndarray, axis: int) -> tuple[np.ndarray, np.n
     low, high = np.where(where, y, np.inf), np.where(where, y, -np.inf)
     others = tuple(i for i in range(y.ndim) if i != axis + 1)
     return low.min(others), high.max(others)
-
-
-def _alike(low: np.ndarray, high: np.ndarray) -> list[list[int]]:
-    """Channels in groups, by how far their values spread; there is a gap of ``GAP`` times between two groups.
-
-    Channels that are constant carry nothing, and go with the first group; large ones, beside which it would not be
-    seen, are a group.
-    """
-    there = np.flatnonzero(low <= high)
-    spread, size = high - low, np.maximum(np.abs(low), np.abs(high))
-    varied = sorted((c for c in there if spread[c] > 0), key=lambda c: -float(spread[c]))
-    if not varied:
-        return [there.tolist()]
-    groups = [[varied[0]]]
-    for before, channel in pairwise(varied):
-        if spread[before] >= GAP * spread[channel]:
-            groups.append([])
-        groups[-1].append(channel)
-    constant = [c for c in there if spread[c] == 0]
-    large = [c for c in constant if size[c] >= GAP * spread[varied[0]]]
-    groups[0] += [c for c in constant if c not in large]
-    return [sorted(map(int, group)) for group in (*groups, large) if group]
-
-
-def _said(channels: Sequence[int]) -> str:
-    first, last = channels[0], channels[-1]
-    if len(channels) == 1:
-        return f"channel {first}"
-    if last - first + 1 == len(channels):
-        return f"channels {first} to {last}"
-    return f"{len(channels)} channels ({first} and others)"

@@ -40,7 +40,7 @@ RESOLVER_METHODS: dict[str, str] = _IRREGULAR | {
 """Operators that TFLite Micro has, as the schema calls them, to the methods that register them."""
 
 REMEDIES = {
-    "GELU": "train with ReLU, ReLU6 or Hardswish there instead",
+    "GELU": "use nn.GELU(approximate='tanh'), or train with ReLU, ReLU6 or Hardswish there",
     "CONV_3D": "TFLite Micro has kernels for images only",
     "CONV_3D_TRANSPOSE": "TFLite Micro has kernels for images only",
 }

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -24,6 +24,9 @@ from nbcompile.open_network import check_words, is_file, open_network
 from nbcompile.passes import PassResult
 from nbcompile.spec_strings import is_pretrained
 from nbcompile.verification import Verification, verify, verify_merged
+
+if TYPE_CHECKING:
+    from nbcompile.report import data
 
 log = logging.getLogger("nbcompile")
 
@@ -140,6 +143,18 @@ def _warn_of_keys(outputs: Sequence[Path]) -> None:
             )
 
 
+def file_check(result: ExportResult) -> "data.CheckRow":
+    """The report's row of a file that was compared with PyTorch."""
+    from nbcompile.report import data
+
+    return data.CheckRow(
+        name=f"{result.path.name} against torch",
+        passed=result.error <= result.tolerance,
+        measured=result.error,
+        limit=result.tolerance,
+    )
+
+
 def _write_report(
     path: Path, command: str, trained: nn.Module, tiny: nn.Module, checked: Verification, results: Sequence[Any]
 ) -> None:
@@ -165,10 +180,7 @@ def _write_report(
         data.CheckRow(name=c.name, passed=c.passed, measured=c.detail if c.limit is None else c.value, limit=c.limit)
         for c in checked.checks
     ]
-    checks += [
-        data.CheckRow(name=f"{r.path.name} against torch", passed=True, measured=r.error, limit=r.tolerance)
-        for r in results
-    ]
+    checks += [file_check(result) for result in results]
     files = [data.FileRow(path=str(r.path), what=r.format, bytes=r.bytes) for r in results]
     devices = tuple(device for r in results if (device := device_of(r)) is not None)
     write(replace(page, checks=tuple(checks), files=tuple(files), devices=devices), path)

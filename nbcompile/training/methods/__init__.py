@@ -57,7 +57,7 @@ def taught(row: MethodRow, name: str, measured: str) -> MethodRow:
         classes=("nbcompile.training.methods.distillation:Distilled", *row.classes),
         measured=measured,
         distils=True,
-        takes=(*row.takes, "teacher", "teacher_model", "temperature", "kd_weight"),
+        takes=(*row.takes, "teacher", "teacher_model", "teacher_key", "temperature", "kd_weight"),
     )
 
 

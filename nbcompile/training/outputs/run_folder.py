@@ -39,7 +39,10 @@ log = logging.getLogger("nbcompile")
 
 RUN_FORMAT = 1
 
-_NAMES = ("config.json", "metrics.jsonl", "curves.png", "last.ckpt", "best.ckpt", "result.json")
+_NAMES = (
+    *("config.json", "metrics.jsonl", "curves.png", "last.ckpt", "best.ckpt", "result.json"),
+    *("tiny.onnx", "tiny.tflite"),  # to measure the accuracy of a file
+)
 
 _EXTRAS = {"tensorboard": "no events for TensorBoard", "matplotlib": "no curves.png"}
 """Packages that some files need, and what is not written without them."""
@@ -57,6 +60,12 @@ class RunFolder:
     """
 
     path: Path
+
+    @classmethod
+    def beside(cls, output: str | Path, run_dir: str | Path | None) -> "RunFolder":
+        """``run_dir``; or ``trained-run`` beside ``trained.pt``."""
+        output = Path(output)
+        return cls(output.parent / f"{output.stem}-run" if run_dir is None else Path(run_dir))
 
     @property
     def checkpoint(self) -> Path:

@@ -119,6 +119,17 @@ def test_einsum(path: Path) -> None:
             onnx_layers(write(path, nodes, {"w": (4, 4)}, [2, 3, 4]))
 
 
+@pytest.mark.parametrize(("operator", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_recurrent_layers(operator: str, gates: int, path: Path) -> None:
+    node = helper.make_node(operator, ["x", "w", "r", "b"], ["y"], "node_r", hidden_size=5)
+    weights = {"w": (1, gates * 5, 4), "r": (1, gates * 5, 5), "b": (1, gates * 10)}
+    write(path, [node], weights, [6, 1, 4])
+    row = onnx_layers(path)[0]
+    assert (row.name, row.kind, row.calls) == ("w", operator, 1)
+    assert row.params == gates * (5 * 4 + 5 * 5 + 10)
+    assert row.macs == gates * (5 * 4 + 5 * 5)  # per sample: the file's first dimension counts as the batch
+
+
 def test_layers_inside_functions_are_found(path: Path) -> None:
     function = helper.make_function(
         "own", "Double", ["i", "w"], ["o"], [helper.make_node("MatMul", ["i", "w"], ["o"])],
@@ -228,5 +239,9 @@ def test_layers_in_branches_are_refused(path: Path) -> None:
     inner = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["o"])], "branch", [], [output])
     flag = helper.make_node("Constant", [], ["flag"], value=numpy_helper.from_array(np.array(True)))
     node = helper.make_node("If", ["flag"], ["y"], "node_if", then_branch=inner, else_branch=inner)
-    with pytest.raises(CheckpointError, match=r"node 'node_if' \(If\) has layers inside a branch or loop"):
-        onnx_layers(write(path, [flag, node], {"w": (3, 3)}, [1, 3]))
+    deep = helper.make_node("If", ["flag"], ["z"], "deep", then_branch=inner, else_branch=inner)
+    around = helper.make_graph([deep], "outer", [], [helper.make_tensor_value_info("z", TensorProto.FLOAT, None)])
+    outer = helper.make_node("If", ["flag"], ["y"], "node_if", then_branch=around, else_branch=around)
+    for nodes in ([flag, node], [flag, outer]):
+        with pytest.raises(CheckpointError, match=r"node 'node_if' \(If\) has layers inside a branch or loop"):
+            onnx_layers(write(path, nodes, {"w": (3, 3)}, [1, 3]))

@@ -31,13 +31,23 @@ def comparison(name: str, f: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> dic
 
 
 def _operands(a: Operand, b: Operand) -> tuple[Value | Tensor, Value | Tensor]:
-    def operand(x: Operand, other: Operand) -> Value | Tensor:
-        if isinstance(x, Value | Tensor):
-            return x
-        floating = isinstance(other, Value) and other.tensor.dtype.is_floating
-        return torch.tensor(x, dtype=torch.float32 if floating else None)
+    """Both of one kind, as PyTorch promotes them: floating point, else the whole numbers of a value, else booleans."""
+    kinds, own = [_dtype(a), _dtype(b)], [_dtype(x) for x in (a, b) if isinstance(x, Value)]
+    if any(kind.is_floating_point for kind in kinds):
+        return _as(a, torch.float32), _as(b, torch.float32)
+    wanted = next((kind for kind in (*own, *kinds) if kind != torch.bool), torch.bool)
+    return _as(a, wanted), _as(b, wanted)
 
-    return operand(a, b), operand(b, a)
+
+def _as(x: Operand, wanted: torch.dtype) -> Value | Tensor:
+    if not isinstance(x, Value):
+        return torch.as_tensor(x, dtype=wanted)
+    made = tf.cast(x.tensor, str(wanted).removeprefix("torch."))
+    return x if made.dtype == x.tensor.dtype else x.like(made, x.nonnegative)
+
+
+def _dtype(x: Operand) -> torch.dtype:
+    return getattr(torch, x.tensor.dtype.name) if isinstance(x, Value) else torch.as_tensor(x).dtype
 
 
 def add_scaled(a: Operand, b: Operand, *, alpha: Number = 1) -> Value:
@@ -62,7 +72,7 @@ def mul(a: Operand, b: Operand) -> Value:
 def div(a: Operand, b: Operand) -> Value:
     """``a / b``; by a constant: times its inverse, which integers can be multiplied with."""
     if isinstance(b, Value):
-        return elementwise(tf.divide, *_operands(a, b))
+        return elementwise(tf.divide, _as(a, torch.float32), _as(b, torch.float32))
     return mul(a, 1 / b)
 
 
@@ -74,6 +84,7 @@ def hardtanh(x: Value, low: Number = -1.0, high: Number = 1.0) -> Value:
 def clamp(x: Value, low: Number | None = None, high: Number | None = None) -> Value:
     """Limited to ``low`` … ``high``, None: not limited."""
     y = x.tensor
+    low, high = (None if limit is None or math.isinf(limit) else limit for limit in (low, high))
     if (low, high) == (0, 6):
         return x.like(tf.nn.relu6(y), nonnegative=True)
     if low == 0:
@@ -174,21 +185,22 @@ def masked_fill(x: Value, mask: Value | Tensor, fill: Number | Tensor) -> Value:
 def put_where(
     x: Value, indices: Sequence[Value | Tensor | None], value: Value | Tensor, accumulate: bool = False
 ) -> Value:
-    """``x[mask] = value`` for one number."""
+    """``x[mask] = value`` for one number; also ``x[:, places] = value``, where the places are constant."""
+    if accumulate or math.prod(value.shape) != 1:
+        raise LoweringError("it writes many numbers where numbers say", _WRITE)
+    if not any(isinstance(places, Value) for places in indices):
+        constant_mask = torch.zeros(x.shape, dtype=torch.bool)
+        at: Any = tuple(slice(None) if places is None else places for places in indices)
+        constant_mask[at] = True
+        return where(constant_mask, value, x)
     mask = indices[0]
-    is_mask = len(indices) == 1 and mask is not None and _dtype(mask) == torch.bool
-    if mask is None or not is_mask or accumulate or math.prod(value.shape) != 1:
-        raise LoweringError(
-            "it writes where numbers say", "write slices, or one number where a mask of all elements is set"
-        )
+    if len(indices) != 1 or mask is None or _dtype(mask) != torch.bool:
+        raise LoweringError("it writes where numbers say", _WRITE)
     shape = (*mask.shape, *(1,) * (x.rank - len(mask.shape)))
     return where(mask.reshaped(shape) if isinstance(mask, Value) else mask.reshape(shape), value, x)
 
 
-def _dtype(x: Value | Tensor) -> torch.dtype:
-    dtype: torch.dtype = getattr(torch, x.tensor.dtype.name) if isinstance(x, Value) else x.dtype
-    return dtype
-
+_WRITE = "write slices, or one number where a mask of all elements is set"
 
 ROUNDED = 15.0
 """Where softplus is a line to float32: ``log(1 + exp(-15))`` is 3e-7, of 15 less than a rounding."""

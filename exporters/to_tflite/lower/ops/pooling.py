@@ -11,7 +11,7 @@ from nbcompile.exporters.to_tflite.lower.layout import Axis
 from nbcompile.exporters.to_tflite.lower.ops.convolution import IMAGE, SEQUENCE
 from nbcompile.exporters.to_tflite.lower.ops.shape import cat, pad_edges, slice_
 from nbcompile.exporters.to_tflite.lower.refusal import LoweringError
-from nbcompile.exporters.to_tflite.lower.value import Value
+from nbcompile.exporters.to_tflite.lower.value import Value, elementwise
 from nbcompile.exporters.to_tflite.lower.windows import Window, padded, scheme
 
 WindowSizes = int | Sequence[int]
@@ -120,7 +120,39 @@ def reduction(f: Callable[..., tf.Tensor]) -> Callable[..., Value]:
 mean = reduction(tf.reduce_mean)
 amax = reduction(tf.reduce_max)
 amin = reduction(tf.reduce_min)
-total = reduction(tf.reduce_sum)
+every = reduction(tf.reduce_all)
+sum_of = reduction(tf.reduce_sum)
+
+
+def total(x: Value, dims: WindowSizes | None = None, keepdim: bool = False, *, dtype: Any = None) -> Value:
+    """One SUM; of booleans their number."""
+    return sum_of(x.like(tf.cast(x.tensor, tf.int32)) if x.tensor.dtype.is_bool else x, dims, keepdim)
+
+
+def some(x: Value, dims: WindowSizes | None = None, keepdim: bool = False) -> Value:
+    """Whether any is true: not all are false, since TFLite Micro has no REDUCE_ANY."""
+    none = every(x.like(tf.logical_not(x.tensor)), dims, keepdim)
+    return none.like(tf.logical_not(none.tensor))
+
+
+def product(x: Value, dim: int, keepdim: bool = False, *, dtype: Any = None) -> Value:
+    """Half times half, until one is left: TFLite Micro has no REDUCE_PROD."""
+    dim %= x.rank
+    while (size := x.shape[dim]) > 1:
+        half = size // 2
+        made = elementwise(tf.multiply, slice_(x, dim, 0, half), slice_(x, dim, half, 2 * half))
+        x = cat([made, slice_(x, dim, 2 * half)], dim) if size % 2 else made
+    return x if keepdim else x.without({dim})
+
+
+def log_sum_exp(x: Value, dims: WindowSizes, keepdim: bool = False) -> Value:
+    """The largest and the logarithm of the sum of ``exp`` of the differences from it, which are at most 1."""
+    largest = amax(x, dims, keepdim=True)
+    below = elementwise(tf.subtract, x, largest)
+    logs = sum_of(below.like(tf.exp(below.tensor)), dims, keepdim=True)
+    made = elementwise(tf.add, logs.like(tf.math.log(logs.tensor)), largest)
+    over = [dims] if isinstance(dims, int) else dims
+    return made if keepdim else made.without({d % x.rank for d in over})
 
 
 def position_of(f: Callable[..., tf.Tensor]) -> Callable[..., Value]:
@@ -214,6 +246,11 @@ POOLING_OPS: Mapping[str, Callable[..., Any]] = {
     **dict.fromkeys(("sum", "sum.dim_IntList"), total),
     **dict.fromkeys(("amax", "max"), amax),
     **dict.fromkeys(("amin", "min"), amin),
+    **dict.fromkeys(("all", "all.dim", "all.dims"), every),
+    **dict.fromkeys(("any", "any.dim", "any.dims"), some),
+    "prod": lambda x, **kinds: product(x.reshaped((math.prod(x.shape),)), 0, **kinds),
+    "prod.dim_int": product,
+    "logsumexp": log_sum_exp,
     "argmax": argmax,
     "argmin": argmin,
     "max.dim": max_along,

@@ -258,6 +258,8 @@ def cast(x: Value, *, dtype: torch.dtype | None = None) -> Value:
         raise LoweringError(f"it makes integers of floating-point values ({dtype})", "keep the values floating point")
     if dtype is not None and dtype.is_floating_point and not x.tensor.dtype.is_floating:
         return x.like(tf.cast(x.tensor, tf.float32))
+    if dtype is not None and dtype != torch.bool and x.tensor.dtype.is_bool:
+        return x.like(tf.cast(x.tensor, tf.int32))
     return x
 
 

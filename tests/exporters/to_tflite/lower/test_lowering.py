@@ -1,6 +1,5 @@
 import inspect
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -283,7 +282,15 @@ ERRORS = {
     ),
     "written at places": (
         lambda m, x: x.index_put((torch.tensor([0]), torch.tensor([1])), x[0, 0]),
+        r"index_put.*it writes many numbers where numbers say; write slices, or one number where a mask of all",
+    ),
+    "written at computed places": (
+        lambda m, x: x.index_put((x[0, :, 0, 0].argsort(),), torch.tensor(1.0)),
         r"index_put.*it writes where numbers say; write slices, or one number where a mask of all elements is set",
+    ),
+    "repeated so often as it computes": (
+        lambda m, x: x.repeat_interleave((x[0, :, 0, 0] > 0).long(), 1),
+        r"repeat_interleave.*: the size of its result depends on the values of its input, and TFLite's sizes are fixed",
     ),
     "integers": (lambda m, x: x.int(), r"_to_copy.*it makes integers of floating-point values \(torch\.int32\); keep"),
     "early line": (
@@ -301,17 +308,15 @@ def test_what_cannot_be_lowered_is_named_with_its_layer_and_what_to_do(name: str
         float_model(Net(function, nn.Conv2d(3, 4, 1)).eval(), (torch.randn(1, 3, 5, 4),))
 
 
-@pytest.mark.parametrize(
-    ("function", "turned"),
-    [
-        (lambda _, x: x / 2, "div.Tensor.*it turns whole numbers into floating-point numbers"),
-        (lambda _, x: x + 0.5, "add.Tensor.*it turns whole numbers into floating-point numbers"),
-        (lambda _, x: x.bool().float(), "_to_copy.*it turns whole numbers into booleans"),
-    ],
-)
-def test_whole_numbers_are_not_rounded_unasked(function: Callable[..., Any], turned: str) -> None:
-    with pytest.raises(ExportError, match=turned + r"; call \.float\(\) on them before"):
-        float_model(Net(function), (torch.tensor([[1, 5, 3]]),))
+def test_whole_numbers_are_not_rounded_unasked() -> None:
+    with pytest.raises(ExportError, match=r"_to_copy.*it turns whole numbers into booleans; call \.float\(\) on them"):
+        float_model(Net(lambda _, x: x.bool().float()), (torch.tensor([[1, 5, 3]]),))
+
+
+def test_whole_numbers_become_floating_point_where_pytorch_makes_them() -> None:
+    network = Net(lambda _, x: [x / 2, 0.5 + x, x * torch.tensor(1.5), x / (x + 1), (x > 1) * 0.5])
+    _, error = lowered(network, torch.tensor([[1, 5, 3]]))
+    assert error < 1e-6
 
 
 def test_the_place_in_the_code_is_the_users() -> None:

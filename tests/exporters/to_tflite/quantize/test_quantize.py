@@ -13,6 +13,7 @@ from nbcompile.exporters.to_tflite.quantize.quantize import quantize
 from nbcompile.exporters.to_tflite.quantize.ranges import measure_ranges
 from nbcompile.exporters.to_tflite.run.agreement import sqnr
 from nbcompile.exporters.to_tflite.run.interpreters import Sample, run_file
+from tests.exporters.to_tflite.lowered import Net as Function
 
 
 class Net(nn.Module):
@@ -226,3 +227,18 @@ def test_a_divisor_of_zero_does_not_stop_the_program(repeated: bool) -> None:
         )
         assert np.abs(black[0][0]).max() == 0
         assert np.abs(grey[0][0] - 0.5).max() < 0.01
+
+
+@pytest.mark.parametrize("factor", [1.0, 300.0])
+def test_comparisons_of_wide_values_are_right(factor: float) -> None:
+    """Kernels of LiteRT compare noise at a step of 1 and more, and TFLite Micro's end the process."""
+    network = Function(lambda _, x: (x * factor > factor / 2) * 1.0).eval()
+    model = float_model(network, (torch.randn(1, 3, 4, 5),))
+    random = np.random.default_rng(0)
+    given = [(random.uniform(-1, 1, (1, 4, 5, 3)).astype(np.float32),) for _ in range(4)]
+    content = quantize(model, given)
+    assert ("gt" in left_in_float(model, content)) == (factor > 1)
+    for kernels in ("xnnpack", "micro"):
+        for (x,), (y,) in zip(given, run_file(content, given, kernels=kernels), strict=True):
+            sure = np.abs(x - 0.5) > 0.01  # more than a step of the input
+            assert ((y > 0.5) == (x > 0.5))[sure].all(), kernels

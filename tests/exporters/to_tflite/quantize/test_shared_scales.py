@@ -17,6 +17,7 @@ from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from nbcompile.exporters.to_tflite.quantize.quantize import quantize
 from nbcompile.exporters.to_tflite.quantize.ranges import Ranges, measure_ranges
 from nbcompile.exporters.to_tflite.quantize.shared_scales import with_shared_scales
+from nbcompile.exporters.to_tflite.run.interpreters import run_file
 from tests.exporters.to_tflite.lowered import Net
 
 
@@ -93,3 +94,31 @@ def test_a_view_of_a_shared_value_is_held_as_well() -> None:
     index = {tensor.name: tensor.index for tensor in read_file(model.content).tensors}
     assert before.kept[index["clamp"]][1] == 0 < settled.kept[index["clamp"]][1]
     assert settled.kept[index["clamp"]] == settled.kept[index["input"]]
+
+
+def test_limits_far_inside_of_a_shared_value_are_not_rounded_to_its_steps() -> None:
+    def shrunk(layers: object, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.clamp(-0.1, 0.1), x.tanh()
+
+    _, after, before, settled = of(shrunk)
+    file = read_file(after.content)
+    index = {tensor.name: tensor.index for tensor in file.tensors}
+    narrow = [settled.kept[index[name]] for name in ("input/for clamp/maximum", "clamp/maximum", "clamp")]
+    assert narrow == 3 * [before.kept[index["clamp"]]]
+    content = quantize(after, [], ranges=settled)
+    wide = [(np.full((1, 4, 4, 2), value, np.float32),) for value in (-3.0, 3.0)]
+    for kernels in ("xnnpack", "micro"):
+        low, high = (y[0] for y in run_file(content, wide, kernels=kernels))
+        assert np.abs(low + 0.1).max() < 0.001 > np.abs(high - 0.1).max()  # a step of x: 0.03
+
+
+@pytest.mark.parametrize("last", [lambda x: x.flip(3), lambda x: F.avg_pool2d(x, 2)])
+def test_all_that_is_passed_on_to_what_does_not_rescale_has_one_scale(last: Callable[[Tensor], Tensor]) -> None:
+    """A maximum has a narrower range than what it is taken of."""
+    _, after, before, settled = of(
+        lambda layers, x: last(F.max_pool2d(F.pad(layers[0](x), (1, 1, 1, 1), "reflect"), 3)), nn.Conv2d(2, 3, 1)
+    )
+    file = read_file(after.content)
+    chain = [op.outputs[0] for op in file.ops]
+    assert len({before.kept[i] for i in chain}) > 1
+    assert len({settled.kept[i] for i in chain}) == 1

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from nbcompile.exporters.to_tflite.run.agreement import compared, share_as_good
 from nbcompile.exporters.to_tflite.run.output_parts import output_parts, sources_of
 from tests.exporters.to_tflite.lowered import Net, lowered
@@ -81,3 +83,10 @@ def test_whole_numbers_are_judged_by_how_many_are_the_same() -> None:
     same, half = (compared(model.content, [(x,)], [(np.array([[1, i]]),)]) for i in (2, 3))
     assert (same.sqnr, same.top1) == (float("inf"), 1.0)
     assert (half.sqnr, half.top1) == (pytest.approx(3.0, abs=0.1), 0.5)
+
+
+def test_what_is_looked_up_at_computed_places_is_one_part() -> None:
+    network = Net(lambda layers, x: layers[0](x.argmax(1)), nn.Embedding(6, 3)).eval()
+    (found,) = sources_of(float_model(network, (torch.randn(1, 6, 5, 4),)))
+    assert len(found.layers) == 1
+    assert not found.numbers.any()

@@ -204,7 +204,8 @@ def test_operators_that_tflite_micro_lacks_are_named() -> None:
     with pytest.raises(ExportError) as raised:
         sources(content, "tiny", 5000)
     assert str(raised.value) == (
-        f"TFLite Micro lacks GELU and POW. '{gelu}' needs GELU: train with ReLU, ReLU6 or Hardswish there instead; "
+        f"TFLite Micro lacks GELU and POW. '{gelu}' needs GELU: use nn.GELU(approximate='tanh'), or train with ReLU, "
+        "ReLU6 or Hardswish there; "
         f"'{power}' needs POW: replace it by operators that TFLite Micro has, or export for the target raspberrypi"
     )
 

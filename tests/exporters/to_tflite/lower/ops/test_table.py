@@ -40,6 +40,13 @@ def written(y: Tensor, x: Tensor) -> Tensor:
     return y.copy_(y.flip(1)) + z + torch.ones_like(x).cumsum(2)
 
 
+def put_at_places(_: Any, x: Tensor) -> Tensor:
+    y = x.clone()
+    y[:, :, torch.arange(y.shape[2]) > 3] = 0.5
+    y[:, [0, 2], :, 1] = -2
+    return y
+
+
 Case = tuple[str, Callable[[], nn.Module]]
 
 
@@ -328,6 +335,23 @@ CASES: dict[str, Case] = {
         lambda _, x: x.sort(1)[0] + x.sort(2, descending=True)[0] + x.sort(0)[0] + x.topk(4, 1)[0].sort(-1)[1].float()
         + x.topk(1, 3, largest=False)[0],
     ),
+    "whole numbers and booleans": of(
+        "odd",
+        lambda _, x: x * (x > 0) + x.argmax(1, True) / 2 + (x.argmax(1, True) + 0.5) * torch.tensor(2)
+        + (x.argmax(1, True) == x.argmin(1, True).flip(2)) + (x > 0).sum(1, True) + x.clamp(-1, float("inf")),
+    ),
+    "any and all": of(
+        "odd",
+        lambda _, x: (x > 1).any(1, True) * 1.0 + (x > -1).all(2, True) * 2.0 + (x > 5).any() * 4.0
+        + (x > 2).all() * 8.0 + torch.ops.aten.any.dims(x > 1.5, [1, 2], True) * 16.0
+        + torch.ops.aten.all.dims(x > -2, [1, 3], True) * 32.0,
+    ),
+    "products of all": of("odd", lambda _, x: x.prod(1) + x.prod(3, True)[:, 0] + x[:, 0, :2, :3].prod()),
+    "sums of exponentials": of(
+        "odd", lambda _, x: x.logsumexp(1, True) + x.logsumexp((2, 3), True) * 9 + 50 * x.logsumexp(3)[..., None]
+    ),
+    "one of the classes": of("odd", lambda _, x: F.one_hot(x.argmax(1), 4).float().transpose(1, 3).mean(1)),
+    "written at constant places": of("odd", put_at_places),
     "paddings": of(
         "odd",
         lambda _, x: F.pad(x, (1, 2, 2, 1), "reflect")

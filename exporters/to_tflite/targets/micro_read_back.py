@@ -1,0 +1,75 @@
+"""The C++ of a file, read back: it has to say what the file says, or nothing is written."""
+
+import re
+from collections.abc import Iterator, Mapping
+
+from nbcompile.core.errors import ExportError
+from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileTensor, read_file
+from nbcompile.exporters.to_tflite.targets.micro_operators import RESOLVER_METHODS
+from nbcompile.exporters.to_tflite.targets.micro_sources import C_TYPES, identifier
+
+
+def require_same(texts: Mapping[str, str], content: bytes, stem: str, arena: int) -> None:
+    """Compare the texts with the file that they are of.
+
+    Args:
+        texts: of `micro_sources.sources`.
+        content: the ``.tflite`` file.
+        stem: of the texts' names.
+        arena: bytes of the tensor arena.
+
+    Raises:
+        ExportError: naming the first text that says something else.
+    """
+    file = read_file(content)
+    for ending, check in {".h": _header, ".cc": _data, "_ops.h": _resolver, "_main.cc": _program}.items():
+        for what, said, meant in check(texts[stem + ending], file, content, identifier(stem), arena):
+            if said != meant:
+                raise ExportError(
+                    f"{stem}{ending} has {what} {said}, and the file {meant}: it was not written, and this is a "
+                    "mistake of nbcompile's"
+                )
+
+
+_Said = Iterator[tuple[str, object, object]]
+"""What is said, what the text says, and what it has to."""
+
+
+def _ports(file: File) -> Iterator[tuple[str, FileTensor]]:
+    for kind, indices in (("input", file.inputs), ("output", file.outputs)):
+        yield from ((f"{kind}_{i}", file.tensors[index]) for i, index in enumerate(indices))
+
+
+def _header(text: str, file: File, content: bytes, name: str, arena: int) -> _Said:
+    said = {key: value.strip("{( )}") for key, value in re.findall(rf"#define {name.upper()}_(\w+) (.+)", text)}
+    yield "a file of bytes", said.get("DATA_BYTES"), str(len(content))
+    yield "an arena of bytes", said.get("ARENA_BYTES"), str(arena)
+    yield "inputs", said.get("INPUTS"), str(len(file.inputs))
+    yield "outputs", said.get("OUTPUTS"), str(len(file.outputs))
+    for port, tensor in _ports(file):
+        key = port.upper()
+        yield f"{port} of type", f"typedef {C_TYPES[tensor.dtype.name]} {name}_{port}_t;" in text, True
+        yield f"{port} of shape", said.get(f"{key}_SHAPE"), ", ".join(map(str, tensor.shape))
+        yield f"{port} of bytes", said.get(f"{key}_BYTES"), str(tensor.nbytes)
+        if tensor.quantization is not None:
+            scale = said.get(f"{key}_SCALE", "nan").removesuffix("f")
+            yield f"{port} of scale", type(tensor.quantization.scale[0])(scale), tensor.quantization.scale[0]
+            yield f"{port} of zero point", said.get(f"{key}_ZERO_POINT"), str(int(tensor.quantization.zero_point[0]))
+
+
+def _data(text: str, file: File, content: bytes, name: str, arena: int) -> _Said:
+    held = bytes.fromhex("".join(re.findall("0x([0-9a-f]{2})", text)))
+    yield "bytes", len(held), len(content)
+    yield "the file's own bytes:", held == content, True
+
+
+def _resolver(text: str, file: File, content: bytes, name: str, arena: int) -> _Said:
+    methods = sorted({RESOLVER_METHODS[op.name] for op in file.ops})
+    yield "operators", sorted(re.findall(r"resolver\.(\w+)\(\)", text)), methods
+    yield "room for operators:", re.findall(r"MicroMutableOpResolver<(\d+)>", text), [str(len(methods))]
+
+
+def _program(text: str, file: File, content: bytes, name: str, arena: int) -> _Said:
+    for port, _ in _ports(file):
+        kind, number = port.split("_")
+        yield f"{port} read:", f"typed_{kind}_tensor<{name}_{port}_t>({number})" in text, True

@@ -1,0 +1,1 @@
+"""Whether outputs are those of a network."""

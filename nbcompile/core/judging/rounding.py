@@ -1,0 +1,110 @@
+"""How much a network's own arithmetic rounds: where that is more than the tolerance of its dtype, it is the measure."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nbcompile.core.copies import working_copy
+from nbcompile.core.example import Inputs, change_tensors
+from nbcompile.core.numerics import output_tolerance, relative_error
+from nbcompile.core.running import output_of
+
+ROUNDINGS = 4
+"""How many times its own rounding a network's outputs may differ, where that is more than the tolerance."""
+
+SWAYS = 8
+"""Draws of what every number is moved by."""
+
+Cases = Sequence[tuple[Inputs, Any]]
+"""Inputs of a network, and its outputs for them."""
+
+
+def own_rounding(model: nn.Module, cases: Cases) -> float:
+    """How far a network's outputs are from those of its own float64 copy: what its own arithmetic rounds, no unit.
+
+    Two runs of a deep network in float32 may differ by a few times this, whatever their weights.
+
+    Args:
+        model: in eval mode.
+        cases: inputs, and the outputs of ``model`` for them.
+
+    Returns:
+        The largest relative error; 0 where the network cannot run in float64, and where its outputs are no measure,
+        because it gives others when it is called again, or with other random numbers.
+    """
+    if not is_repeatable(model, cases):
+        return 0.0
+    exact = exact_outputs(model, cases)
+    if exact is None:
+        return 0.0
+    return max((relative_error(output, wanted) for (_, output), wanted in zip(cases, exact, strict=True)), default=0.0)
+
+
+def unchanged(output: Any) -> Any:
+    """An output as it is."""
+    return output
+
+
+def is_repeatable(model: nn.Module, cases: Cases, read: Callable[[Any], Any] = unchanged) -> bool:
+    """Whether a network gives the same outputs when it is called again, also with other random numbers.
+
+    Args:
+        model: in eval mode; left as it is.
+        cases: inputs, and what was read of the outputs of ``model`` for them.
+        read: what of an output it is about.
+    """
+    again = working_copy(model)
+    try:
+        for inputs, output in cases:
+            first = read(output_of(again, inputs))
+            with torch.random.fork_rng([]):
+                torch.manual_seed(torch.initial_seed() + 1)  # float64 draws other numbers from one seed, too
+                second = read(output_of(again, inputs))
+            if not relative_error(second, first) <= output_tolerance(output):
+                return False
+    except RuntimeError:
+        return False
+    return True
+
+
+def exact_outputs(model: nn.Module, cases: Cases) -> list[Any] | None:
+    """The outputs of a network's float64 copy; None where there is none: its code names a dtype."""
+    exact = working_copy(model).double()
+    try:
+        return [output_of(exact, change_tensors(_double, inputs)) for inputs, _ in cases]
+    except RuntimeError:
+        return None
+
+
+def swayed_outputs(model: nn.Module, inputs: Inputs) -> Iterator[Any]:
+    """The outputs of ``SWAYS`` copies of a network in which every number moves by one rounding, up or down.
+
+    How far they are apart is how far the network's outputs depend on last digits, in float64, too, where nothing is
+    more exact.
+
+    Args:
+        model: in eval mode; left as it is.
+        inputs: of the model; they move, too.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def moved(x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            return x
+        signs = torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1
+        return x * (1 + signs * torch.finfo(x.dtype).eps)
+
+    for _ in range(SWAYS):
+        other = working_copy(model)
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.copy_(moved(parameter))
+            for buffer in other.buffers():
+                buffer.copy_(moved(buffer).where((buffer != 0) & (buffer.abs() != 1), buffer))  # 0 and 1 are exact
+        yield output_of(other, change_tensors(moved, inputs))
+
+
+def _double(x: Tensor) -> Tensor:
+    return x.double() if x.is_floating_point() else x
