@@ -23,7 +23,7 @@ from nbcompile.deploy.deploy_form import deploy
 from nbcompile.deploy.repeatable import why_unrepeatable
 from nbcompile.deploy.single_precision import in_float32
 from nbcompile.exporters import FORMATS, format_of, known_format
-from nbcompile.layer_costs import ModuleCost, deploy_rows, file_rows, original_of, rows, shapes
+from nbcompile.results.layer_costs import ModuleCost, deploy_rows, file_rows, original_of, rows, shapes
 
 
 @dataclass(frozen=True)

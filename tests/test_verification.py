@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import nbcompile
 from nbcompile.core.errors import UsageError, VerificationError
-from nbcompile.layer_costs import holding, original_of, shapes
+from nbcompile.results.layer_costs import holding, original_of, shapes
 from nbcompile.testing import scramble_
 from nbcompile.verification import verify_merged
 

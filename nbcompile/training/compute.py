@@ -17,7 +17,7 @@ from nbcompile.core.blocks import sites
 from nbcompile.core.copies import copied
 from nbcompile.core.cost import cost
 from nbcompile.core.example import Origin, TensorSpec, remember
-from nbcompile.layer_costs import original_of
+from nbcompile.results.layer_costs import original_of
 from nbcompile.training.methods import MethodRow, default_method
 
 if TYPE_CHECKING:

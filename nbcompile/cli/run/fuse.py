@@ -19,9 +19,9 @@ from nbcompile.deploy.options import DeviceOptions
 from nbcompile.exporters import FORMATS, Format, format_of
 from nbcompile.exporters.base import ExportResult, require_batch
 from nbcompile.fusion import fused
-from nbcompile.layer_costs import original_of
 from nbcompile.open_network import check_words, is_file, open_network
 from nbcompile.passes import PassResult
+from nbcompile.results.layer_costs import original_of
 from nbcompile.spec_strings import is_pretrained
 from nbcompile.verification import Verification, verify, verify_merged
 

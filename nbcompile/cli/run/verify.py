@@ -12,9 +12,9 @@ from nbcompile.core.serialization.choose_weights import Wanted, choose
 from nbcompile.core.serialization.weight_files import EXTRA, read_weights
 from nbcompile.core.serialization.weight_sets import find
 from nbcompile.exporters import FORMATS, known_format
-from nbcompile.layer_costs import holding, original_of
 from nbcompile.models import build
 from nbcompile.open_network import is_file, open_network
+from nbcompile.results.layer_costs import holding, original_of
 from nbcompile.spec_strings import is_pretrained
 from nbcompile.verification import Check, Verification, verify
 

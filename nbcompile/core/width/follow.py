@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from nbcompile.core.example import Inputs
 from nbcompile.core.tracing.places import code_place
 from nbcompile.core.width.labels import Labels, Slot
 
@@ -21,13 +20,16 @@ class Follow(TorchFunctionMode):
 
     Attributes:
         labels: who is who.
+        rule_of: how the result of a function gets its labels.
         read: labels by position of each slot that reads channels: the inputs of a convolution, a norm's numbers.
         grouped: of the weight of a convolution in groups, how many inputs and outputs a group has.
-        sizes: names of modules' tensors by identity.
+        names: of the network's own tensors, by identity.
+        several: names of tensors that have another name, too.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, rule_of: Callable[[Callable[..., Any]], Callable[..., None]]) -> None:
         super().__init__()
+        self.rule_of = rule_of
         self.labels = Labels()
         self.read: dict[Slot, Tensor] = {}
         self.grouped: dict[str, tuple[int, int]] = {}
@@ -41,14 +43,12 @@ class Follow(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Call ``func``, and label what it gives."""
-        from nbcompile.core.width.rules import rule_of  # it knows this class
-
         kwargs = kwargs or {}
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         channels = any(id(x) in self._known or id(x) in self.names for x in tensors)
         result = func(*args, **kwargs)
         if channels and any(isinstance(x, Tensor) for x in tree_leaves(result)):
-            rule_of(func)(self, func, args, kwargs, result)
+            self.rule_of(func)(self, func, args, kwargs, result)
         return result
 
     def of(self, tensor: Any) -> Tensor | None:
@@ -141,11 +141,14 @@ def compact(labels: Tensor, keep: int | None = None) -> Tensor:
     return labels
 
 
-def followed(model: nn.Module, inputs: Inputs) -> Follow:
-    """The channels of one run of ``model``, as it is, on ``inputs``; what it gives keeps its number."""
-    follow = Follow(model)
-    device = next((tensor.device for tensor in tree_leaves(inputs)), torch.device("cpu"))
-    with torch.random.fork_rng([]), torch.no_grad(), device, follow:  # what the network makes anew is there, too
-        output = model(*inputs)
-    follow.freeze(tree_leaves(output), "the network's output has it")
-    return follow
+def freeze(follow: Follow, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+    """Nothing is known of it."""
+    why = f"'{getattr(func, '__name__', func)}' is not understood at {code_place()}"
+    follow.freeze((*tree_leaves((args, kwargs)), *tree_leaves(result)), why)
+    for value in tree_leaves(result):
+        if isinstance(value, Tensor):
+            follow.put(value, None)
+
+
+ChannelRule = Callable[[Follow, Callable[..., Any], tuple[Any, ...], dict[str, Any], Any], None]
+"""Labels what a function gave, from the labels of what it was given."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-FIXED = 0
+NO_CHANNEL = 0
 
 
 class Slot(NamedTuple):
@@ -51,7 +51,7 @@ class Labels:
     def __init__(self) -> None:
         self.blocks: dict[Slot, Block] = {}
         self.frozen: dict[int, str] = {}
-        self.parent = [FIXED]
+        self.parent = [NO_CHANNEL]
 
     def born(self, slot: Slot, size: int) -> Block:
         """The block of ``slot``; the same one for whoever asks again."""
@@ -72,12 +72,13 @@ class Labels:
 
     def meet(self, a: Tensor, b: Tensor, why: str) -> None:
         """Each channel of ``a`` is that of ``b`` at its place; what meets a fixed one is frozen, because of ``why``."""
-        pairs = torch.stack([x.flatten() for x in torch.broadcast_tensors(a, b)], 1).unique(dim=0)
-        for one, other in pairs.tolist():
+        shape = (a + b).shape
+        a, b = a.expand(shape), b.expand(shape)
+        for one, other in set(zip(a.flatten().tolist(), b.flatten().tolist(), strict=True)):
             one, other = self.root(one), self.root(other)
             if one == other:
                 continue
-            if FIXED in (one, other):
+            if NO_CHANNEL in (one, other):
                 self.frozen.setdefault(max(one, other), why)
                 continue
             low, high = sorted((one, other))
@@ -87,4 +88,4 @@ class Labels:
 
     def freeze(self, labels: Tensor, why: str) -> None:
         """They keep their number, because of ``why``."""
-        self.meet(labels.unique(), torch.zeros(1, dtype=torch.int64, device="cpu"), why)
+        self.meet(labels, torch.zeros(1, dtype=torch.int64, device="cpu"), why)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from nbcompile.core.copies import weightless
 from nbcompile.core.example import Inputs, change_tensors
-from nbcompile.core.width.follow import Follow, Readers, followed
-from nbcompile.core.width.labels import FIXED, Slot
+from nbcompile.core.width.follow import Follow, Readers
+from nbcompile.core.width.labels import NO_CHANNEL, Slot
+from nbcompile.core.width.rules import followed
 from nbcompile.core.width.spaces import Space
 
 Sizes = Mapping[Slot, int]
@@ -31,7 +32,7 @@ class NoLayoutError(Exception):
 
 
 @dataclass
-class Layout:
+class WidthLayout:
     """The channels of the widest network, and which of them each width has.
 
     Attributes:
@@ -54,7 +55,9 @@ class Layout:
         """``(n,)``: the positions of ``slot`` at a width; ``steps`` has a number for every space."""
         if not any(steps):
             return self.own[slot]
-        kept = [p for p, one in enumerate(self.wide[slot]) if one == FIXED or self.unit[one] < steps[self.space[one]]]
+        kept = [
+            p for p, one in enumerate(self.wide[slot]) if one == NO_CHANNEL or self.unit[one] < steps[self.space[one]]
+        ]
         return torch.tensor(kept, dtype=torch.int64)
 
 
@@ -78,7 +81,7 @@ def sizes_at(follow: Follow, spaces: Sequence[Space], steps: Sequence[int]) -> S
     return sizes
 
 
-def resized(model: nn.Module, sizes: Sizes, grouped: Mapping[str, int]) -> nn.Module:
+def at_sizes(model: nn.Module, sizes: Sizes, grouped: Mapping[str, int]) -> nn.Module:
     """A copy of ``model`` on ``meta``, with tensors of these sizes."""
     copy = weightless(model)
     shapes: dict[str, list[int]] = {}
@@ -124,7 +127,7 @@ def run_at(
     sizes = sizes_at(base, spaces, steps)
     grouped = {name: written for name, (_, written) in base.grouped.items()}
     try:
-        seen = followed(resized(model, sizes, grouped), hollow(inputs))
+        seen = followed(at_sizes(model, sizes, grouped), without_values(inputs))
     except Exception as error:
         raise NoLayoutError(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
     if seen.read.keys() != base.read.keys() or seen.labels.blocks.keys() != base.labels.blocks.keys():
@@ -135,12 +138,12 @@ def run_at(
     return seen, sizes
 
 
-def hollow(inputs: Inputs) -> Inputs:
+def without_values(inputs: Inputs) -> Inputs:
     """``inputs`` on ``meta``."""
     return change_tensors(lambda x: x.to("meta"), inputs)
 
 
-def lay_out(model: nn.Module, inputs: Inputs, base: Follow, spaces: list[Space], steps: Sequence[int]) -> Layout:
+def lay_out(model: nn.Module, inputs: Inputs, base: Follow, spaces: list[Space], steps: Sequence[int]) -> WidthLayout:
     """The layout of the widest network.
 
     Raises:
@@ -157,7 +160,7 @@ def lay_out(model: nn.Module, inputs: Inputs, base: Follow, spaces: list[Space],
         taken: dict[int, int] = defaultdict(int)
         positions = []
         for root in base.labels.roots(labels):
-            one = given.get(root, FIXED) if root != FIXED else FIXED
+            one = given.get(root, NO_CHANNEL) if root != NO_CHANNEL else NO_CHANNEL
             if taken[one] >= len(by_class[one]):
                 raise NoLayoutError(f"'{slot.tensor}' does not read there what it reads", [slot])
             positions.append(by_class[one][taken[one]])
@@ -166,7 +169,7 @@ def lay_out(model: nn.Module, inputs: Inputs, base: Follow, spaces: list[Space],
             raise NoLayoutError(f"'{slot.tensor}' reads channels in another order there", [slot])
         own[slot] = torch.tensor(positions, dtype=torch.int64)
     grouped = {name: written for name, (_, written) in base.grouped.items()}
-    return Layout(spaces, wide, unit, space_of, own, grouped)
+    return WidthLayout(spaces, wide, unit, space_of, own, grouped)
 
 
 def _all_slots(follow: Follow) -> Iterator[tuple[Slot, Tensor]]:
@@ -208,14 +211,14 @@ def _matched(
     return given, unit, space_of
 
 
-def check(model: nn.Module, inputs: Inputs, base: Follow, layout: Layout, steps: Sequence[int]) -> None:
+def check_width(model: nn.Module, inputs: Inputs, base: Follow, layout: WidthLayout, steps: Sequence[int]) -> None:
     """Run the network at a width: it must read, position by position, what the layout says.
 
     Raises:
         NoLayoutError: naming a slot that does not.
     """
     seen, _ = run_at(model, inputs, base, layout.spaces, steps)
-    is_class: dict[int, int] = {FIXED: FIXED}
+    is_class: dict[int, int] = {NO_CHANNEL: NO_CHANNEL}
     for slot, block in seen.labels.blocks.items():
         expected = [layout.wide[slot][p] for p in layout.index(slot, steps).tolist()]
         roots = seen.labels.roots(block.labels())

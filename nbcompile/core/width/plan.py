@@ -8,16 +8,17 @@ from torch import nn
 from nbcompile.core.copies import weightless
 from nbcompile.core.example import Inputs
 from nbcompile.core.progress import step
-from nbcompile.core.width.follow import Follow, followed
-from nbcompile.core.width.labels import FIXED
-from nbcompile.core.width.layout import Layout, NoLayoutError, check, hollow, lay_out
+from nbcompile.core.width.follow import Follow
+from nbcompile.core.width.labels import NO_CHANNEL
+from nbcompile.core.width.layout import NoLayoutError, WidthLayout, check_width, lay_out, without_values
+from nbcompile.core.width.rules import followed
 from nbcompile.core.width.spaces import Space, spaces_of
 
-DRAWS = 4
+WIDTHS_TRIED = 4
 """Widths at which a layout is checked, besides the widest and the original's."""
 
 
-def planned(model: nn.Module, inputs: Inputs, widest: Callable[[Space], float]) -> Layout:
+def planned(model: nn.Module, inputs: Inputs, widest: Callable[[Space], float]) -> WidthLayout:
     """The layout of ``model`` at its widest.
 
     Args:
@@ -29,7 +30,7 @@ def planned(model: nn.Module, inputs: Inputs, widest: Callable[[Space], float]) 
         NoLayoutError: if the network does not run on ``meta``.
     """
     try:
-        base = followed(weightless(model), hollow(inputs))
+        base = followed(weightless(model), without_values(inputs))
     except Exception as error:
         raise NoLayoutError(f"it does not run without values: {type(error).__name__}: {error}") from error
     spaces = spaces_of(base, model)
@@ -43,12 +44,12 @@ def planned(model: nn.Module, inputs: Inputs, widest: Callable[[Space], float]) 
 
 
 def _proven(
-    model: nn.Module, inputs: Inputs, base: Follow, spaces: list[Space], steps: Sequence[int], draws: int = DRAWS
-) -> Layout:
+    model: nn.Module, inputs: Inputs, base: Follow, spaces: list[Space], steps: Sequence[int], draws: int = WIDTHS_TRIED
+) -> WidthLayout:
     layout = lay_out(model, inputs, base, spaces, steps)
     rng = random.Random(0)
     for _ in range(draws if any(steps) else 0):
-        check(model, inputs, base, layout, [rng.randint(0, most) for most in steps])
+        check_width(model, inputs, base, layout, [rng.randint(0, most) for most in steps])
     return layout
 
 
@@ -88,7 +89,7 @@ def _first_that_does_not_go(
 
 def _touches(base: Follow, space: Space, slot: object) -> bool:
     """Whether ``slot`` writes or reads channels of ``space``."""
-    own = {root for block in space.blocks for root in base.labels.roots(block.labels())} - {FIXED}
+    own = {root for block in space.blocks for root in base.labels.roots(block.labels())} - {NO_CHANNEL}
     if any(block.slot == slot for block in space.blocks):
         return True
     return any(at == slot and own & set(base.labels.roots(labels)) for at, labels in base.read.items())

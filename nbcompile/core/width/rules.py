@@ -4,71 +4,41 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from nbcompile.core.example import Inputs
 from nbcompile.core.graph.operators import of_function
 from nbcompile.core.tracing.places import code_place
-from nbcompile.core.width.follow import Follow, compact
+from nbcompile.core.width.follow import ChannelRule, Follow, compact, freeze
+from nbcompile.core.width.layer_rules import OF_LAYERS
 
-Rule = Callable[[Follow, Callable[..., Any], tuple[Any, ...], dict[str, Any], Any], None]
 
-_MIXES = frozenset(["mean", "sum", "amax", "amin", "std", "var", "logsumexp", "norm", "prod", "all", "any"])
-_ALONE = frozenset(
-    "sqrt rsqrt exp log abs square round floor erf sin cos reciprocal clamp clamp_min clamp_max zeros_like ones_like "
-    "nan_to_num masked_fill softmax log_softmax softmin normalize cumsum "  # the last mix what is beside an element
-    "to type type_as float double half bfloat16 contiguous detach cpu clone".split()
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_MIXES = _words("mean sum amax amin std var logsumexp norm prod all any")
+_ALONE = _words("sqrt rsqrt exp log abs square round floor erf sin cos reciprocal clamp clamp_min clamp_max zeros_like")
+_ALONE |= _words(
+    "ones_like nan_to_num masked_fill to type type_as float double half bfloat16 contiguous detach cpu clone"
 )
-_MOVES = frozenset(
-    [
-        "getitem",
-        "chunk",
-        "split",
-        "tensor_split",
-        "hsplit",
-        "vsplit",
-        "dsplit",
-        "split_with_sizes",
-        "unbind",
-        "unsafe_chunk",
-        "unsafe_split",
-        "unsafe_split_with_sizes",
-        "transpose",
-        "t",
-        "adjoint",
-        "permute",
-        "moveaxis",
-        "movedim",
-        "swapaxes",
-        "swapdims",
-        "broadcast_to",
-        "expand",
-        "expand_as",
-        "narrow",
-        "select",
-        "index_select",
-        "cat",
-        "concat",
-        "concatenate",
-        "stack",
-        "roll",
-        "flip",
-        "channel_shuffle",
-        "native_channel_shuffle",
-    ]
+_ALONE |= _words("softmax log_softmax softmin normalize cumsum")  # mix what is beside an element, as many as it may be
+_MOVES = _words(
+    "getitem chunk split tensor_split hsplit vsplit dsplit split_with_sizes unbind transpose t adjoint permute"
 )
-_TOGETHER = frozenset(
-    ["maximum", "minimum", "where", "lerp", "addcmul", "eq", "ne", "lt", "le", "gt", "ge", "pow", "truediv"]
-)
+_MOVES |= _words("unsafe_chunk unsafe_split unsafe_split_with_sizes moveaxis movedim swapaxes swapdims broadcast_to")
+_MOVES |= _words("expand expand_as narrow select index_select cat concat concatenate stack roll flip channel_shuffle")
+_TOGETHER = _words("maximum minimum where lerp addcmul eq ne lt le gt ge pow truediv")
 
 
-def rule_of(function: Callable[..., Any]) -> Rule:
+def rule_of(function: Callable[..., Any]) -> ChannelRule:
     """The rule for a function of torch or a method of tensors."""
     name = getattr(function, "__name__", "").strip("_")
     name = name[1:] if name[:1] in ("r", "i") and name[1:] in ("add", "sub", "mul", "truediv", "div", "pow") else name
     row = of_function(function)
-    if name in _LAYERS:
-        return _LAYERS[name]
+    if name in OF_LAYERS:
+        return OF_LAYERS[name]
     if name in ("requires_grad", "set_", "copy"):
         return freeze
     if row.broadcasts or name in _TOGETHER:
@@ -82,15 +52,6 @@ def rule_of(function: Callable[..., Any]) -> Rule:
     if row.identity or row.elementwise or row.activation or name in _ALONE:
         return alone
     return over_maps if row.channelwise else freeze
-
-
-def freeze(follow: Follow, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-    """Nothing is known of it."""
-    why = f"'{getattr(func, '__name__', func)}' is not understood at {code_place()}"
-    follow.freeze((*tree_leaves((args, kwargs)), *tree_leaves(result)), why)
-    for value in tree_leaves(result):
-        if isinstance(value, Tensor):
-            follow.put(value, None)
 
 
 def moved(follow: Follow, func: Any, args: Any, kwargs: Any, result: Any) -> None:
@@ -239,109 +200,11 @@ def _same_along(labels: Tensor, dim: int) -> bool:
     return bool((labels == labels.narrow(dim, 0, 1)).all())
 
 
-def _bound(func: Any, names: str, args: Any, kwargs: Any) -> dict[str, Any]:
-    """Arguments by their names; builtins have no signature."""
-    return {**dict(zip(names.split(), args, strict=False)), **kwargs}
-
-
-def _convolution(follow: Follow, func: Any, args: Any, kwargs: Any, result: Tensor) -> None:
-    got = _bound(func, "input weight bias stride padding dilation groups", args, kwargs)
-    weight, groups = got["weight"], got.get("groups", 1)
-    channels = 1 if result.ndim == weight.ndim else 0
-    why = f"'{func.__name__}' is not given it as channels at {code_place()}"
-    read = follow.across(follow.of(got["input"]), got["input"].size(channels), channels, why)
-    born = follow.writes(weight, 0)
-    if groups == 1:
-        follow.reads(weight, 1, read)
-    else:
-        _note_groups(follow, weight, weight.size(1), weight.size(0) // groups)
-        follow.reads(weight, -1, read)  # no dimension of it: which channels its groups read
-    if got.get("bias") is not None:
-        follow.reads(got["bias"], 0, born)
-    follow.put(result, follow.along(born, result, channels))
-
-
-def _note_groups(follow: Follow, weight: Tensor, read: int, written: int) -> None:
-    name = follow.name(weight)
-    if name is not None:
-        follow.grouped[name] = read, written
-
-
-def _transposed(follow: Follow, func: Any, args: Any, kwargs: Any, result: Tensor) -> None:
-    got = _bound(func, "input weight bias stride padding output_padding groups dilation", args, kwargs)
-    if got.get("groups", 1) != 1:
-        return freeze(follow, func, args, kwargs, result)
-    weight = got["weight"]
-    channels = 1 if result.ndim == weight.ndim else 0
-    why = f"'{func.__name__}' is not given it as channels at {code_place()}"
-    follow.reads(weight, 0, follow.across(follow.of(got["input"]), got["input"].size(channels), channels, why))
-    born = follow.writes(weight, 1)
-    if got.get("bias") is not None:
-        follow.reads(got["bias"], 0, born)
-    return follow.put(result, follow.along(born, result, channels))
-
-
-def _linear(follow: Follow, func: Any, args: Any, kwargs: Any, result: Tensor) -> None:
-    got = _bound(func, "input weight bias", args, kwargs)
-    weight, last = got["weight"], got["input"].ndim - 1
-    why = f"'linear' is not given it as features at {code_place()}"
-    follow.reads(weight, 1, follow.across(follow.of(got["input"]), got["input"].size(last), last, why))
-    born = follow.writes(weight, 0)
-    if got.get("bias") is not None:
-        follow.reads(got["bias"], 0, born)
-    follow.put(result, follow.along(born, result, last))
-
-
-def _per_channel(words: str, numbers: str) -> Rule:
-    """A norm or activation with a number for each channel, dimension 1, and other arguments between."""
-
-    def rule(follow: Follow, func: Any, args: Any, kwargs: Any, result: Tensor) -> None:
-        got = _bound(func, words, args, kwargs)
-        labels = follow.of(got["input"])
-        why = f"'{func.__name__}' is not given it as channels at {code_place()}"
-        read = follow.across(labels, got["input"].size(1), 1, why)
-        for name in numbers.split():
-            if got.get(name) is not None and got[name].numel() > 1:
-                follow.reads(got[name], 0, read)
-        follow.put(result, follow.along(read, result, 1))
-
-    return rule
-
-
-def _last(follow: Follow, func: Any, args: Any, kwargs: Any, result: Tensor) -> None:
-    got = _bound(func, "input normalized_shape weight bias", args, kwargs)
-    if len(got["normalized_shape"]) != 1:
-        return freeze(follow, func, args, kwargs, result)
-    last = result.ndim - 1
-    why = f"'{func.__name__}' is not given it as features at {code_place()}"
-    read = follow.across(follow.of(got["input"]), got["input"].size(last), last, why)
-    for name in ("weight", "bias"):
-        if isinstance(got.get(name), Tensor):
-            follow.reads(got[name], 0, read)
-    return follow.put(result, follow.along(read, result, last))
-
-
-def _group_norm(follow: Follow, func: Any, args: Any, kwargs: Any, result: Tensor) -> None:
-    groups = _bound(func, "input num_groups weight bias", args, kwargs)["num_groups"]
-    if groups > 1:  # which channels a group holds would change
-        return freeze(follow, func, args, kwargs, result)
-    return _per_channel("input num_groups weight bias", "weight bias")(follow, func, args, kwargs, result)
-
-
-def _embedding(follow: Follow, func: Any, args: Any, kwargs: Any, result: Tensor) -> None:
-    weight = _bound(func, "input weight", args, kwargs)["weight"]
-    follow.put(result, follow.along(follow.writes(weight, 1), result, result.ndim - 1))
-
-
-_LAYERS: dict[str, Rule] = {
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
-    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed),
-    "linear": _linear,
-    "batch_norm": _per_channel("input running_mean running_var weight bias", "running_mean running_var weight bias"),
-    "instance_norm": _per_channel("input running_mean running_var weight bias", "running_mean running_var weight bias"),
-    "prelu": _per_channel("input weight", "weight"),
-    "group_norm": _group_norm,
-    "layer_norm": _last,
-    "rms_norm": _last,
-    "embedding": _embedding,
-}
+def followed(model: nn.Module, inputs: Inputs) -> Follow:
+    """The channels of one run of ``model``, as it is, on ``inputs``; what it gives keeps its number."""
+    follow = Follow(model, rule_of)
+    device = next((tensor.device for tensor in tree_leaves(inputs)), torch.device("cpu"))
+    with torch.random.fork_rng([]), torch.no_grad(), device, follow:  # what the network makes anew is there, too
+        output = model(*inputs)
+    follow.freeze(tree_leaves(output), "the network's output has it")
+    return follow

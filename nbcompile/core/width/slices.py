@@ -17,13 +17,13 @@ from torch.nn.utils import parametrize
 from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import UsageError
 from nbcompile.core.width.labels import Slot
-from nbcompile.core.width.layout import Layout, set_attributes
+from nbcompile.core.width.layout import WidthLayout, set_attributes
 
 _ATTRIBUTE = "_nbcompile_width"
 _WIDE = "wide_{}"
 
 
-class Part(nn.Module):
+class WidthPart(nn.Module):
     """Gives the part of a wide tensor that a width has.
 
     Attributes:
@@ -51,7 +51,7 @@ class Part(nn.Module):
 class Widths:
     """What a giant in width remembers: its layout, its factors, and the width that is on."""
 
-    def __init__(self, layout: Layout, factors: Sequence[float], inner: Sequence[float]) -> None:
+    def __init__(self, layout: WidthLayout, factors: Sequence[float], inner: Sequence[float]) -> None:
         self.layout, self.factors, self.inner = layout, tuple(factors), tuple(inner)
         self.steps = [0] * len(layout.spaces)
 
@@ -88,7 +88,7 @@ def widen_(model: nn.Module, widths: Widths, generator: torch.Generator) -> None
             continue
         made = _grown(old.detach(), places, sizes, _born(widths, name), generator)
         module._parameters[key] = nn.Parameter(made, old.requires_grad)
-        part = Part()
+        part = WidthPart()
         part.turn_to(places, made.device)
         parametrize.register_parametrization(module, key, part, unsafe=True)
     object.__setattr__(model, _ATTRIBUTE, widths)

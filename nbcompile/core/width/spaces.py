@@ -9,7 +9,7 @@ from math import gcd
 from torch import nn
 
 from nbcompile.core.width.follow import Follow, Readers
-from nbcompile.core.width.labels import FIXED, Block, Slot
+from nbcompile.core.width.labels import NO_CHANNEL, Block, Slot
 
 
 @dataclass
@@ -65,7 +65,7 @@ def spaces_of(follow: Follow, model: nn.Module) -> list[Space]:
         if writer is None:  # depthwise: it writes none
             continue
         quantum[writer] = written
-        for root in set(labels.roots(follow.read[Slot(name, -1)])) - {FIXED}:
+        for root in set(labels.roots(follow.read[Slot(name, -1)])) - {NO_CHANNEL}:
             join(home[root], writer)
             quantum[home[root]] = read
     found: dict[int, Space] = {}
@@ -89,7 +89,7 @@ def spaces_of(follow: Follow, model: nn.Module) -> list[Space]:
 def _freeze_fixed_groups(follow: Follow, name: str, spaces: Iterable[Space]) -> None:
     """A convolution in groups that reads channels without a number of their own."""
     read = follow.read.get(Slot(name, -1), follow.read.get(Slot(name, 0)))
-    if read is None or bool((read == FIXED).any()):
+    if read is None or bool((read == NO_CHANNEL).any()):
         for space in spaces:
             if any(block.slot == Slot(name, 0) for block in space.blocks):
                 space.frozen = space.frozen or f"'{name}' reads a fixed number of channels in groups"
