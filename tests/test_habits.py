@@ -34,10 +34,16 @@ LIMIT = 1e-10
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 
 
-def rows(check: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Of the table; those that are known not to pass ``check`` are marked with what was found."""
+def rows(check: str, fast: int = 1) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Of the table; those that are known not to pass ``check`` are marked with what was found.
+
+    One in ``fast`` is for the fast suite, the others are slow.
+    """
     marked = {name: [pytest.mark.xfail(reason=reason, strict=True)] for name, reason in OPEN[check].items()}
-    return pytest.mark.parametrize("row", [pytest.param(h, id=h.name, marks=marked.get(h.name, [])) for h in HABITS])
+    marks = [[*marked.get(h.name, []), *([pytest.mark.slow] if n % fast else [])] for n, h in enumerate(HABITS)]
+    return pytest.mark.parametrize(
+        "row", [pytest.param(h, id=h.name, marks=m) for h, m in zip(HABITS, marks, strict=True)]
+    )
 
 
 def call(model: nn.Module, inputs: Inputs, **later: Any) -> Any:
@@ -184,7 +190,7 @@ def test_fuse_is_right_or_refuses_by_the_line(row: Habit) -> None:
         assert row.layers is None or len(cost(tiny, inputs).layers) == row.layers
 
 
-@rows("expand")
+@rows("expand", fast=3)
 def test_expand_contracts_to_what_it_was(row: Habit) -> None:
     """All layers, slopes of 1; at ratio 1 and 2 in turn."""
     model, inputs = row.build(), row.example()

@@ -28,6 +28,7 @@ VERBS = {
     "nbcompile.report.errors_by_layer": ("per_layer_error",),
     "nbcompile.report.collect": ("report_on",),
     "nbcompile.verification": ("verify", "verify_merged"),
+    "nbcompile.widening": ("widen", "width_groups"),
 }
 DRAWING = ("expand",)
 """Verbs that draw weights from torch's generator, as every new layer does."""
