@@ -4,6 +4,7 @@ import copy
 import random
 import warnings
 from collections.abc import Iterator
+from itertools import count
 
 import pytest
 import torch
@@ -327,6 +328,24 @@ def test_refuses_what_reads_values() -> None:
         PreconditionError, match=r"^widen: the channels of Reads cannot be followed: it does not run with"
     ):
         widen(Reads().double(), X)
+
+
+class Turns(nn.Module):
+    """Other channels at every call of any copy: nothing that is found in one run holds in the next."""
+
+    calls = count()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).roll(next(self.calls) % 5, 1))
+
+
+def test_a_network_that_never_does_the_same_comes_to_an_end() -> None:
+    with pytest.raises(PreconditionError, match=r"^widen: (nothing|the channels) of Turns can"):
+        widen(Turns().double(), X)
 
 
 def test_refuses_widths() -> None:

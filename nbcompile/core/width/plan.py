@@ -56,7 +56,11 @@ def _proven(
 def _freeze(
     model: nn.Module, inputs: Inputs, base: Follow, spaces: list[Space], steps: Sequence[int], refusal: NoLayoutError
 ) -> None:
-    """Freeze what fails by itself; else the spaces that the refusal names; else each that fails with those before."""
+    """Freeze what fails by itself; else what the refusal names; else each that fails with those before; else all.
+
+    Raises:
+        NoLayoutError: if the network fails at its own width.
+    """
 
     def fails(chosen: set[int]) -> NoLayoutError | None:
         try:
@@ -66,10 +70,12 @@ def _freeze(
         return None
 
     free = [n for n, k in enumerate(steps) if k]
+    if not free:
+        raise refusal
     alone = {n: why for n in free if (why := fails({n})) is not None}
     if not alone:
         named = {n for n in free for slot in refusal.slots if _touches(base, spaces[n], slot)}
-        alone = dict.fromkeys(named, refusal) or _first_that_does_not_go(free, fails)
+        alone = dict.fromkeys(named, refusal) or _first_that_does_not_go(free, fails) or dict.fromkeys(free, refusal)
     for n, why in alone.items():
         spaces[n].frozen = f"at another width {why}"
 
