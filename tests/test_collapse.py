@@ -4,7 +4,6 @@ import copy
 import logging
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +76,8 @@ def gradients(model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
     return output.detach(), dict(zip(names, torch.autograd.grad(F.cross_entropy(output, y), parameters), strict=True))
 
 
-@pytest.mark.parametrize(("block", "preserve"), list(product(BLOCKS, (False, True))))
+@pytest.mark.parametrize("preserve", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("block", BLOCKS)
 def test_a_networks_gradients_are_those_of_the_expanded_form(block: str, preserve: bool) -> None:
     giant = linear(EVERYWHERE, block=block, preserve=preserve).double()
     assert len(sites(giant)) == 17

@@ -206,7 +206,13 @@ def test_expand_draws_only_for_new_weights() -> None:
 
 @pytest.mark.parametrize(
     ("name", "block"),
-    [("mobilenetv2_tiny", "inverted-residual"), ("mobilenetv2_tiny", "basic"), ("mcunet", "bottleneck")],
+    [
+        ("mobilenetv2_tiny", "inverted-residual"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("mobilenetv2_tiny", "basic"), ("mcunet", "bottleneck"))
+        ),
+    ],
 )
 def test_preserve_starts_as_the_original(name: str, block: str) -> None:
     model = scramble_(zoo.NETWORKS[name].factory(num_classes=5))
@@ -385,8 +391,11 @@ def test_blocks_without_norms_are_told(caplog: pytest.LogCaptureFixture) -> None
 @pytest.mark.parametrize(
     "name",
     [
-        *("resnet10t", "mobilenetv3_small_050"),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("densenetblur121d", "deit_tiny_patch16_224")),
+        "resnet10t",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("mobilenetv3_small_050", "densenetblur121d", "deit_tiny_patch16_224")
+        ),
     ],
 )
 def test_timms_networks_come_back(name: str) -> None:

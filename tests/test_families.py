@@ -124,8 +124,10 @@ def counts(model: nn.Module, x: Tensor) -> dict[str, int]:
     "name",
     [
         "repghostnet_050",
-        "mobileone_s0",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("repvgg_a0", "fastvit_t8", "repvit_m0_9")),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("mobileone_s0", "repvgg_a0", "fastvit_t8", "repvit_m0_9")
+        ),
     ],
 )
 def test_a_network_reaches_the_deploy_form_of_its_library(name: str) -> None:

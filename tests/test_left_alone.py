@@ -142,7 +142,7 @@ VERBS: dict[str, Callable[[nn.Module, Tensor, Path], Any]] = {
 }
 
 
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("training", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("habit", HABITS)
 def test_what_a_forward_does_is_done_to_copies(habit: str, verb: str, training: bool, tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def test_while_importing(tmp_path: Path, module: str) -> None:
     assert (tmp_path / "tiny.onnx").read_text() == "old bytes"
 
 
+@pytest.mark.slow
 def test_before_the_new_file_gets_its_name(tmp_path: Path) -> None:
     done = stopped_when("event == 'os.rename' and str(args[1]).endswith('tiny.onnx')", tmp_path)
     assert done.returncode == 130, done.stderr
