@@ -21,6 +21,7 @@ from nbcompile.core.wrappers import require_loaded, unwrap
 from nbcompile.deploy.deploy_form import PassReport, compiled
 from nbcompile.pass_runner import run_passes
 from nbcompile.passes import ContractSites, PassResult
+from nbcompile.passes.contract_sites import not_finite
 
 log = logging.getLogger("nbcompile")
 
@@ -87,15 +88,14 @@ def fused(
         raise UsageError(f"scope='{scope}' is unknown; 'sites' or 'all'")
     model = unwrap(model)
     require_loaded(model, "fuse")
-    widened = widths_of(model) is not None
-    if widened:
+    if widths_of(model) is not None:
         model = narrowed(model).eval()
-        require_finite(model)
-        scope = scope or "sites"
+        if key := not_finite(model):
+            raise PreconditionError(f"fuse: '{key}' is not finite (NaN or infinite)")
+        if scope != "all" and not sites(model):
+            return model, ()
     expanded = bool(sites(model))
     scope = scope or ("sites" if expanded else "all")
-    if widened and not expanded and scope == "sites":
-        return model, ()
     if scope == "sites" and not expanded:
         raise PreconditionError(f"fuse: {type(model).__name__} has no expansion blocks; expand it, or use scope='all'")
     known = example_input is not None or origin_of(model) is not None
@@ -115,13 +115,6 @@ def fused(
         tiny, more = compiled(tiny, inputs, verify_each, proof=proof)
         reports += more
     return tiny, reports
-
-
-def require_finite(model: nn.Module) -> None:
-    """Refuse a network of which a parameter or buffer holds no numbers, by name."""
-    for name, value in (*model.named_parameters(), *model.named_buffers()):
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise PreconditionError(f"fuse: '{name}' is not finite (NaN or infinite)")
 
 
 def _contract(tree: nn.Module, force: bool, verify_each: bool) -> tuple[str, PassResult]:

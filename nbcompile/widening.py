@@ -45,7 +45,8 @@ def widen(
         seed: of the new weights. From the original's outputs on, they are multiplied by 0: its function stays.
 
     Returns:
-        The giant: same class, same mode, same outputs and gradients.
+        The giant: of the model's class (a subclass, where the model itself holds a parameter that grows), in the same
+        mode, with the same outputs.
 
     Raises:
         PreconditionError: if nothing can be widened, saying why, or the network cannot be followed.
@@ -69,7 +70,7 @@ def widen(
     except NoLayoutError as error:
         raise PreconditionError(f"widen: the channels of {type(model).__name__} cannot be followed: {error}") from error
     widths = Widths(layout, factors, inner)
-    if not widths.slots():
+    if not widths.slots:
         why = "; ".join(dict.fromkeys(f"'{space.name}': {space.frozen}" for space in layout.spaces if space.frozen))
         raise PreconditionError(f"widen: nothing of {type(model).__name__} can be widened: {why or 'it has no layers'}")
     widen_(giant, widths, torch.Generator().manual_seed(seed))

@@ -137,16 +137,25 @@ def _check_geometry(name: str, whole: AffineMap, spec: LayerSpec) -> None:
 
 
 def _require_finite(gm: nn.Module) -> None:
-    """NaN is refused anywhere, infinities but in buffers that are no statistics: limits and masks."""
-    merged = {id(x) for block in sites(gm).values() for x in block.state_dict(keep_vars=True).values()}
-    for key, value in gm.state_dict(keep_vars=True).items():
+    if key := not_finite(gm):
+        raise PreconditionError(
+            f"contract-sites: '{key}' holds NaN or Inf: training diverged; take an earlier checkpoint"
+        )
+
+
+def not_finite(model: nn.Module) -> str:
+    """The first key whose values make a network worthless; empty if there is none.
+
+    That is NaN anywhere, and infinities but in buffers that are no statistics: limits and masks.
+    """
+    merged = {id(x) for block in sites(model).values() for x in block.state_dict(keep_vars=True).values()}
+    for key, value in model.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor) or not value.is_floating_point():
             continue
         plain = id(value) not in merged and not isinstance(value, nn.Parameter) and "running_" not in key
         if bool(value.isnan().any() if plain else ~value.isfinite().all()):
-            raise PreconditionError(
-                f"contract-sites: '{key}' holds NaN or Inf: training diverged; take an earlier checkpoint"
-            )
+            return key
+    return ""
 
 
 def _bent(bent: dict[str, Expanded], total: int) -> str:

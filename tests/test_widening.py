@@ -282,6 +282,26 @@ def test_what_is_not_understood_keeps_its_number_and_says_why() -> None:
     assert groups["head.weight"]["factors"] == (1.0,)
 
 
+class Written(nn.Module):
+    """Channels that are written into others, as far as there are some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, z = self.a(x).relu(), self.b(x)
+        y[:, -1] = z[:, 0]
+        return self.head(y)
+
+
+def test_what_is_written_into_keeps_its_number() -> None:
+    with pytest.raises(
+        PreconditionError, match=r"'a.weight': '__setitem__' is not understood at .*; 'b.weight': '__set"
+    ):
+        widen(made(Written), X)
+
+
 def test_inner_and_crossing_groups() -> None:
     groups = width_groups(widen(made(Residual), X))
     assert {name for name, group in groups.items() if group["inner"]} == {

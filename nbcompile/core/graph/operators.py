@@ -249,7 +249,9 @@ def is_foreign(node: fx.Node) -> bool:
 
 
 _WORDS = {word: row for row in OPERATORS for word in row.names}
-_SIGNS = {f"__{kind}{word}__": row for row in OPERATORS for word in row.names for kind in ("", "r", "i")}
+_SIGNS = {
+    f"__{kind}{word}__": row for row in OPERATORS for word in (*row.names, *row.python) for kind in ("", "r", "i")
+}
 
 
 def of_function(function: Any) -> Operator:

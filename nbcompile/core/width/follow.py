@@ -47,7 +47,8 @@ class Follow(TorchFunctionMode):
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         channels = any(id(x) in self._known or id(x) in self.names for x in tensors)
         result = func(*args, **kwargs)
-        if channels and any(isinstance(x, Tensor) for x in tree_leaves(result)):
+        gives = any(isinstance(x, Tensor) for x in tree_leaves(result)) or func is Tensor.__setitem__
+        if channels and gives:  # who asks for a size gives none
             self.rule_of(func)(self, func, args, kwargs, result)
         return result
 

@@ -8,6 +8,7 @@ of a chunk stay in their halves. What a layer reads then says where its old inpu
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ class WidthLayout:
         unit: by class, in which step of its space it comes, from 0; -1 is the original's. Fixed ones have none.
         space: by class, the index of its space.
         own: by slot, where the original's positions are among the wide ones, in the original's order.
-        grouped: of weights in groups, outputs of a group.
+        grouped: of weights in groups, how many inputs and outputs a group has.
     """
 
     spaces: list[Space]
@@ -49,16 +50,25 @@ class WidthLayout:
     unit: dict[int, int]
     space: dict[int, int]
     own: dict[Slot, Tensor]
-    grouped: dict[str, int]
+    grouped: Mapping[str, tuple[int, int]]
 
     def index(self, slot: Slot, steps: Sequence[int]) -> Tensor:
         """``(n,)``: the positions of ``slot`` at a width; ``steps`` has a number for every space."""
         if not any(steps):
             return self.own[slot]
-        kept = [
-            p for p, one in enumerate(self.wide[slot]) if one == NO_CHANNEL or self.unit[one] < steps[self.space[one]]
-        ]
-        return torch.tensor(kept, dtype=torch.int64)
+        unit, space = self._comes[slot]
+        return (unit < torch.tensor(steps)[space]).nonzero().flatten()
+
+    @cached_property
+    def _comes(self) -> dict[Slot, tuple[Tensor, Tensor]]:
+        """By slot, of each position: in which step of which space it comes; a training draws a width in every step."""
+        return {
+            slot: (
+                torch.tensor([self.unit.get(one, -1) for one in classes]),
+                torch.tensor([self.space.get(one, 0) for one in classes]),
+            )
+            for slot, classes in self.wide.items()
+        }
 
 
 def sizes_at(follow: Follow, spaces: Sequence[Space], steps: Sequence[int]) -> Sizes:
@@ -81,7 +91,7 @@ def sizes_at(follow: Follow, spaces: Sequence[Space], steps: Sequence[int]) -> S
     return sizes
 
 
-def at_sizes(model: nn.Module, sizes: Sizes, grouped: Mapping[str, int]) -> nn.Module:
+def at_sizes(model: nn.Module, sizes: Sizes, grouped: Mapping[str, tuple[int, int]]) -> nn.Module:
     """A copy of ``model`` on ``meta``, with tensors of these sizes."""
     copy = weightless(model)
     shapes: dict[str, list[int]] = {}
@@ -106,12 +116,12 @@ def at_sizes(model: nn.Module, sizes: Sizes, grouped: Mapping[str, int]) -> nn.M
     return copy
 
 
-def set_attributes(module: Any, key: str, shape: tuple[int, ...], written: int | None) -> None:
+def set_attributes(module: Any, key: str, shape: tuple[int, ...], group: tuple[int, int] | None) -> None:
     """What ``module`` itself has to know of the shape of its weight: groups, and the shape that is normalised."""
     if key != "weight":
         return
-    if written is not None and hasattr(module, "groups"):
-        module.groups = shape[0] // written
+    if group is not None and hasattr(module, "groups"):
+        module.groups = shape[0] // group[1]
     if isinstance(getattr(module, "normalized_shape", None), tuple) and len(shape) == 1:
         module.normalized_shape = shape
 
@@ -125,9 +135,8 @@ def run_at(
         NoLayoutError: if it does not run there, or a tensor would need another size.
     """
     sizes = sizes_at(base, spaces, steps)
-    grouped = {name: written for name, (_, written) in base.grouped.items()}
     try:
-        seen = followed(at_sizes(model, sizes, grouped), without_values(inputs))
+        seen = followed(at_sizes(model, sizes, base.grouped), without_values(inputs))
     except Exception as error:
         raise NoLayoutError(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
     if seen.read.keys() != base.read.keys() or seen.labels.blocks.keys() != base.labels.blocks.keys():
@@ -168,8 +177,7 @@ def lay_out(model: nn.Module, inputs: Inputs, base: Follow, spaces: list[Space],
         if positions != sorted(positions):
             raise NoLayoutError(f"'{slot.tensor}' reads channels in another order there", [slot])
         own[slot] = torch.tensor(positions, dtype=torch.int64)
-    grouped = {name: written for name, (_, written) in base.grouped.items()}
-    return WidthLayout(spaces, wide, unit, space_of, own, grouped)
+    return WidthLayout(spaces, wide, unit, space_of, own, base.grouped)
 
 
 def _all_slots(follow: Follow) -> Iterator[tuple[Slot, Tensor]]:

@@ -29,18 +29,15 @@ _MOVES = _words(
 )
 _MOVES |= _words("unsafe_chunk unsafe_split unsafe_split_with_sizes moveaxis movedim swapaxes swapdims broadcast_to")
 _MOVES |= _words("expand expand_as narrow select index_select cat concat concatenate stack roll flip channel_shuffle")
-_TOGETHER = _words("maximum minimum where lerp addcmul eq ne lt le gt ge pow truediv")
+_TOGETHER = _words("maximum minimum where lerp addcmul eq ne lt le gt ge pow rpow ipow")
 
 
 def rule_of(function: Callable[..., Any]) -> ChannelRule:
     """The rule for a function of torch or a method of tensors."""
     name = getattr(function, "__name__", "").strip("_")
-    name = name[1:] if name[:1] in ("r", "i") and name[1:] in ("add", "sub", "mul", "truediv", "div", "pow") else name
     row = of_function(function)
     if name in OF_LAYERS:
         return OF_LAYERS[name]
-    if name in ("requires_grad", "set_", "copy"):
-        return freeze
     if row.broadcasts or name in _TOGETHER:
         return together
     if name in _MIXES:

@@ -7,6 +7,7 @@ what and where they are, the wide ones are buffers beside them.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from math import sqrt
 from typing import Any, cast
 
@@ -60,8 +61,9 @@ class Widths:
         space = self.layout.spaces[number]
         return (1.0,) if space.frozen else self.inner if space.inner else self.factors
 
+    @cached_property
     def slots(self) -> dict[str, list[Slot]]:
-        """By tensor, the slots that have a dimension."""
+        """By tensor that is wider than the original's, its dimensions that are."""
         found: dict[str, list[Slot]] = {}
         for slot, places in self.layout.own.items():
             if slot.dim >= 0 and len(self.layout.wide[slot]) > len(places):
@@ -76,7 +78,7 @@ def widths_of(model: nn.Module) -> Widths | None:
 
 def widen_(model: nn.Module, widths: Widths, generator: torch.Generator) -> None:
     """Make the tensors of ``model`` wide: new outputs random, new inputs 0, so that its function stays."""
-    for name, slots in widths.slots().items():
+    for name, slots in widths.slots.items():
         path, _, key = name.rpartition(".")
         module, old = model.get_submodule(path), cast(Tensor, model.get_submodule(path)._parameters.get(key))
         places = {slot.dim: widths.layout.own[slot] for slot in slots}
@@ -130,7 +132,7 @@ def width_on(model: nn.Module, steps: Sequence[int]) -> Iterator[None]:
 
 def _switch(model: nn.Module, widths: Widths, steps: Sequence[int]) -> None:
     layout = widths.layout
-    for name, slots in widths.slots().items():
+    for name, slots in widths.slots.items():
         path, _, key = name.rpartition(".")
         module = model.get_submodule(path)
         places = {slot.dim: layout.index(slot, steps) for slot in slots}
@@ -164,7 +166,7 @@ def narrowed(model: nn.Module) -> nn.Module:
     if any(widths.steps):
         raise UsageError("fuse: the network is at another width: leave at_width first")
     tiny = working_copy(model)
-    for name in widths.slots():
+    for name in widths.slots:
         path, _, key = name.rpartition(".")
         module = cast(Any, tiny.get_submodule(path))
         if key in module._buffers:

@@ -61,9 +61,7 @@ def spaces_of(follow: Follow, model: nn.Module) -> list[Space]:
             join(home.setdefault(root, i), i)
     quantum = dict.fromkeys(range(len(blocks)), 1)
     for name, (read, written) in follow.grouped.items():
-        writer = next((i for i, b in enumerate(blocks) if b.slot == Slot(name, 0)), None)
-        if writer is None:  # depthwise: it writes none
-            continue
+        writer = next(i for i, block in enumerate(blocks) if block.slot == Slot(name, 0))
         quantum[writer] = written
         for root in set(labels.roots(follow.read[Slot(name, -1)])) - {NO_CHANNEL}:
             join(home[root], writer)
@@ -76,7 +74,7 @@ def spaces_of(follow: Follow, model: nn.Module) -> list[Space]:
         units = _units(follow, readers, block, quantum[i])
         space.units = gcd(space.units, units) if len(space.blocks) > 1 else units
         space.frozen = space.frozen or _why_frozen(follow, block, quantum[i])
-    for name, _ in follow.grouped.items():  # what a frozen one is coupled to by its groups
+    for name in follow.grouped:
         _freeze_fixed_groups(follow, name, found.values())
     for space in found.values():
         tensors = {
@@ -88,8 +86,7 @@ def spaces_of(follow: Follow, model: nn.Module) -> list[Space]:
 
 def _freeze_fixed_groups(follow: Follow, name: str, spaces: Iterable[Space]) -> None:
     """A convolution in groups that reads channels without a number of their own."""
-    read = follow.read.get(Slot(name, -1), follow.read.get(Slot(name, 0)))
-    if read is None or bool((read == NO_CHANNEL).any()):
+    if bool((follow.read[Slot(name, -1)] == NO_CHANNEL).any()):
         for space in spaces:
             if any(block.slot == Slot(name, 0) for block in space.blocks):
                 space.frozen = space.frozen or f"'{name}' reads a fixed number of channels in groups"
