@@ -314,10 +314,10 @@ def test_inner_and_crossing_groups() -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"factors": (1, 0.5)}, r"^widen: factors must be numbers of at least 1, not 1.0, 0.5$"),
-        ({"inner": (1, float("nan"))}, r"^widen: inner must be numbers of at least 1, not 1.0, nan$"),
-        ({"factors": (2, 3)}, r"^widen: 1 must be among factors: the original is one of the widths that are drawn$"),
-        ({"factors": ()}, r"^widen: 1 must be among factors"),
+        ({"factors": (1, 0.5)}, r"^factors must be numbers from 1 to 64, not 1, 0.5$"),
+        ({"inner": (1, float("nan"))}, r"^inner must be numbers from 1 to 64, not 1, nan$"),
+        ({"factors": (2, 3)}, r"^1 must be among factors: the original is one of the widths that are drawn$"),
+        ({"factors": ()}, r"^1 must be among factors"),
     ],
 )
 def test_refuses_factors(options: dict[str, tuple[float, ...]], sentence: str) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from nbcompile.core.errors import UsageError
 from nbcompile.core.options import options_of
+from nbcompile.core.width.factors import check_factors
 from nbcompile.training.methods import METHODS, SELF, MethodRow
 
 if TYPE_CHECKING:
@@ -30,7 +31,16 @@ def check(config: "TrainConfig") -> None:
     _check_rate(config)
     if config.expands:
         _check_phases(config)
+    if config.widens:
+        _check_widths(config)
     _check_teacher(config)
+
+
+def _check_widths(config: "TrainConfig") -> None:
+    for name in ("factors", "inner"):
+        check_factors(name, getattr(config, name))
+    if config.collapse:
+        raise UsageError(f"collapse goes with one width alone, not with method '{config.method}'")
 
 
 def _check_rate(config: "TrainConfig") -> None:
