@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import UsageError
 from nbcompile.core.width.labels import Slot
-from nbcompile.core.width.layout import WidthLayout, set_attributes
+from nbcompile.core.width.layout import WidthLayout, set_attributes, set_numbers
 
 _ATTRIBUTE = "_nbcompile_width"
 _WIDE = "wide_{}"
@@ -145,6 +145,7 @@ def _switch(model: nn.Module, widths: Widths, steps: Sequence[int]) -> None:
         for dim, at in places.items():
             shape[dim] = len(at)
         set_attributes(module, key, tuple(shape), layout.grouped.get(name))
+    set_numbers(model, layout.numbers(steps))
     widths.steps = list(steps)
 
 
