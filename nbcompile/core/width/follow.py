@@ -96,8 +96,9 @@ class Follow(TorchFunctionMode):
 
         def note(roots: Tensor, numbers: Tensor, *what: Any) -> None:
             """Those of one number are of one kind from here on."""
-            pairs, which = torch.stack([of[roots], numbers]).unique(dim=1, return_inverse=True)
-            new = [known.setdefault((*what, *pair), len(known) + 1) for pair in pairs.t().tolist()]
+            many = int(numbers.max()) + 1 if len(numbers) else 1
+            pairs, which = (of[roots] * many + numbers).unique(return_inverse=True)
+            new = [known.setdefault((*what, *divmod(pair, many)), len(known) + 1) for pair in pairs.tolist()]
             of[roots] = torch.tensor(new, dtype=torch.int64, device="cpu")[which]
 
         for slot in sorted(self.read):

@@ -69,18 +69,19 @@ def sizes_at(follow: Follow, spaces: Sequence[Space], steps: Sequence[int]) -> S
     Raises:
         NoLayoutError: naming those that would read no whole number.
     """
-    over = torch.ones((2, len(follow.labels.root)), dtype=torch.int64, device="cpu")  # what it grows by: a fraction
+    grown = torch.zeros_like(follow.labels.root)  # by which of the ratios
+    ratios: dict[tuple[int, int], int] = {(1, 1): 0}
     sizes: dict[Slot, int] = {}
     for space, k in zip(spaces, steps, strict=True):
         for block in space.blocks:
             sizes[block.slot] = wide = block.size + k * (block.size // space.units)
-            roots = follow.labels.roots(block.labels())
-            over[:, roots] = torch.tensor([[wide], [block.size]], device="cpu")
-    broken = []
+            grown[follow.labels.roots(block.labels())] = ratios.setdefault((wide, block.size), len(ratios))
+    broken, by = [], list(ratios)
     for slot, labels in follow.read.items():
-        parts, counts = over[:, follow.labels.roots(labels)].unique(dim=1, return_counts=True)
-        sizes[slot] = int((counts * parts[0] // parts[1]).sum())
-        if bool((counts * parts[0] % parts[1]).any()):
+        counts = grown[follow.labels.roots(labels)].bincount().tolist()
+        parts = [divmod(n * wide, size) for n, (wide, size) in zip(counts, by, strict=False) if n]
+        sizes[slot] = sum(whole for whole, _ in parts)
+        if any(rest for _, rest in parts):
             broken.append(slot)
     if broken:
         raise NoLayoutError(f"'{broken[0].tensor}' reads a part of the channels that is no whole number", broken)

@@ -1,7 +1,7 @@
 """Spaces of channels: what must be widened together, in which units, and why a space keeps its number."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import takewhile
 from math import gcd, lcm
@@ -56,10 +56,11 @@ def spaces_of(follow: Follow, model: nn.Module) -> list[Space]:
         space.frozen = space.frozen or _why_frozen(frozen, block, roots, whole)
     for name in follow.grouped:
         _freeze_fixed_groups(follow, name, found.values())
-    reads = _readers(follow)
+    reads, classes = _readers(follow), Counter(type(module) for module in model.modules())
     for space in found.values():
         roots = torch.cat([follow.labels.roots(block.labels()) for block in space.blocks]).unique().tolist()
-        space.inner = _in_one_block(model, {b.slot.tensor for b in space.blocks}.union(*(reads[r] for r in roots)))
+        tensors = {b.slot.tensor for b in space.blocks}.union(*(reads[r] for r in roots))
+        space.inner = _in_one_block(model, classes, tensors)
     return list(found.values())
 
 
@@ -132,12 +133,11 @@ def _readers(follow: Follow) -> list[set[str]]:
     return by_root
 
 
-def _in_one_block(model: nn.Module, tensors: set[str]) -> bool:
+def _in_one_block(model: nn.Module, classes: Mapping[type, int], tensors: set[str]) -> bool:
     """Whether one module holds all of ``tensors`` whose class the network has several times."""
     shared = list(
         takewhile(lambda parts: len(set(parts)) == 1, zip(*(name.split(".")[:-1] for name in tensors), strict=False))
     )
-    classes = Counter(type(m) for m in model.modules())
     for depth in range(len(shared), 0, -1):
         module = model.get_submodule(".".join(parts[0] for parts in shared[:depth]))
         plain = isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)
