@@ -60,7 +60,7 @@ class Average:
     def _have_the_channels_of(self, live: nn.Module) -> None:
         """Of giants in width: the original's channels are the same in both."""
         mine, theirs = giant_in_width(self.model), giant_in_width(live)
-        if mine is not None and theirs is not None and mine[1].layout.unit != theirs[1].layout.unit:
+        if mine is not None and theirs is not None and not torch.equal(mine[1].layout.unit, theirs[1].layout.unit):
             move_own_(*mine, theirs[1].layout.unit)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Follows channels through a run of the network: each tensor gets labels of its shape, each operator has a rule."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,9 +9,18 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from nbcompile.core.tracing.places import code_place
-from nbcompile.core.width.labels import Labels, Slot
+from nbcompile.core.width.labels import GROUPS, NO_CHANNEL, Labels, Slot
 
-Readers = frozenset[tuple[Slot, int]]
+Kinds = dict[tuple[Any, ...], int]
+"""Numbers for whatever channels have in common; the same in all runs that share them."""
+
+_NO_TENSORS = (torch.Size, int, float, str, torch.dtype, torch.device)
+
+
+class Number(int):
+    """A number that a module keeps, which knows where."""
+
+    slot: Slot
 
 
 class Follow(TorchFunctionMode):
@@ -25,9 +33,12 @@ class Follow(TorchFunctionMode):
         grouped: of the weight of a convolution in groups, how many inputs and outputs a group has.
         names: of the network's own tensors, by identity.
         several: names of tensors that have another name, too.
+        calls: every function, and what it gave.
     """
 
-    def __init__(self, model: nn.Module, rule_of: Callable[[Callable[..., Any]], Callable[..., None]]) -> None:
+    def __init__(
+        self, model: nn.Module, rule_of: Callable[[Callable[..., Any]], Callable[..., None]], device: torch.device
+    ) -> None:
         super().__init__()
         self.rule_of = rule_of
         self.labels = Labels()
@@ -36,7 +47,9 @@ class Follow(TorchFunctionMode):
         named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
         self.names = {id(tensor): name for name, tensor in reversed(named)}
         self.several = {name for name, tensor in named if self.names[id(tensor)] != name}
+        self.calls: list[tuple[Callable[..., Any], Any]] = []
         self._own = [tensor for _, tensor in named]
+        self._device = device
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_function__(
@@ -44,20 +57,28 @@ class Follow(TorchFunctionMode):
     ) -> Any:
         """Call ``func``, and label what it gives."""
         kwargs = kwargs or {}
+        result, labelled = self.called(func, args, kwargs)
+        self.calls.append((func, result))
+        if labelled or isinstance(result, _NO_TENSORS):  # who asks for a size gives none
+            return result
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         channels = any(id(x) in self._known or id(x) in self.names for x in tensors)
-        result = func(*args, **kwargs)
         gives = any(isinstance(x, Tensor) for x in tree_leaves(result)) or func is Tensor.__setitem__
-        if channels and gives:  # who asks for a size gives none
+        if channels and gives:
             self.rule_of(func)(self, func, args, kwargs, result)
         return result
+
+    def called(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, bool]:
+        """What ``func`` gives, and whether it has its labels already."""
+        with self._device:  # what is made anew is there, too
+            return func(*args, **kwargs), False
 
     def of(self, tensor: Any) -> Tensor | None:
         """The labels of a tensor, of its shape; None where it has no channels."""
         if not isinstance(tensor, Tensor):
             return None
         if id(tensor) in self._known:
-            return self._known[id(tensor)][1]
+            return self.labels.roots(compact(self._known[id(tensor)][1])).expand(tensor.shape)
         name = self.names.get(id(tensor))
         if name is None:
             return None
@@ -66,13 +87,30 @@ class Follow(TorchFunctionMode):
             return None
         return self.along(self.labels.born(Slot(name, wide[0]), tensor.shape[wide[0]]).labels(), tensor, wide[0])
 
-    def readers(self) -> list[Readers]:
-        """By root, the slots that read it, and how often: a flattened map has a channel once for every place."""
-        by_root: list[set[tuple[Slot, int]]] = [set() for _ in self.labels.parent]
-        for slot, labels in self.read.items():
-            for root, times in Counter(self.labels.roots(labels)).items():
-                by_root[root].add((slot, times))
-        return [frozenset(slots) for slots in by_root]
+    def kinds(self, known: Kinds) -> Tensor:
+        """``(n,)``: by root, a number for what reads it, and how often: a flattened map has a channel for every place.
+
+        What a convolution in groups reads is of a kind if what it makes of it is, too.
+        """
+        of = torch.zeros(len(self.labels.root), dtype=torch.int64, device="cpu")
+
+        def note(roots: Tensor, numbers: Tensor, *what: Any) -> None:
+            """Those of one number are of one kind from here on."""
+            many = int(numbers.max()) + 1 if len(numbers) else 1
+            pairs, which = (of[roots] * many + numbers).unique(return_inverse=True)
+            new = [known.setdefault((*what, *divmod(pair, many)), len(known) + 1) for pair in pairs.tolist()]
+            of[roots] = torch.tensor(new, dtype=torch.int64, device="cpu")[which]
+
+        for slot in sorted(self.read):
+            roots, times = self.labels.roots(self.read[slot]).unique(return_counts=True)
+            note(roots, times, slot)
+        for name, (read, written) in reversed(self.grouped.items()):
+            made = of[self.labels.roots(self.labels.blocks[Slot(name, 0)].labels())].view(-1, written)
+            groups = [known.setdefault((name, *row), len(known) + 1) for row in made.tolist()]
+            given = self.labels.roots(self.read[Slot(name, GROUPS)]).view(-1, read)
+            for place in range(read):
+                note(given[:, place], torch.tensor(groups, dtype=torch.int64, device="cpu"), name, place)
+        return of
 
     def name(self, tensor: Any) -> str | None:
         """Of one of the network's own tensors."""
@@ -93,14 +131,15 @@ class Follow(TorchFunctionMode):
         return labels.view(shape).expand(tensor.shape)
 
     def across(self, labels: Tensor | None, size: int, dim: int, why: str) -> Tensor:
-        """``(size,)``: what the positions along ``dim`` are; where others differ, they are frozen, and 0 is given."""
+        """``(size,)``: what the positions along ``dim`` are; those of other places meet, for they are read as one."""
         if labels is None:
             return torch.zeros(size, dtype=torch.int64, device="cpu")
         flat = compact(labels, keep=dim).movedim(dim, 0).flatten(1)
+        first = flat[:, 0].clone()
         if not bool((flat == flat[:, :1]).all()):
-            self.labels.freeze(flat, why)
-            return torch.zeros(size, dtype=torch.int64, device="cpu")
-        return flat[:, 0].clone()
+            self.labels.meet(flat, flat[:, :1], why)
+            first[(flat == NO_CHANNEL).any(1)] = NO_CHANNEL
+        return first
 
     def reads(self, tensor: Any, dim: int, labels: Tensor) -> None:
         """The slot of ``tensor``, if it is the network's own, has these channels; with what else it reads they meet."""
@@ -109,13 +148,22 @@ class Follow(TorchFunctionMode):
             if isinstance(tensor, Tensor):
                 self.labels.freeze(labels, f"a computed weight reads it at {code_place()}")
             return
-        slot = Slot(name, dim)
         if name in self.several:
             self.labels.freeze(labels, f"'{name}' has several names")
-        if slot in self.read:
-            self.labels.meet(self.read[slot], labels, f"'{name}' reads it, and what has a fixed number of channels")
-        else:
+        self._note(Slot(name, dim), labels)
+
+    def ends(self, number: Number, labels: Tensor) -> None:
+        """``number`` is how many of these channels there are."""
+        self._note(number.slot, labels)
+
+    def _note(self, slot: Slot, labels: Tensor) -> None:
+        if slot not in self.read:
             self.read[slot] = labels
+        elif len(labels) != len(self.read[slot]):
+            self.labels.freeze(labels, f"'{slot.tensor}' is another number elsewhere")
+        else:
+            why = f"'{slot.tensor}' reads it, and what has a fixed number of channels"
+            self.labels.meet(self.read[slot], labels, why)
 
     def writes(self, tensor: Any, dim: int) -> Tensor:
         """The channels that are born in ``tensor``: ``(n,)``; fixed where it is not the network's own."""

@@ -13,6 +13,12 @@ from torch import Tensor
 
 NO_CHANNEL = 0
 
+GROUPS = -1
+"""In a slot: no dimension of the tensor, but what the groups of a convolution read."""
+
+ATTRIBUTE = -2
+"""In a slot: no tensor, but a number that a module keeps, and at which it cuts channels off."""
+
 
 class Slot(NamedTuple):
     """A dimension of a parameter or buffer, by the name of its tensor."""
@@ -45,47 +51,55 @@ class Labels:
 
     Attributes:
         blocks: in the order in which they were born, by their slots.
-        frozen: why a channel keeps its number, by the root of its label.
+        root: ``(n,)``, by label, the one that stands for all that met.
     """
 
     def __init__(self) -> None:
         self.blocks: dict[Slot, Block] = {}
-        self.frozen: dict[int, str] = {}
-        self.parent = [NO_CHANNEL]
+        self.root = torch.zeros(1, dtype=torch.int64, device="cpu")
+        self._fixed: list[tuple[Tensor, str]] = []
 
     def born(self, slot: Slot, size: int) -> Block:
         """The block of ``slot``; the same one for whoever asks again."""
         if slot not in self.blocks:
-            self.blocks[slot] = Block(slot, len(self.parent), size)
-            self.parent.extend(range(len(self.parent), len(self.parent) + size))
+            self.blocks[slot] = block = Block(slot, len(self.root), size)
+            self.root = torch.cat([self.root, block.labels()])
         return self.blocks[slot]
 
-    def root(self, label: int) -> int:
-        """The label that stands for all that met."""
-        while self.parent[label] != label:
-            self.parent[label] = label = self.parent[self.parent[label]]
-        return label
+    def roots(self, labels: Tensor) -> Tensor:
+        """Of each of ``labels``, in their shape."""
+        return self.root[labels]
 
-    def roots(self, labels: Tensor) -> list[int]:
-        """Of each of ``labels``, flattened."""
-        return [self.root(label) for label in labels.flatten().tolist()]
+    def homes(self, labels: Tensor) -> set[Slot]:
+        """The slots of which a block holds the roots of ``labels``."""
+        blocks = list(self.blocks.values())
+        first = torch.tensor([block.first for block in blocks], device="cpu")
+        roots = self.roots(labels).unique()
+        at = torch.searchsorted(first, roots[roots != NO_CHANNEL], right=True) - 1
+        return {blocks[i].slot for i in at.unique().tolist()}
 
     def meet(self, a: Tensor, b: Tensor, why: str) -> None:
         """Each channel of ``a`` is that of ``b`` at its place; what meets a fixed one is frozen, because of ``why``."""
-        shape = (a + b).shape
-        a, b = a.expand(shape), b.expand(shape)
-        for one, other in set(zip(a.flatten().tolist(), b.flatten().tolist(), strict=True)):
-            one, other = self.root(one), self.root(other)
-            if one == other:
-                continue
-            if NO_CHANNEL in (one, other):
-                self.frozen.setdefault(max(one, other), why)
-                continue
-            low, high = sorted((one, other))
-            self.parent[high] = low
-            if reason := self.frozen.pop(high, None):
-                self.frozen.setdefault(low, reason)
+        one, other = (self.roots(x) for x in torch.broadcast_tensors(a, b))
+        low, high = torch.minimum(one, other), torch.maximum(one, other)
+        if bool((fixed := (low == NO_CHANNEL) & (high != NO_CHANNEL)).any()):
+            self._fixed.append((high[fixed].unique(), why))
+        pairs = torch.stack([low, high])[:, (low != NO_CHANNEL) & (low != high)]
+        while pairs.numel():
+            self.root.scatter_reduce_(0, pairs[1], pairs[0], "amin")
+            while not torch.equal(further := self.root[self.root], self.root):
+                self.root = further
+            pairs = self.root[pairs].sort(0)[0]
+            pairs = pairs[:, pairs[0] != pairs[1]]
 
     def freeze(self, labels: Tensor, why: str) -> None:
         """They keep their number, because of ``why``."""
         self.meet(labels, torch.zeros(1, dtype=torch.int64, device="cpu"), why)
+
+    def frozen(self) -> dict[int, str]:
+        """Why a channel keeps its number, by root: the first reason that there was."""
+        found: dict[int, str] = {}
+        for labels, why in self._fixed:
+            for root in self.roots(labels).tolist():
+                found.setdefault(root, why)
+        return found

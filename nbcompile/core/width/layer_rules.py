@@ -6,6 +6,7 @@ from torch import Tensor
 
 from nbcompile.core.tracing.places import code_place
 from nbcompile.core.width.follow import ChannelRule, Follow, freeze
+from nbcompile.core.width.labels import GROUPS
 
 
 def _bound(func: Any, names: str, args: Any, kwargs: Any) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def _convolution(follow: Follow, func: Any, args: Any, kwargs: Any, result: Tens
         follow.reads(weight, 1, read)
     else:
         _note_groups(follow, weight, weight.size(1), weight.size(0) // groups)
-        follow.reads(weight, -1, read)  # no dimension of it: which channels its groups read
+        follow.reads(weight, GROUPS, read)
     if got.get("bias") is not None:
         follow.reads(got["bias"], 0, born)
     follow.put(result, follow.along(born, result, channels))

@@ -1,12 +1,6 @@
-"""Where the original's channels are in wide tensors, and those of every width in between: found by running both.
+"""What a width is: how large each tensor is there, and which channels of the widest network it has."""
 
-The network is run with tensors of its own sizes and of the widest, on ``meta``, and channels are followed through both
-runs. A channel of the original is given, in order, a wide one of its block that is read by the same tensors: so halves
-of a chunk stay in their halves. What a layer reads then says where its old inputs are among the wide ones.
-"""
-
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,8 +10,8 @@ from torch import Tensor, nn
 
 from nbcompile.core.copies import weightless
 from nbcompile.core.example import Inputs, change_tensors
-from nbcompile.core.width.follow import Follow, Readers
-from nbcompile.core.width.labels import NO_CHANNEL, Slot
+from nbcompile.core.width.follow import Follow
+from nbcompile.core.width.labels import ATTRIBUTE, GROUPS, NO_CHANNEL, Slot
 from nbcompile.core.width.rules import followed
 from nbcompile.core.width.spaces import Space
 
@@ -25,11 +19,11 @@ Sizes = Mapping[Slot, int]
 
 
 class NoLayoutError(Exception):
-    """At these widths the network does not run, or reads other channels; ``slots`` are those that do."""
+    """At a width, ``steps``, the network does not run, or reads other channels; ``slots`` are those that do."""
 
-    def __init__(self, message: str, slots: Sequence[Slot] = ()) -> None:
+    def __init__(self, message: str, slots: Sequence[Slot] = (), steps: Sequence[int] = ()) -> None:
         super().__init__(message)
-        self.slots = tuple(slots)
+        self.slots, self.steps = tuple(slots), tuple(steps)
 
 
 @dataclass
@@ -39,16 +33,16 @@ class WidthLayout:
     Attributes:
         spaces: all of them.
         wide: by slot, the class of each position of the widest; 0 is fixed.
-        unit: by class, in which step of its space it comes, from 0; -1 is the original's. Fixed ones have none.
+        unit: by class, in which step of its space it comes, from 0; -1 is the original's, or fixed.
         space: by class, the index of its space.
         own: by slot, where the original's positions are among the wide ones, in the original's order.
         grouped: of weights in groups, how many inputs and outputs a group has.
     """
 
     spaces: list[Space]
-    wide: dict[Slot, list[int]]
-    unit: dict[int, int]
-    space: dict[int, int]
+    wide: dict[Slot, Tensor]
+    unit: Tensor
+    space: Tensor
     own: dict[Slot, Tensor]
     grouped: Mapping[str, tuple[int, int]]
 
@@ -59,35 +53,38 @@ class WidthLayout:
         unit, space = self._comes[slot]
         return (unit < torch.tensor(steps)[space]).nonzero().flatten()
 
+    def numbers(self, steps: Sequence[int]) -> dict[str, int]:
+        """What numbers that modules keep are at a width, by their names."""
+        return {slot.tensor: len(self.index(slot, steps)) for slot in self.wide if slot.dim == ATTRIBUTE}
+
     @cached_property
     def _comes(self) -> dict[Slot, tuple[Tensor, Tensor]]:
         """By slot, of each position: in which step of which space it comes; a training draws a width in every step."""
-        return {
-            slot: (
-                torch.tensor([self.unit.get(one, -1) for one in classes]),
-                torch.tensor([self.space.get(one, 0) for one in classes]),
-            )
-            for slot, classes in self.wide.items()
-        }
+        return {slot: (self.unit[classes], self.space[classes]) for slot, classes in self.wide.items()}
 
 
 def sizes_at(follow: Follow, spaces: Sequence[Space], steps: Sequence[int]) -> Sizes:
-    """How large each slot is at a width, by how much of each block it reads."""
-    ratio: dict[int, tuple[int, int]] = {}
+    """How large each slot is at a width, by how much of each block it reads.
+
+    Raises:
+        NoLayoutError: naming those that would read no whole number.
+    """
+    grown = torch.zeros_like(follow.labels.root)  # by which of the ratios
+    ratios: dict[tuple[int, int], int] = {(1, 1): 0}
     sizes: dict[Slot, int] = {}
     for space, k in zip(spaces, steps, strict=True):
         for block in space.blocks:
-            wide = block.size + k * (block.size // space.units)
-            sizes[block.slot] = wide
-            for root in follow.labels.roots(block.labels()):
-                ratio.setdefault(root, (wide, block.size))
+            sizes[block.slot] = wide = block.size + k * (block.size // space.units)
+            grown[follow.labels.roots(block.labels())] = ratios.setdefault((wide, block.size), len(ratios))
+    broken, by = [], list(ratios)
     for slot, labels in follow.read.items():
-        counts: dict[tuple[int, int], int] = defaultdict(int)
-        for root in follow.labels.roots(labels):
-            counts[ratio.get(root, (1, 1))] += 1
-        if any(n * wide % size for (wide, size), n in counts.items()):
-            raise NoLayoutError(f"'{slot.tensor}' reads a part of the channels that is no whole number", [slot])
-        sizes[slot] = sum(n * wide // size for (wide, size), n in counts.items())
+        counts = grown[follow.labels.roots(labels)].bincount().tolist()
+        parts = [divmod(n * wide, size) for n, (wide, size) in zip(counts, by, strict=False) if n]
+        sizes[slot] = sum(whole for whole, _ in parts)
+        if any(rest for _, rest in parts):
+            broken.append(slot)
+    if broken:
+        raise NoLayoutError(f"'{broken[0].tensor}' reads a part of the channels that is no whole number", broken)
     return sizes
 
 
@@ -113,6 +110,7 @@ def at_sizes(model: nn.Module, sizes: Sizes, grouped: Mapping[str, tuple[int, in
             else:
                 module._buffers[key] = new
             set_attributes(module, key, tuple(shape), grouped.get(name))
+    set_numbers(copy, {slot.tensor: size for slot, size in sizes.items() if slot.dim == ATTRIBUTE})
     return copy
 
 
@@ -126,9 +124,21 @@ def set_attributes(module: Any, key: str, shape: tuple[int, ...], group: tuple[i
         module.normalized_shape = shape
 
 
+def set_numbers(model: nn.Module, numbers: Mapping[str, int]) -> None:
+    """What modules keep as numbers of channels, by their names."""
+    for name, number in numbers.items():
+        path, _, key = name.rpartition(".")
+        setattr(model.get_submodule(path), key, number)
+
+
 def run_at(
-    model: nn.Module, inputs: Inputs, base: Follow, spaces: Sequence[Space], steps: Sequence[int]
-) -> tuple[Follow, Sizes]:
+    model: nn.Module,
+    inputs: Inputs,
+    base: Follow,
+    spaces: Sequence[Space],
+    steps: Sequence[int],
+    look: Callable[..., Follow] = Follow,
+) -> Follow:
     """Follow the channels of ``model`` at a width.
 
     Raises:
@@ -136,87 +146,25 @@ def run_at(
     """
     sizes = sizes_at(base, spaces, steps)
     try:
-        seen = followed(at_sizes(model, sizes, base.grouped), without_values(inputs))
+        seen = followed(at_sizes(model, sizes, base.grouped), without_values(inputs), look)
     except Exception as error:
-        raise NoLayoutError(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
+        raise NoLayoutError(said(error)) from error
     if seen.read.keys() != base.read.keys() or seen.labels.blocks.keys() != base.labels.blocks.keys():
         raise NoLayoutError("it runs other layers there", [*seen.read.keys() ^ base.read.keys()])
     wrong = [slot for slot, labels in seen.read.items() if len(labels) != sizes[slot]]
     if wrong:
         raise NoLayoutError(f"'{wrong[0].tensor}' reads another number of channels there", wrong)
-    return seen, sizes
+    return seen
+
+
+def said(error: Exception) -> str:
+    """Its kind and the first line of what it says."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 def without_values(inputs: Inputs) -> Inputs:
     """``inputs`` on ``meta``."""
     return change_tensors(lambda x: x.to("meta"), inputs)
-
-
-def lay_out(model: nn.Module, inputs: Inputs, base: Follow, spaces: list[Space], steps: Sequence[int]) -> WidthLayout:
-    """The layout of the widest network.
-
-    Raises:
-        NoLayoutError: if there is none.
-    """
-    seen, _ = run_at(model, inputs, base, spaces, steps)
-    given, unit, space_of = _matched(base, seen, spaces, steps)
-    wide = {slot: seen.labels.roots(labels) for slot, labels in _all_slots(seen)}
-    own = {}
-    for slot, labels in _all_slots(base):
-        by_class: dict[int, list[int]] = defaultdict(list)
-        for position, one in enumerate(wide[slot]):
-            by_class[one].append(position)
-        taken: dict[int, int] = defaultdict(int)
-        positions = []
-        for root in base.labels.roots(labels):
-            one = given.get(root, NO_CHANNEL) if root != NO_CHANNEL else NO_CHANNEL
-            if taken[one] >= len(by_class[one]):
-                raise NoLayoutError(f"'{slot.tensor}' does not read there what it reads", [slot])
-            positions.append(by_class[one][taken[one]])
-            taken[one] += 1
-        if positions != sorted(positions):
-            raise NoLayoutError(f"'{slot.tensor}' reads channels in another order there", [slot])
-        own[slot] = torch.tensor(positions, dtype=torch.int64)
-    return WidthLayout(spaces, wide, unit, space_of, own, base.grouped)
-
-
-def _all_slots(follow: Follow) -> Iterator[tuple[Slot, Tensor]]:
-    yield from ((slot, block.labels()) for slot, block in follow.labels.blocks.items())
-    yield from ((slot, labels) for slot, labels in follow.read.items() if slot not in follow.labels.blocks)
-
-
-def _matched(
-    base: Follow, seen: Follow, spaces: Sequence[Space], steps: Sequence[int]
-) -> tuple[dict[int, int], dict[int, int], dict[int, int]]:
-    """Which wide channel is which of the original's; the step in which each comes; its space."""
-    old_readers, new_readers = base.readers(), seen.readers()
-    given: dict[int, int] = {}
-    unit: dict[int, int] = {}
-    space_of: dict[int, int] = {}
-    for number, space in enumerate(spaces):
-        for block in space.blocks:
-            wide = seen.labels.roots(seen.labels.blocks[block.slot].labels())
-            waiting: dict[Readers, list[int]] = defaultdict(list)
-            for one in dict.fromkeys(wide):
-                space_of.setdefault(one, number)
-                if one not in unit:
-                    waiting[new_readers[one]].append(one)
-            counts: dict[Readers, int] = defaultdict(int)
-            for root in base.labels.roots(block.labels()):
-                counts[old_readers[root]] += 1
-                if root in given:
-                    continue
-                if not waiting[old_readers[root]]:
-                    raise NoLayoutError(f"'{block.slot.tensor}' has other readers there", [block.slot])
-                given[root] = one = waiting[old_readers[root]].pop(0)
-                unit[one] = -1
-            for readers, new in waiting.items():
-                a_step = counts[readers] // space.units
-                for n, one in enumerate(new):
-                    if not a_step or n // a_step >= steps[number]:
-                        raise NoLayoutError(f"'{block.slot.tensor}' has other readers there", [block.slot])
-                    unit[one] = n // a_step
-    return given, unit, space_of
 
 
 def check_width(model: nn.Module, inputs: Inputs, base: Follow, layout: WidthLayout, steps: Sequence[int]) -> None:
@@ -225,17 +173,38 @@ def check_width(model: nn.Module, inputs: Inputs, base: Follow, layout: WidthLay
     Raises:
         NoLayoutError: naming a slot that does not.
     """
-    seen, _ = run_at(model, inputs, base, layout.spaces, steps)
-    is_class: dict[int, int] = {NO_CHANNEL: NO_CHANNEL}
+    seen = run_at(model, inputs, base, layout.spaces, steps)
+    of = torch.full((len(seen.labels.root),), -1, device="cpu")
+    of[NO_CHANNEL] = NO_CHANNEL
     for slot, block in seen.labels.blocks.items():
-        expected = [layout.wide[slot][p] for p in layout.index(slot, steps).tolist()]
+        expected = layout.wide[slot][layout.index(slot, steps)]
         roots = seen.labels.roots(block.labels())
         if len(roots) != len(expected):
             raise NoLayoutError(f"'{slot.tensor}' has another number of channels", [slot])
-        for root, one in zip(roots, expected, strict=True):
-            if is_class.setdefault(root, one) != one:
-                raise NoLayoutError(f"'{slot.tensor}' meets other channels at other widths", [slot])
+        of[roots] = torch.where(of[roots] < 0, expected, of[roots])
+        if not torch.equal(of[roots], expected):
+            raise NoLayoutError(f"'{slot.tensor}' meets other channels at other widths", [slot])
     for slot, labels in seen.read.items():
-        expected = [layout.wide[slot][p] for p in layout.index(slot, steps).tolist()]
-        if [is_class.get(root, -1) for root in seen.labels.roots(labels)] != expected:
+        expected = layout.wide[slot][layout.index(slot, steps)]
+        if not torch.equal(of[seen.labels.roots(labels)], expected):
             raise NoLayoutError(f"'{slot.tensor}' reads other channels at other widths", [slot])
+    check_groups(layout, steps)
+
+
+def check_groups(layout: WidthLayout, steps: Sequence[int]) -> None:
+    """At a width, the outputs of a group are made of what they are made of at the widest.
+
+    Raises:
+        NoLayoutError: naming a slot of which that is not so.
+    """
+    for name, (read, written) in layout.grouped.items():
+        slots = Slot(name, GROUPS), Slot(name, 0)
+        if any(len(layout.index(s, steps)) % n for s, n in zip(slots, (read, written), strict=True)):
+            raise NoLayoutError(f"'{name}' would read or write a part of a group", slots)
+        reads, writes = (layout.index(s, steps).view(-1, n) for s, n in zip(slots, (read, written), strict=True))
+        places = (torch.arange(n, device="cpu") for n in (read, written))
+        of = [at - n for at, n in zip((reads, writes), places, strict=True)]
+        if len(reads) != len(writes) or not torch.equal(of[0] * written, (of[1] * read)[:, :1].expand_as(of[0])):
+            raise NoLayoutError(f"'{name}' has other groups at other widths", slots)
+        if not torch.equal(of[1], of[1][:, :1].expand_as(of[1])):
+            raise NoLayoutError(f"'{name}' has other groups at other widths", slots)

@@ -5,6 +5,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nbcompile.core.errors import CheckpointError
 from nbcompile.core.width.labels import Block, Slot
@@ -17,7 +18,7 @@ _MOST = 2**24
 
 def layout_to_json(layout: WidthLayout) -> dict[str, Any]:
     """What :func:`layout_from_json` reads."""
-    classes = sorted(layout.space)
+    classes = torch.cat([*layout.wide.values()]).unique()
     return {
         "spaces": [
             {
@@ -29,10 +30,10 @@ def layout_to_json(layout: WidthLayout) -> dict[str, Any]:
             }
             for space in layout.spaces
         ],
-        "wide": [[*slot, _rising(classes)] for slot, classes in layout.wide.items()],
-        "classes": _rising(classes),
-        "unit": _repeated(layout.unit.get(one, -1) for one in classes),
-        "space": _repeated(layout.space[one] for one in classes),
+        "wide": [[*slot, _rising(held.tolist())] for slot, held in layout.wide.items()],
+        "classes": _rising(classes.tolist()),
+        "unit": _repeated(layout.unit[classes].tolist()),
+        "space": _repeated(layout.space[classes].tolist()),
         "grouped": {name: list(pair) for name, pair in layout.grouped.items()},
     }
 
@@ -47,7 +48,7 @@ def layout_from_json(data: Mapping[str, Any]) -> WidthLayout:
         return _layout(data)
     except CheckpointError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         raise CheckpointError(f"the record's widths are malformed: {type(error).__name__}: {error}") from None
 
 
@@ -59,28 +60,28 @@ def _layout(data: Mapping[str, Any]) -> WidthLayout:
         if not blocks:
             raise ValueError("a group without channels")
         spaces.append(Space(str(row["name"]), blocks, _positive(row["units"]), bool(row["inner"]), frozen))
-    classes = _unrolled(data["classes"])
-    units, homes = _unrepeated(data["unit"], len(classes)), _unrepeated(data["space"], len(classes))
-    if any(not 0 <= home < len(spaces) for home in homes) or any(unit < -1 for unit in units):
-        raise ValueError("a channel in no group")
-    unit, space = dict(zip(classes, units, strict=True)), dict(zip(classes, homes, strict=True))
-    wide: dict[Slot, list[int]] = {}
+    wide: dict[Slot, Tensor] = {}
     for name, dim, runs in data["wide"]:
-        wide[Slot(str(name), int(dim))] = _unrolled(runs)
-    if sum(map(len, wide.values())) > _MOST:
+        wide[Slot(str(name), int(dim))] = torch.tensor(_unrolled(runs))
+    classes = torch.tensor(_unrolled(data["classes"]))
+    if sum(map(len, wide.values())) > _MOST or int(classes.max()) > _MOST:
         raise ValueError(f"more than {_MOST:,} positions")
+    if not torch.isin(torch.cat([*wide.values()]), classes).all():
+        raise ValueError("a channel that is not listed")
+    homes = torch.tensor(_unrepeated(data["space"], len(classes)))
+    if bool(((homes < 0) | (homes >= len(spaces))).any()):
+        raise ValueError("a channel in no group")
+    unit, space = (torch.zeros(int(classes.max()) + 1, dtype=torch.int64) for _ in range(2))
+    unit[classes], space[classes] = torch.tensor(_unrepeated(data["unit"], len(classes))), homes
     grouped = {str(name): (_positive(read), _positive(written)) for name, (read, written) in data["grouped"].items()}
     layout = WidthLayout(spaces, wide, unit, space, {}, grouped)
     layout.own.update(own_places(layout))
     return layout
 
 
-def own_places(layout: WidthLayout) -> dict[Slot, torch.Tensor]:
+def own_places(layout: WidthLayout) -> dict[Slot, Tensor]:
     """By slot, where the original's positions are: fixed ones, and those of its own channels."""
-    return {
-        slot: torch.tensor([n for n, one in enumerate(classes) if layout.unit.get(one, -1) < 0], dtype=torch.int64)
-        for slot, classes in layout.wide.items()
-    }
+    return {slot: (layout.unit[classes] < 0).nonzero().flatten() for slot, classes in layout.wide.items()}
 
 
 def _rising(numbers: Iterable[int]) -> list[list[int]]:

@@ -8,9 +8,9 @@ index of the original's channels is another one, and nothing moves.
 from collections import Counter
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from nbcompile.core.width.labels import Slot
+from nbcompile.core.width.labels import NO_CHANNEL, Slot
 from nbcompile.core.width.layout import WidthLayout
 from nbcompile.core.width.slices import move_own_
 from nbcompile.core.width.widths import Widths
@@ -30,23 +30,20 @@ def most_important_first_(giant: nn.Module, widths: Widths) -> int:
         How many of the original's channels are others now.
     """
     layout = widths.layout
+    importance = torch.zeros(len(layout.unit), dtype=torch.float64)
     weights = dict(giant.named_parameters())
-    importance: Counter[int] = Counter()
     for slot, classes in layout.wide.items():
         path, _, key = slot.tensor.rpartition(".")
         wide = weights.get(f"{path}.parametrizations.{key}.original".lstrip("."), weights.get(slot.tensor))
         if wide is not None and wide.ndim > 1 and _reads(layout, slot):
             sums = wide.abs().sum([d for d in range(wide.ndim) if d != slot.dim])
-            for one, value in zip(classes, sums.tolist(), strict=True):
-                importance[one] += value
-    unit = dict(layout.unit)
+            importance.index_add_(0, classes, sums.to(importance))
+    unit = layout.unit.clone()
     for number, space in enumerate(layout.spaces):
         if space.inner and not space.frozen and not _in_groups(layout, number):
             for classes in _alike(layout, number):
-                steps = sorted(layout.unit[one] for one in classes)
-                ranked = sorted(classes, key=lambda one: -importance[one])
-                unit.update(zip(ranked, steps, strict=True))
-    changed = sum(unit[one] < 0 <= before for one, before in layout.unit.items())
+                unit[classes[importance[classes].argsort(descending=True, stable=True)]] = unit[classes].sort()[0]
+    changed = int(((unit < 0) & (layout.unit >= 0)).sum())
     if changed:
         move_own_(giant, widths, unit)
     return changed
@@ -61,20 +58,18 @@ def _in_groups(layout: WidthLayout, number: int) -> bool:
     """Whether a convolution in groups of several channels has channels of a group."""
     for name, (read, written) in layout.grouped.items():
         slots = [slot for slot in layout.wide if slot.tensor == name]
-        homes = {layout.space.get(one) for slot in slots for one in layout.wide[slot]}
-        if max(read, written) > 1 and number in homes:
+        if max(read, written) > 1 and any(bool((layout.space[layout.wide[slot]] == number).any()) for slot in slots):
             return True
     return False
 
 
-def _alike(layout: WidthLayout, number: int) -> list[list[int]]:
+def _alike(layout: WidthLayout, number: int) -> list[Tensor]:
     """The channels of a group, in lists of those that the same tensors have, equally often."""
-    holders: dict[int, Counter[Slot]] = {one: Counter() for one, home in layout.space.items() if home == number}
+    holders: dict[int, Counter[Slot]] = {}
     for slot, classes in layout.wide.items():
-        for one in classes:
-            if one in holders:
-                holders[one][slot] += 1
+        for one in classes[(layout.space[classes] == number) & (classes != NO_CHANNEL)].tolist():
+            holders.setdefault(one, Counter())[slot] += 1
     lists: dict[frozenset[tuple[Slot, int]], list[int]] = {}
     for one, seen in holders.items():
         lists.setdefault(frozenset(seen.items()), []).append(one)
-    return list(lists.values())
+    return [torch.tensor(sorted(classes)) for classes in lists.values()]

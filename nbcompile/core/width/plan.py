@@ -2,6 +2,8 @@
 
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 
 from torch import nn
 
@@ -9,10 +11,11 @@ from nbcompile.core.copies import weightless
 from nbcompile.core.example import Inputs
 from nbcompile.core.progress import step
 from nbcompile.core.width.follow import Follow
-from nbcompile.core.width.labels import NO_CHANNEL
-from nbcompile.core.width.layout import NoLayoutError, WidthLayout, check_width, lay_out, without_values
+from nbcompile.core.width.layout import NoLayoutError, WidthLayout, check_width, run_at, said, without_values
+from nbcompile.core.width.matching import lay_out
 from nbcompile.core.width.rules import followed
 from nbcompile.core.width.spaces import Space, spaces_of
+from nbcompile.core.width.survey import Survey
 
 WIDTHS_TRIED = 4
 """Widths at which a layout is checked, besides the widest and the original's."""
@@ -32,70 +35,89 @@ def planned(model: nn.Module, inputs: Inputs, widest: Callable[[Space], float]) 
     try:
         base = followed(weightless(model), without_values(inputs))
     except Exception as error:
-        raise NoLayoutError(f"it does not run without values: {type(error).__name__}: {error}") from error
-    spaces = spaces_of(base, model)
+        raise NoLayoutError(f"it does not run without values: {said(error)}") from error
+    plan = _Plan(model, inputs, base, spaces_of(base, model), widest)
     with step("looking which channels belong together"):
         while True:
-            steps = [space.steps(widest(space)) for space in spaces]
+            steps = plan.steps()
             try:
-                return _proven(model, inputs, base, spaces, steps)
+                return plan.proven(steps)
             except NoLayoutError as refusal:
-                _freeze(model, inputs, base, spaces, steps, refusal)
+                if not any(steps):
+                    raise
+                plan.freeze(refusal, steps)
 
 
-def _proven(
-    model: nn.Module, inputs: Inputs, base: Follow, spaces: list[Space], steps: Sequence[int], draws: int = WIDTHS_TRIED
-) -> WidthLayout:
-    layout = lay_out(model, inputs, base, spaces, steps)
-    rng = random.Random(0)
-    for _ in range(draws if any(steps) else 0):
-        check_width(model, inputs, base, layout, [rng.randint(0, most) for most in steps])
-    return layout
+class _Plan:
+    """Proposes, proves and freezes."""
 
+    def __init__(
+        self, model: nn.Module, inputs: Inputs, base: Follow, spaces: list[Space], widest: Callable[[Space], float]
+    ) -> None:
+        self.model, self.inputs, self.base, self.spaces, self.widest = model, inputs, base, spaces, widest
 
-def _freeze(
-    model: nn.Module, inputs: Inputs, base: Follow, spaces: list[Space], steps: Sequence[int], refusal: NoLayoutError
-) -> None:
-    """Freeze what fails by itself; else what the refusal names; else each that fails with those before; else all.
+    def steps(self) -> list[int]:
+        """By space, how much it grows at the widest."""
+        return [space.steps(self.widest(space)) for space in self.spaces]
 
-    Raises:
-        NoLayoutError: if the network fails at its own width.
-    """
+    def laid_out(self, steps: Sequence[int]) -> WidthLayout:
+        """Where the original's channels are; not proven."""
+        return lay_out(self.base, run_at(self.model, self.inputs, self.base, self.spaces, steps), self.spaces, steps)
 
-    def fails(chosen: set[int]) -> NoLayoutError | None:
-        try:
-            _proven(model, inputs, base, spaces, [k if n in chosen else 0 for n, k in enumerate(steps)], draws=1)
-        except NoLayoutError as why:
-            return why
-        return None
+    def proven(self, steps: Sequence[int]) -> WidthLayout:
+        """The layout, which holds at the widest and at drawn widths."""
+        layout = self.laid_out(steps)
+        rng = random.Random(0)
+        for _ in range(WIDTHS_TRIED if any(steps) else 0):
+            drawn = [rng.randint(0, most) for most in steps]
+            try:
+                check_width(self.model, self.inputs, self.base, layout, drawn)
+            except NoLayoutError as refusal:
+                raise NoLayoutError(str(refusal), refusal.slots, drawn) from refusal
+        return layout
 
-    free = [n for n, k in enumerate(steps) if k]
-    if not free:
-        raise refusal
-    alone = {n: why for n in free if (why := fails({n})) is not None}
-    if not alone:
-        named = {n for n in free for slot in refusal.slots if _touches(base, spaces[n], slot)}
-        alone = dict.fromkeys(named, refusal) or _first_that_does_not_go(free, fails) or dict.fromkeys(free, refusal)
-    for n, why in alone.items():
-        spaces[n].frozen = f"at another width {why}"
+    def freeze(self, refusal: NoLayoutError, steps: Sequence[int]) -> None:
+        """Freeze what a survey blames; else what has a slot that the refusal names; else what does not go with others.
 
+        Raises:
+            NoLayoutError: if the network fails at its own width.
+        """
+        at = refusal.steps or steps
+        blamed = self._surveyed(at) or self._named(refusal, at) or self._found(at, refusal)
+        for number, why in blamed.items():
+            self.spaces[number].frozen = f"at another width {why}"
 
-def _first_that_does_not_go(
-    free: Sequence[int], fails: Callable[[set[int]], NoLayoutError | None]
-) -> dict[int, NoLayoutError]:
-    kept: set[int] = set()
-    bad: dict[int, NoLayoutError] = {}
-    for n in free:
-        if (why := fails(kept | {n})) is None:
-            kept.add(n)
-        else:
-            bad[n] = why
-    return bad
+    def _surveyed(self, steps: Sequence[int]) -> dict[int, str]:
+        blamed: dict[int, str] = {}
+        with suppress(NoLayoutError):
+            look = partial(Survey, blamed, self.base, self.spaces, steps)
+            run_at(self.model, self.inputs, self.base, self.spaces, steps, look)
+        return blamed
 
+    def _named(self, refusal: NoLayoutError, steps: Sequence[int]) -> dict[int, str]:
+        number = {block.slot: n for n, space in enumerate(self.spaces) if steps[n] for block in space.blocks}
+        found = {number[slot] for slot in refusal.slots if slot in number}
+        for slot in refusal.slots:
+            if slot in self.base.read:
+                found |= {number[one] for one in self.base.labels.homes(self.base.read[slot]) if one in number}
+        return dict.fromkeys(sorted(found), str(refusal))
 
-def _touches(base: Follow, space: Space, slot: object) -> bool:
-    """Whether ``slot`` writes or reads channels of ``space``."""
-    own = {root for block in space.blocks for root in base.labels.roots(block.labels())} - {NO_CHANNEL}
-    if any(block.slot == slot for block in space.blocks):
-        return True
-    return any(at == slot and own & set(base.labels.roots(labels)) for at, labels in base.read.items())
+    def _found(self, steps: Sequence[int], refusal: NoLayoutError) -> dict[int, str]:
+        """Each that fails with those before that do not."""
+        kept: set[int] = set()
+        bad: dict[int, str] = {}
+
+        def add(some: Sequence[int]) -> None:
+            chosen = kept.union(some)
+            try:
+                self.laid_out([k if n in chosen else 0 for n, k in enumerate(steps)])
+                kept.update(some)
+            except NoLayoutError as why:
+                if len(some) == 1:
+                    bad[some[0]] = str(why)
+                else:
+                    add(some[: len(some) // 2])
+                    add(some[len(some) // 2 :])
+
+        add(free := [n for n, k in enumerate(steps) if k])
+        return bad or dict.fromkeys(free, str(refusal))

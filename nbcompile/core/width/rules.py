@@ -10,7 +10,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from nbcompile.core.example import Inputs
 from nbcompile.core.graph.operators import of_function
 from nbcompile.core.tracing.places import code_place
-from nbcompile.core.width.follow import ChannelRule, Follow, compact, freeze
+from nbcompile.core.width.follow import ChannelRule, Follow, Number, compact, freeze
+from nbcompile.core.width.labels import ATTRIBUTE, Slot
 from nbcompile.core.width.layer_rules import OF_LAYERS
 
 
@@ -45,7 +46,7 @@ def rule_of(function: Callable[..., Any]) -> ChannelRule:
     if row.reshapes or name in _MOVES:
         return moved
     if name == "glu":
-        return freeze
+        return gated
     if row.identity or row.elementwise or row.activation or name in _ALONE:
         return alone
     return over_maps if row.channelwise else freeze
@@ -79,7 +80,29 @@ def moved(follow: Follow, func: Any, args: Any, kwargs: Any, result: Any) -> Non
     for value, known in zip(tree_leaves(result), tree_leaves(there), strict=True):
         if isinstance(value, Tensor):
             follow.put(value, known)
+    if func is Tensor.__getitem__:
+        _note_ends(follow, args[1], result)
     return None
+
+
+def _note_ends(follow: Follow, index: Any, result: Tensor) -> None:
+    """A module's own number that channels are cut off at grows with them."""
+    for dim, part in enumerate(index if isinstance(index, tuple) else (index,)):
+        if not isinstance(part, slice):  # dimensions go, or come
+            return
+        if isinstance(part.stop, Number) and not part.start and result.size(dim) == part.stop:
+            why = f"'{part.stop.slot.tensor}' is no number of channels at {code_place()}"
+            follow.ends(part.stop, follow.across(follow.of(result), result.size(dim), dim, why))
+
+
+def gated(follow: Follow, func: Any, args: Any, kwargs: Any, result: Tensor) -> None:
+    """One half is multiplied by what the other is."""
+    labels = follow.of(args[0] if args else kwargs["input"])
+    if labels is None:
+        return
+    one, other = labels.chunk(2, kwargs.get("dim", args[1] if len(args) > 1 else -1))
+    follow.labels.meet(compact(one), compact(other), f"'glu' multiplies it by a fixed number at {code_place()}")
+    follow.put(result, one)
 
 
 def alone(follow: Follow, func: Any, args: Any, kwargs: Any, result: Any) -> None:
@@ -94,18 +117,14 @@ def alone(follow: Follow, func: Any, args: Any, kwargs: Any, result: Any) -> Non
 def together(follow: Follow, func: Any, args: Any, kwargs: Any, result: Any) -> None:
     """Channels at one place of several values meet; who has one number for all does not ask."""
     values = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    numbers = [_numbers(follow, value, values) for value in values]
     why = f"'{getattr(func, '__name__', func)}' joins it with a fixed number of channels at {code_place()}"
     met: Tensor | None = None
-    for value in values:
-        labels = _numbers(follow, value, values)
-        if labels is None:
-            continue
-        if met is None:
-            met = labels
-            continue
-        met = _meet(follow, met, labels, why)
-    for value in values:
-        if follow.of(value) is None and _numbers(follow, value, values) is None and met is not None:
+    for labels in numbers:
+        if labels is not None:
+            met = labels if met is None else _meet(follow, met, labels, why)
+    for value, labels in zip(values, numbers, strict=True):
+        if labels is None and met is not None:
             varying = [d - met.ndim for d in range(met.ndim) if not _same_along(met, d)]
             if any(-d <= value.ndim and value.size(d) > 1 for d in varying):
                 follow.labels.freeze(compact(met), why)
@@ -197,11 +216,23 @@ def _same_along(labels: Tensor, dim: int) -> bool:
     return bool((labels == labels.narrow(dim, 0, 1)).all())
 
 
-def followed(model: nn.Module, inputs: Inputs) -> Follow:
-    """The channels of one run of ``model``, as it is, on ``inputs``; what it gives keeps its number."""
-    follow = Follow(model, rule_of)
+def followed(model: nn.Module, inputs: Inputs, look: Callable[..., Follow] = Follow) -> Follow:
+    """The channels of one run of ``model``, as it is, on ``inputs``; what it gives keeps its number.
+
+    Args:
+        model: a copy of the caller's: the numbers that its modules keep are replaced by those that know where.
+        inputs: of ``forward``.
+        look: makes what follows them.
+    """
     device = next((tensor.device for tensor in tree_leaves(inputs)), torch.device("cpu"))
-    with torch.random.fork_rng([]), torch.no_grad(), device, follow:  # what the network makes anew is there, too
+    for path, module in model.named_modules():
+        if not type(module).__module__.startswith("torch.nn"):
+            for key, value in vars(module).items():
+                if type(value) is int and value > 1:
+                    vars(module)[key] = number = Number(value)
+                    number.slot = Slot(f"{path}.{key}".lstrip("."), ATTRIBUTE)
+    follow = look(model, rule_of, device)
+    with torch.random.fork_rng([]), torch.no_grad(), follow:
         output = model(*inputs)
     follow.freeze(tree_leaves(output), "the network's output has it")
     return follow

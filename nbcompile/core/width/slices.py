@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import CheckpointError, UsageError
-from nbcompile.core.width.layout import WidthLayout, set_attributes
+from nbcompile.core.width.layout import WidthLayout, set_attributes, set_numbers
 from nbcompile.core.width.layout_json import own_places
 from nbcompile.core.width.widths import RecordingPart, WidthPart, Widths, giant_in_width
 
@@ -120,6 +120,7 @@ def _switch(model: nn.Module, widths: Widths, steps: Sequence[int]) -> None:
         for dim, at in shown.items():
             shape[dim] = at if isinstance(at, int) else len(at)
         set_attributes(module, key, tuple(shape), widths.layout.grouped.get(name))
+    set_numbers(model, widths.layout.numbers(steps))
 
 
 def _switch_buffer(module: nn.Module, key: str, now: int | Tensor | None, then: int | Tensor | None) -> None:
@@ -138,7 +139,7 @@ def _index(places: int | Tensor, of: Tensor) -> Tensor:
     return torch.arange(places, device=of.device) if isinstance(places, int) else places.to(of.device)
 
 
-def move_own_(model: nn.Module, widths: Widths, unit: Mapping[int, int]) -> None:
+def move_own_(model: nn.Module, widths: Widths, unit: Tensor) -> None:
     """Let the original be other channels of the wide tensors, at its own width; running statistics go with them.
 
     Args:
@@ -147,7 +148,7 @@ def move_own_(model: nn.Module, widths: Widths, unit: Mapping[int, int]) -> None
         unit: in which step each channel comes, as of :class:`WidthLayout`.
     """
     old = widths.layout
-    new = WidthLayout(old.spaces, old.wide, dict(unit), old.space, {}, old.grouped)
+    new = WidthLayout(old.spaces, old.wide, unit.clone(), old.space, {}, old.grouped)
     new.own.update(own_places(new))
     for name, slots in widths.slots.items():
         path, _, key = name.rpartition(".")

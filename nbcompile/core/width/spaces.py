@@ -1,15 +1,16 @@
 """Spaces of channels: what must be widened together, in which units, and why a space keeps its number."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import takewhile
-from math import gcd
+from math import gcd, lcm
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from nbcompile.core.width.follow import Follow, Readers
-from nbcompile.core.width.labels import NO_CHANNEL, Block, Slot
+from nbcompile.core.width.follow import Follow
+from nbcompile.core.width.labels import GROUPS, NO_CHANNEL, Block, Slot
 
 
 @dataclass
@@ -42,10 +43,32 @@ class Space:
 
 def spaces_of(follow: Follow, model: nn.Module) -> list[Space]:
     """All spaces of a run, in the order in which they are born."""
-    labels = follow.labels
-    home: dict[int, int] = {}  # the block that a root is in
-    blocks = list(labels.blocks.values())
-    together = list(range(len(blocks)))
+    blocks, kinds, frozen = list(follow.labels.blocks.values()), follow.kinds({}), follow.labels.frozen()
+    together, quantum = _joined(follow, blocks)
+    found: dict[int, Space] = {}
+    for block, first, whole in zip(blocks, together, quantum, strict=True):
+        space = found.setdefault(first, Space(blocks[first].slot.tensor))
+        space.blocks.append(block)
+        roots = follow.labels.roots(block.labels())
+        space.units = gcd(space.units, _units(roots, kinds, block.size // whole))
+        if len(space.blocks) == 1:
+            space.units = _units(roots, kinds, block.size // whole)
+        space.frozen = space.frozen or _why_frozen(frozen, block, roots, whole)
+    for name in follow.grouped:
+        _freeze_fixed_groups(follow, name, found.values())
+    reads, classes = _readers(follow), Counter(type(module) for module in model.modules())
+    for space in found.values():
+        roots = torch.cat([follow.labels.roots(block.labels()) for block in space.blocks]).unique().tolist()
+        tensors = {b.slot.tensor for b in space.blocks}.union(*(reads[r] for r in roots))
+        space.inner = _in_one_block(model, classes, tensors)
+    return list(found.values())
+
+
+def _joined(follow: Follow, blocks: list[Block]) -> tuple[list[int], list[int]]:
+    """By block, the first of those that are widened with it, and how many channels a whole number of groups is."""
+    labels, number = follow.labels, {block.slot: i for i, block in enumerate(blocks)}
+    together, quantum = list(range(len(blocks))), [1] * len(blocks)
+    home = torch.full((len(labels.root),), -1)  # the first block that a root is in
 
     def find(i: int) -> int:
         while together[i] != i:
@@ -57,68 +80,64 @@ def spaces_of(follow: Follow, model: nn.Module) -> list[Space]:
         together[j] = i
 
     for i, block in enumerate(blocks):
-        for root in labels.roots(block.labels()):
-            join(home.setdefault(root, i), i)
-    quantum = dict.fromkeys(range(len(blocks)), 1)
+        roots = labels.roots(block.labels())
+        for j in home[roots].unique().tolist():
+            join(i, j if j >= 0 else i)
+        home[roots[home[roots] < 0]] = i
     for name, (read, written) in follow.grouped.items():
-        writer = next(i for i, block in enumerate(blocks) if block.slot == Slot(name, 0))
-        quantum[writer] = written
-        for root in set(labels.roots(follow.read[Slot(name, -1)])) - {NO_CHANNEL}:
-            join(home[root], writer)
-            quantum[home[root]] = read
-    found: dict[int, Space] = {}
-    readers = follow.readers()
-    for i, block in enumerate(blocks):
-        space = found.setdefault(find(i), Space(blocks[find(i)].slot.tensor))
-        space.blocks.append(block)
-        units = _units(follow, readers, block, quantum[i])
-        space.units = gcd(space.units, units) if len(space.blocks) > 1 else units
-        space.frozen = space.frozen or _why_frozen(follow, block, quantum[i])
-    for name in follow.grouped:
-        _freeze_fixed_groups(follow, name, found.values())
-    for space in found.values():
-        tensors = {
-            slot.tensor for block in space.blocks for r in labels.roots(block.labels()) for slot, _ in readers[r]
-        }
-        space.inner = _in_one_block(model, tensors | {block.slot.tensor for block in space.blocks})
-    return list(found.values())
+        writer = number[Slot(name, 0)]
+        quantum[writer] = lcm(quantum[writer], written)
+        roots = labels.roots(follow.read[Slot(name, GROUPS)])
+        for i in home[roots[roots != NO_CHANNEL]].unique().tolist():
+            join(i, writer)
+            quantum[i] = lcm(quantum[i], read)
+    return [find(i) for i in range(len(blocks))], quantum
 
 
 def _freeze_fixed_groups(follow: Follow, name: str, spaces: Iterable[Space]) -> None:
     """A convolution in groups that reads channels without a number of their own."""
-    if bool((follow.read[Slot(name, -1)] == NO_CHANNEL).any()):
+    if bool((follow.labels.roots(follow.read[Slot(name, GROUPS)]) == NO_CHANNEL).any()):
         for space in spaces:
             if any(block.slot == Slot(name, 0) for block in space.blocks):
                 space.frozen = space.frozen or f"'{name}' reads a fixed number of channels in groups"
 
 
-def _units(follow: Follow, readers: Sequence[Readers], block: Block, quantum: int) -> int:
-    """Steps of ``block``: whole groups, and of each part that goes its own way as many."""
-    parts = Counter(readers[root] for root in follow.labels.roots(block.labels()))
-    units = block.size // quantum
-    for size in parts.values():
-        units = gcd(units, size)
-    return max(units, 1)
+def _units(roots: Tensor, kinds: Tensor, units: int) -> int:
+    """Steps of a block of so many groups: of each part that goes its own way as many."""
+    return max(1, gcd(units, *kinds[roots.unique()].unique(return_counts=True)[1].tolist()))
 
 
-def _why_frozen(follow: Follow, block: Block, quantum: int) -> str | None:
-    roots = follow.labels.roots(block.labels())
-    for root in roots:
-        if root in follow.labels.frozen:
-            return follow.labels.frozen[root]
-    if len(set(roots)) < len(roots):
+def _why_frozen(frozen: dict[int, str], block: Block, roots: Tensor, quantum: int) -> str | None:
+    for root in roots.tolist() if frozen else ():
+        if root in frozen:
+            return frozen[root]
+    if not is_repeated(roots):
         return f"two of the channels of '{block.slot.tensor}' are one further on"
     if block.size % quantum:
         return f"'{block.slot.tensor}' has {block.size} channels, which are no whole number of groups of {quantum}"
     return None
 
 
-def _in_one_block(model: nn.Module, tensors: set[str]) -> bool:
+def is_repeated(roots: Tensor) -> bool:
+    """Whether different channels stand there once, or several times in the same order: both halves of a gate."""
+    once = len(roots.unique())
+    return len(roots) % once == 0 and torch.equal(roots, roots[:once].repeat(len(roots) // once))
+
+
+def _readers(follow: Follow) -> list[set[str]]:
+    """By root, the names of the tensors that read it."""
+    by_root: list[set[str]] = [set() for _ in follow.labels.root]
+    for slot, labels in follow.read.items():
+        for root in follow.labels.roots(labels).unique().tolist():
+            by_root[root].add(slot.tensor)
+    return by_root
+
+
+def _in_one_block(model: nn.Module, classes: Mapping[type, int], tensors: set[str]) -> bool:
     """Whether one module holds all of ``tensors`` whose class the network has several times."""
     shared = list(
         takewhile(lambda parts: len(set(parts)) == 1, zip(*(name.split(".")[:-1] for name in tensors), strict=False))
     )
-    classes = Counter(type(m) for m in model.modules())
     for depth in range(len(shared), 0, -1):
         module = model.get_submodule(".".join(parts[0] for parts in shared[:depth]))
         plain = isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)

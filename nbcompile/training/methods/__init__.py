@@ -66,7 +66,7 @@ def taught(row: MethodRow, name: str, measured: str) -> MethodRow:
 _VANILLA = MethodRow(
     name="vanilla",
     help="the network as it is",
-    classes=("nbcompile.training.methods.vanilla:Vanilla",),
+    classes=("nbcompile.training.methods.base:Method",),
     measured="nothing is measurably ahead of it at the same compute",
 )
 _NETBOOSTER = MethodRow(
@@ -84,21 +84,21 @@ _WIDTH = ("factors", "inner")
 _NETAUG = MethodRow(
     name="netaug",
     help="widen, train it and a wider one that is drawn",
-    classes=("nbcompile.training.methods.netaug:NetAug", *_VANILLA.classes),
+    classes=("nbcompile.training.methods.netaug:NetAug",),
     widens=True,
     takes=(*_WIDTH, "wide_epochs", "sort_epochs"),
 )
 _NETDISTILLER = MethodRow(
     name="netdistiller",
     help="widen, let the widest teach the network",
-    classes=("nbcompile.training.methods.netdistiller:NetDistiller", *_VANILLA.classes),
+    classes=("nbcompile.training.methods.netdistiller:NetDistiller",),
     widens=True,
     takes=(*_WIDTH, "divergence", "surgery", "temperature", "kd_weight"),
 )
 _ROCKET = MethodRow(
     name="rocket",
     help="train a giant beside it, which shares its first layers",
-    classes=("nbcompile.training.methods.rocket:Rocket", *_VANILLA.classes),
+    classes=("nbcompile.training.methods.rocket:Rocket",),
     takes=("where", "block", "ratio", "hint_weight"),
 )
 _SHORT = "points at the same epochs where training is short, behind at the same compute"

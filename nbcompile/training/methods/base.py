@@ -1,6 +1,5 @@
 """What a training method may do differently; the loop does the rest."""
 
-from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
@@ -16,8 +15,10 @@ if TYPE_CHECKING:
     from nbcompile.training.config import TrainConfig
 
 
-class Method(ABC):
-    """One way to train a network. The loop calls the methods below in the order in which they stand here.
+class Method:
+    """One way to train a network: here as it is, the baseline of all others.
+
+    The loop calls the methods below in the order in which they stand here.
 
     Args:
         config: of the run.
@@ -28,13 +29,13 @@ class Method(ABC):
     def __init__(self, config: "TrainConfig", steps_per_epoch: int, teacher: nn.Module | None = None) -> None:
         self.config, self.steps_per_epoch, self.teacher = config, steps_per_epoch, teacher
 
-    @abstractmethod
     def prepare(self, model: nn.Module) -> nn.Module:
         """The network that the run begins with.
 
         Args:
             model: a copy of the caller's, which may be changed; it remembers what it is trained on.
         """
+        return model
 
     def advance(self, model: nn.Module, epoch: int) -> nn.Module:
         """The network that ``epoch`` trains, from the one before it: ``model`` itself, changed or not, or another one.
@@ -48,12 +49,12 @@ class Method(ABC):
         """
         return model
 
-    def attach(self, model: nn.Module, epoch: int) -> None:  # noqa: B027  # most methods have nothing to do here
+    def attach(self, model: nn.Module, epoch: int) -> None:
         """``model`` is what ``epoch`` trains; called at the start of every epoch."""
 
-    @abstractmethod
     def phase(self, epoch: int) -> str:
         """What happens in ``epoch``, counted from 0, in a word; networks of one phase cost the same."""
+        return "train"
 
     def learn(self, passes: Passes, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Add the gradients of a part of a batch; loss, times the part's share, and logits of the network itself."""
@@ -75,10 +76,10 @@ class Method(ABC):
         """As :meth:`cross_entropy`, of logits that are there."""
         return F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
 
-    def before_step(self, model: nn.Module) -> None:  # noqa: B027  # as above
+    def before_step(self, model: nn.Module) -> None:
         """The gradients of a whole batch are there."""
 
-    def after_step(self) -> None:  # noqa: B027  # as above
+    def after_step(self) -> None:
         """What follows every optimiser step."""
 
     def macs(self, model: nn.Module, example: Tensor) -> tuple[int, int]:
@@ -119,5 +120,5 @@ class Method(ABC):
         """What a resumed run needs to know of the method, beyond the weights."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  # as above
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of ``state_dict``."""

@@ -41,9 +41,9 @@ def adaptive(logits: Tensor, teacher: Tensor) -> Tensor:
     inverse, clipped = (1 / ratio).clamp_max(CLIP), ratio.clamp_max(CLIP)
     values = (own * (inverse - 1) / 2).sum(1), (own * clipped * clipped.log()).sum(1)
     weights = 0.5 - inverse, clipped  # how a divergence changes with the network's probabilities
-    slopes = [-(own * weight * log_own).sum(1) for weight in weights]
+    slopes = -(own * weights[0] * log_own).sum(1), -(own * weights[1] * log_own).sum(1)
     larger = values[0] > values[1]
-    slope, value = torch.where(larger, *slopes), torch.where(larger, *values)
+    slope, value = (torch.where(larger, one, other) for one, other in (slopes, values))
     return (slope - slope.detach() + value).mean()
 
 

@@ -68,7 +68,7 @@ class NetAug(Widened):
     def phase(self, epoch: int) -> str:
         """The method's own, where it has several; and which widths are drawn."""
         drawn = "all widths" if epoch < self.config.wide_until else "inner widths"
-        return f"{super().phase(epoch)}, {drawn}" if self.config.expands else drawn
+        return f"{super().phase(epoch)}, {drawn}"
 
     def learn(self, passes: Passes, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The network's own gradients, and those of the wider one."""

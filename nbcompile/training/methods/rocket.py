@@ -90,12 +90,11 @@ def share_first_layers(network: nn.Module, booster: nn.Module) -> int:
         How many layers are shared.
     """
     shared = 0
-    layers = dict(network.named_modules())
     for name, module in booster.named_modules():
         if isinstance(module, Expanded):
             break
         if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
-            for key, parameter in layers[name]._parameters.items():
+            for key, parameter in network.get_submodule(name)._parameters.items():
                 module._parameters[key] = parameter
             shared += 1
     return shared
