@@ -18,7 +18,7 @@ from nbcompile.core.files import atomic, check_target
 from nbcompile.core.giants import is_giant
 from nbcompile.core.progress import step
 from nbcompile.core.serialization.choose_weights import Wanted, choose
-from nbcompile.core.serialization.describe import describe_model, unreadable
+from nbcompile.core.serialization.describe import describe_model, shared_keys, unreadable
 from nbcompile.core.serialization.fill_model import filled
 from nbcompile.core.serialization.rebuild import origin_from_json, rebuild, with_shared
 from nbcompile.core.serialization.weight_files import EXTRA, RECORD, read_weights
@@ -106,7 +106,8 @@ def _loaded(path: Path, model: nn.Module | None, key: str | None, proof: bool) -
         log.warning("%s", note)
     payload = _payload(content, weights)
     try:
-        wide = wide_weights(weights.tensors, (payload or {}).get("shared"))
+        at_hand = model is not None and widths_of(model) is not None
+        wide = None if at_hand else wide_weights(weights.tensors, (payload or {}).get("shared"))
         if model is not None:
             return _into(model, weights.tensors, payload, proof, wide)
         if payload is None:
@@ -192,7 +193,9 @@ def _into(
     widened = widths_of(model) is not None
     if wide is not None and not widened:
         tensors = wide.own
-    if payload is not None and not widened:
+    if widened:
+        tensors = with_shared({"shared": shared_keys(model)}, tensors)
+    elif payload is not None:
         tensors = with_shared(payload, tensors)
     if proof and payload and payload.get("graph"):
         _prove(model, tensors, payload)

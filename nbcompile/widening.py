@@ -16,6 +16,7 @@ from nbcompile.core.errors import PreconditionError, UsageError
 from nbcompile.core.example import ExampleInput, Origin, inputs_for, origin_of, remember, specs
 from nbcompile.core.progress import step
 from nbcompile.core.running import eval_mode
+from nbcompile.core.serialization.stand_in import StandIn
 from nbcompile.core.width.factors import check_factors
 from nbcompile.core.width.layout import NoLayoutError
 from nbcompile.core.width.plan import planned
@@ -80,8 +81,11 @@ def widen(
     description = None if sites(model) else description_of(model, inputs, proof)
     widths = Widths(layout, factors, inner, description)
     if not widths.slots:
-        why = "; ".join(dict.fromkeys(f"'{space.name}': {space.frozen}" for space in layout.spaces if space.frozen))
-        raise PreconditionError(f"widen: nothing of {type(model).__name__} can be widened: {why or 'it has no layers'}")
+        why = dict.fromkeys(f"'{space.name}': {space.frozen}" for space in layout.spaces if space.frozen)
+        if any(space.frozen is None for space in layout.spaces):
+            why = {"no factor makes a group of channels a whole step wider": None}
+        said = "; ".join(why) or "it has no layers"
+        raise PreconditionError(f"widen: nothing of {type(model).__name__} can be widened: {said}")
     widen_(giant, widths, torch.Generator().manual_seed(seed))
     remember(giant, Origin(specs(inputs), origin.model if origin else None, origin.preprocessing if origin else {}))
     frozen = [space for space in layout.spaces if space.frozen]
@@ -112,8 +116,14 @@ def at_width(
     found = giant_in_width(giant)
     if found is None:
         raise UsageError(f"at_width: {type(giant).__name__} is no giant in width; make one with widen")
-    giant, widths = found
-    with width_on(giant, widths, _steps(widths, width, rng or cast(random.Random, random))):
+    inside, widths = found
+    steps = _steps(widths, width, rng or cast(random.Random, random))
+    if any(steps) and isinstance(inside, StandIn):
+        raise UsageError(
+            "at_width: this giant was read without its code, and stands at its own width alone; give the network: "
+            "load(path, model=...)"
+        )
+    with width_on(inside, widths, steps):
         yield
 
 

@@ -8,6 +8,7 @@ from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import ExampleInput
 from nbcompile.core.width.slices import width_on
 from nbcompile.core.width.widths import giant_in_width, widths_of
+from nbcompile.core.words import class_of
 
 
 def is_giant(model: nn.Module) -> bool:
@@ -22,7 +23,7 @@ def refuse_wide(model: nn.Module, who: str, advice: str) -> None:
         PreconditionError: if it is, with ``advice``.
     """
     if widths_of(model) is not None:
-        raise PreconditionError(f"{who}: {type(model).__name__} is a giant in width: {advice}")
+        raise PreconditionError(f"{who}: {class_of(model)} is a giant in width: {advice}")
 
 
 def giant_cost(model: nn.Module, example_input: ExampleInput | None = None) -> Cost:

@@ -13,6 +13,7 @@ from nbcompile.core.layers import LayerSpec, why_no_layer
 from nbcompile.core.serialization.bounds import bounded
 from nbcompile.core.serialization.weight_files import EXTRA
 from nbcompile.core.width.widths import RecordingPart, widths_of
+from nbcompile.core.words import class_of
 
 
 def filled(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -30,7 +31,7 @@ def filled(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
-        raise CheckpointError(f"the weights do not fit {type(model).__name__}: {lines[0][:300]}") from None
+        raise CheckpointError(f"the weights do not fit {class_of(model)}: {lines[0][:300]}") from None
     check_absorbers(model)
     return model
 

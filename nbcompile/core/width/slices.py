@@ -12,14 +12,14 @@ from math import sqrt
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from nbcompile.core.copies import working_copy
+from nbcompile.core.copies import copied, working_copy
 from nbcompile.core.errors import CheckpointError, UsageError
 from nbcompile.core.width.layout import WidthLayout, set_attributes, set_numbers
 from nbcompile.core.width.layout_json import own_places
-from nbcompile.core.width.widths import RecordingPart, WidthPart, Widths, giant_in_width
+from nbcompile.core.width.widths import RecordingPart, WidthPart, Widths, giant_in_width, widths_of
 
 _WIDE = "wide_{}"
 
@@ -41,6 +41,7 @@ def widen_(
     for name, slots in widths.slots.items():
         path, _, key = name.rpartition(".")
         module = model.get_submodule(path)
+        widths.orders.setdefault(path, tuple(module._parameters))
         if key in module._buffers:
             old = cast(Tensor, module._buffers[key])
             made = old.new_full((len(widths.layout.wide[slots[0]]),), 1.0 if key.endswith("var") else 0.0)
@@ -162,15 +163,22 @@ def move_own_(model: nn.Module, widths: Widths, unit: Tensor) -> None:
 
 def narrowed(model: nn.Module) -> nn.Module:
     """A copy of a giant in width, or of what has one inside, with the original's tensors alone."""
-    whole = working_copy(model)
-    tiny, widths = cast(tuple[nn.Module, Widths], giant_in_width(whole))
-    if any(widths.steps):
+    widths = widths_of(model)
+    if widths is not None and any(widths.steps):
         raise UsageError("fuse: the network is at another width: leave at_width first")
+    return settled(model)
+
+
+def settled(model: nn.Module) -> nn.Module:
+    """A copy of what is or has a giant in width, with tensors of the width that is on, and no others."""
+    whole = working_copy(model)
+    giant, widths = cast(tuple[nn.Module, Widths], giant_in_width(whole))
     for name in widths.slots:
         path, _, key = name.rpartition(".")
-        module = cast(Any, tiny.get_submodule(path))
+        module = cast(Any, giant.get_submodule(path))
         if key in module._buffers:
             del module._buffers[_WIDE.format(key)]
+            module.__dict__.pop(f"_own_{key}", None)
             continue
         own, wide = getattr(module, key), module.parametrizations[key].original
         if len(module.parametrizations) == 1:  # torch's own way would take the copy's class from the giant, too
@@ -179,4 +187,8 @@ def narrowed(model: nn.Module) -> nn.Module:
         else:
             del module.parametrizations[key]
         module._parameters[key] = nn.Parameter(own.detach().clone(), wide.requires_grad)
-    return whole
+    for path, names in widths.orders.items():
+        parameters = giant.get_submodule(path)._parameters
+        for key in names:
+            parameters[key] = parameters.pop(key)
+    return copied(whole) if isinstance(whole, fx.GraphModule) else whole  # its code is in its class: it gets its own

@@ -31,6 +31,7 @@ class Widths:
     Attributes:
         steps: by how many steps each group of channels is wider now.
         shown: by tensor and dimension, the positions that are shown: that many from the first on, or an index.
+        orders: by module, its parameters in the order in which the original has them.
         carrier: the part that has the record, by its name in the giant.
     """
 
@@ -45,11 +46,12 @@ class Widths:
         self.steps = [0] * len(layout.spaces)
         self.layout = layout
         self.carrier = ""
+        self.orders: dict[str, tuple[str, ...]] = {}
         self.shown = self.own
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Widths":
         memo[id(self)] = made = Widths(self.layout, self.factors, self.inner, self.description)
-        made.carrier = self.carrier
+        made.carrier, made.orders = self.carrier, self.orders
         made.turn_to(self.steps)
         return made
 

@@ -121,7 +121,7 @@ METHODS: dict[str, MethodRow] = {
             classes=(_NETAUG.classes[0], *_NETBOOSTER.classes),
             measured=_NETAUG.measured,
             widens=True,
-            takes=(*_NETBOOSTER.takes, *_NETAUG.takes),
+            takes=(*(name for name in _NETBOOSTER.takes if name != "collapse"), *_NETAUG.takes),
         ),
     )
 }
