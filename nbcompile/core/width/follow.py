@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from nbcompile.core.graph.operators import of_function
 from nbcompile.core.tracing.places import code_place
 from nbcompile.core.width.labels import GROUPS, NO_CHANNEL, Labels, Slot
 
@@ -70,6 +71,9 @@ class Follow(TorchFunctionMode):
 
     def called(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, bool]:
         """What ``func`` gives, and whether it has its labels already."""
+        row = of_function(func)
+        if row.activation and row.elementwise and not row.per_channel and args and args[0].is_floating_point():
+            return torch.empty_like(args[0]), False  # on meta, limits are compared in Python, which takes milliseconds
         with self._device:  # what is made anew is there, too
             return func(*args, **kwargs), False
 

@@ -33,16 +33,16 @@ class WidthLayout:
     Attributes:
         spaces: all of them.
         wide: by slot, the class of each position of the widest; 0 is fixed.
-        unit: by class, in which step of its space it comes, from 0; -1 is the original's, or fixed.
+        unit: by class, in which step of its space it comes, from 0; -1 is the original's. Fixed ones have none.
         space: by class, the index of its space.
         own: by slot, where the original's positions are among the wide ones, in the original's order.
         grouped: of weights in groups, how many inputs and outputs a group has.
     """
 
     spaces: list[Space]
-    wide: dict[Slot, Tensor]
-    unit: Tensor
-    space: Tensor
+    wide: dict[Slot, list[int]]
+    unit: dict[int, int]
+    space: dict[int, int]
     own: dict[Slot, Tensor]
     grouped: Mapping[str, tuple[int, int]]
 
@@ -50,17 +50,25 @@ class WidthLayout:
         """``(n,)``: the positions of ``slot`` at a width; ``steps`` has a number for every space."""
         if not any(steps):
             return self.own[slot]
-        unit, space = self._comes[slot]
+        _, unit, space = self._comes[slot]
         return (unit < torch.tensor(steps)[space]).nonzero().flatten()
 
     def numbers(self, steps: Sequence[int]) -> dict[str, int]:
         """What numbers that modules keep are at a width, by their names."""
         return {slot.tensor: len(self.index(slot, steps)) for slot in self.wide if slot.dim == ATTRIBUTE}
 
+    def classes(self, slot: Slot, steps: Sequence[int]) -> Tensor:
+        """``(n,)``: of each of those positions."""
+        return self._comes[slot][0][self.index(slot, steps)]
+
     @cached_property
-    def _comes(self) -> dict[Slot, tuple[Tensor, Tensor]]:
-        """By slot, of each position: in which step of which space it comes; a training draws a width in every step."""
-        return {slot: (self.unit[classes], self.space[classes]) for slot, classes in self.wide.items()}
+    def _comes(self) -> dict[Slot, tuple[Tensor, Tensor, Tensor]]:
+        """By slot, class, step and space of each position: a training draws a width in every step."""
+        classes = range(1 + max((max(row, default=0) for row in self.wide.values()), default=0))
+        unit = torch.tensor([self.unit.get(one, -1) for one in classes])
+        space = torch.tensor([self.space.get(one, 0) for one in classes])
+        rows = {slot: torch.tensor(row, dtype=torch.int64) for slot, row in self.wide.items()}
+        return {slot: (row, unit[row], space[row]) for slot, row in rows.items()}
 
 
 def sizes_at(follow: Follow, spaces: Sequence[Space], steps: Sequence[int]) -> Sizes:
@@ -177,7 +185,7 @@ def check_width(model: nn.Module, inputs: Inputs, base: Follow, layout: WidthLay
     of = torch.full((len(seen.labels.root),), -1, device="cpu")
     of[NO_CHANNEL] = NO_CHANNEL
     for slot, block in seen.labels.blocks.items():
-        expected = layout.wide[slot][layout.index(slot, steps)]
+        expected = layout.classes(slot, steps)
         roots = seen.labels.roots(block.labels())
         if len(roots) != len(expected):
             raise NoLayoutError(f"'{slot.tensor}' has another number of channels", [slot])
@@ -185,7 +193,7 @@ def check_width(model: nn.Module, inputs: Inputs, base: Follow, layout: WidthLay
         if not torch.equal(of[roots], expected):
             raise NoLayoutError(f"'{slot.tensor}' meets other channels at other widths", [slot])
     for slot, labels in seen.read.items():
-        expected = layout.wide[slot][layout.index(slot, steps)]
+        expected = layout.classes(slot, steps)
         if not torch.equal(of[seen.labels.roots(labels)], expected):
             raise NoLayoutError(f"'{slot.tensor}' reads other channels at other widths", [slot])
     check_groups(layout, steps)

@@ -40,7 +40,7 @@ class WidthPart(nn.Module):
         """The part."""
         for dim, places in self.places.items():
             wide = wide.narrow(dim, 0, places) if isinstance(places, int) else wide.index_select(dim, places)
-        return wide
+        return wide.contiguous()  # a linear layer of another stride rounds otherwise
 
     def turn_to(self, places: dict[int, Tensor], device: torch.device) -> None:
         """Give the part at ``places`` from now on."""
