@@ -140,7 +140,7 @@ def measure(one: Subject) -> Found:
     found.input, found.params = tuple(x.shape), sum(p.numel() for p in model.parameters())
     options: dict[str, Any] = FACTORS if found.params < LARGE else NARROW
     enliven_(model, x, seed=SEED)
-    wanted, tensors, cost = model(x), shapes(model), nbcompile.cost(model, x)
+    wanted, tensors, cost = model(x), shapes(model), nbcompile.cost(fresh(model), x)
     started = time.process_time()
     giant = widen(model, x, **options)
     found.seconds = time.process_time() - started
@@ -150,10 +150,10 @@ def measure(one: Subject) -> Found:
     found.kept = tuple(kept(giant, x, width, wanted) for width in ("widest", "random"))
     train(found, giant, x)
     tiny, wanted = nbcompile.fuse(giant), giant(x)
-    if type(tiny) is not type(model) or shapes(tiny) != tensors or nbcompile.cost(tiny, x) != cost:
+    if type(tiny) is not type(model) or shapes(tiny) != tensors or nbcompile.cost(fresh(tiny), x) != cost:
         found.failures.append("what comes back has another class, other keys, shapes, MACs or params")
     model.load_state_dict(tiny.state_dict())
-    if not same(tiny(x), wanted) or not same(model(x), wanted):
+    if not same(tiny(x), wanted) or not same(fresh(model)(x), wanted):
         found.failures.append("what comes back has other outputs than the giant")
     return found
 
@@ -168,6 +168,11 @@ def that_runs(one: Subject) -> tuple[nn.Module, Tensor]:
             copy.deepcopy(model).train()(x)
             return model, x
     raise AssertionError("it has a size of its own")
+
+
+def fresh(model: nn.Module) -> nn.Module:
+    """Without what it keeps in eval mode from run to run, such as biases of attention."""
+    return model.train().eval()
 
 
 def note_groups(found: Found, giant: nn.Module) -> None:

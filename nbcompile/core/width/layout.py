@@ -12,6 +12,7 @@ from nbcompile.core.copies import weightless
 from nbcompile.core.example import Inputs, change_tensors
 from nbcompile.core.width.follow import Follow
 from nbcompile.core.width.labels import ATTRIBUTE, GROUPS, NO_CHANNEL, Slot
+from nbcompile.core.width.numbers import set_numbers_
 from nbcompile.core.width.rules import followed
 from nbcompile.core.width.spaces import Space
 
@@ -118,7 +119,7 @@ def at_sizes(model: nn.Module, sizes: Sizes, grouped: Mapping[str, tuple[int, in
             else:
                 module._buffers[key] = new
             set_attributes(module, key, tuple(shape), grouped.get(name))
-    set_numbers(copy, {slot.tensor: size for slot, size in sizes.items() if slot.dim == ATTRIBUTE})
+    set_numbers_(copy, {slot.tensor: size for slot, size in sizes.items() if slot.dim == ATTRIBUTE})
     return copy
 
 
@@ -130,13 +131,6 @@ def set_attributes(module: Any, key: str, shape: tuple[int, ...], group: tuple[i
         module.groups = shape[0] // group[1]
     if isinstance(getattr(module, "normalized_shape", None), tuple) and len(shape) == 1:
         module.normalized_shape = shape
-
-
-def set_numbers(model: nn.Module, numbers: Mapping[str, int]) -> None:
-    """What modules keep as numbers of channels, by their names."""
-    for name, number in numbers.items():
-        path, _, key = name.rpartition(".")
-        setattr(model.get_submodule(path), key, number)
 
 
 def run_at(

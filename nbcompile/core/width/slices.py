@@ -18,7 +18,8 @@ from torch.nn.utils import parametrize
 from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import UsageError
 from nbcompile.core.width.labels import Slot
-from nbcompile.core.width.layout import WidthLayout, set_attributes, set_numbers
+from nbcompile.core.width.layout import WidthLayout, set_attributes
+from nbcompile.core.width.numbers import set_numbers_
 
 _ATTRIBUTE = "_nbcompile_width"
 _WIDE = "wide_{}"
@@ -38,9 +39,13 @@ class WidthPart(nn.Module):
 
     def forward(self, wide: Tensor) -> Tensor:
         """The part."""
+        requires_grad = wide.requires_grad
         for dim, places in self.places.items():
             wide = wide.narrow(dim, 0, places) if isinstance(places, int) else wide.index_select(dim, places)
-        return wide.contiguous()  # a linear layer of another stride rounds otherwise
+        part = wide.contiguous()  # a linear layer of another stride rounds otherwise,
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            part.requires_grad_(requires_grad)  # and one that asks for no gradient, even where there are none
+        return part
 
     def turn_to(self, places: dict[int, Tensor], device: torch.device) -> None:
         """Give the part at ``places`` from now on."""
@@ -145,7 +150,7 @@ def _switch(model: nn.Module, widths: Widths, steps: Sequence[int]) -> None:
         for dim, at in places.items():
             shape[dim] = len(at)
         set_attributes(module, key, tuple(shape), layout.grouped.get(name))
-    set_numbers(model, layout.numbers(steps))
+    set_numbers_(model, layout.numbers(steps))
     widths.steps = list(steps)
 
 
