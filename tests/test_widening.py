@@ -330,7 +330,7 @@ def test_refuses_what_cannot_grow() -> None:
         PreconditionError, match=r"^widen: nothing of Conv2d can be widened: 'weight': the network's out"
     ):
         widen(nn.Conv2d(3, 4, 1), X.float())
-    with pytest.raises(PreconditionError, match=r"^widen: nothing of Residual can be widened: 'head.weight': the net"):
+    with pytest.raises(PreconditionError, match=r"^widen: nothing of Residual can be widened: no factor makes"):
         widen(made(Residual), X, factors=(1,), inner=(1,))
 
 

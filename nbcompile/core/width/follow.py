@@ -8,19 +8,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from nbcompile.core.graph.operators import of_function
 from nbcompile.core.tracing.places import code_place
 from nbcompile.core.width.labels import GROUPS, NO_CHANNEL, Labels, Slot
+from nbcompile.core.width.numbers import Number
 
 Kinds = dict[tuple[Any, ...], int]
 """Numbers for whatever channels have in common; the same in all runs that share them."""
 
 _NO_TENSORS = (torch.Size, int, float, str, torch.dtype, torch.device)
-
-
-class Number(int):
-    """A number that a module keeps, which knows where."""
-
-    slot: Slot
 
 
 class Follow(TorchFunctionMode):
@@ -70,6 +66,9 @@ class Follow(TorchFunctionMode):
 
     def called(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, bool]:
         """What ``func`` gives, and whether it has its labels already."""
+        row = of_function(func)
+        if row.activation and row.elementwise and not row.per_channel and args and args[0].is_floating_point():
+            return torch.empty_like(args[0]), False  # on meta, limits are compared in Python, which takes milliseconds
         with self._device:  # what is made anew is there, too
             return func(*args, **kwargs), False
 
@@ -88,7 +87,7 @@ class Follow(TorchFunctionMode):
         return self.along(self.labels.born(Slot(name, wide[0]), tensor.shape[wide[0]]).labels(), tensor, wide[0])
 
     def kinds(self, known: Kinds) -> Tensor:
-        """``(n,)``: by root, a number for what reads it, and how often: a flattened map has a channel for every place.
+        """``(n,)``: by root, a number for what makes and reads it, and how often: a flattened map does at every place.
 
         What a convolution in groups reads is of a kind if what it makes of it is, too.
         """
@@ -101,9 +100,9 @@ class Follow(TorchFunctionMode):
             new = [known.setdefault((*what, *divmod(pair, many)), len(known) + 1) for pair in pairs.tolist()]
             of[roots] = torch.tensor(new, dtype=torch.int64, device="cpu")[which]
 
-        for slot in sorted(self.read):
-            roots, times = self.labels.roots(self.read[slot]).unique(return_counts=True)
-            note(roots, times, slot)
+        slots = {slot: block.labels() for slot, block in self.labels.blocks.items()} | self.read
+        for slot in sorted(slots):
+            note(*self.labels.roots(slots[slot]).unique(return_counts=True), slot)
         for name, (read, written) in reversed(self.grouped.items()):
             made = of[self.labels.roots(self.labels.blocks[Slot(name, 0)].labels())].view(-1, written)
             groups = [known.setdefault((name, *row), len(known) + 1) for row in made.tolist()]
@@ -152,9 +151,12 @@ class Follow(TorchFunctionMode):
             self.labels.freeze(labels, f"'{name}' has several names")
         self._note(Slot(name, dim), labels)
 
-    def ends(self, number: Number, labels: Tensor) -> None:
-        """``number`` is how many of these channels there are."""
-        self._note(number.slot, labels)
+    def counts(self, number: Number, tensor: Tensor, dim: int) -> None:
+        """``number`` is how many channels ``tensor`` has there, if it has some."""
+        why = f"'{number.slot.tensor}' is no number of channels at {code_place()}"
+        labels = self.across(self.of(tensor), tensor.size(dim), dim, why)
+        if bool(labels.any()):
+            self._note(number.slot, labels)
 
     def _note(self, slot: Slot, labels: Tensor) -> None:
         if slot not in self.read:

@@ -53,13 +53,16 @@ def _transposed(follow: Follow, func: Any, args: Any, kwargs: Any, result: Tenso
 
 def _linear(follow: Follow, func: Any, args: Any, kwargs: Any, result: Tensor) -> None:
     got = _bound(func, "input weight bias", args, kwargs)
-    weight, last = got["weight"], got["input"].ndim - 1
+    weight, last, labels = got["weight"], got["input"].ndim - 1, follow.of(got["input"])
     why = f"'linear' is not given it as features at {code_place()}"
-    follow.reads(weight, 1, follow.across(follow.of(got["input"]), got["input"].size(last), last, why))
     born = follow.writes(weight, 0)
+    if labels is not None and labels.stride(last) == 0 and labels.size(last) > 1:  # it mixes places, each channel's own
+        follow.labels.freeze(born, f"'linear' mixes places with it at {code_place()}")
+        return follow.put(result, labels.narrow(last, 0, 1))
+    follow.reads(weight, 1, follow.across(labels, got["input"].size(last), last, why))
     if got.get("bias") is not None:
         follow.reads(got["bias"], 0, born)
-    follow.put(result, follow.along(born, result, last))
+    return follow.put(result, follow.along(born, result, last))
 
 
 def _per_channel(words: str, numbers: str) -> ChannelRule:

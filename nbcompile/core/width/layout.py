@@ -12,6 +12,7 @@ from nbcompile.core.copies import weightless
 from nbcompile.core.example import Inputs, change_tensors
 from nbcompile.core.width.follow import Follow
 from nbcompile.core.width.labels import ATTRIBUTE, GROUPS, NO_CHANNEL, Slot
+from nbcompile.core.width.numbers import set_numbers_
 from nbcompile.core.width.rules import followed
 from nbcompile.core.width.spaces import Space
 
@@ -33,7 +34,7 @@ class WidthLayout:
     Attributes:
         spaces: all of them.
         wide: by slot, the class of each position of the widest; 0 is fixed.
-        unit: by class, in which step of its space it comes, from 0; -1 is the original's, or fixed.
+        unit: by class, in which step of its space it comes, from 0; below 0 it is the original's, or fixed.
         space: by class, the index of its space.
         own: by slot, where the original's positions are among the wide ones, in the original's order.
         grouped: of weights in groups, how many inputs and outputs a group has.
@@ -56,6 +57,10 @@ class WidthLayout:
     def numbers(self, steps: Sequence[int]) -> dict[str, int]:
         """What numbers that modules keep are at a width, by their names."""
         return {slot.tensor: len(self.index(slot, steps)) for slot in self.wide if slot.dim == ATTRIBUTE}
+
+    def classes(self, slot: Slot, steps: Sequence[int]) -> Tensor:
+        """``(n,)``: of each of those positions."""
+        return self.wide[slot][self.index(slot, steps)]
 
     @cached_property
     def _comes(self) -> dict[Slot, tuple[Tensor, Tensor]]:
@@ -110,7 +115,7 @@ def at_sizes(model: nn.Module, sizes: Sizes, grouped: Mapping[str, tuple[int, in
             else:
                 module._buffers[key] = new
             set_attributes(module, key, tuple(shape), grouped.get(name))
-    set_numbers(copy, {slot.tensor: size for slot, size in sizes.items() if slot.dim == ATTRIBUTE})
+    set_numbers_(copy, {slot.tensor: size for slot, size in sizes.items() if slot.dim == ATTRIBUTE})
     return copy
 
 
@@ -122,13 +127,6 @@ def set_attributes(module: Any, key: str, shape: tuple[int, ...], group: tuple[i
         module.groups = shape[0] // group[1]
     if isinstance(getattr(module, "normalized_shape", None), tuple) and len(shape) == 1:
         module.normalized_shape = shape
-
-
-def set_numbers(model: nn.Module, numbers: Mapping[str, int]) -> None:
-    """What modules keep as numbers of channels, by their names."""
-    for name, number in numbers.items():
-        path, _, key = name.rpartition(".")
-        setattr(model.get_submodule(path), key, number)
 
 
 def run_at(
@@ -177,7 +175,7 @@ def check_width(model: nn.Module, inputs: Inputs, base: Follow, layout: WidthLay
     of = torch.full((len(seen.labels.root),), -1, device="cpu")
     of[NO_CHANNEL] = NO_CHANNEL
     for slot, block in seen.labels.blocks.items():
-        expected = layout.wide[slot][layout.index(slot, steps)]
+        expected = layout.classes(slot, steps)
         roots = seen.labels.roots(block.labels())
         if len(roots) != len(expected):
             raise NoLayoutError(f"'{slot.tensor}' has another number of channels", [slot])
@@ -185,7 +183,7 @@ def check_width(model: nn.Module, inputs: Inputs, base: Follow, layout: WidthLay
         if not torch.equal(of[roots], expected):
             raise NoLayoutError(f"'{slot.tensor}' meets other channels at other widths", [slot])
     for slot, labels in seen.read.items():
-        expected = layout.wide[slot][layout.index(slot, steps)]
+        expected = layout.classes(slot, steps)
         if not torch.equal(of[seen.labels.roots(labels)], expected):
             raise NoLayoutError(f"'{slot.tensor}' reads other channels at other widths", [slot])
     check_groups(layout, steps)

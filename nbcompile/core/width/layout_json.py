@@ -18,7 +18,7 @@ _MOST = 2**24
 
 def layout_to_json(layout: WidthLayout) -> dict[str, Any]:
     """What :func:`layout_from_json` reads."""
-    classes = torch.cat([*layout.wide.values()]).unique()
+    classes = torch.unique(torch.cat([*layout.wide.values()]))
     return {
         "spaces": [
             {

@@ -13,7 +13,7 @@ from torch import Tensor
 from nbcompile.core.width.follow import Follow, Kinds
 from nbcompile.core.width.labels import GROUPS, NO_CHANNEL, Block, Slot
 from nbcompile.core.width.layout import NoLayoutError, WidthLayout, check_groups
-from nbcompile.core.width.spaces import Space, is_repeated
+from nbcompile.core.width.spaces import Space, in_order, occurrence
 
 _NONE = -2
 
@@ -54,19 +54,10 @@ def _all_slots(follow: Follow) -> Iterator[tuple[Slot, Tensor]]:
     yield from ((slot, labels) for slot, labels in follow.read.items() if slot not in follow.labels.blocks)
 
 
-def _numbered(classes: Tensor) -> Tensor:
-    """``(n,)``: how many of its class stand before each."""
-    order = classes.sort(stable=True)[1]
-    of = classes[order]
-    place = torch.arange(len(of), device="cpu")
-    first = torch.where(torch.cat([of.new_ones(1), of.diff()]) != 0, place, 0).cummax(0)[0] if len(of) else place
-    return torch.empty_like(of).index_copy_(0, order, place - first)
-
-
 def _places(wanted: Tensor, there: Tensor) -> Tensor | None:
     """Where each of ``wanted`` is: the first where it is wanted first, and so on; None where there are too few."""
     many = len(wanted) + len(there)
-    key, keys = wanted * many + _numbered(wanted), there * many + _numbered(there)
+    key, keys = wanted * many + occurrence(wanted), there * many + occurrence(there)
     known, order = keys.sort()
     at = torch.searchsorted(known, key).clamp_max(len(known) - 1)
     return order[at] if torch.equal(known[at], key) else None
@@ -96,10 +87,14 @@ class _Matching:
         """Of the space of that number, which grows by ``k`` steps, each of one of its ``units``."""
         old = self.base.labels.roots(block.labels())
         new = self.seen.labels.roots(self.seen.labels.blocks[block.slot].labels())
-        if len(old.unique()) * len(new) != len(new.unique()) * len(old) or not is_repeated(new):
+        if not k:
+            if not self._same(old, new, number):
+                self.wrong.append(block.slot)
+            return
+        if not in_order(new):
             self.wrong.append(block.slot)
             return
-        old, new = old[: len(old.unique())], new[: len(new.unique())]
+        old, new = (roots[occurrence(roots) == 0] for roots in (old, new))
         self.space[new] = number
         old, new = old[self.given[old] == _NONE], new[self.unit[new] == _NONE]
         group = self.base.grouped.get(block.slot.tensor)
@@ -112,6 +107,16 @@ class _Matching:
             )
         if not good:
             self.wrong.append(block.slot)
+
+    def _same(self, old: Tensor, new: Tensor, number: int) -> bool:
+        """What keeps its number is the same, position by position."""
+        if len(old) != len(new):
+            return False
+        free = self.given[old] == _NONE
+        self.given[old[free]] = new[free]
+        self.space[new] = number
+        self.unit[new[self.unit[new] == _NONE]] = -1
+        return torch.equal(self.given[old], new)
 
     def _in_order(self, old: Tensor, new: Tensor, units: int, k: int) -> bool:
         """The first are the original's; then so many in each step as there are in each of the original's units."""

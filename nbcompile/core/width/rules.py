@@ -10,9 +10,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from nbcompile.core.example import Inputs
 from nbcompile.core.graph.operators import of_function
 from nbcompile.core.tracing.places import code_place
-from nbcompile.core.width.follow import ChannelRule, Follow, Number, compact, freeze
-from nbcompile.core.width.labels import ATTRIBUTE, Slot
+from nbcompile.core.width.follow import ChannelRule, Follow, compact, freeze
 from nbcompile.core.width.layer_rules import OF_LAYERS
+from nbcompile.core.width.numbers import Number, mark_numbers_
 
 
 def _words(text: str) -> frozenset[str]:
@@ -47,6 +47,8 @@ def rule_of(function: Callable[..., Any]) -> ChannelRule:
         return moved
     if name == "glu":
         return gated
+    if name.startswith("new_"):  # it is asked for its dtype and device
+        return nothing
     if row.identity or row.elementwise or row.activation or name in _ALONE:
         return alone
     return over_maps if row.channelwise else freeze
@@ -82,6 +84,8 @@ def moved(follow: Follow, func: Any, args: Any, kwargs: Any, result: Any) -> Non
             follow.put(value, known)
     if func is Tensor.__getitem__:
         _note_ends(follow, args[1], result)
+    elif getattr(func, "__name__", "").endswith("split"):
+        _note_parts(follow, args, kwargs, result)
     return None
 
 
@@ -90,9 +94,25 @@ def _note_ends(follow: Follow, index: Any, result: Tensor) -> None:
     for dim, part in enumerate(index if isinstance(index, tuple) else (index,)):
         if not isinstance(part, slice):  # dimensions go, or come
             return
-        if isinstance(part.stop, Number) and not part.start and result.size(dim) == part.stop:
-            why = f"'{part.stop.slot.tensor}' is no number of channels at {code_place()}"
-            follow.ends(part.stop, follow.across(follow.of(result), result.size(dim), dim, why))
+        if isinstance(part.stop, Number) and not part.start and result.size(dim) == part.stop == part.stop.whole:
+            follow.counts(part.stop, result, dim)
+
+
+def _note_parts(follow: Follow, args: Any, kwargs: Any, result: Any) -> None:
+    """And those of the parts of a split, or that of all."""
+    sizes = kwargs.get("split_size_or_sizes", kwargs.get("split_size", args[1] if len(args) > 1 else None))
+    dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
+    if isinstance(sizes, Number) and args and args[0].size(dim) == sizes.whole:
+        follow.counts(sizes, args[0], dim % args[0].ndim)
+    else:
+        parts = sizes if isinstance(sizes, list | tuple) else [sizes] * len(result)
+        for part, size in zip(result, parts, strict=False):
+            if isinstance(size, Number) and part.size(dim) == size == size.whole:
+                follow.counts(size, part, dim % part.ndim)
+
+
+def nothing(follow: Follow, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+    """No channels."""
 
 
 def gated(follow: Follow, func: Any, args: Any, kwargs: Any, result: Tensor) -> None:
@@ -225,12 +245,7 @@ def followed(model: nn.Module, inputs: Inputs, look: Callable[..., Follow] = Fol
         look: makes what follows them.
     """
     device = next((tensor.device for tensor in tree_leaves(inputs)), torch.device("cpu"))
-    for path, module in model.named_modules():
-        if not type(module).__module__.startswith("torch.nn"):
-            for key, value in vars(module).items():
-                if type(value) is int and value > 1:
-                    vars(module)[key] = number = Number(value)
-                    number.slot = Slot(f"{path}.{key}".lstrip("."), ATTRIBUTE)
+    mark_numbers_(model)
     follow = look(model, rule_of, device)
     with torch.random.fork_rng([]), torch.no_grad(), follow:
         output = model(*inputs)

@@ -17,8 +17,9 @@ from torch.nn.utils import parametrize
 
 from nbcompile.core.copies import copied, working_copy
 from nbcompile.core.errors import CheckpointError, UsageError
-from nbcompile.core.width.layout import WidthLayout, set_attributes, set_numbers
+from nbcompile.core.width.layout import WidthLayout, set_attributes
 from nbcompile.core.width.layout_json import own_places
+from nbcompile.core.width.numbers import set_numbers_
 from nbcompile.core.width.widths import RecordingPart, WidthPart, Widths, giant_in_width, widths_of
 
 _WIDE = "wide_{}"
@@ -121,7 +122,7 @@ def _switch(model: nn.Module, widths: Widths, steps: Sequence[int]) -> None:
         for dim, at in shown.items():
             shape[dim] = at if isinstance(at, int) else len(at)
         set_attributes(module, key, tuple(shape), widths.layout.grouped.get(name))
-    set_numbers(model, widths.layout.numbers(steps))
+    set_numbers_(model, widths.layout.numbers(steps))
 
 
 def _switch_buffer(module: nn.Module, key: str, now: int | Tensor | None, then: int | Tensor | None) -> None:

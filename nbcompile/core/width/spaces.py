@@ -111,17 +111,27 @@ def _why_frozen(frozen: dict[int, str], block: Block, roots: Tensor, quantum: in
     for root in roots.tolist() if frozen else ():
         if root in frozen:
             return frozen[root]
-    if not is_repeated(roots):
+    if not in_order(roots):
         return f"two of the channels of '{block.slot.tensor}' are one further on"
     if block.size % quantum:
         return f"'{block.slot.tensor}' has {block.size} channels, which are no whole number of groups of {quantum}"
     return None
 
 
-def is_repeated(roots: Tensor) -> bool:
-    """Whether different channels stand there once, or several times in the same order: both halves of a gate."""
-    once = len(roots.unique())
-    return len(roots) % once == 0 and torch.equal(roots, roots[:once].repeat(len(roots) // once))
+def occurrence(roots: Tensor) -> Tensor:
+    """``(n,)``: how often the same stands before each."""
+    of, order = roots.sort(stable=True)
+    place = torch.arange(len(of), device="cpu")
+    first = torch.where(of == of.roll(1), 0, place).cummax(0)[0] if len(of) else place
+    return torch.empty_like(of).index_copy_(0, order, place - first)
+
+
+def in_order(roots: Tensor) -> bool:
+    """Whether what stands there several times does so in the same order: as both halves of a gate do."""
+    times = occurrence(roots)
+    first = roots[times == 0]
+    again = [roots[times == n] for n in range(1, int(times.max()) + 1)] if len(roots) > len(first) else []
+    return all(torch.equal(first[torch.isin(first, some)], some) for some in again)
 
 
 def _readers(follow: Follow) -> list[set[str]]:

@@ -154,7 +154,7 @@ class WidthPart(nn.Module):
 
     def forward(self, wide: Tensor) -> Tensor:
         """The part."""
-        shown = self.widths.shown[self.name]
+        shown, requires_grad = self.widths.shown[self.name], wide.requires_grad
         for dim, places in shown.items():
             if isinstance(places, int):
                 wide = wide.narrow(dim, 0, places)  # needs no copy
@@ -162,7 +162,10 @@ class WidthPart(nn.Module):
             if places.device != wide.device:
                 shown[dim] = places = places.to(wide.device)
             wide = wide.index_select(dim, places)
-        return wide
+        part = wide.contiguous()  # a linear layer of another stride rounds otherwise,
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            part.requires_grad_(requires_grad)  # and one that asks for no gradient, even where there are none
+        return part
 
 
 class RecordingPart(WidthPart):

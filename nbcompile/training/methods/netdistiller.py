@@ -7,11 +7,11 @@ uncertainty. Which divergence is taken when, whose gradient gives way and all nu
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils.parametrize import ParametrizationList
 
 from nbcompile.core.cost import cost
 from nbcompile.core.width.widths import WidthPart
@@ -83,10 +83,8 @@ class NetDistiller(Widened):
         """Parameters, the widest's gradients of them, and what takes the network's own part of such a gradient."""
         parts: dict[nn.Parameter, Any] = {}
         for module in model.modules():
-            if parametrize.is_parametrized(module):
-                for made in module.parametrizations.values():
-                    if isinstance(made[0], WidthPart):
-                        parts[made.original] = made[0]
+            if isinstance(module, ParametrizationList) and isinstance(module[0], WidthPart):
+                parts[cast(nn.Parameter, module.original)] = module[0]
         for parameter in model.parameters():
             widest = self._of_widest.get(parameter)
             if widest is not None and parameter.grad is not None:

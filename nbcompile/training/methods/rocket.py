@@ -94,7 +94,6 @@ def share_first_layers(network: nn.Module, booster: nn.Module) -> int:
         if isinstance(module, Expanded):
             break
         if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
-            for key, parameter in network.get_submodule(name)._parameters.items():
-                module._parameters[key] = parameter
+            booster.get_submodule(name)._parameters.update(network.get_submodule(name)._parameters)
             shared += 1
     return shared
