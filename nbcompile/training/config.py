@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from nbcompile.core.errors import UsageError
 from nbcompile.core.options import BELOW_1, NOT_NEGATIVE, POSITIVE, READ, SHARE, documented, option
 from nbcompile.training.methods import METHODS, MethodRow, default_method, method_help
-from nbcompile.training.rules import check, check_named
+from nbcompile.training.rules import check, check_named, check_wide
 
 
 class Phases(NamedTuple):
@@ -235,9 +235,10 @@ class TrainConfig:
         """With the method's name, for a network that is a giant, in depth or in width, or not.
 
         Raises:
-            UsageError: if none is named, and an option is given that goes with another one.
+            UsageError: if none is named, and an option is given that goes with another one; if it trains no such giant.
         """
         if self.method is not None:
+            check_wide(self, wide)
             return self
         row = default_method(giant=giant, wide=wide, teacher=self.teacher is not None)
         check_named(self, row)

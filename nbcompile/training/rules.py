@@ -94,3 +94,14 @@ def check_named(config: "TrainConfig", row: MethodRow) -> None:
     for name in sorted(given - set(row.takes)):
         if takers := [one.name for one in METHODS.values() if name in one.takes]:
             raise UsageError(f"{name} goes with method {' or '.join(takers)}, not with {row.name}: name the method")
+
+
+def check_wide(config: "TrainConfig", wide: bool) -> None:
+    """Check that a giant in width is trained by a method that trains its widths.
+
+    Raises:
+        UsageError: if not.
+    """
+    if wide and not config.widens:
+        known = " or ".join(row.name for row in METHODS.values() if row.widens)
+        raise UsageError(f"method '{config.method}' does not train giants in width, as this network is: choose {known}")

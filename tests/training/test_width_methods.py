@@ -4,6 +4,7 @@ import copy
 import random
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,18 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import nbcompile
-from nbcompile import UsageError
-from nbcompile.core.example import Origin, TensorSpec, remember
+from nbcompile import PreconditionError, UsageError
+from nbcompile.core.example import Origin, TensorSpec, origin_of, remember
 from nbcompile.core.width.order import most_important_first_
 from nbcompile.core.width.widths import Widths, giant_in_width, widths_of
 from nbcompile.testing import enliven_
-from nbcompile.training.config import TrainConfig
+from nbcompile.training import TrainConfig, train
 from nbcompile.training.methods.base import Method
 from nbcompile.training.methods.divergences import DIVERGENCES
 from nbcompile.training.methods.rocket import Launch
 from nbcompile.training.passes import Passes
 from nbcompile.training.weight_average import Average
-from nbcompile.widening import at_width, widen
+from nbcompile.widening import at_width, widen, width_groups
 
 X = torch.randn(6, 1, 7, 5, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1, 2, 0, 1, 2])
@@ -351,3 +352,24 @@ def test_what_a_step_costs() -> None:
     model, _ = started(one)
     own, larger = one.macs(model, example)
     assert own == plain < larger < widest
+
+
+def test_a_giant_in_width_that_is_given(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    giant = widen(nbcompile.zoo.dscnn(), torch.zeros(1, 1, 8, 8), factors=(1, 2), inner=(1, 3))
+    options: dict[str, Any] = {"epochs": 1, "train_images": 64, "batch_size": 32, "accelerator": "cpu"}
+    with pytest.raises(
+        UsageError, match=r"^method 'vanilla' does not train giants in width, as this network is: choose ne"
+    ):
+        train(giant, TrainConfig(method="vanilla", **options), tmp_path / "trained.pt")
+    with pytest.raises(PreconditionError, match=r"^expand: InvertedResidualNet is a giant in width: expand"):
+        train(giant, TrainConfig(method="netbooster+netaug", **options), tmp_path / "other.pt")
+    result = train(giant, TrainConfig(**options), tmp_path / "trained.pt")
+    assert (result.method, result.fused_accuracy) == ("netaug", result.accuracy)
+    read = nbcompile.load(tmp_path / "trained.pt")
+    assert width_groups(read) == width_groups(giant)
+    origin = origin_of(read)
+    assert origin is not None
+    assert origin.preprocessing
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(nbcompile.fuse(read)(x), nbcompile.fuse(result.model)(x))
