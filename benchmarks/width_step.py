@@ -24,7 +24,7 @@ from torch import nn
 from training_step import BATCH, SEED, SIZE, trainer
 
 import nbcompile
-from nbcompile.core.width.slices import settled
+from nbcompile.wide.slices import at_its_width
 from nbcompile.widening import at_width
 
 NETWORKS = ("mobilenetv2_tiny", "mcunet")
@@ -69,7 +69,7 @@ def network(name: str) -> tuple[nn.Module, nn.Module]:
 def plain(giant: nn.Module, seed: int) -> nn.Module:
     """The network of a drawn width with tensors of its own, as one would write it by hand."""
     with at_width(giant, "random", rng=random.Random(seed)):
-        return settled(giant)
+        return at_its_width(giant)
 
 
 def netaug(giant: nn.Module, seed: int) -> Callable[[], None]:

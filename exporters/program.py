@@ -20,6 +20,7 @@ from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs
 from nbcompile.core.files import with_slashes
 from nbcompile.core.tracing.values import PLACE
+from nbcompile.core.words import first_line
 
 WITHOUT_VALUES = "make its code independent of the values of its inputs"
 """What to do where code reads values that only a run knows."""
@@ -64,14 +65,6 @@ def place(node: fx.Node) -> str:
         if head.startswith('File "') and _is_users(file := head.removeprefix('File "')):
             return f" at {file}:{rest.partition(',')[0]}"
     return _at(node.meta.get("custom", {}))
-
-
-def first_line(error: BaseException) -> str:
-    """Kind and first line of the error that started it."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _reason(error: BaseException) -> str:

@@ -15,20 +15,20 @@ from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import CaptureError, CheckpointError, PreconditionError, UsageError
 from nbcompile.core.example import ExampleInput, Origin, inputs_for, origin_of, remember, specs
 from nbcompile.core.files import atomic, check_target
-from nbcompile.core.giants import is_giant
 from nbcompile.core.progress import step
 from nbcompile.core.serialization.choose_weights import Wanted, choose
 from nbcompile.core.serialization.describe import describe_model, shared_keys, unreadable
-from nbcompile.core.serialization.fill_model import filled
 from nbcompile.core.serialization.rebuild import origin_from_json, rebuild, with_shared
 from nbcompile.core.serialization.weight_files import EXTRA, RECORD, read_weights
 from nbcompile.core.serialization.weight_sets import Weights, find
 from nbcompile.core.tracing.capture import capture
-from nbcompile.core.width.slices import narrowed, widen_
-from nbcompile.core.width.wide_weights import WideWeights, wide_weights
-from nbcompile.core.width.widths import widths_of
 from nbcompile.core.wrappers import require_loaded, unwrap
 from nbcompile.file_proof import difference
+from nbcompile.wide.fill_model import filled
+from nbcompile.wide.giants import is_giant
+from nbcompile.wide.slices import narrowed, widen_
+from nbcompile.wide.wide_weights import WideWeights, wide_weights
+from nbcompile.wide.widths import widths_of
 
 log = logging.getLogger("nbcompile")
 

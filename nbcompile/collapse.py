@@ -9,9 +9,9 @@ from nbcompile.core.block_proof import require_same_blocks
 from nbcompile.core.blocks import sites
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import inputs_for, origin_of, random_inputs, specs
-from nbcompile.core.giants import refuse_wide
 from nbcompile.core.tracing.inputs import batch_of
 from nbcompile.core.wrappers import require_loaded, unwrap
+from nbcompile.wide.giants import refuse_wide
 
 log = logging.getLogger("nbcompile")
 

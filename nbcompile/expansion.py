@@ -12,7 +12,6 @@ from nbcompile.core.blocks import sites
 from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import CaptureError, PreconditionError
 from nbcompile.core.example import ExampleInput, Inputs, Origin, inputs_for, origin_of, remember, specs
-from nbcompile.core.giants import refuse_wide
 from nbcompile.core.graph.nodes import calls
 from nbcompile.core.graph.replace import put
 from nbcompile.core.layers import CONVOLUTIONS
@@ -27,6 +26,7 @@ from nbcompile.giant_probe import LayerNeededError, probe
 from nbcompile.pass_runner import run_passes
 from nbcompile.passes import ExpandSites
 from nbcompile.passes.sites.select import named_patterns
+from nbcompile.wide.giants import refuse_wide
 
 log = logging.getLogger("nbcompile")
 

@@ -16,13 +16,13 @@ from nbcompile.core.progress import step
 from nbcompile.core.running import output_of, rehearsal
 from nbcompile.core.tracing.capture import capture
 from nbcompile.core.tracing.observe import one_run_only
-from nbcompile.core.width.slices import narrowed
-from nbcompile.core.width.widths import widths_of
 from nbcompile.core.wrappers import require_loaded, unwrap
 from nbcompile.deploy.deploy_form import PassReport, compiled
 from nbcompile.pass_runner import run_passes
 from nbcompile.passes import ContractSites, PassResult
 from nbcompile.passes.contract_sites import not_finite
+from nbcompile.wide.slices import narrowed
+from nbcompile.wide.widths import widths_of
 
 log = logging.getLogger("nbcompile")
 

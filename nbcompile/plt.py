@@ -9,8 +9,8 @@ from torch import nn
 
 from nbcompile.core.blocks import Expanded, sites
 from nbcompile.core.errors import PreconditionError, UsageError
-from nbcompile.core.giants import refuse_wide
 from nbcompile.core.wrappers import require_loaded, unwrap
+from nbcompile.wide.giants import refuse_wide
 
 SHAPES: dict[str, Callable[[float], float]] = {
     "linear": lambda t: t,

@@ -12,20 +12,20 @@ from nbcompile.core.copies import working_copy
 from nbcompile.core.cost import cost
 from nbcompile.core.errors import PreconditionError, UsageError, VerificationError
 from nbcompile.core.example import ExampleInput, Inputs, as_inputs, inputs_for
-from nbcompile.core.giants import is_giant
 from nbcompile.core.judging.drawn_inputs import DRAWS, drawn_cases
 from nbcompile.core.judging.judgment import Judgment, judge
 from nbcompile.core.judging.rounding import unchanged
 from nbcompile.core.numerics import TOLERANCE, flatten, is_finite, stacked
 from nbcompile.core.progress import step
 from nbcompile.core.running import output_of
-from nbcompile.core.width.widths import widths_of
 from nbcompile.core.wrappers import require_loaded, unwrap
 from nbcompile.deploy.deploy_form import deploy
 from nbcompile.deploy.repeatable import why_unrepeatable
 from nbcompile.deploy.single_precision import in_float32
 from nbcompile.exporters import FORMATS, format_of, known_format
 from nbcompile.results.layer_costs import ModuleCost, deploy_rows, file_rows, original_of, rows, shapes
+from nbcompile.wide.giants import is_giant
+from nbcompile.wide.widths import widths_of
 
 
 @dataclass(frozen=True)

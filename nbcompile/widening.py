@@ -20,9 +20,9 @@ from nbcompile.core.serialization.stand_in import StandIn
 from nbcompile.core.width.factors import check_factors
 from nbcompile.core.width.layout import NoLayoutError
 from nbcompile.core.width.plan import planned
-from nbcompile.core.width.slices import narrowed, widen_, width_on
-from nbcompile.core.width.widths import Widths, giant_in_width, widths_of
 from nbcompile.core.wrappers import require_loaded, require_names, unwrap
+from nbcompile.wide.slices import narrowed, widen_, width_on
+from nbcompile.wide.widths import Widths, giant_in_width, widths_of
 
 log = logging.getLogger("nbcompile")
 

@@ -19,10 +19,10 @@ import nbcompile
 from nbcompile import CheckpointError, PreconditionError, UsageError, VerificationError
 from nbcompile.core.blocks import sites
 from nbcompile.core.cost import cost
-from nbcompile.core.giants import giant_cost
 from nbcompile.core.record import decode_record, encode_record
-from nbcompile.core.width.widths import widths_of
 from nbcompile.testing import enliven_
+from nbcompile.wide.giants import giant_cost
+from nbcompile.wide.widths import widths_of
 from nbcompile.widening import at_width, widen, width_groups
 
 X = torch.randn(2, 3, 7, 5, generator=torch.Generator().manual_seed(0))

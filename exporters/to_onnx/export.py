@@ -27,8 +27,8 @@ from nbcompile.core.judging.compared import Allowed
 from nbcompile.core.judging.judgment import judge
 from nbcompile.core.numerics import flatten, relative_error
 from nbcompile.core.progress import step
+from nbcompile.core.words import first_line
 from nbcompile.exporters.base import ExportResult, require_batch
-from nbcompile.exporters.program import first_line
 from nbcompile.exporters.to_onnx.blame import first_difference
 from nbcompile.exporters.to_onnx.check import ONE_BATCH, Case, cases, onnx_outputs, resized
 from nbcompile.exporters.to_onnx.graph import aten_graph, onnx_graph, quiet_exporter

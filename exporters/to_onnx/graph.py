@@ -19,8 +19,9 @@ from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs
 from nbcompile.core.numerics import flatten
 from nbcompile.core.progress import step
+from nbcompile.core.words import first_line
 from nbcompile.exporters.one_at_a_time import one_at_a_time
-from nbcompile.exporters.program import WITHOUT_VALUES, UncapturedError, first_line, place, program_of
+from nbcompile.exporters.program import WITHOUT_VALUES, UncapturedError, place, program_of
 from nbcompile.exporters.to_onnx.check import ONE_BATCH, has_batch, resized
 from nbcompile.exporters.to_onnx.mend import mend
 

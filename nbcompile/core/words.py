@@ -51,3 +51,11 @@ getLogger("nbcompile").addFilter(printable_record)  # whoever logs has our error
 def class_of(model: object) -> str:
     """The name of its class, without what torch puts before it where a tensor of it is parametrized."""
     return type(model).__name__.removeprefix("Parametrized")
+
+
+def first_line(error: BaseException) -> str:
+    """Kind and first line of the error that started it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

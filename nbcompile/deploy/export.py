@@ -15,7 +15,6 @@ from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import PreconditionError, UsageError
 from nbcompile.core.example import ExampleInput, inputs_for
 from nbcompile.core.files import check_target
-from nbcompile.core.giants import refuse_wide
 from nbcompile.core.progress import step
 from nbcompile.core.wrappers import require_loaded, unwrap
 from nbcompile.deploy.deploy_form import deploy
@@ -23,6 +22,7 @@ from nbcompile.deploy.repeatable import require_repeatable
 from nbcompile.deploy.single_precision import in_float32
 from nbcompile.exporters import Format, format_of, imported
 from nbcompile.exporters.base import ExportResult
+from nbcompile.wide.giants import refuse_wide
 
 
 def export(

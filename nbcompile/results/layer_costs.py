@@ -10,8 +10,8 @@ from nbcompile.core.copies import working_copy
 from nbcompile.core.cost import cost
 from nbcompile.core.example import Inputs
 from nbcompile.core.graph.replace import put
-from nbcompile.core.width.slices import narrowed
-from nbcompile.core.width.widths import widths_of
+from nbcompile.wide.slices import narrowed
+from nbcompile.wide.widths import widths_of
 
 PRODUCTS = "(other matrix products)"
 

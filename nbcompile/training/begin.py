@@ -9,7 +9,6 @@ from nbcompile.core.blocks import sites
 from nbcompile.core.copies import copied
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import Origin, TensorSpec, origin_of, remember
-from nbcompile.core.width.widths import widths_of
 from nbcompile.expansion import record_again
 from nbcompile.training.config import TrainConfig
 from nbcompile.training.data.base import Batch, Data, Images
@@ -18,6 +17,7 @@ from nbcompile.training.loader import BatchOrder, Loader
 from nbcompile.training.outputs.records import Epoch, Listener
 from nbcompile.training.outputs.run_folder import RunFolder
 from nbcompile.training.session import Session, advanced, wrapped
+from nbcompile.wide.widths import widths_of
 from nbcompile.widening import describe_again
 
 if TYPE_CHECKING:

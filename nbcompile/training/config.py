@@ -144,14 +144,14 @@ class TrainConfig:
         (1, 1.8, 2.6),
         "Widths over the original's, with commas, of channels that several blocks share",
         panel=WIDTH,
-        metavar="X,X",
+        metavar="N,N",
         read=_factors,
         python="Widths over the original's of channels that several blocks share",
     )
     inner: tuple[float, ...] = option(
         (1, 1.6, 2.2, 2.8),
         "Widths over the original's, with commas, of channels within one block",
-        metavar="X,X",
+        metavar="N,N",
         read=_factors,
         python="Widths over the original's of channels within one block",
     )
@@ -173,7 +173,7 @@ class TrainConfig:
     surgery: str = option(
         "widest",
         "By netdistiller: whose gradient gives way where the two are in conflict",
-        metavar="WHOSE",
+        metavar="NAME",
         choices=("widest", "both", "none"),
     )
     teacher: str | None = option(

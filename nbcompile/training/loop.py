@@ -12,7 +12,6 @@ from nbcompile.core.copies import copied
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import origin_of
 from nbcompile.core.files import require_own_files
-from nbcompile.core.width.widths import widths_of
 from nbcompile.core.wrappers import require_loaded, unwrap
 from nbcompile.training.accuracy import accuracy
 from nbcompile.training.begin import set_up
@@ -26,12 +25,13 @@ from nbcompile.training.epoch_meter import Meter
 from nbcompile.training.failures import explained
 from nbcompile.training.finish import finish
 from nbcompile.training.methods import SELF
+from nbcompile.training.methods.passes import Passes
 from nbcompile.training.new_head import with_classes
 from nbcompile.training.outputs.records import Epoch, Event, Listener, Started, TrainResult
 from nbcompile.training.outputs.run_folder import RunFolder
-from nbcompile.training.passes import Passes
 from nbcompile.training.seeds import seed_everything
 from nbcompile.training.session import Session
+from nbcompile.wide.widths import widths_of
 
 SLOW = 10.0
 """Seconds of an epoch after which the picture of the curves is drawn anew; others wait for the end."""

@@ -8,8 +8,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from nbcompile.core.blocks import sites
 from nbcompile.core.copies import copied
-from nbcompile.core.width.slices import move_own_
-from nbcompile.core.width.widths import giant_in_width
+from nbcompile.wide.slices import move_own_
+from nbcompile.wide.widths import giant_in_width
 
 _STATISTICS = ("running_mean", "running_var")
 

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 import nbcompile
 from nbcompile import PreconditionError, UsageError
 from nbcompile.core.example import Origin, TensorSpec, origin_of, remember
-from nbcompile.core.width.order import most_important_first_
-from nbcompile.core.width.widths import Widths, giant_in_width, widths_of
 from nbcompile.testing import enliven_
 from nbcompile.training import TrainConfig, train
 from nbcompile.training.methods.base import Method
 from nbcompile.training.methods.divergences import DIVERGENCES
+from nbcompile.training.methods.passes import Passes
 from nbcompile.training.methods.rocket import Launch
-from nbcompile.training.passes import Passes
 from nbcompile.training.weight_average import Average
+from nbcompile.wide.order import most_important_first_
+from nbcompile.wide.widths import Widths, giant_in_width, widths_of
 from nbcompile.widening import at_width, widen, width_groups
 
 X = torch.randn(6, 1, 7, 5, generator=torch.Generator().manual_seed(0))

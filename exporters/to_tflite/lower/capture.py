@@ -11,8 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs, change_tensors
+from nbcompile.core.words import first_line
 from nbcompile.exporters.one_at_a_time import one_at_a_time
-from nbcompile.exporters.program import WITHOUT_VALUES, UncapturedError, first_line, place, program_of
+from nbcompile.exporters.program import WITHOUT_VALUES, UncapturedError, place, program_of
 from nbcompile.exporters.to_tflite.lower.constant_places import with_constant_places
 from nbcompile.exporters.to_tflite.lower.ops.table import HANDLERS
 

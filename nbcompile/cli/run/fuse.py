@@ -14,7 +14,6 @@ from nbcompile.core.cost import cost
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import origin_of, random_inputs
 from nbcompile.core.files import check_outputs
-from nbcompile.core.giants import giant_cost, is_giant
 from nbcompile.deploy.export import check_options, export
 from nbcompile.deploy.options import DeviceOptions
 from nbcompile.exporters import FORMATS, Format, format_of
@@ -25,6 +24,7 @@ from nbcompile.passes import PassResult
 from nbcompile.results.layer_costs import original_of
 from nbcompile.spec_strings import is_pretrained
 from nbcompile.verification import Verification, verify, verify_merged
+from nbcompile.wide.giants import giant_cost, is_giant
 
 if TYPE_CHECKING:
     from nbcompile.report import data

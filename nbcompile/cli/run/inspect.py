@@ -13,13 +13,13 @@ from nbcompile.core.copies import weightless
 from nbcompile.core.cost import cost
 from nbcompile.core.errors import CaptureError, PreconditionError, UsageError
 from nbcompile.core.example import Inputs, Origin, origin_of
-from nbcompile.core.giants import giant_cost, is_giant
 from nbcompile.core.serialization.bounds import MAX_TENSORS, bounded, hollow_inputs
 from nbcompile.core.serialization.stand_in import StandIn
-from nbcompile.core.width.widths import widths_of
 from nbcompile.expansion import candidates
 from nbcompile.exporters import known_format
 from nbcompile.open_network import open_network
+from nbcompile.wide.giants import giant_cost, is_giant
+from nbcompile.wide.widths import widths_of
 
 
 def run_inspect(source: str, *, model: str | None, key: str | None, input_shape: str | None) -> dict[str, Any]:

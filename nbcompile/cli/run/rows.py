@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from nbcompile.core.blocks import sites
-from nbcompile.core.width.widths import widths_of
+from nbcompile.wide.widths import widths_of
 from nbcompile.widening import width_groups
 
 

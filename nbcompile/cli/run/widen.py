@@ -7,9 +7,9 @@ from nbcompile.checkpoint import check_output, load, save
 from nbcompile.cli.run.rows import cost_json, groups_json
 from nbcompile.core.cost import cost
 from nbcompile.core.errors import UsageError
-from nbcompile.core.giants import giant_cost
 from nbcompile.core.width.factors import check_factors
 from nbcompile.models import build
+from nbcompile.wide.giants import giant_cost
 from nbcompile.widening import widen
 
 

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from nbcompile.core.graph.operators import of_function
 from nbcompile.core.tracing.places import code_place
 from nbcompile.core.width.labels import GROUPS, NO_CHANNEL, Labels, Slot
-from nbcompile.core.width.numbers import Number
+from nbcompile.core.width.numbers import KeptNumber
 
 Kinds = dict[tuple[Any, ...], int]
 """Numbers for whatever channels have in common; the same in all runs that share them."""
@@ -151,7 +151,7 @@ class Follow(TorchFunctionMode):
             self.labels.freeze(labels, f"'{name}' has several names")
         self._note(Slot(name, dim), labels)
 
-    def counts(self, number: Number, tensor: Tensor, dim: int) -> None:
+    def counts(self, number: KeptNumber, tensor: Tensor, dim: int) -> None:
         """``number`` is how many channels ``tensor`` has there, if it has some."""
         why = f"'{number.slot.tensor}' is no number of channels at {code_place()}"
         labels = self.across(self.of(tensor), tensor.size(dim), dim, why)

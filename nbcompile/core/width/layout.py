@@ -15,6 +15,7 @@ from nbcompile.core.width.labels import ATTRIBUTE, GROUPS, NO_CHANNEL, Slot
 from nbcompile.core.width.numbers import set_numbers_
 from nbcompile.core.width.rules import followed
 from nbcompile.core.width.spaces import Space
+from nbcompile.core.words import first_line
 
 Sizes = Mapping[Slot, int]
 
@@ -146,18 +147,13 @@ def run_at(
     try:
         seen = followed(at_sizes(model, sizes, base.grouped), without_values(inputs), look)
     except Exception as error:
-        raise NoLayoutError(said(error)) from error
+        raise NoLayoutError(first_line(error)) from error
     if seen.read.keys() != base.read.keys() or seen.labels.blocks.keys() != base.labels.blocks.keys():
         raise NoLayoutError("it runs other layers there", [*seen.read.keys() ^ base.read.keys()])
     wrong = [slot for slot, labels in seen.read.items() if len(labels) != sizes[slot]]
     if wrong:
         raise NoLayoutError(f"'{wrong[0].tensor}' reads another number of channels there", wrong)
     return seen
-
-
-def said(error: Exception) -> str:
-    """Its kind and the first line of what it says."""
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 def without_values(inputs: Inputs) -> Inputs:

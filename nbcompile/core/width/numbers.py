@@ -12,7 +12,7 @@ from torch import nn
 from nbcompile.core.width.labels import ATTRIBUTE, Slot
 
 
-class Number(int):
+class KeptNumber(int):
     """A number that a module keeps, or a whole part of one.
 
     Attributes:
@@ -27,9 +27,9 @@ class Number(int):
         return number(int(self) // other, self.slot, self.whole) if self % other == 0 else int(self) // other
 
 
-def number(value: int, slot: Slot, whole: int) -> Number:
+def number(value: int, slot: Slot, whole: int) -> KeptNumber:
     """``value``, which is ``whole`` or a part of it, and kept at ``slot``."""
-    made = Number(value)
+    made = KeptNumber(value)
     made.slot, made.whole = slot, whole
     return made
 

@@ -11,11 +11,12 @@ from nbcompile.core.copies import weightless
 from nbcompile.core.example import Inputs
 from nbcompile.core.progress import step
 from nbcompile.core.width.follow import Follow
-from nbcompile.core.width.layout import NoLayoutError, WidthLayout, check_width, run_at, said, without_values
+from nbcompile.core.width.layout import NoLayoutError, WidthLayout, check_width, run_at, without_values
 from nbcompile.core.width.matching import lay_out
 from nbcompile.core.width.rules import followed
 from nbcompile.core.width.spaces import Space, spaces_of
 from nbcompile.core.width.survey import Survey
+from nbcompile.core.words import first_line
 
 WIDTHS_TRIED = 4
 """Widths at which a layout is checked, besides the widest and the original's."""
@@ -35,7 +36,7 @@ def planned(model: nn.Module, inputs: Inputs, widest: Callable[[Space], float]) 
     try:
         base = followed(weightless(model), without_values(inputs))
     except Exception as error:
-        raise NoLayoutError(f"it does not run without values: {said(error)}") from error
+        raise NoLayoutError(f"it does not run without values: {first_line(error)}") from error
     plan = _Plan(model, inputs, base, spaces_of(base, model), widest)
     with step("looking which channels belong together"):
         while True:

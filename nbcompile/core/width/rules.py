@@ -12,7 +12,7 @@ from nbcompile.core.graph.operators import of_function
 from nbcompile.core.tracing.places import code_place
 from nbcompile.core.width.follow import ChannelRule, Follow, compact, freeze
 from nbcompile.core.width.layer_rules import OF_LAYERS
-from nbcompile.core.width.numbers import Number, mark_numbers_
+from nbcompile.core.width.numbers import KeptNumber, mark_numbers_
 
 
 def _words(text: str) -> frozenset[str]:
@@ -94,7 +94,7 @@ def _note_ends(follow: Follow, index: Any, result: Tensor) -> None:
     for dim, part in enumerate(index if isinstance(index, tuple) else (index,)):
         if not isinstance(part, slice):  # dimensions go, or come
             return
-        if isinstance(part.stop, Number) and not part.start and result.size(dim) == part.stop == part.stop.whole:
+        if isinstance(part.stop, KeptNumber) and not part.start and result.size(dim) == part.stop == part.stop.whole:
             follow.counts(part.stop, result, dim)
 
 
@@ -102,12 +102,12 @@ def _note_parts(follow: Follow, args: Any, kwargs: Any, result: Any) -> None:
     """And those of the parts of a split, or that of all."""
     sizes = kwargs.get("split_size_or_sizes", kwargs.get("split_size", args[1] if len(args) > 1 else None))
     dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
-    if isinstance(sizes, Number) and args and args[0].size(dim) == sizes.whole:
+    if isinstance(sizes, KeptNumber) and args and args[0].size(dim) == sizes.whole:
         follow.counts(sizes, args[0], dim % args[0].ndim)
     else:
         parts = sizes if isinstance(sizes, list | tuple) else [sizes] * len(result)
         for part, size in zip(result, parts, strict=False):
-            if isinstance(size, Number) and part.size(dim) == size == size.whole:
+            if isinstance(size, KeptNumber) and part.size(dim) == size == size.whole:
                 follow.counts(size, part, dim % part.ndim)
 
 

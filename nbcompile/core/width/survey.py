@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from nbcompile.core.tracing.places import code_place
 from nbcompile.core.width.follow import Follow
-from nbcompile.core.width.layout import said
 from nbcompile.core.width.spaces import Space
+from nbcompile.core.words import first_line
 
 _LAYERS = ("linear", *(f"conv{'_transpose' * t}{d}d" for t in (0, 1) for d in (1, 2, 3)))
 
@@ -54,7 +54,7 @@ class Survey(Follow):
             return result, False
         except Exception as error:
             if not of_replaced:
-                self._blame(given[:2] if layer else given, f"{said(error)} at {code_place()}", error)
+                self._blame(given[:2] if layer else given, f"{first_line(error)} at {code_place()}", error)
         number = len(self.calls)
         if number >= len(self.base.calls) or self.base.calls[number][0] is not func:
             raise ValueError("it runs other operators there")

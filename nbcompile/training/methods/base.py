@@ -9,7 +9,7 @@ from nbcompile.core.blocks import sites
 from nbcompile.core.cost import cost
 from nbcompile.results.layer_costs import original_of
 from nbcompile.training.methods.groups import parameter_groups
-from nbcompile.training.passes import Passes
+from nbcompile.training.methods.passes import Passes
 
 if TYPE_CHECKING:
     from nbcompile.training.config import TrainConfig

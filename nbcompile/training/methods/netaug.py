@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from nbcompile.core.blocks import sites
 from nbcompile.core.cost import cost
-from nbcompile.core.width.order import most_important_first_
-from nbcompile.core.width.widths import giant_in_width, widths_of
 from nbcompile.fusion import fuse
 from nbcompile.training.methods.base import Method
-from nbcompile.training.passes import Passes
+from nbcompile.training.methods.passes import Passes
+from nbcompile.wide.order import most_important_first_
+from nbcompile.wide.widths import giant_in_width, widths_of
 from nbcompile.widening import at_width, widen
 
 if TYPE_CHECKING:

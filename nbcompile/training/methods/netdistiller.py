@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from nbcompile.core.cost import cost
-from nbcompile.core.width.widths import WidthPart
 from nbcompile.training.methods.divergences import DIVERGENCES
 from nbcompile.training.methods.netaug import Widened
-from nbcompile.training.passes import Passes
+from nbcompile.training.methods.passes import Passes
+from nbcompile.wide.widths import WidthPart
 from nbcompile.widening import at_width
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from nbcompile.core.copies import copied
 from nbcompile.core.cost import cost
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import inputs_for, origin_of, remember
-from nbcompile.core.giants import is_giant
 from nbcompile.core.layers import CONVOLUTIONS
 from nbcompile.expansion import expand
 from nbcompile.training.methods.base import Method
+from nbcompile.wide.giants import is_giant
 
 
 class Launch(nn.Module):

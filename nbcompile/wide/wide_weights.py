@@ -11,7 +11,7 @@ from nbcompile.core import record
 from nbcompile.core.errors import CheckpointError
 from nbcompile.core.serialization.weight_files import EXTRA
 from nbcompile.core.width.layout import WidthLayout
-from nbcompile.core.width.widths import Widths
+from nbcompile.wide.widths import Widths
 
 _PART = re.compile(rf"(?P<path>(?:.*\.)?)parametrizations\.(?P<key>[^.]+)\.(?:original|0\.{EXTRA})")
 _STATISTICS = re.compile(r"(?P<path>(?:.*\.)?)wide_(?P<key>running_mean|running_var)")

@@ -12,8 +12,8 @@ from nbcompile.core.graph.replace import put
 from nbcompile.core.layers import LayerSpec, why_no_layer
 from nbcompile.core.serialization.bounds import bounded
 from nbcompile.core.serialization.weight_files import EXTRA
-from nbcompile.core.width.widths import RecordingPart, widths_of
 from nbcompile.core.words import class_of
+from nbcompile.wide.widths import RecordingPart, widths_of
 
 
 def filled(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:

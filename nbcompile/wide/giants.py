@@ -6,9 +6,9 @@ from nbcompile.core.blocks import sites
 from nbcompile.core.cost import Cost, cost
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import ExampleInput
-from nbcompile.core.width.slices import width_on
-from nbcompile.core.width.widths import giant_in_width, widths_of
 from nbcompile.core.words import class_of
+from nbcompile.wide.slices import width_on
+from nbcompile.wide.widths import giant_in_width, widths_of
 
 
 def is_giant(model: nn.Module) -> bool:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from nbcompile.core.width.labels import NO_CHANNEL, Slot
 from nbcompile.core.width.layout import WidthLayout
-from nbcompile.core.width.slices import move_own_
-from nbcompile.core.width.widths import Widths
+from nbcompile.wide.slices import move_own_
+from nbcompile.wide.widths import Widths
 
 
 @torch.no_grad()

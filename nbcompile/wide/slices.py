@@ -18,9 +18,9 @@ from torch.nn.utils import parametrize
 from nbcompile.core.copies import copied, working_copy
 from nbcompile.core.errors import CheckpointError, UsageError
 from nbcompile.core.width.layout import WidthLayout, set_attributes
-from nbcompile.core.width.layout_json import own_places
 from nbcompile.core.width.numbers import set_numbers_
-from nbcompile.core.width.widths import RecordingPart, WidthPart, Widths, giant_in_width, widths_of
+from nbcompile.wide.layout_json import own_places
+from nbcompile.wide.widths import RecordingPart, WidthPart, Widths, giant_in_width, widths_of
 
 _WIDE = "wide_{}"
 
@@ -167,10 +167,10 @@ def narrowed(model: nn.Module) -> nn.Module:
     widths = widths_of(model)
     if widths is not None and any(widths.steps):
         raise UsageError("fuse: the network is at another width: leave at_width first")
-    return settled(model)
+    return at_its_width(model)
 
 
-def settled(model: nn.Module) -> nn.Module:
+def at_its_width(model: nn.Module) -> nn.Module:
     """A copy of what is or has a giant in width, with tensors of the width that is on, and no others."""
     whole = working_copy(model)
     giant, widths = cast(tuple[nn.Module, Widths], giant_in_width(whole))

@@ -16,7 +16,7 @@ from nbcompile.core.errors import CheckpointError
 from nbcompile.core.serialization.weight_files import EXTRA
 from nbcompile.core.width.labels import Slot
 from nbcompile.core.width.layout import WidthLayout
-from nbcompile.core.width.layout_json import layout_from_json, layout_to_json
+from nbcompile.wide.layout_json import layout_from_json, layout_to_json
 
 
 class Widths:
