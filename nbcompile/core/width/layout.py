@@ -148,7 +148,7 @@ def run_at(
     """
     sizes = sizes_at(base, spaces, steps)
     try:
-        seen = followed(at_sizes(model, sizes, base.grouped), without_values(inputs), look)
+        seen = followed(at_sizes(model, sizes, base.grouped), without_values(inputs), base.modes, look)
     except Exception as error:
         raise NoLayoutError(said(error)) from error
     if seen.read.keys() != base.read.keys() or seen.labels.blocks.keys() != base.labels.blocks.keys():

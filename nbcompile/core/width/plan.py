@@ -32,10 +32,7 @@ def planned(model: nn.Module, inputs: Inputs, widest: Callable[[Space], float]) 
     Raises:
         NoLayoutError: if the network does not run on ``meta``.
     """
-    try:
-        base = followed(weightless(model), without_values(inputs))
-    except Exception as error:
-        raise NoLayoutError(f"it does not run without values: {said(error)}") from error
+    base = _followed(model, inputs)
     plan = _Plan(model, inputs, base, spaces_of(base, model), widest)
     with step("looking which channels belong together"):
         while True:
@@ -46,6 +43,19 @@ def planned(model: nn.Module, inputs: Inputs, widest: Callable[[Space], float]) 
                 if not any(steps):
                     raise
                 plan.freeze(refusal, steps)
+
+
+def _followed(model: nn.Module, inputs: Inputs) -> Follow:
+    """In eval mode; in both where other layers run in train mode, such as auxiliary heads."""
+    inputs = without_values(inputs)
+    try:
+        base = followed(weightless(model), inputs)
+    except Exception as error:
+        raise NoLayoutError(f"it does not run without values: {said(error)}") from error
+    with suppress(Exception):  # a batch norm may want more than one value
+        if followed(weightless(model), inputs, (True,)).slots() != base.slots():
+            return followed(weightless(model), inputs, (False, True))
+    return base
 
 
 class _Plan:
