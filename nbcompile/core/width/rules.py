@@ -193,7 +193,7 @@ def _meet(follow: Follow, a: Tensor, b: Tensor, why: str) -> Tensor:
 
 
 def mixed(follow: Follow, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-    """A reduction: channels that are mixed are gone, others stay."""
+    """A reduction: channels that are mixed are gone, others stay; maps of channels that are summed meet."""
     source = args[0] if args else kwargs["input"]
     labels = follow.of(source)
     if labels is None or not isinstance(result, Tensor):
@@ -204,8 +204,16 @@ def mixed(follow: Follow, func: Any, args: Any, kwargs: Any, result: Any) -> Non
     asked = range(source.ndim) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
     dims = sorted({d % source.ndim for d in asked}, reverse=True)
     keep = result.ndim == source.ndim
+    stays = any(not _same_along(labels, d) for d in range(labels.ndim) if d not in dims)
+    why = f"'{func.__name__}' joins it with a fixed number of channels at {code_place()}"
     for d in dims:
-        labels = labels.narrow(d, 0, 1) if _same_along(labels, d) else torch.zeros_like(labels.narrow(d, 0, 1))
+        first = labels.narrow(d, 0, 1)
+        if not _same_along(labels, d):
+            if stays:
+                follow.labels.meet(compact(labels), compact(first, keep=d), why)
+            else:
+                first = torch.zeros_like(first)
+        labels = first
     for d in dims if not keep else ():
         labels = labels.squeeze(d)
     return follow.put(result, labels)
