@@ -10,21 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from nbcompile.core import record
-from nbcompile.core.blocks import Expanded, check_absorbers, sites
+from nbcompile.core.blocks import sites
 from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import CaptureError, CheckpointError, PreconditionError, UsageError
 from nbcompile.core.example import ExampleInput, Origin, inputs_for, origin_of, remember, specs
 from nbcompile.core.files import atomic, check_target
-from nbcompile.core.graph.replace import put
-from nbcompile.core.layers import LayerSpec, why_no_layer
+from nbcompile.core.giants import is_giant
 from nbcompile.core.progress import step
-from nbcompile.core.serialization.bounds import bounded
 from nbcompile.core.serialization.choose_weights import Wanted, choose
-from nbcompile.core.serialization.describe import describe_model, unreadable
+from nbcompile.core.serialization.describe import describe_model, shared_keys, unreadable
+from nbcompile.core.serialization.fill_model import filled
 from nbcompile.core.serialization.rebuild import origin_from_json, rebuild, with_shared
 from nbcompile.core.serialization.weight_files import EXTRA, RECORD, read_weights
 from nbcompile.core.serialization.weight_sets import Weights, find
 from nbcompile.core.tracing.capture import capture
+from nbcompile.core.width.slices import narrowed, widen_
+from nbcompile.core.width.wide_weights import WideWeights, wide_weights
+from nbcompile.core.width.widths import widths_of
 from nbcompile.core.wrappers import require_loaded, unwrap
 from nbcompile.file_proof import difference
 
@@ -53,10 +55,11 @@ def save(model: nn.Module, path: str | Path, example_input: ExampleInput | None 
     require_loaded(model, "save")
     content: dict[str, Any] = {"state_dict": model.state_dict()}
     with step(f"writing {Path(path).name}"):
-        if proof and sites(model):
-            _look_at_record(model)
-        elif not sites(model) and (example_input is not None or origin_of(model) is not None):
-            content[RECORD] = record.encode_record({"model": _description(model, example_input, proof)})
+        if is_giant(model):
+            if proof:
+                _look_at_record(model)
+        elif example_input is not None or origin_of(model) is not None:
+            content[RECORD] = record.encode_record({"model": description_of(model, example_input, proof)})
         with atomic(path) as temporary, temporary.open("wb") as file:  # not its name: torch hides why a disk is full
             torch.save(content, file)
 
@@ -103,14 +106,18 @@ def _loaded(path: Path, model: nn.Module | None, key: str | None, proof: bool) -
         log.warning("%s", note)
     payload = _payload(content, weights)
     try:
+        at_hand = model is not None and widths_of(model) is not None
+        wide = None if at_hand else wide_weights(weights.tensors, (payload or {}).get("shared"))
         if model is not None:
-            return _into(model, weights, payload, proof)
+            return _into(model, weights.tensors, payload, proof, wide)
         if payload is None:
             raise CheckpointError(
                 f"the weights describe no model (the first is '{next(iter(weights.tensors))}'): say which it is "
                 "(--model torchvision:NAME or package.module:factory; in Python load(path, model=...))"
             )
-        network, notes = rebuild(payload, weights.tensors)
+        network, notes = rebuild(payload, weights.tensors if wide is None else wide.own)
+        if wide is not None:
+            widen_(network, wide.widths, torch.Generator(), wide.wide)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error.__cause__
     for sentence in notes:
@@ -119,13 +126,16 @@ def _loaded(path: Path, model: nn.Module | None, key: str | None, proof: bool) -
 
 
 def _look_at_record(giant: nn.Module) -> None:
-    """Say where the network that a giant describes, since it was expanded, is not the giant."""
-    for block in sites(giant).values():
-        described = record.decode_record(block.get_extra_state(), EXTRA).get("model", {})
-        if described.get("graph") and (differs := _difference(giant, described)):
+    """Say where the network that a giant describes, since it was made, is not the giant."""
+    widths = widths_of(giant)
+    described = [widths.description] if widths is not None and widths.description is not None else []
+    own = giant if widths is None else narrowed(giant)
+    described += [record.decode_record(b.get_extra_state(), EXTRA).get("model", {}) for b in sites(own).values()]
+    for one in described:
+        if one.get("graph") and (differs := _difference(own, one)):
             log.warning(
-                "save: the giant was changed by hand after it was expanded; without its code the file is the network "
-                "that was expanded, which differs %s",
+                "save: the giant was changed by hand after it was made; without its code the file is the network "
+                "that was made, which differs %s",
                 differs,
             )
 
@@ -136,7 +146,14 @@ def _difference(model: nn.Module, description: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _description(model: nn.Module, example_input: ExampleInput | None, proof: bool) -> dict[str, Any]:
+def description_of(model: nn.Module, example_input: ExampleInput | None, proof: bool = True) -> dict[str, Any]:
+    """Of a network that is no giant: what a file needs to be read without its code, or why that cannot be.
+
+    Args:
+        model: left as it is.
+        example_input: what it is called with; None where it remembers.
+        proof: rebuild it, and compare.
+    """
     inputs = inputs_for(model, example_input, who="save")
     known = origin_of(model)
     origin = Origin(specs(inputs), known.model if known else None, known.preprocessing if known else {})
@@ -165,12 +182,26 @@ def _beside(content: Any) -> Any:
     return None
 
 
-def _into(model: nn.Module, weights: Weights, payload: Mapping[str, Any] | None, proof: bool) -> nn.Module:
+def _into(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    payload: Mapping[str, Any] | None,
+    proof: bool,
+    wide: WideWeights | None,
+) -> nn.Module:
     """The weights in the user's own class."""
-    tensors = weights.tensors if payload is None else with_shared(payload, weights.tensors)
+    widened = widths_of(model) is not None
+    if wide is not None and not widened:
+        tensors = wide.own
+    if widened:
+        tensors = with_shared({"shared": shared_keys(model)}, tensors)
+    elif payload is not None:
+        tensors = with_shared(payload, tensors)
     if proof and payload and payload.get("graph"):
         _prove(model, tensors, payload)
-    model = _filled(model, tensors)
+    model = filled(model, tensors)
+    if wide is not None and not widened:
+        widen_(model, wide.widths, torch.Generator(), wide.wide)
     if payload:
         remember(model, origin_from_json(payload))
     model.eval()
@@ -180,75 +211,14 @@ def _into(model: nn.Module, weights: Weights, payload: Mapping[str, Any] | None,
 def _prove(model: nn.Module, tensors: Mapping[str, Tensor], payload: Mapping[str, Any]) -> None:
     name = type(model).__name__
     try:
-        filled = working_copy(model)
         with torch.random.fork_rng([]):  # new blocks draw weights
-            differs = difference(_filled(filled, tensors), payload)
+            ours = filled(working_copy(model), tensors)
+        differs = difference(ours if widths_of(ours) is None else narrowed(ours), payload)
     except PreconditionError as error:
         log.warning("load: %s was not compared with the network that the file describes: %s", name, error)
         return
     if differs is not None:
         raise CheckpointError(
             f"{name} is another network than the file describes, {differs}; either it is another model, or it was "
-            "changed by hand after it was expanded: then load(..., proof=False) takes its code as it is"
+            "changed by hand after it was made: then load(..., proof=False) takes its code as it is"
         )
-
-
-def _filled(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """``model`` with ``tensors`` in it; blocks that it lacks are built from their records."""
-    if not sites(model):
-        _insert(model, tensors)
-    for name, block in sites(model).items():  # a trainer may drop or damage what is no weight
-        if not _sound(tensors.get(f"{name}.{EXTRA}")):
-            tensors = {**tensors, f"{name}.{EXTRA}": block.get_extra_state()}
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
-        raise CheckpointError(f"the weights do not fit {type(model).__name__}: {lines[0][:300]}") from None
-    check_absorbers(model)
-    return model
-
-
-def _sound(value: Tensor | None) -> bool:
-    if not record.is_record(value):
-        return False
-    try:
-        record.decode_record(cast(Tensor, value), EXTRA)
-    except CheckpointError:
-        return False
-    return True
-
-
-def _insert(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put the blocks of a file in the place of the layers that they replaced; all of them, or none."""
-    blocks: dict[nn.Module, Expanded] = {}
-    for key, value in tensors.items():
-        name = key.removesuffix(f".{EXTRA}")
-        if name == key or not record.is_record(value):
-            continue
-        try:
-            layer = model.get_submodule(name)
-        except AttributeError:
-            raise CheckpointError(
-                f"the file has an expansion block at '{name}', where {type(model).__name__} has no layer"
-            ) from None
-        if layer not in blocks:  # else an alias
-            _check_sizes(name, value, layer, tensors)
-            blocks[layer] = Expanded.from_record(value, name, layer)
-    for layer, block in blocks.items():
-        put(model, layer, block)
-
-
-def _check_sizes(name: str, value: Tensor, layer: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Build the block where sizes cost nothing, before it is built for good."""
-    value = record.as_bytes(value)
-    with bounded():
-        block = Expanded.from_record(value, name)
-    recorded = block.spec.layer
-    if why_no_layer(layer) or LayerSpec.of(layer) != recorded:
-        raise CheckpointError(f"the file's block at '{name}' replaced another layer than the {layer} that is there")
-    for key, own in block.state_dict().items():
-        held = tensors.get(f"{name}.{key}")
-        if isinstance(own, Tensor) and not key.endswith(EXTRA) and (held is None or held.shape != own.shape):
-            has = "nothing" if held is None else f"shape {tuple(held.shape)}"
-            raise CheckpointError(f"'{name}.{key}' needs shape {tuple(own.shape)}; the file has {has}")

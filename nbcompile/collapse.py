@@ -9,6 +9,7 @@ from nbcompile.core.block_proof import require_same_blocks
 from nbcompile.core.blocks import sites
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import inputs_for, origin_of, random_inputs, specs
+from nbcompile.core.giants import refuse_wide
 from nbcompile.core.tracing.inputs import batch_of
 from nbcompile.core.wrappers import require_loaded, unwrap
 
@@ -39,7 +40,8 @@ def collapse_(giant: nn.Module, *, proof: bool = True) -> nn.Module:
         ``giant`` itself.
 
     Raises:
-        PreconditionError: if it has no expansion blocks, a slope is below 1, or it does not run on what it remembers.
+        PreconditionError: if it is a giant in width or has no blocks, a slope is below 1, or it does not run on what it
+            remembers.
         PostconditionError: if a block is not the layer; it is named. Nothing is changed in either case.
 
     Source: OREPA (Hu et al. 2022, arXiv 2204.00826) and SESR (Bhardwaj et al. 2022, arXiv 2103.09404) train linear
@@ -47,6 +49,7 @@ def collapse_(giant: nn.Module, *, proof: bool = True) -> nn.Module:
     """
     model = unwrap(giant)
     blocks = sites(model)
+    refuse_wide(model, "collapse_", "weight space is for giants of expand alone; train it at its widths, and fuse it")
     if not blocks:
         raise PreconditionError(f"collapse_: {type(model).__name__} has no expansion blocks; expand it first")
     require_loaded(model, "collapse_")

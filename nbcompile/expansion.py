@@ -12,6 +12,7 @@ from nbcompile.core.blocks import sites
 from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import CaptureError, PreconditionError
 from nbcompile.core.example import ExampleInput, Inputs, Origin, inputs_for, origin_of, remember, specs
+from nbcompile.core.giants import refuse_wide
 from nbcompile.core.graph.nodes import calls
 from nbcompile.core.graph.replace import put
 from nbcompile.core.layers import CONVOLUTIONS
@@ -76,6 +77,7 @@ def expand(
     """
     model = unwrap(model)
     require_names(model, "expand")
+    refuse_wide(model, "expand", "expand the network first, and widen the giant: widen(expand(model))")
     inputs = inputs_for(model, example_input, who="expand")
     expander = ExpandSites(where, block, ratio, preserve, pad_first)
     while True:

@@ -16,7 +16,8 @@ from nbcompile.core.progress import step
 from nbcompile.core.running import output_of, rehearsal
 from nbcompile.core.tracing.capture import capture
 from nbcompile.core.tracing.observe import one_run_only
-from nbcompile.core.width.slices import narrowed, widths_of
+from nbcompile.core.width.slices import narrowed
+from nbcompile.core.width.widths import widths_of
 from nbcompile.core.wrappers import require_loaded, unwrap
 from nbcompile.deploy.deploy_form import PassReport, compiled
 from nbcompile.pass_runner import run_passes

@@ -9,6 +9,7 @@ from torch import nn
 
 from nbcompile.core.blocks import Expanded, sites
 from nbcompile.core.errors import PreconditionError, UsageError
+from nbcompile.core.giants import refuse_wide
 from nbcompile.core.wrappers import require_loaded, unwrap
 
 SHAPES: dict[str, Callable[[float], float]] = {
@@ -134,6 +135,7 @@ def _blocks(model: nn.Module) -> list[Expanded]:
     model = unwrap(model)
     blocks = list(sites(model).values())
     if not blocks:
+        refuse_wide(model, "PLT", "it has no slopes and needs none; fuse gives the original back as it is")
         raise PreconditionError(f"PLT: {type(model).__name__} has no expansion blocks; expand it first")
     require_loaded(model, "PLT")
     return blocks

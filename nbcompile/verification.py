@@ -12,12 +12,14 @@ from nbcompile.core.copies import working_copy
 from nbcompile.core.cost import cost
 from nbcompile.core.errors import PreconditionError, UsageError, VerificationError
 from nbcompile.core.example import ExampleInput, Inputs, as_inputs, inputs_for
+from nbcompile.core.giants import is_giant
 from nbcompile.core.judging.drawn_inputs import DRAWS, drawn_cases
 from nbcompile.core.judging.judgment import Judgment, judge
 from nbcompile.core.judging.rounding import unchanged
 from nbcompile.core.numerics import TOLERANCE, flatten, is_finite, stacked
 from nbcompile.core.progress import step
 from nbcompile.core.running import output_of
+from nbcompile.core.width.widths import widths_of
 from nbcompile.core.wrappers import require_loaded, unwrap
 from nbcompile.deploy.deploy_form import deploy
 from nbcompile.deploy.repeatable import why_unrepeatable
@@ -106,7 +108,7 @@ def verify(
 
     Raises:
         UsageError: if the candidate's extension is unknown, or there is no example input.
-        VerificationError: if the candidate still has expansion blocks.
+        VerificationError: if the candidate is a giant still.
         CheckpointError: if the file cannot be read.
     """
     reference = unwrap(reference)
@@ -121,6 +123,8 @@ def verify(
                 f"verify: the candidate still has {len(blocks)} expansion blocks (the first: '{next(iter(blocks))}'): "
                 "fuse it first"
             )
+        if widths_of(candidate) is not None:
+            raise VerificationError("verify: the candidate is a giant in width: fuse it first")
         wanted = _architecture(reference)
         checks = [_keys(shapes(wanted), shapes(candidate))]
         if not checks[0].passed:  # it may not even run; the first difference says it all
@@ -176,7 +180,7 @@ def verify_merged(
 
 def _architecture(reference: nn.Module) -> nn.Module:
     """What the candidate is to look like."""
-    return original_of(reference) if sites(reference) else reference
+    return original_of(reference) if is_giant(reference) else reference
 
 
 def _keys(wanted: Mapping[str, tuple[int, ...]], held: Mapping[str, tuple[int, ...]]) -> Check:

@@ -9,14 +9,19 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from nbcompile.checkpoint import description_of
+from nbcompile.core.blocks import sites
 from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import PreconditionError, UsageError
 from nbcompile.core.example import ExampleInput, Origin, inputs_for, origin_of, remember, specs
 from nbcompile.core.progress import step
 from nbcompile.core.running import eval_mode
+from nbcompile.core.serialization.stand_in import StandIn
+from nbcompile.core.width.factors import check_factors
 from nbcompile.core.width.layout import NoLayoutError
 from nbcompile.core.width.plan import planned
-from nbcompile.core.width.slices import Widths, widen_, width_on, widths_of
+from nbcompile.core.width.slices import narrowed, widen_, width_on
+from nbcompile.core.width.widths import Widths, giant_in_width, widths_of
 from nbcompile.core.wrappers import require_loaded, require_names, unwrap
 
 log = logging.getLogger("nbcompile")
@@ -30,6 +35,7 @@ def widen(
     inner: Sequence[float] = (1, 1.6, 2.2, 2.8),
     *,
     seed: int = 0,
+    proof: bool = True,
 ) -> nn.Module:
     """A giant in width: a copy of ``model`` whose tensors are parts of wider ones, at the model's own width.
 
@@ -43,6 +49,8 @@ def widen(
         factors: widths, over the original's, of channels that several blocks share; 1 is among them.
         inner: of channels that are born and read within one block of the network.
         seed: of the new weights. From the original's outputs on, they are multiplied by 0: its function stays.
+
+        proof: rebuild what files of the giant will say of the network, run it and a copy of ``model``, and compare.
 
     Returns:
         The giant: of the model's class (a subclass, where the model itself holds a parameter that grows), in the same
@@ -61,7 +69,7 @@ def widen(
     if widths_of(model) is not None:
         raise UsageError("widen: the network is a giant in width already")
     inputs = inputs_for(model, example_input, who="widen")
-    factors, inner = _checked("factors", factors), _checked("inner", inner)
+    factors, inner = check_factors("factors", factors), check_factors("inner", inner)
     giant = working_copy(model, tensors=False)
     looked = working_copy(giant)
     try:
@@ -69,13 +77,17 @@ def widen(
             layout = planned(looked, inputs, lambda space: max(inner if space.inner else factors))
     except NoLayoutError as error:
         raise PreconditionError(f"widen: the channels of {type(model).__name__} cannot be followed: {error}") from error
-    widths = Widths(layout, factors, inner)
+    origin = origin_of(model)
+    description = None if sites(model) else description_of(model, inputs, proof)
+    widths = Widths(layout, factors, inner, description)
     if not widths.slots:
-        why = "; ".join(dict.fromkeys(f"'{space.name}': {space.frozen}" for space in layout.spaces if space.frozen))
-        raise PreconditionError(f"widen: nothing of {type(model).__name__} can be widened: {why or 'it has no layers'}")
+        why = dict.fromkeys(f"'{space.name}': {space.frozen}" for space in layout.spaces if space.frozen)
+        if any(space.frozen is None for space in layout.spaces):
+            why = {"no factor makes a group of channels a whole step wider": None}
+        said = "; ".join(why) or "it has no layers"
+        raise PreconditionError(f"widen: nothing of {type(model).__name__} can be widened: {said}")
     widen_(giant, widths, torch.Generator().manual_seed(seed))
-    known = origin_of(model)
-    remember(giant, Origin(specs(inputs), known.model if known else None, known.preprocessing if known else {}))
+    remember(giant, Origin(specs(inputs), origin.model if origin else None, origin.preprocessing if origin else {}))
     frozen = [space for space in layout.spaces if space.frozen]
     log.info("widen: %d of %d groups of channels can grow", len(layout.spaces) - len(frozen), len(layout.spaces))
     return giant
@@ -101,10 +113,17 @@ def at_width(
         UsageError: if it is no giant in width, it is at another width, or a name or a factor is none of its own.
     """
     giant = unwrap(giant)
-    widths = widths_of(giant)
-    if widths is None:
+    found = giant_in_width(giant)
+    if found is None:
         raise UsageError(f"at_width: {type(giant).__name__} is no giant in width; make one with widen")
-    with width_on(giant, _steps(widths, width, rng or cast(random.Random, random))):
+    inside, widths = found
+    steps = _steps(widths, width, rng or cast(random.Random, random))
+    if any(steps) and isinstance(inside, StandIn):
+        raise UsageError(
+            "at_width: this giant was read without its code, and stands at its own width alone; give the network: "
+            "load(path, model=...)"
+        )
+    with width_on(inside, widths, steps):
         yield
 
 
@@ -124,15 +143,6 @@ def width_groups(giant: nn.Module) -> dict[str, dict[str, Any]]:
         }
         for n, space in enumerate(widths.layout.spaces)
     }  # fmt: skip
-
-
-def _checked(name: str, factors: Sequence[float]) -> tuple[float, ...]:
-    values = tuple(float(x) for x in factors)
-    if any(not 1 <= x < float("inf") for x in values):
-        raise UsageError(f"widen: {name} must be numbers of at least 1, not {', '.join(map(str, values))}")
-    if 1.0 not in values:
-        raise UsageError(f"widen: 1 must be among {name}: the original is one of the widths that are drawn")
-    return values
 
 
 def _steps(widths: Widths, width: str | Mapping[str, float], rng: random.Random) -> list[int]:
@@ -155,3 +165,11 @@ def _steps(widths: Widths, width: str | Mapping[str, float], rng: random.Random)
         if not 1 <= factor <= most:
             raise UsageError(f"at_width: '{name}' goes from 1 to {most:g}, not to {factor:g}")
     return [space.steps(width.get(space.name, 1.0)) for space in spaces]
+
+
+def describe_again(giant: nn.Module) -> None:
+    """Let the record of a giant in width describe the network as it is now, with what it remembers."""
+    widths = widths_of(giant)
+    assert widths is not None
+    if widths.description is not None:
+        widths.describe(description_of(narrowed(giant), None))

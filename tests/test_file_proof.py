@@ -82,7 +82,7 @@ def test_another_network_is_refused_and_left_as_it_was(other: str, file: Path) -
     message = (
         rf"file\.pt: {name} is another network than the file describes, {first}: (relative error .*, at most 1e-05 is "
         r"rounding|outputs of different shape .*); either it is another model, or it was changed by hand after it was "
-        r"expanded: then load\(\.\.\., proof=False\) takes its code as it is$"
+        r"made: then load\(\.\.\., proof=False\) takes its code as it is$"
     )
     with arguments_unchanged("load", model), pytest.raises(CheckpointError, match=message):
         nbcompile.load(file, model=model)
@@ -190,8 +190,8 @@ def test_a_giant_that_was_changed_by_hand_is_written_and_it_is_said(
         nbcompile.save(giant, tmp_path / "giant.pt")
     (said,) = caplog.messages
     assert said.startswith(
-        "save: the giant was changed by hand after it was expanded; without its code the file is the network that was "
-        "expanded, which differs first at 'act': relative error "
+        "save: the giant was changed by hand after it was made; without its code the file is the network that was "
+        "made, which differs first at 'act': relative error "
     )
     assert nbcompile.load(tmp_path / "giant.pt", model=giant, proof=False) is giant
 

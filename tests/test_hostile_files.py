@@ -346,7 +346,7 @@ def test_a_moved_block(file: Path) -> None:
     payload = changed(lambda r: r["site"].update(name="backbone.body"))
     refuse(
         write(file, payload),
-        r"the block at 'body\._extra_state' was expanded as 'backbone\.body\._extra_state': give the whole",
+        r"what is at 'body\._extra_state' was made as 'backbone\.body\._extra_state': give the whole",
     )
 
 
@@ -355,7 +355,7 @@ def test_a_moved_block(file: Path) -> None:
     [
         (lambda r: r.update(model=5), "describe no model"),
         (lambda r: r.update(model={}), "the record's inputs are malformed: KeyError"),
-        (lambda r: r.update(site=5), "was expanded as"),
+        (lambda r: r.update(site=5), "was made as"),
         (lambda r: r["site"].update(ratio=0), "is of no block: ValueError"),
         (lambda r: r["site"].update(ratio=2**40), "is of no block: .*tensors that no small network has"),
         (lambda r: r["site"].update(ratio="6"), "is of no block: ValueError: no block is"),

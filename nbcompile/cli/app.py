@@ -25,6 +25,7 @@ from nbcompile.core.words import printable
 
 COMMANDS = {
     "expand": "Layers of a MODEL become blocks: write the giant.",
+    "widen": "A MODEL becomes part of wider ones: write the giant.",
     "train": "Train a network or a giant by the reference recipe.",
     "fuse": "Fuse a giant, or any network, and write deploy files.",
     "verify": "For CI: is a file still the original?",

@@ -12,6 +12,11 @@ Examples:
   $ nbcompile expand nbcompile:mcunet -o giant.pt
   $ nbcompile expand 'timm:resnet18?num_classes=10' -o giant.pt --where first:3
   $ nbcompile expand 'timm:resnet18?pretrained=true' -o giant.pt --preserve""",
+    "widen": """\
+Examples:
+  $ nbcompile widen nbcompile:mcunet -o giant.pt
+  $ nbcompile widen 'timm:resnet18?pretrained=true' -o giant.pt \\
+      --factors 1,2 --inner 1,2,3 --explain""",
     "train": """\
 Examples:
   $ nbcompile train 'nbcompile:dscnn?num_classes=10&in_channels=1' \\

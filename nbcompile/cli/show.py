@@ -15,6 +15,13 @@ def show_expand(found: dict[str, Any], console: Console) -> None:
     say(console, f"written: {found['giant']}")
 
 
+def show_widen(found: dict[str, Any], console: Console, *, explain: bool = False) -> None:
+    """The groups of channels, and what the widest costs; with ``explain`` why the others keep their number."""
+    _groups(found["groups"], console, explain=explain)
+    _costs({"original": found["original"], "giant, widest": found["giant_cost"]}, console)
+    say(console, f"written: {found['giant']}")
+
+
 def show_fuse(found: dict[str, Any], console: Console, *, explain: bool = False, layers: bool = False) -> None:
     """Costs, checks and files; with ``explain`` what each pass did, with ``layers`` the error of every layer."""
     if explain:
@@ -64,11 +71,13 @@ def show_inspect(found: dict[str, Any], console: Console) -> None:
     console.print(table)
     if found.get("sites"):
         _sites(found["sites"], console)
-    elif candidates := found.get("candidates"):
+    if found.get("groups"):
+        _groups(found["groups"], console, explain=True)
+    if candidates := found.get("candidates"):
         names = candidates.get("names") or []
         what = candidates.get("why") or f"{len(names)} by pattern '{candidates['pattern']}': {', '.join(names)}"
         say(console, f"candidates for expansion: {what}")
-    _costs({"total": found["cost"]}, console)
+    _costs({"total": found["cost"], "giant, widest": found.get("giant_cost")}, console)
 
 
 def _passes(passes: list[dict[str, Any]], console: Console) -> None:
@@ -87,6 +96,22 @@ def _sites(sites: list[dict[str, Any]], console: Console) -> None:
         block = site["block"] + (", preserved" if site["preserve"] else "")
         add_row(table, site["name"], site["pattern"], block, str(site["ratio"]), f"{site['slope']:.4g}")
     console.print(table)
+
+
+def _groups(groups: list[dict[str, Any]], console: Console, *, explain: bool) -> None:
+    """Those that grow, and a line for those that do not; with ``explain`` a line for each of these."""
+    table = new_table("group of channels", "channels", "of", "factors", left=1)
+    for group in groups:
+        if group["frozen"] is None:
+            factors = ", ".join(f"{factor:g}" for factor in group["factors"])
+            add_row(table, group["name"], str(group["channels"]), "one block" if group["inner"] else "several", factors)
+    console.print(table)
+    kept = [group for group in groups if group["frozen"] is not None]
+    if explain:
+        for group in kept:
+            say(console, f"{group['name']} keeps its {group['channels']} channels: {group['frozen']}")
+    elif kept:
+        say(console, f"{len(kept)} groups keep their number of channels; --explain says why")
 
 
 def _costs(costs: dict[str, Any], console: Console) -> None:

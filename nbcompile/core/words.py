@@ -46,3 +46,8 @@ def _shortened(text: str, most: int) -> str:
 
 
 getLogger("nbcompile").addFilter(printable_record)  # whoever logs has our errors, and so this
+
+
+def class_of(model: object) -> str:
+    """The name of its class, without what torch puts before it where a tensor of it is parametrized."""
+    return type(model).__name__.removeprefix("Parametrized")

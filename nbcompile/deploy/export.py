@@ -15,6 +15,7 @@ from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import PreconditionError, UsageError
 from nbcompile.core.example import ExampleInput, inputs_for
 from nbcompile.core.files import check_target
+from nbcompile.core.giants import refuse_wide
 from nbcompile.core.progress import step
 from nbcompile.core.wrappers import require_loaded, unwrap
 from nbcompile.deploy.deploy_form import deploy
@@ -88,6 +89,7 @@ def check_options(form: Format, options: Collection[str]) -> None:
 
 
 def _refuse_giant(model: nn.Module) -> None:
+    refuse_wide(model, "export", "export what nbcompile.fuse(model) returns; nbcompile.save keeps a giant")
     blocks = sites(model)
     if blocks:
         raise PreconditionError(

@@ -10,6 +10,8 @@ from nbcompile.core.copies import working_copy
 from nbcompile.core.cost import cost
 from nbcompile.core.example import Inputs
 from nbcompile.core.graph.replace import put
+from nbcompile.core.width.slices import narrowed
+from nbcompile.core.width.widths import widths_of
 
 PRODUCTS = "(other matrix products)"
 
@@ -28,11 +30,11 @@ class ModuleCost:
 
 
 def original_of(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` with a layer of the original's class in the place of every block; their weights are not set.
+    """A copy of ``model`` at its own width, with a layer of the original's class, without weights, for every block.
 
     It shows the architecture that a giant must come back to, from what ``expand`` recorded and not from any merge.
     """
-    bare = working_copy(model, training=False)
+    bare = working_copy(model, training=False) if widths_of(model) is None else narrowed(model).eval()
     for block in list(sites(bare).values()):
         layer = block.layer()
         for parameter in layer.parameters():

@@ -9,6 +9,7 @@ from nbcompile.core.blocks import sites
 from nbcompile.core.copies import copied
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import Origin, TensorSpec, origin_of, remember
+from nbcompile.core.width.widths import widths_of
 from nbcompile.expansion import record_again
 from nbcompile.training.config import TrainConfig
 from nbcompile.training.data.base import Batch, Data, Images
@@ -17,6 +18,7 @@ from nbcompile.training.loader import BatchOrder, Loader
 from nbcompile.training.outputs.records import Epoch, Listener
 from nbcompile.training.outputs.run_folder import RunFolder
 from nbcompile.training.session import Session, advanced, wrapped
+from nbcompile.widening import describe_again
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -107,7 +109,9 @@ def _copied(model: nn.Module, data: Data) -> nn.Module:
     model = copied(model)
     origin = origin_of(model)
     remember(model, Origin((TensorSpec((1, *data.shape)),), origin.model if origin else None, data.preprocessing))
-    if sites(model):
+    if widths_of(model) is not None:
+        describe_again(model)
+    elif sites(model):
         record_again(model)
     return model
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from nbcompile.core.blocks import sites
 from nbcompile.core.copies import copied
 from nbcompile.core.cost import cost
 from nbcompile.core.example import Origin, TensorSpec, remember
@@ -90,15 +89,16 @@ def training_cost(
     method = config.method_row.start(config, 1, teacher)
     network = copied(model)
     remember(network, Origin((TensorSpec(tuple(example.shape)),)))
-    network, plain = method.prepare(network), _macs(original_of(model), example)
-    spent, phase, trained, asked = {"network": 0, "giant": 0, "teacher": 0}, None, 0, 0
+    network, plain = method.prepare(network), cost(original_of(model), example).macs
+    spent, phase, own, larger, asked = {"network": 0, "giant": 0, "teacher": 0}, None, 0, 0, 0
     for epoch in range(config.epochs):
         network = method.advance(network, epoch)
         method.attach(network, epoch)
         if phase != (phase := method.phase(epoch)):
-            trained = LEARNING * _macs(network, example)
-            asked = 0 if method.teacher is None else _macs(method.teacher, example)
-        spent["giant" if trained > LEARNING * plain else "network"] += images * trained
+            own, larger = method.macs(network, example)
+            asked = 0 if method.teacher is None else cost(method.teacher, example).macs
+        spent["network"] += images * LEARNING * own
+        spent["giant"] += images * LEARNING * larger
         spent["teacher"] += images * asked
     return TrainingCost(**spent, plain_epoch=images * LEARNING * plain, epochs=config.epochs)
 
@@ -110,10 +110,3 @@ def advice(row: MethodRow, spent: TrainingCost) -> str:
     if row.name == plain and not spent.giant:
         return f"{said}, as here"
     return f"{said} for {count} epoch{'s' * (count != 1)} ({row.name}: {row.measured})"
-
-
-def _macs(network: nn.Module, example: Tensor) -> int:
-    """Per image; in weight space a block costs what the layer costs as which it is computed."""
-    if all(block.collapsed for block in sites(network).values()):
-        network = original_of(network)
-    return cost(network, example).macs

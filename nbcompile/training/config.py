@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from nbcompile.core.errors import UsageError
 from nbcompile.core.options import BELOW_1, NOT_NEGATIVE, POSITIVE, READ, SHARE, documented, option
 from nbcompile.training.methods import METHODS, MethodRow, default_method, method_help
-from nbcompile.training.rules import check, check_named
+from nbcompile.training.rules import check, check_named, check_wide
 
 
 class Phases(NamedTuple):
@@ -31,7 +31,15 @@ def _epochs(text: str) -> tuple[int, ...]:
         raise UsageError(f"--restarts must be epochs with commas, such as 25,40, not '{text}'") from None
 
 
+def _factors(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(factor) for factor in text.split(","))
+    except ValueError:
+        raise UsageError(f"factors must be numbers with commas, such as 1,1.8,2.6, not '{text}'") from None
+
+
 RECIPE, EXPANSION, PHASES, TEACHER, MACHINE = "Recipe", "Expansion", "Phases (netbooster)", "Teacher (kd)", "Machine"
+WIDTH = "Width"
 
 
 @documented
@@ -132,6 +140,42 @@ class TrainConfig:
     collapse: bool = option(False, "After the decay train in weight space, as nbcompile.collapse_ does: faster")
     inserted_lr: float = option(1.0, "Of inserted layers, a factor on --lr", bound=POSITIVE)
     inserted_weight_decay: float = option(1.0, "Of inserted layers, a factor on --weight-decay", bound=NOT_NEGATIVE)
+    factors: tuple[float, ...] = option(
+        (1, 1.8, 2.6),
+        "Widths over the original's, with commas, of channels that several blocks share",
+        panel=WIDTH,
+        metavar="X,X",
+        read=_factors,
+        python="Widths over the original's of channels that several blocks share",
+    )
+    inner: tuple[float, ...] = option(
+        (1, 1.6, 2.2, 2.8),
+        "Widths over the original's, with commas, of channels within one block",
+        metavar="X,X",
+        read=_factors,
+        python="Widths over the original's of channels within one block",
+    )
+    wide_epochs: int | None = option(
+        None, "Epochs before channels within one block alone are widened", bound=NOT_NEGATIVE, unset="half of --epochs"
+    )
+    sort_epochs: int | None = option(
+        None,
+        "Epochs at whose start the network takes the most important channels within a block",
+        bound=NOT_NEGATIVE,
+        unset="as --wide-epochs",
+    )
+    divergence: str = option(
+        "adaptive",
+        "Of the network from its widest, by netdistiller",
+        metavar="NAME",
+        choices=("adaptive", "forward", "reverse", "balanced"),
+    )
+    surgery: str = option(
+        "widest",
+        "By netdistiller: whose gradient gives way where the two are in conflict",
+        metavar="WHOSE",
+        choices=("widest", "both", "none"),
+    )
     teacher: str | None = option(
         None, "A file, a MODEL, or self: the giant before its slopes rise", panel=TEACHER, metavar="FILE|MODEL|self"
     )
@@ -143,6 +187,9 @@ class TrainConfig:
     )
     temperature: float = option(4.0, "T, that softens both distributions", bound=POSITIVE)
     kd_weight: float = option(0.9, "Share of the distillation in the loss", bound=SHARE)
+    hint_weight: float = option(
+        0.03, "Of the distance between the network's logits and the booster's", panel="Booster (rocket)", bound=POSITIVE
+    )
     num_workers: int = option(
         0, "Processes that read and augment images, per training process", panel=MACHINE, bound=NOT_NEGATIVE
     )
@@ -160,7 +207,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.where, str):
             object.__setattr__(self, "where", tuple(self.where))
-        object.__setattr__(self, "restarts", tuple(self.restarts))
+        for name in ("restarts", "factors", "inner"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         check(self)
 
     @property
@@ -178,15 +226,21 @@ class TrainConfig:
         """Whether the method has a teacher."""
         return self.method_row.distils
 
-    def for_network(self, *, giant: bool) -> "TrainConfig":
-        """With the method's name, for a network that is a giant or not.
+    @property
+    def widens(self) -> bool:
+        """Whether the method trains a giant in width."""
+        return self.method_row.widens
+
+    def for_network(self, *, giant: bool, wide: bool = False) -> "TrainConfig":
+        """With the method's name, for a network that is a giant, in depth or in width, or not.
 
         Raises:
-            UsageError: if none is named, and an option is given that goes with another one.
+            UsageError: if none is named, and an option is given that goes with another one; if it trains no such giant.
         """
         if self.method is not None:
+            check_wide(self, wide)
             return self
-        row = default_method(giant=giant, teacher=self.teacher is not None)
+        row = default_method(giant=giant, wide=wide, teacher=self.teacher is not None)
         check_named(self, row)
         return dataclasses.replace(self, method=row.name)
 
@@ -202,6 +256,16 @@ class TrainConfig:
         decay = giant + ((self.epochs - giant) // 2 if self.giant_epochs is None else self.giant_epochs)
         length = max(1, round(0.2 * (self.epochs - decay))) if self.plt_epochs is None else self.plt_epochs
         return Phases(giant, decay, decay + length)
+
+    @property
+    def wide_until(self) -> int:
+        """Epoch from which channels within blocks alone are widened."""
+        return (self.epochs + 1) // 2 if self.wide_epochs is None else self.wide_epochs
+
+    @property
+    def sort_until(self) -> int:
+        """Epoch from which the network's own channels stay the same."""
+        return self.wide_until if self.sort_epochs is None else self.sort_epochs
 
     def to_json(self) -> dict[str, Any]:
         """All fields, as JSON has them."""

@@ -12,6 +12,7 @@ from nbcompile.core.copies import copied
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import origin_of
 from nbcompile.core.files import require_own_files
+from nbcompile.core.width.widths import widths_of
 from nbcompile.core.wrappers import require_loaded, unwrap
 from nbcompile.training.accuracy import accuracy
 from nbcompile.training.begin import set_up
@@ -28,6 +29,7 @@ from nbcompile.training.methods import SELF
 from nbcompile.training.new_head import with_classes
 from nbcompile.training.outputs.records import Epoch, Event, Listener, Started, TrainResult
 from nbcompile.training.outputs.run_folder import RunFolder
+from nbcompile.training.passes import Passes
 from nbcompile.training.seeds import seed_everything
 from nbcompile.training.session import Session
 
@@ -77,7 +79,7 @@ def train(
     check_output(output)
     model = unwrap(model)
     require_loaded(model, "train")
-    config = config.for_network(giant=bool(sites(model)))
+    config = config.for_network(giant=bool(sites(model)), wide=widths_of(model) is not None)
     folder = RunFolder.beside(output, run_dir)
     require_own_files([output, *folder.files])
     checkpoint = folder.open(config, resume=resume)
@@ -129,6 +131,7 @@ def _run_epoch(session: Session, epoch: int) -> None:
         slope=session.method.slope,
         lr=session.schedule.lr(session.step - 1),
         seconds=time.perf_counter() - began,
+        measured=session.method.measured(),
     )
     session.history.append(record)
     if session.fabric.is_global_zero:
@@ -148,6 +151,7 @@ def _train_epoch(session: Session, epoch: int) -> tuple[float, float]:
         for group in session.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         loss, right = _gradients(session, images, labels)
+        session.method.before_step(session.bare)
         session.optimizer.step()
         session.optimizer.zero_grad()
         session.method.after_step()
@@ -163,11 +167,9 @@ def _gradients(session: Session, images: Tensor, labels: Tensor) -> tuple[Tensor
     parts = session.config.accumulate
     losses, right = [], []
     for i, (some, named) in enumerate(zip(images.chunk(parts), labels.chunk(parts), strict=True)):
-        with session.fabric.no_backward_sync(session.model, enabled=i < parts - 1):
-            with session.fabric.autocast():
-                loss, logits = session.method.loss(session.model, some, named)
-            session.fabric.backward(loss / parts)
-        losses.append(loss.detach() / parts)
+        passes = Passes(session.fabric, session.model, 1 / parts, last=i == parts - 1)
+        loss, logits = session.method.learn(passes, some, named)
+        losses.append(loss)
         right.append((logits.argmax(1) == named).sum())
     return torch.stack(losses).sum(), torch.stack(right).sum()
 

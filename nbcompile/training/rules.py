@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from nbcompile.core.errors import UsageError
 from nbcompile.core.options import options_of
+from nbcompile.core.width.factors import check_factors
 from nbcompile.training.methods import METHODS, SELF, MethodRow
 
 if TYPE_CHECKING:
@@ -30,7 +31,16 @@ def check(config: "TrainConfig") -> None:
     _check_rate(config)
     if config.expands:
         _check_phases(config)
+    if config.widens:
+        _check_widths(config)
     _check_teacher(config)
+
+
+def _check_widths(config: "TrainConfig") -> None:
+    for name in ("factors", "inner"):
+        check_factors(name, getattr(config, name))
+    if config.collapse:
+        raise UsageError(f"collapse goes with one width alone, not with method '{config.method}'")
 
 
 def _check_rate(config: "TrainConfig") -> None:
@@ -84,3 +94,14 @@ def check_named(config: "TrainConfig", row: MethodRow) -> None:
     for name in sorted(given - set(row.takes)):
         if takers := [one.name for one in METHODS.values() if name in one.takes]:
             raise UsageError(f"{name} goes with method {' or '.join(takers)}, not with {row.name}: name the method")
+
+
+def check_wide(config: "TrainConfig", wide: bool) -> None:
+    """Check that a giant in width is trained by a method that trains its widths.
+
+    Raises:
+        UsageError: if not.
+    """
+    if wide and not config.widens:
+        known = " or ".join(row.name for row in METHODS.values() if row.widens)
+        raise UsageError(f"method '{config.method}' does not train giants in width, as this network is: choose {known}")

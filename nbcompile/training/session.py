@@ -68,9 +68,9 @@ class Session:
     def network(self) -> nn.Module:
         """The network that is measured and saved: with averaged weights, where there is an average."""
         if self.average is None:
-            return self.bare
+            return self.method.kept(self.bare)
         self.average.follow(self.bare)
-        return self.average.model
+        return self.method.kept(self.average.model)
 
     def state_dict(self) -> dict[str, Any]:
         """What ``set_up`` needs to go on from here."""

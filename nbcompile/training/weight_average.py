@@ -8,6 +8,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from nbcompile.core.blocks import sites
 from nbcompile.core.copies import copied
+from nbcompile.core.width.slices import move_own_
+from nbcompile.core.width.widths import giant_in_width
 
 _STATISTICS = ("running_mean", "running_var")
 
@@ -39,6 +41,7 @@ class Average:
     @torch.no_grad()
     def update(self, live: nn.Module) -> None:
         """Count one optimiser step of ``live``."""
+        self._have_the_channels_of(live)
         n = self._updates
         decay = min(self._decay, (1 + n) / (10 + n))
         blend = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
@@ -53,6 +56,12 @@ class Average:
                 mine.copy_(theirs)
         for block, trained in zip(sites(self.model).values(), sites(live).values(), strict=True):
             block.collapsed = trained.collapsed
+
+    def _have_the_channels_of(self, live: nn.Module) -> None:
+        """Of giants in width: the original's channels are the same in both."""
+        mine, theirs = giant_in_width(self.model), giant_in_width(live)
+        if mine is not None and theirs is not None and not torch.equal(mine[1].layout.unit, theirs[1].layout.unit):
+            move_own_(*mine, theirs[1].layout.unit)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""

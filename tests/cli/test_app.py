@@ -61,6 +61,36 @@ def test_story_from_model_to_onnx(run, tmp_path: Path) -> None:
     nbcompile.zoo.dscnn().load_state_dict(nbcompile.load("tiny.safetensors", model=nbcompile.zoo.dscnn()).state_dict())
 
 
+def test_story_in_width(run, tmp_path: Path) -> None:
+    model = scramble_(nbcompile.zoo.dscnn()).eval()
+    torch.save(model.state_dict(), "tiny.pt")
+    made = run("widen", DSCNN, "-o", "giant.pt", "--weights", "tiny.pt", "--factors", "1,2", "--json", "made.json")
+    assert made.code == 0, made.err
+    assert "1 groups keep their number of channels; --explain says why" in made.out
+    found = json.loads(run("inspect", "giant.pt", "--json", "-").out)
+    assert found["groups"] == json.loads(Path("made.json").read_text())["groups"]
+    assert {tuple(g["factors"]) for g in found["groups"]} == {(1.0,), (1.0, 2.0), (1.0, 1.6, 2.2, 2.8)}
+    own, widest = (found[key]["macs"] for key in ("cost", "giant_cost"))
+    assert own == nbcompile.cost(model, torch.zeros(1, 1, 8, 8)).macs < widest
+    assert found["candidates"] is None
+    shown = run("inspect", "giant.pt")
+    assert "classifier.weight keeps its 10 channels: the network's output has it" in shown.out
+    assert "giant, widest" in shown.out
+    result = run("fuse", "giant.pt", "-o", "fused.onnx", "-o", "fused.pt", "--report", "r.html", "--json", "out.json")
+    assert result.code == 0, result.err
+    written = json.loads(Path("out.json").read_text())
+    assert written["giant"]["macs"] == widest
+    assert written["tiny"]["macs"] == own
+    assert written["groups"] == found["groups"]
+    assert run("verify", "fused.onnx", "--against", DSCNN).code == 0
+    numbers = run("verify", "fused.onnx", "--against", "giant.pt")
+    assert "numbers: largest relative error" in numbers.out
+    x = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(nbcompile.fuse(nbcompile.load("giant.pt"))(x), model(x), rtol=0, atol=0)
+    explained = run("widen", DSCNN, "-o", "again.pt", "--explain")
+    assert "classifier.weight keeps its 10 channels: the network's output has it" in explained.out
+
+
 def test_expand_trained_weights(run, tmp_path: Path) -> None:
     model = scramble_(nbcompile.zoo.dscnn()).eval()
     torch.save(model.state_dict(), "tiny.pt")
@@ -229,6 +259,20 @@ def test_lagging_ema_is_recognised(run, trained: Path) -> None:
         (("expand", DSCNN, "-o", "g.pt", "--ratio", "0"), 2, "ratio=0 must be a whole number from 1 to 64"),
         (("expand", DSCNN, "-o", "g.pt", "--block", "wide"), 2, "block='wide' is unknown; one of inverted-residual"),
         (("expand", "nbcompile:dscn", "-o", "g.pt"), 2, "dscnn"),
+        (("widen", "nowhere:make", "-o", "g.pt", "--factors", "2,3"), 2, "1 must be among factors"),
+        (
+            ("widen", "nowhere:make", "-o", "g.pt", "--inner", "1,x"),
+            2,
+            "with commas, such as 1,1.8,2.6, not '1,x'",
+        ),
+        (
+            ("widen", "nowhere:make", "-o", "g.pt", "--inner", "1,1e9"),
+            2,
+            "must be numbers from 1 to 64, not 1, 1e+09",
+        ),
+        (("widen", "nowhere:make", "-o", "g.onnx"), 2, "name the file .pt, not 'g.onnx'"),
+        (("widen", DSCNN, "-o", "g.pt", "--key", "x"), 2, "--key of widen goes with --weights"),
+        (("widen", DSCNN, "-o", "g.pt", "--factors", "1", "--inner", "1"), 1, "no factor makes a group of channels"),
         (("expand", "nowhere:make", "-o", "giant.onnx"), 2, "name the file .pt, not 'giant.onnx' (.pth, .ckpt, .bin"),
         (("train", "nowhere:make", "-o", "t.xyz", "--data", "digits"), 2, "name the file .pt, not 't.xyz'"),
         (("expand", DSCNN, "-o", "g.pt", "--verify-each"), 2, "--verify-each of expand needs --preserve"),

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 STEPS = 1437 // 64
+FUSED = ("linear", "netaug", "netdistiller")
 
 
 def ran(what: str, folder: Path) -> tuple[str, dict[str, dict[str, Any]]]:
@@ -23,7 +24,7 @@ def ran(what: str, folder: Path) -> tuple[str, dict[str, dict[str, Any]]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["plain", "accumulated", "linear", "replaced"])
+@pytest.mark.parametrize("what", ["plain", "accumulated", "linear", "replaced", "netaug", "netdistiller"])
 def test_two_processes_learn_what_one_learns_with_the_same_batches(tmp_path: Path, what: str) -> None:
     codes, found = ran(what, tmp_path)
     assert codes == "[0, 0, 0]"
@@ -34,7 +35,7 @@ def test_two_processes_learn_what_one_learns_with_the_same_batches(tmp_path: Pat
     assert second["losses"] == [], "more than one process told what happens"
     assert (first["accuracy"], first["weights"]) == (second["accuracy"], second["weights"])
     assert first["accuracy"] == pytest.approx(alone["accuracy"], abs=1.5 / 360)
-    assert first["fused"] == pytest.approx(first["accuracy"], abs=1.5 / 360) if what == "linear" else not first["fused"]
+    assert first["fused"] == pytest.approx(first["accuracy"], abs=1.5 / 360) if what in FUSED else not first["fused"]
 
 
 @pytest.mark.slow

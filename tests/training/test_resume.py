@@ -22,6 +22,10 @@ CASES: dict[str, dict[str, Any]] = {
     "contracted": BOOSTED | {"contract_at": "decay", "ema": 0.9},
     "collapsed": BOOSTED | {"collapse": True, "ema": 0.9, "restarts": (3,)},
     "its own teacher": BOOSTED | {"method": "netbooster+kd", "teacher": "self", "ema": 0.9},
+    "a wider one": {"method": "netaug", "ema": 0.9, "wide_epochs": 3, "sort_epochs": 4},
+    "the widest": {"method": "netdistiller", "accumulate": 2},
+    "deeper and wider": BOOSTED | {"method": "netbooster+netaug", "plain_epochs": 1, "contract_at": "decay"},
+    "a booster": {"method": "rocket", "where": "last:1", "ratio": 2, "ema": 0.9},
     "a teacher": {"method": "kd", "teacher": "net", "precision": "bf16-mixed"},
 }
 EPOCHS = 5
@@ -33,6 +37,9 @@ SLOW = (
     "its own teacher",
     "collapsed",
     "plain first",
+    "the widest",
+    "deeper and wider",
+    "a booster",
 )
 
 
@@ -76,7 +83,7 @@ def test_a_stopped_run_ends_with_the_same_bits(net_for: Callable[[], nn.Module],
         one, two = (torch.load(tmp_path / path, weights_only=True) for path in (name, name.replace("whole", "parts")))
         assert differing(one, two) == []
     assert parts.fused_accuracy == whole.fused_accuracy
-    assert (whole.fused_accuracy is None) == (not config.expands or config.contract_at == "decay")
+    assert (whole.fused_accuracy is None) == (not (config.expands or config.widens) or config.contract_at == "decay")
 
 
 def test_options_that_an_older_run_does_not_know_are_at_their_defaults(net: nn.Module, tmp_path: Path) -> None:

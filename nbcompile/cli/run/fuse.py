@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from nbcompile.cli.run.rows import cost_json, sites_json
+from nbcompile.cli.run.rows import cost_json, groups_json, sites_json
 from nbcompile.core.blocks import sites
 from nbcompile.core.cost import cost
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import origin_of, random_inputs
 from nbcompile.core.files import check_outputs
+from nbcompile.core.giants import giant_cost, is_giant
 from nbcompile.deploy.export import check_options, export
 from nbcompile.deploy.options import DeviceOptions
 from nbcompile.exporters import FORMATS, Format, format_of
@@ -64,15 +65,17 @@ def run_fuse(
         log.warning("'%s' is built without weights: this exports an untrained network", source)
     tiny, reports = fused(trained, force=force, verify_each=verify_each)
     forced = force and not all(block.linear for block in sites(trained).values())
-    checked = verify(trained, tiny) if sites(trained) else verify_merged(trained, tiny)
+    giant = is_giant(trained)
+    checked = verify(trained, tiny) if giant else verify_merged(trained, tiny)
     checked.raise_on_failure(tolerated=("numbers",) if forced else ())
-    if not sites(trained):
+    if not giant:
         _warn_of_keys(outputs)
     results = [export(tiny, path, **options[path]) for path in outputs]
     found = {
         "source": source,
         "sites": sites_json(trained),
-        "giant" if sites(trained) else "network": cost_json(cost(trained)),
+        "groups": groups_json(trained),
+        "giant" if giant else "network": cost_json(giant_cost(trained)),
         "tiny": cost_json(cost(tiny)),
         "passes": [_explained(report.piece, name, result) for report in reports for name, result in report.passes],
         "checks": [asdict(check) for check in checked.checks],
@@ -166,7 +169,7 @@ def _write_report(
     origin = origin_of(trained)
     if origin is None:
         raise UsageError(f"--report {path} needs the shape of the input: --input 1x3x96x96")
-    giant = trained if sites(trained) else None
+    giant = trained if is_giant(trained) else None
     inputs = random_inputs(origin.inputs, batch=2)
     page = report_on(
         "A fused network",

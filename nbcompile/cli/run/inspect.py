@@ -8,14 +8,15 @@ from typing import Any
 
 from torch import nn
 
-from nbcompile.cli.run.rows import cost_json, sites_json
-from nbcompile.core.blocks import sites
+from nbcompile.cli.run.rows import cost_json, groups_json, sites_json
 from nbcompile.core.copies import weightless
 from nbcompile.core.cost import cost
 from nbcompile.core.errors import CaptureError, PreconditionError, UsageError
 from nbcompile.core.example import Inputs, Origin, origin_of
+from nbcompile.core.giants import giant_cost, is_giant
 from nbcompile.core.serialization.bounds import MAX_TENSORS, bounded, hollow_inputs
 from nbcompile.core.serialization.stand_in import StandIn
+from nbcompile.core.width.widths import widths_of
 from nbcompile.expansion import candidates
 from nbcompile.exporters import known_format
 from nbcompile.open_network import open_network
@@ -39,7 +40,9 @@ def run_inspect(source: str, *, model: str | None, key: str | None, input_shape:
         "class": type(network).__name__,
         "inputs": [list(spec.shape) for spec in origin.inputs] if origin else [],
         "cost": cost_json(costs),
+        "giant_cost": cost_json(giant_cost(examined, inputs)) if widths_of(examined) is not None else None,
         "sites": sites_json(network),
+        "groups": groups_json(network),
         "candidates": found,
         "layers": [asdict(layer) for layer in costs.layers],
     }
@@ -59,7 +62,7 @@ def _without_work(network: nn.Module, origin: Origin | None) -> Iterator[tuple[n
 
 
 def _candidates(network: nn.Module, inputs: Inputs | None) -> dict[str, Any] | None:
-    if sites(network):
+    if is_giant(network):
         return None
     try:
         pattern, names = candidates(network, inputs)

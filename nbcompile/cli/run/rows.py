@@ -5,6 +5,8 @@ from typing import Any
 from torch import nn
 
 from nbcompile.core.blocks import sites
+from nbcompile.core.width.widths import widths_of
+from nbcompile.widening import width_groups
 
 
 def sites_json(network: nn.Module) -> list[dict[str, Any]]:
@@ -13,6 +15,11 @@ def sites_json(network: nn.Module) -> list[dict[str, Any]]:
         {"name": name, "slope": float(block.slope), "step": [int(v) for v in block.ramp], **block.spec.to_json()}
         for name, block in sites(network).items()
     ]
+
+
+def groups_json(network: nn.Module) -> list[dict[str, Any]]:
+    """The groups of channels of a giant in width, by name; none where it is not one."""
+    return [] if widths_of(network) is None else [{"name": n, **group} for n, group in width_groups(network).items()]
 
 
 def cost_json(costs: Any) -> dict[str, int]:

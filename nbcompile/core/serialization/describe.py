@@ -74,7 +74,7 @@ def _head(model: nn.Module, origin: Origin) -> dict[str, Any]:
         "inputs": [spec_to_json(spec) for spec in origin.inputs],
         "spec": origin.model,
         "preprocessing": origin.preprocessing,
-        "shared": _shared(model),
+        "shared": shared_keys(model),
     }
 
 
@@ -97,7 +97,7 @@ def _constants(gm: fx.GraphModule, tensors: Mapping[str, Tensor]) -> dict[str, A
     return constants
 
 
-def _shared(model: nn.Module) -> dict[str, str]:
+def shared_keys(model: nn.Module) -> dict[str, str]:
     """Keys that name the same tensor as an earlier key: aliased modules, tied weights."""
     first: dict[int, str] = {}
     live = model.state_dict(keep_vars=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from nbcompile.core.errors import CheckpointError
 from nbcompile.core.graph.guards import CheckedGraph
@@ -18,6 +19,10 @@ class StandIn(CheckedGraph):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> fx.GraphModule:
         """The copy of a GraphModule, with all children."""
+        if is_parametrized(self):  # fx's own copy reads attributes by their names, of which one is a property
+            memo[id(self)] = twin = object.__new__(type(self))
+            twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+            return twin
         made = super().__deepcopy__(memo)
         for name in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
             made.__dict__[name] = copy.deepcopy(self.__dict__[name], memo)

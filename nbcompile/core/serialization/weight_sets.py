@@ -164,13 +164,13 @@ def _split(place: str, tensors: Mapping[str, Tensor]) -> Iterator[Weights]:
             return
         if "model" not in payload:
             continue
-        own = f"{_site(payload)}.{EXTRA}"
+        own = f"{_carrier(payload)}.{EXTRA}"
         prefix = key.removesuffix(own)
         if key == prefix + own and (not prefix or prefix.endswith(".")):
             if len(heads) < IN_ONE_DICT:
                 heads.setdefault(prefix, key)
         else:  # an alias, or a block that was moved to another place
-            misplaced = f"the block at '{key}' was expanded as '{own}': give the whole model that expand returned"
+            misplaced = f"what is at '{key}' was made as '{own}': give the whole giant that expand or widen returned"
     for prefix, head in heads.items():
         yield below(place, plain, prefix, head.removeprefix(prefix), heads)
     if not heads:
@@ -184,6 +184,9 @@ def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key if name in tensors else name: tensors[key] for key, name in short.items()}
 
 
-def _site(payload: Mapping[str, Any]) -> str:
-    site = payload.get("site")
+def _carrier(payload: Mapping[str, Any]) -> str:
+    """The module that carries a record: an expansion block, or a part of a wide tensor."""
+    site, width = payload.get("site"), payload.get("width")
+    if isinstance(width, dict):
+        return str(width.get("carrier"))
     return str(site.get("name")) if isinstance(site, dict) else ""

@@ -34,16 +34,16 @@ class WidthLayout:
     Attributes:
         spaces: all of them.
         wide: by slot, the class of each position of the widest; 0 is fixed.
-        unit: by class, in which step of its space it comes, from 0; -1 is the original's. Fixed ones have none.
+        unit: by class, in which step of its space it comes, from 0; below 0 it is the original's, or fixed.
         space: by class, the index of its space.
         own: by slot, where the original's positions are among the wide ones, in the original's order.
         grouped: of weights in groups, how many inputs and outputs a group has.
     """
 
     spaces: list[Space]
-    wide: dict[Slot, list[int]]
-    unit: dict[int, int]
-    space: dict[int, int]
+    wide: dict[Slot, Tensor]
+    unit: Tensor
+    space: Tensor
     own: dict[Slot, Tensor]
     grouped: Mapping[str, tuple[int, int]]
 
@@ -51,7 +51,7 @@ class WidthLayout:
         """``(n,)``: the positions of ``slot`` at a width; ``steps`` has a number for every space."""
         if not any(steps):
             return self.own[slot]
-        _, unit, space = self._comes[slot]
+        unit, space = self._comes[slot]
         return (unit < torch.tensor(steps)[space]).nonzero().flatten()
 
     def numbers(self, steps: Sequence[int]) -> dict[str, int]:
@@ -60,16 +60,12 @@ class WidthLayout:
 
     def classes(self, slot: Slot, steps: Sequence[int]) -> Tensor:
         """``(n,)``: of each of those positions."""
-        return self._comes[slot][0][self.index(slot, steps)]
+        return self.wide[slot][self.index(slot, steps)]
 
     @cached_property
-    def _comes(self) -> dict[Slot, tuple[Tensor, Tensor, Tensor]]:
-        """By slot, class, step and space of each position: a training draws a width in every step."""
-        classes = range(1 + max((max(row, default=0) for row in self.wide.values()), default=0))
-        unit = torch.tensor([self.unit.get(one, -1) for one in classes])
-        space = torch.tensor([self.space.get(one, 0) for one in classes])
-        rows = {slot: torch.tensor(row, dtype=torch.int64) for slot, row in self.wide.items()}
-        return {slot: (row, unit[row], space[row]) for slot, row in rows.items()}
+    def _comes(self) -> dict[Slot, tuple[Tensor, Tensor]]:
+        """By slot, of each position: in which step of which space it comes; a training draws a width in every step."""
+        return {slot: (self.unit[classes], self.space[classes]) for slot, classes in self.wide.items()}
 
 
 def sizes_at(follow: Follow, spaces: Sequence[Space], steps: Sequence[int]) -> Sizes:

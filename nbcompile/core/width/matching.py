@@ -44,9 +44,7 @@ def lay_out(base: Follow, seen: Follow, spaces: list[Space], steps: Sequence[int
             own[slot] = places
     if wrong := matching.wrong + wrong:
         raise NoLayoutError(f"'{wrong[0].tensor}' does not read there what it reads, or in another order", wrong)
-    classes = matching.unit.ne(_NONE).nonzero().flatten().tolist()[1:]  # without what is fixed
-    unit, space = (dict(zip(classes, of[classes].tolist(), strict=True)) for of in (matching.unit, matching.space))
-    layout = WidthLayout(spaces, {slot: row.tolist() for slot, row in wide.items()}, unit, space, own, base.grouped)
+    layout = WidthLayout(spaces, wide, matching.unit, matching.space, own, base.grouped)
     check_groups(layout, [0] * len(steps))
     return layout
 

@@ -5,100 +5,70 @@ now has. So the network's own code runs at every width. Running statistics of no
 what and where they are, the wide ones are buffers beside them.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cached_property
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from math import sqrt
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from nbcompile.core.copies import working_copy
-from nbcompile.core.errors import UsageError
-from nbcompile.core.width.labels import Slot
+from nbcompile.core.copies import copied, working_copy
+from nbcompile.core.errors import CheckpointError, UsageError
 from nbcompile.core.width.layout import WidthLayout, set_attributes
+from nbcompile.core.width.layout_json import own_places
 from nbcompile.core.width.numbers import set_numbers_
+from nbcompile.core.width.widths import RecordingPart, WidthPart, Widths, giant_in_width, widths_of
 
-_ATTRIBUTE = "_nbcompile_width"
 _WIDE = "wide_{}"
 
 
-class WidthPart(nn.Module):
-    """Gives the part of a wide tensor that a width has.
+def widen_(
+    model: nn.Module, widths: Widths, generator: torch.Generator, given: Mapping[str, Tensor] | None = None
+) -> None:
+    """Make the tensors of ``model`` wide.
 
-    Attributes:
-        places: by dimension, the positions that are given, in ascending order; a number is that many from the first on,
-            which needs no copy.
+    Args:
+        model: with the original's tensors.
+        widths: what it is to remember.
+        generator: of new outputs; new inputs are 0, so that the function stays.
+        given: the wide tensors, in place of new ones, by the names of the original's; of buffers by their own.
+
+    Raises:
+        CheckpointError: if one that is given does not fit.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.places: dict[int, int | Tensor] = {}
-
-    def forward(self, wide: Tensor) -> Tensor:
-        """The part."""
-        requires_grad = wide.requires_grad
-        for dim, places in self.places.items():
-            wide = wide.narrow(dim, 0, places) if isinstance(places, int) else wide.index_select(dim, places)
-        part = wide.contiguous()  # a linear layer of another stride rounds otherwise,
-        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            part.requires_grad_(requires_grad)  # and one that asks for no gradient, even where there are none
-        return part
-
-    def turn_to(self, places: dict[int, Tensor], device: torch.device) -> None:
-        """Give the part at ``places`` from now on."""
-        self.places = {
-            dim: len(at) if torch.equal(at, torch.arange(len(at))) else at.to(device) for dim, at in places.items()
-        }
-
-
-class Widths:
-    """What a giant in width remembers: its layout, its factors, and the width that is on."""
-
-    def __init__(self, layout: WidthLayout, factors: Sequence[float], inner: Sequence[float]) -> None:
-        self.layout, self.factors, self.inner = layout, tuple(factors), tuple(inner)
-        self.steps = [0] * len(layout.spaces)
-
-    def choices(self, number: int) -> tuple[float, ...]:
-        """The factors of a space; 1 alone where it is frozen."""
-        space = self.layout.spaces[number]
-        return (1.0,) if space.frozen else self.inner if space.inner else self.factors
-
-    @cached_property
-    def slots(self) -> dict[str, list[Slot]]:
-        """By tensor that is wider than the original's, its dimensions that are."""
-        found: dict[str, list[Slot]] = {}
-        for slot, places in self.layout.own.items():
-            if slot.dim >= 0 and len(self.layout.wide[slot]) > len(places):
-                found.setdefault(slot.tensor, []).append(slot)
-        return found
-
-
-def widths_of(model: nn.Module) -> Widths | None:
-    """What ``model`` remembers, or None where it is no giant in width."""
-    return getattr(model, _ATTRIBUTE, None)
-
-
-def widen_(model: nn.Module, widths: Widths, generator: torch.Generator) -> None:
-    """Make the tensors of ``model`` wide: new outputs random, new inputs 0, so that its function stays."""
     for name, slots in widths.slots.items():
         path, _, key = name.rpartition(".")
-        module, old = model.get_submodule(path), cast(Tensor, model.get_submodule(path)._parameters.get(key))
+        module = model.get_submodule(path)
+        widths.orders.setdefault(path, tuple(module._parameters))
+        if key in module._buffers:
+            old = cast(Tensor, module._buffers[key])
+            made = old.new_full((len(widths.layout.wide[slots[0]]),), 1.0 if key.endswith("var") else 0.0)
+            made.index_copy_(0, widths.layout.own[slots[0]].to(old.device), old)
+            module.register_buffer(_WIDE.format(key), _given(given, f"{path}.{_WIDE.format(key)}".lstrip("."), made))
+            continue
+        parameter = cast(Tensor, module._parameters[key])
         places = {slot.dim: widths.layout.own[slot] for slot in slots}
         sizes = {slot.dim: len(widths.layout.wide[slot]) for slot in slots}
-        if key in module._buffers:
-            buffer = cast(Tensor, module._buffers[key])
-            wide = buffer.new_full((sizes[0],), 1.0 if key.endswith("var") else 0.0)
-            module.register_buffer(_WIDE.format(key), wide.index_copy(0, places[0], buffer))
-            continue
-        made = _grown(old.detach(), places, sizes, _born(widths, name), generator)
-        module._parameters[key] = nn.Parameter(made, old.requires_grad)
-        part = WidthPart()
-        part.turn_to(places, made.device)
+        made = _grown(parameter.detach(), places, sizes, _born(widths, name), generator)
+        module._parameters[key] = nn.Parameter(_given(given, name, made), parameter.requires_grad)
+        if not widths.carrier:
+            widths.carrier = f"{path}.parametrizations.{key}.0".lstrip(".")
+        first = widths.carrier == f"{path}.parametrizations.{key}.0".lstrip(".")
+        part = (RecordingPart if first else WidthPart)(widths, name)
         parametrize.register_parametrization(module, key, part, unsafe=True)
-    object.__setattr__(model, _ATTRIBUTE, widths)
+
+
+def _given(given: Mapping[str, Tensor] | None, name: str, made: Tensor) -> Tensor:
+    if given is None:
+        return made
+    value = given.get(name)
+    if value is None or value.shape != made.shape:
+        has = "nothing" if value is None else f"shape {tuple(value.shape)}"
+        raise CheckpointError(f"the wide '{name}' needs shape {tuple(made.shape)}; the file has {has}")
+    return value.to(made).clone()
 
 
 def _born(widths: Widths, name: str) -> int | None:
@@ -123,60 +93,93 @@ def _grown(
 
 
 @contextmanager
-def width_on(model: nn.Module, steps: Sequence[int]) -> Iterator[None]:
-    """Inside, ``model`` has the width at which its spaces grow by ``steps``; it must have its own before."""
-    widths = cast(Widths, widths_of(model))
+def width_on(model: nn.Module, widths: Widths, steps: Sequence[int]) -> Iterator[None]:
+    """Inside, the giant ``model`` has the width at which its groups grow by ``steps``; it must have its own before.
+
+    What ``torch.compile`` made of it runs as Python there: each width would be compiled anew.
+    """
     if any(widths.steps):
         raise UsageError("at_width: the network is at another width; leave that first")
-    _switch(model, widths, steps)
-    try:
-        yield
-    finally:
-        _switch(model, widths, [0] * len(steps))
+    compiled = "torch._dynamo" in sys.modules and any(steps)  # a second to import; without it nothing is compiled
+    with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+        _switch(model, widths, steps)
+        try:
+            yield
+        finally:
+            _switch(model, widths, [0] * len(steps))
 
 
 def _switch(model: nn.Module, widths: Widths, steps: Sequence[int]) -> None:
-    layout = widths.layout
+    before, was, will = widths.shown, any(widths.steps), any(steps)
+    widths.turn_to(steps)
+    for name, shown in widths.shown.items():
+        path, _, key = name.rpartition(".")
+        module = model.get_submodule(path)
+        if key in module._buffers:
+            _switch_buffer(module, key, before[name][0] if was else None, shown[0] if will else None)
+            continue
+        shape = list(cast(Tensor, cast(Any, module).parametrizations[key].original).shape)
+        for dim, at in shown.items():
+            shape[dim] = at if isinstance(at, int) else len(at)
+        set_attributes(module, key, tuple(shape), widths.layout.grouped.get(name))
+    set_numbers_(model, widths.layout.numbers(steps))
+
+
+def _switch_buffer(module: nn.Module, key: str, now: int | Tensor | None, then: int | Tensor | None) -> None:
+    """The original's statistics wait as ``_own_...`` while wide ones are on: now those at ``now``, then at ``then``."""
+    wide = cast(Tensor, module._buffers[_WIDE.format(key)])
+    kept = cast(Any, module).__dict__
+    if now is not None:
+        wide.index_copy_(0, _index(now, wide), cast(Tensor, module._buffers[key]).to(wide.dtype))
+        module._buffers[key] = kept.pop(f"_own_{key}")
+    if then is not None:
+        kept[f"_own_{key}"] = module._buffers[key]
+        module._buffers[key] = wide.index_select(0, _index(then, wide))
+
+
+def _index(places: int | Tensor, of: Tensor) -> Tensor:
+    return torch.arange(places, device=of.device) if isinstance(places, int) else places.to(of.device)
+
+
+def move_own_(model: nn.Module, widths: Widths, unit: Tensor) -> None:
+    """Let the original be other channels of the wide tensors, at its own width; running statistics go with them.
+
+    Args:
+        model: the giant.
+        widths: what it remembers.
+        unit: in which step each channel comes, as of :class:`WidthLayout`.
+    """
+    old = widths.layout
+    new = WidthLayout(old.spaces, old.wide, unit.clone(), old.space, {}, old.grouped)
+    new.own.update(own_places(new))
     for name, slots in widths.slots.items():
         path, _, key = name.rpartition(".")
         module = model.get_submodule(path)
-        places = {slot.dim: layout.index(slot, steps) for slot in slots}
         if key in module._buffers:
-            _switch_buffer(module, key, layout.index(slots[0], widths.steps), places[0], any(widths.steps), any(steps))
-            continue
-        wide = cast(Tensor, cast(Any, module).parametrizations[key].original)
-        cast(Any, module).parametrizations[key][0].turn_to(places, wide.device)
-        shape = list(wide.shape)
-        for dim, at in places.items():
-            shape[dim] = len(at)
-        set_attributes(module, key, tuple(shape), layout.grouped.get(name))
-    set_numbers_(model, layout.numbers(steps))
-    widths.steps = list(steps)
-
-
-def _switch_buffer(module: nn.Module, key: str, now: Tensor, then: Tensor, was: bool, will: bool) -> None:
-    """The original's statistics wait as ``own_...`` while the wide ones are on."""
-    wide = cast(Tensor, module._buffers[_WIDE.format(key)])
-    kept = cast(Any, module).__dict__
-    if was:
-        wide.index_copy_(0, now.to(wide.device), cast(Tensor, module._buffers[key]).to(wide.dtype))
-        module._buffers[key] = kept.pop(f"_own_{key}")
-    if will:
-        kept[f"_own_{key}"] = module._buffers[key]
-        module._buffers[key] = wide.index_select(0, then.to(wide.device))
+            own, wide = cast(Tensor, module._buffers[key]), cast(Tensor, module._buffers[_WIDE.format(key)])
+            whole = wide.index_copy(0, old.own[slots[0]].to(wide.device), own.to(wide.dtype))
+            own.copy_(whole.index_select(0, new.own[slots[0]].to(wide.device)))
+    widths.turn_to(widths.steps, new)
 
 
 def narrowed(model: nn.Module) -> nn.Module:
-    """A copy of a giant in width with the original's tensors alone: its class, keys and shapes."""
-    widths = cast(Widths, widths_of(model))
-    if any(widths.steps):
+    """A copy of a giant in width, or of what has one inside, with the original's tensors alone."""
+    widths = widths_of(model)
+    if widths is not None and any(widths.steps):
         raise UsageError("fuse: the network is at another width: leave at_width first")
-    tiny = working_copy(model)
+    return settled(model)
+
+
+def settled(model: nn.Module) -> nn.Module:
+    """A copy of what is or has a giant in width, with tensors of the width that is on, and no others."""
+    whole = working_copy(model)
+    giant, widths = cast(tuple[nn.Module, Widths], giant_in_width(whole))
     for name in widths.slots:
         path, _, key = name.rpartition(".")
-        module = cast(Any, tiny.get_submodule(path))
+        module = cast(Any, giant.get_submodule(path))
         if key in module._buffers:
             del module._buffers[_WIDE.format(key)]
+            module.__dict__.pop(f"_own_{key}", None)
             continue
         own, wide = getattr(module, key), module.parametrizations[key].original
         if len(module.parametrizations) == 1:  # torch's own way would take the copy's class from the giant, too
@@ -185,5 +188,8 @@ def narrowed(model: nn.Module) -> nn.Module:
         else:
             del module.parametrizations[key]
         module._parameters[key] = nn.Parameter(own.detach().clone(), wide.requires_grad)
-    object.__delattr__(tiny, _ATTRIBUTE)
-    return tiny
+    for path, names in widths.orders.items():
+        parameters = giant.get_submodule(path)._parameters
+        for key in names:
+            parameters[key] = parameters.pop(key)
+    return copied(whole) if isinstance(whole, fx.GraphModule) else whole  # its code is in its class: it gets its own

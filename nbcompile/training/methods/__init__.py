@@ -28,6 +28,7 @@ class MethodRow:
         classes: where it is written, as ``module:Class``; of several, each changes what those behind it do.
         measured: where docs/accuracy.md has it, in points of accuracy over plain training.
         expands: whether it trains a giant; a network that is none yet is expanded.
+        widens: whether it trains a giant in width; a network that is none yet is widened.
         distils: whether the network also learns what a teacher answers; then a run needs ``teacher``.
         takes: fields of ``TrainConfig`` that mean nothing to other methods.
     """
@@ -37,6 +38,7 @@ class MethodRow:
     classes: tuple[str, ...]
     measured: str = "not measured yet"
     expands: bool = False
+    widens: bool = False
     distils: bool = False
     takes: tuple[str, ...] = ()
 
@@ -64,7 +66,7 @@ def taught(row: MethodRow, name: str, measured: str) -> MethodRow:
 _VANILLA = MethodRow(
     name="vanilla",
     help="the network as it is",
-    classes=("nbcompile.training.methods.vanilla:Vanilla",),
+    classes=("nbcompile.training.methods.base:Method",),
     measured="nothing is measurably ahead of it at the same compute",
 )
 _NETBOOSTER = MethodRow(
@@ -78,6 +80,27 @@ _NETBOOSTER = MethodRow(
         *("contract_at", "collapse", "inserted_lr", "inserted_weight_decay"),
     ),
 )
+_WIDTH = ("factors", "inner")
+_NETAUG = MethodRow(
+    name="netaug",
+    help="widen, train it and a wider one that is drawn",
+    classes=("nbcompile.training.methods.netaug:NetAug",),
+    widens=True,
+    takes=(*_WIDTH, "wide_epochs", "sort_epochs"),
+)
+_NETDISTILLER = MethodRow(
+    name="netdistiller",
+    help="widen, let the widest teach the network",
+    classes=("nbcompile.training.methods.netdistiller:NetDistiller",),
+    widens=True,
+    takes=(*_WIDTH, "divergence", "surgery", "temperature", "kd_weight"),
+)
+_ROCKET = MethodRow(
+    name="rocket",
+    help="train a giant beside it, which shares its first layers",
+    classes=("nbcompile.training.methods.rocket:Rocket",),
+    takes=("where", "block", "ratio", "hint_weight"),
+)
 _SHORT = "points at the same epochs where training is short, behind at the same compute"
 
 METHODS: dict[str, MethodRow] = {
@@ -87,19 +110,35 @@ METHODS: dict[str, MethodRow] = {
         _NETBOOSTER,
         taught(_VANILLA, "kd", f"+1.73 ± 0.20 {_SHORT}"),
         taught(_NETBOOSTER, "netbooster+kd", f"+1.48 ± 0.25 {_SHORT}"),
+        _NETAUG,
+        taught(_NETAUG, "netaug+kd", _NETAUG.measured),
+        _NETDISTILLER,
+        _ROCKET,
+        replace(
+            _NETBOOSTER,
+            name="netbooster+netaug",
+            help="netbooster, and the giant is widened, too",
+            classes=(_NETAUG.classes[0], *_NETBOOSTER.classes),
+            measured=_NETAUG.measured,
+            widens=True,
+            takes=(*(name for name in _NETBOOSTER.takes if name != "collapse"), *_NETAUG.takes),
+        ),
     )
 }
 """By name. What is recommended for a kind of run stands before others for it: see `default_method`."""
 
 
-def default_method(*, giant: bool = False, teacher: bool = False) -> MethodRow:
+def default_method(*, giant: bool = False, wide: bool = False, teacher: bool = False) -> MethodRow:
     """What a run is that names no method: what docs/accuracy.md recommends.
 
     Args:
-        giant: whether the network is one already; it is then made linear, to be fused.
+        giant: whether the network has expansion blocks already; it is then made linear, to be fused.
+        wide: whether it is a giant in width already.
         teacher: whether there is one.
     """
-    return next(row for row in METHODS.values() if row.expands == giant and row.distils == teacher)
+    wanted = (giant, wide, teacher)
+    fits = (row for row in METHODS.values() if (row.expands, row.widens, row.distils) == wanted)
+    return next(fits, METHODS["netbooster+netaug"])
 
 
 def method_help() -> str:

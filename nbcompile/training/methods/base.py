@@ -1,19 +1,24 @@
 """What a training method may do differently; the loop does the rest."""
 
-from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nbcompile.core.blocks import sites
+from nbcompile.core.cost import cost
+from nbcompile.results.layer_costs import original_of
 from nbcompile.training.methods.groups import parameter_groups
+from nbcompile.training.passes import Passes
 
 if TYPE_CHECKING:
     from nbcompile.training.config import TrainConfig
 
 
-class Method(ABC):
-    """One way to train a network. The loop calls the methods below in the order in which they stand here.
+class Method:
+    """One way to train a network: here as it is, the baseline of all others.
+
+    The loop calls the methods below in the order in which they stand here.
 
     Args:
         config: of the run.
@@ -24,13 +29,13 @@ class Method(ABC):
     def __init__(self, config: "TrainConfig", steps_per_epoch: int, teacher: nn.Module | None = None) -> None:
         self.config, self.steps_per_epoch, self.teacher = config, steps_per_epoch, teacher
 
-    @abstractmethod
     def prepare(self, model: nn.Module) -> nn.Module:
         """The network that the run begins with.
 
         Args:
             model: a copy of the caller's, which may be changed; it remembers what it is trained on.
         """
+        return model
 
     def advance(self, model: nn.Module, epoch: int) -> nn.Module:
         """The network that ``epoch`` trains, from the one before it: ``model`` itself, changed or not, or another one.
@@ -44,25 +49,51 @@ class Method(ABC):
         """
         return model
 
-    def attach(self, model: nn.Module, epoch: int) -> None:  # noqa: B027  # most methods have nothing to do here
+    def attach(self, model: nn.Module, epoch: int) -> None:
         """``model`` is what ``epoch`` trains; called at the start of every epoch."""
 
-    @abstractmethod
     def phase(self, epoch: int) -> str:
         """What happens in ``epoch``, counted from 0, in a word; networks of one phase cost the same."""
+        return "train"
+
+    def learn(self, passes: Passes, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the gradients of a part of a batch; loss, times the part's share, and logits of the network itself."""
+        return passes.learn(lambda: self.loss(passes.model, images, labels))
 
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss (a scalar) and logits ``(N, K)`` of a batch.
+        """Loss (a scalar) and logits ``(N, K)`` of a batch."""
+        return self.cross_entropy(model, images, labels)
 
-        Cross entropy against ``(1 - e) * one_hot + e / K``.
+    def cross_entropy(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross entropy against ``(1 - e) * one_hot + e / K``, and the logits ``(N, K)``.
 
         Source: Szegedy et al. 2016, arXiv:1512.00567, sec. 7.
         """
         logits = model(images)
-        return F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing), logits
+        return self.cross_entropy_of(logits, labels), logits
 
-    def after_step(self) -> None:  # noqa: B027  # as above
+    def cross_entropy_of(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """As :meth:`cross_entropy`, of logits that are there."""
+        return F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+
+    def before_step(self, model: nn.Module) -> None:
+        """The gradients of a whole batch are there."""
+
+    def after_step(self) -> None:
         """What follows every optimiser step."""
+
+    def macs(self, model: nn.Module, example: Tensor) -> tuple[int, int]:
+        """Multiply-accumulates of a training pass of one image: through the network, and through what is larger.
+
+        Args:
+            model: what the epoch trains.
+            example: an image, ``(1, C, H, W)``.
+        """
+        network = original_of(model)
+        own, trained = cost(network, example).macs, cost(model, example).macs
+        if all(block.collapsed for block in sites(model).values()):  # it costs what the layer does which it is
+            trained = own
+        return (0, trained) if trained > own else (trained, 0)
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """For the optimiser; a group's ``lr_scale`` multiplies its learning rate."""
@@ -73,6 +104,14 @@ class Method(ABC):
         """Of the inserted activations; None where there are none."""
         return None
 
+    def measured(self) -> dict[str, float]:
+        """What the method found out in an epoch, by name; it stands in that epoch's metrics."""
+        return {}
+
+    def kept(self, model: nn.Module) -> nn.Module:
+        """What of the trained ``model`` is measured and saved."""
+        return model
+
     def fused(self, model: nn.Module) -> nn.Module | None:
         """What will be deployed in place of the trained ``model``; None where that is the model itself."""
         return None
@@ -81,5 +120,5 @@ class Method(ABC):
         """What a resumed run needs to know of the method, beyond the weights."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  # as above
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of ``state_dict``."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +72,7 @@ class Epoch:
         slope: at the end; None where the method has none.
         lr: of the last step.
         seconds: wall time of the epoch, measuring included.
+        measured: what the method found out, by name.
     """
 
     epoch: int
@@ -83,6 +84,7 @@ class Epoch:
     slope: float | None
     lr: float
     seconds: float
+    measured: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """All fields."""

@@ -58,5 +58,6 @@ def _scalars(epoch: Epoch) -> Iterator[tuple[str, float]]:
     yield "accuracy/val", epoch.val_accuracy
     yield "loss", epoch.loss
     yield "lr", epoch.lr
+    yield from epoch.measured.items()
     if epoch.slope is not None:
         yield "slope", epoch.slope

@@ -1,0 +1,36 @@
+"""Giants: networks that are larger while they train, in depth or in width, and can be brought back."""
+
+from torch import nn
+
+from nbcompile.core.blocks import sites
+from nbcompile.core.cost import Cost, cost
+from nbcompile.core.errors import PreconditionError
+from nbcompile.core.example import ExampleInput
+from nbcompile.core.width.slices import width_on
+from nbcompile.core.width.widths import giant_in_width, widths_of
+from nbcompile.core.words import class_of
+
+
+def is_giant(model: nn.Module) -> bool:
+    """Whether ``model`` has expansion blocks, or is wider than the network that it stands for."""
+    return bool(sites(model)) or widths_of(model) is not None
+
+
+def refuse_wide(model: nn.Module, who: str, advice: str) -> None:
+    """Check that ``model`` is no giant in width.
+
+    Raises:
+        PreconditionError: if it is, with ``advice``.
+    """
+    if widths_of(model) is not None:
+        raise PreconditionError(f"{who}: {class_of(model)} is a giant in width: {advice}")
+
+
+def giant_cost(model: nn.Module, example_input: ExampleInput | None = None) -> Cost:
+    """What ``model`` costs where it is largest: with its blocks, at its widest."""
+    found = giant_in_width(model)
+    if found is None:
+        return cost(model, example_input)
+    giant, widths = found
+    with width_on(giant, widths, widths.widest()):
+        return cost(model, example_input)
