@@ -30,13 +30,18 @@ class Follow(TorchFunctionMode):
         names: of the network's own tensors, by identity.
         several: names of tensors that have another name, too.
         calls: every function, and what it gave.
+        modes: whether it is run in train mode, or in both one after the other.
     """
 
     def __init__(
-        self, model: nn.Module, rule_of: Callable[[Callable[..., Any]], Callable[..., None]], device: torch.device
+        self,
+        model: nn.Module,
+        rule_of: Callable[[Callable[..., Any]], Callable[..., None]],
+        device: torch.device,
+        modes: tuple[bool, ...] = (False,),
     ) -> None:
         super().__init__()
-        self.rule_of = rule_of
+        self.rule_of, self.modes = rule_of, modes
         self.labels = Labels()
         self.read: dict[Slot, Tensor] = {}
         self.grouped: dict[str, tuple[int, int]] = {}
@@ -111,6 +116,10 @@ class Follow(TorchFunctionMode):
                 note(given[:, place], torch.tensor(groups, dtype=torch.int64, device="cpu"), name, place)
         return of
 
+    def slots(self) -> set[Slot]:
+        """All that write channels or read them."""
+        return {*self.labels.blocks, *self.read}
+
     def name(self, tensor: Any) -> str | None:
         """Of one of the network's own tensors."""
         return self.names.get(id(tensor)) if isinstance(tensor, Tensor) else None
@@ -152,11 +161,12 @@ class Follow(TorchFunctionMode):
         self._note(Slot(name, dim), labels)
 
     def counts(self, number: KeptNumber, tensor: Tensor, dim: int) -> None:
-        """``number`` is how many channels ``tensor`` has there, if it has some."""
-        why = f"'{number.slot.tensor}' is no number of channels at {code_place()}"
-        labels = self.across(self.of(tensor), tensor.size(dim), dim, why)
-        if bool(labels.any()):
-            self._note(number.slot, labels)
+        """``number`` is how many channels ``tensor`` has there, if it has some, and nothing else elsewhere."""
+        if (labels := self.of(tensor)) is None:
+            return
+        flat = compact(labels, keep=dim).movedim(dim, 0).flatten(1)
+        if bool(flat.all()) and bool((flat == flat[:, :1]).all()):
+            self._note(number.slot, flat[:, 0].clone())
 
     def _note(self, slot: Slot, labels: Tensor) -> None:
         if slot not in self.read:

@@ -11,9 +11,10 @@ from nbcompile.core.copies import weightless
 from nbcompile.core.example import Inputs
 from nbcompile.core.progress import step
 from nbcompile.core.width.follow import Follow
-from nbcompile.core.width.layout import NoLayoutError, WidthLayout, check_width, run_at, without_values
+from nbcompile.core.width.layout import NoLayoutError, WidthLayout
 from nbcompile.core.width.matching import lay_out
 from nbcompile.core.width.rules import followed
+from nbcompile.core.width.runs import check_width, run_at, without_values
 from nbcompile.core.width.spaces import Space, spaces_of
 from nbcompile.core.width.survey import Survey
 from nbcompile.core.words import first_line
@@ -33,10 +34,7 @@ def planned(model: nn.Module, inputs: Inputs, widest: Callable[[Space], float]) 
     Raises:
         NoLayoutError: if the network does not run on ``meta``.
     """
-    try:
-        base = followed(weightless(model), without_values(inputs))
-    except Exception as error:
-        raise NoLayoutError(f"it does not run without values: {first_line(error)}") from error
+    base = _followed(model, inputs)
     plan = _Plan(model, inputs, base, spaces_of(base, model), widest)
     with step("looking which channels belong together"):
         while True:
@@ -47,6 +45,19 @@ def planned(model: nn.Module, inputs: Inputs, widest: Callable[[Space], float]) 
                 if not any(steps):
                     raise
                 plan.freeze(refusal, steps)
+
+
+def _followed(model: nn.Module, inputs: Inputs) -> Follow:
+    """In eval mode; in both where other layers run in train mode, such as auxiliary heads."""
+    inputs = without_values(inputs)
+    try:
+        base = followed(weightless(model), inputs)
+    except Exception as error:
+        raise NoLayoutError(f"it does not run without values: {first_line(error)}") from error
+    with suppress(Exception):  # a batch norm may want more than one value
+        if followed(weightless(model), inputs, (True,)).slots() != base.slots():
+            return followed(weightless(model), inputs, (False, True))
+    return base
 
 
 class _Plan:

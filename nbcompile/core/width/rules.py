@@ -86,6 +86,10 @@ def moved(follow: Follow, func: Any, args: Any, kwargs: Any, result: Any) -> Non
         _note_ends(follow, args[1], result)
     elif getattr(func, "__name__", "").endswith("split"):
         _note_parts(follow, args, kwargs, result)
+    elif getattr(func, "__name__", "") in ("view", "reshape"):
+        for dim, size in enumerate(args[1] if isinstance(args[1], list | tuple) else args[1:]):
+            if isinstance(size, KeptNumber) and size == size.whole:
+                follow.counts(size, result, dim)
     return None
 
 
@@ -189,7 +193,7 @@ def _meet(follow: Follow, a: Tensor, b: Tensor, why: str) -> Tensor:
 
 
 def mixed(follow: Follow, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-    """A reduction: channels that are mixed are gone, others stay."""
+    """A reduction: channels that are mixed are gone, others stay; maps of channels that are summed meet."""
     source = args[0] if args else kwargs["input"]
     labels = follow.of(source)
     if labels is None or not isinstance(result, Tensor):
@@ -200,8 +204,16 @@ def mixed(follow: Follow, func: Any, args: Any, kwargs: Any, result: Any) -> Non
     asked = range(source.ndim) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
     dims = sorted({d % source.ndim for d in asked}, reverse=True)
     keep = result.ndim == source.ndim
+    stays = any(not _same_along(labels, d) for d in range(labels.ndim) if d not in dims)
+    why = f"'{func.__name__}' joins it with a fixed number of channels at {code_place()}"
     for d in dims:
-        labels = labels.narrow(d, 0, 1) if _same_along(labels, d) else torch.zeros_like(labels.narrow(d, 0, 1))
+        first = labels.narrow(d, 0, 1)
+        if not _same_along(labels, d):
+            if stays:
+                follow.labels.meet(compact(labels), compact(first, keep=d), why)
+            else:
+                first = torch.zeros_like(first)
+        labels = first
     for d in dims if not keep else ():
         labels = labels.squeeze(d)
     return follow.put(result, labels)
@@ -236,18 +248,23 @@ def _same_along(labels: Tensor, dim: int) -> bool:
     return bool((labels == labels.narrow(dim, 0, 1)).all())
 
 
-def followed(model: nn.Module, inputs: Inputs, look: Callable[..., Follow] = Follow) -> Follow:
-    """The channels of one run of ``model``, as it is, on ``inputs``; what it gives keeps its number.
+def followed(
+    model: nn.Module, inputs: Inputs, modes: tuple[bool, ...] = (False,), look: Callable[..., Follow] = Follow
+) -> Follow:
+    """The channels of one run of ``model`` on ``inputs``, or of one in each mode; what it gives keeps its number.
 
     Args:
-        model: a copy of the caller's: the numbers that its modules keep are replaced by those that know where.
+        model: a copy of the caller's, which is changed.
         inputs: of ``forward``.
+        modes: of the runs, one after the other: some layers run in train mode only.
         look: makes what follows them.
     """
     device = next((tensor.device for tensor in tree_leaves(inputs)), torch.device("cpu"))
     mark_numbers_(model)
-    follow = look(model, rule_of, device)
-    with torch.random.fork_rng([]), torch.no_grad(), follow:
-        output = model(*inputs)
-    follow.freeze(tree_leaves(output), "the network's output has it")
+    follow = look(model, rule_of, device, modes)
+    for training in modes:
+        model.train(training)
+        with torch.random.fork_rng([]), torch.no_grad(), follow:
+            output = model(*inputs)
+        follow.freeze(tree_leaves(output), "the network's output has it")
     return follow

@@ -36,8 +36,9 @@ class Survey(Follow):
         model: nn.Module,
         rule_of: Callable[..., Any],
         device: torch.device,
+        modes: tuple[bool, ...],
     ) -> None:
-        super().__init__(model, rule_of, device)
+        super().__init__(model, rule_of, device, modes)
         self.blamed, self.base = blamed, base
         self._grows = {b.slot: n for n, space in enumerate(spaces) if steps[n] for b in space.blocks}
         self._replaced: dict[int, Tensor] = {}
