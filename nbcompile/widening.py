@@ -77,15 +77,15 @@ def widen(
             layout = planned(looked, inputs, lambda space: max(inner if space.inner else factors))
     except NoLayoutError as error:
         raise PreconditionError(f"widen: the channels of {type(model).__name__} cannot be followed: {error}") from error
-    origin = origin_of(model)
-    description = None if sites(model) else description_of(model, inputs, proof)
-    widths = Widths(layout, factors, inner, description)
+    widths = Widths(layout, factors, inner)
     if not widths.slots:
         why = dict.fromkeys(f"'{space.name}': {space.frozen}" for space in layout.spaces if space.frozen)
         if any(space.frozen is None for space in layout.spaces):
             why = {"no factor makes a group of channels a whole step wider": None}
         said = "; ".join(why) or "it has no layers"
         raise PreconditionError(f"widen: nothing of {type(model).__name__} can be widened: {said}")
+    origin = origin_of(model)
+    widths.description = None if sites(model) else description_of(model, inputs, proof)
     widen_(giant, widths, torch.Generator().manual_seed(seed))
     remember(giant, Origin(specs(inputs), origin.model if origin else None, origin.preprocessing if origin else {}))
     frozen = [space for space in layout.spaces if space.frozen]

@@ -8,17 +8,19 @@ from torch import nn
 
 from nbcompile.core.blocks import Expanded, sites
 from nbcompile.core.copies import working_copy
-from nbcompile.core.cost import Cost, cost
+from nbcompile.core.cost import Cost
 from nbcompile.core.errors import CaptureError
 from nbcompile.core.example import ExampleInput
 from nbcompile.core.progress import step
 from nbcompile.core.tracing.capture import capture
-from nbcompile.report.data import Graph, LayerRow, ModelRow, Page, SiteRow
+from nbcompile.report.data import Graph, LayerRow, ModelRow, Page, SiteRow, WidthRow
 from nbcompile.report.environment import machine_line, versions
 from nbcompile.report.errors_by_layer import per_layer_error
 from nbcompile.report.graphs import graph_of
 from nbcompile.report.labels import absorbing_norms
 from nbcompile.report.opened_block import block_graph
+from nbcompile.wide.giants import giant_cost
+from nbcompile.wide.widths import widths_of
 
 
 @step("looking for what the report says")
@@ -42,7 +44,7 @@ def report_on(
         original: what was expanded; its weights do not matter here.
     """
     named = {"original": original, "giant": giant, "tiny": tiny}
-    costs = {name: cost(model, example_input) for name, model in named.items() if model is not None}
+    costs = {name: giant_cost(model, example_input) for name, model in named.items() if model is not None}
     errors = per_layer_error(giant, tiny, example_input) if giant is not None else ()
     return Page(
         title=title,
@@ -52,6 +54,7 @@ def report_on(
         machine=machine_line(),
         models=tuple(model_row(name, spent) for name, spent in costs.items()),
         sites=site_rows(giant, tiny) if giant is not None else (),
+        widths=width_rows(giant) if giant is not None else (),
         layers=layer_rows(errors, costs.get("original"), costs["tiny"]),
         graphs=_graphs(giant, tiny),
     )
@@ -105,6 +108,23 @@ def site_rows(giant: nn.Module, tiny: nn.Module | None = None) -> tuple[SiteRow,
     """
     after = dict(tiny.named_modules()) if tiny is not None else {}
     return tuple(_site_row(name, block, after.get(name)) for name, block in sites(giant).items())
+
+
+def width_rows(giant: nn.Module) -> tuple[WidthRow, ...]:
+    """One row per group of channels; none where ``giant`` is none in width."""
+    widths = widths_of(giant)
+    if widths is None:
+        return ()
+    return tuple(
+        WidthRow(
+            name=space.name,
+            channels=space.channels,
+            widest=space.channels + steps * (space.channels // space.units),
+            inner=space.inner,
+            frozen=space.frozen,
+        )
+        for space, steps in zip(widths.layout.spaces, widths.widest(), strict=True)
+    )
 
 
 def _site_row(name: str, block: Expanded, fused: nn.Module | None) -> SiteRow:

@@ -68,6 +68,25 @@ class SiteRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WidthRow:
+    """A group of channels of a giant in width.
+
+    Attributes:
+        name: of the tensor that writes its first channels.
+        channels: of the original.
+        widest: at the widest.
+        inner: whether they are born and read within one block of the network.
+        frozen: why they keep their number; None where they grow.
+    """
+
+    name: str
+    channels: int
+    widest: int
+    inner: bool = False
+    frozen: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerRow:
     """One layer, in the original and in the tiny network.
 
@@ -174,6 +193,7 @@ class Page:
     machine: str = ""
     models: tuple[ModelRow, ...] = ()
     sites: tuple[SiteRow, ...] = ()
+    widths: tuple[WidthRow, ...] = ()
     layers: tuple[LayerRow, ...] = ()
     runs: tuple[TrainingRun, ...] = ()
     checks: tuple[CheckRow, ...] = ()

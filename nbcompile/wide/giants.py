@@ -1,14 +1,17 @@
 """Giants: networks that are larger while they train, in depth or in width, and can be brought back."""
 
+from typing import cast
+
 from torch import nn
 
 from nbcompile.core.blocks import sites
+from nbcompile.core.copies import working_copy
 from nbcompile.core.cost import Cost, cost
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import ExampleInput
 from nbcompile.core.words import class_of
 from nbcompile.wide.slices import width_on
-from nbcompile.wide.widths import giant_in_width, widths_of
+from nbcompile.wide.widths import Widths, giant_in_width, widths_of
 
 
 def is_giant(model: nn.Module) -> bool:
@@ -28,9 +31,9 @@ def refuse_wide(model: nn.Module, who: str, advice: str) -> None:
 
 def giant_cost(model: nn.Module, example_input: ExampleInput | None = None) -> Cost:
     """What ``model`` costs where it is largest: with its blocks, at its widest."""
-    found = giant_in_width(model)
-    if found is None:
+    if widths_of(model) is None:
         return cost(model, example_input)
-    giant, widths = found
+    model = working_copy(model)
+    giant, widths = cast(tuple[nn.Module, Widths], giant_in_width(model))
     with width_on(giant, widths, widths.widest()):
         return cost(model, example_input)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -82,6 +83,9 @@ def test_story_in_width(run, tmp_path: Path) -> None:
     assert written["giant"]["macs"] == widest
     assert written["tiny"]["macs"] == own
     assert written["groups"] == found["groups"]
+    page = " ".join(re.sub(r"<[^>]+>", " ", Path("r.html").read_text()).split())
+    assert "features. block0. expand. conv. weight one block 24 67 – " in page
+    assert "classifier. weight several 10 10 the network" in page
     assert run("verify", "fused.onnx", "--against", DSCNN).code == 0
     numbers = run("verify", "fused.onnx", "--against", "giant.pt")
     assert "numbers: largest relative error" in numbers.out

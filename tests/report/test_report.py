@@ -32,6 +32,7 @@ from nbcompile.report.data import (
     Page,
     SiteRow,
     TrainingRun,
+    WidthRow,
 )
 from nbcompile.report.drawing import draw_graph
 from nbcompile.report.errors_by_layer import per_layer_error
@@ -244,6 +245,7 @@ def test_hostile_text_is_escaped() -> None:
         machine=HOSTILE,
         models=(ModelRow(name=HOSTILE),),
         sites=(SiteRow(name=HOSTILE, pattern=HOSTILE, block=HOSTILE, activation=HOSTILE, shift=HOSTILE),),
+        widths=(WidthRow(name=HOSTILE, channels=1, widest=2, frozen=HOSTILE),),
         layers=(LayerRow(name=HOSTILE, kind=HOSTILE, error=1.0, measured_at=HOSTILE),),
         runs=(
             TrainingRun(label=HOSTILE, history=tuple({"epoch": e, "loss": 1.0, "phase": HOSTILE * e} for e in (1, 2))),
