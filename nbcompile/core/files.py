@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 """What the system says where it takes no more bytes."""
 
+_unfinished: set[str] = set()
+"""Temporaries of this process, and their locks."""
+
 
 @contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -145,6 +148,13 @@ def _is_same(one: str | Path, other: str | Path) -> bool:
     return os.path.normcase(os.path.realpath(one)) == os.path.normcase(os.path.realpath(other))
 
 
+def remove_temporaries() -> None:
+    """Remove what is half-written, of all threads: for a process that is ended without its ``finally`` blocks."""
+    for path in tuple(_unfinished):
+        with suppress(OSError):
+            os.unlink(path)
+
+
 @contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
     """A new empty temporary of ``target``; it is removed, if it is still there, when the block ends."""
@@ -153,6 +163,9 @@ def _temporary(target: Path) -> Iterator[Path]:
             held = None
             while held is None:  # a lock may be swept before it is locked
                 run = _prefix(target) + secrets.token_hex(_DIGITS // 2)
+                names = [str(target.with_name(run + suffix)) for suffix in (_LOCK, target.suffix)]
+                _unfinished.update(names)
+                undo.callback(_unfinished.difference_update, names)
                 held = _lock(target.with_name(run + _LOCK))
             undo.callback(_unlock, held)
             temporary = target.with_name(run + target.suffix)
