@@ -121,7 +121,7 @@ def _floats(model: FloatModel, samples: Sequence[Sample]) -> Iterator[dict[int, 
 
 def _seen(model: FloatModel, samples: Sequence[Sample]) -> dict[int, Range]:
     ranges: dict[int, Range] = {}
-    scores = _scores(read_file(model.content))
+    scores = scores_of(read_file(model.content))
     with step("calibrating", len(samples)) as advance:
         for number, values in enumerate(_floats(model, samples)):
             for i, x in values.items():
@@ -136,16 +136,16 @@ def _seen(model: FloatModel, samples: Sequence[Sample]) -> dict[int, Range]:
     return ranges
 
 
-def _scores(file: File) -> dict[int, set[int]]:
-    """The tensors that only softmax reads, as they are or in another shape; with those in whose rows it reads them."""
+def scores_of(file: File) -> dict[int, set[int]]:
+    """The tensors that only softmax reads, as they are or in another shape or order; with those that it reads."""
     scores: dict[int, set[int]] = {}
     for op in reversed(file.ops):
         result = op.outputs[0]
         rows: list[set[int]] = []
         for reader in file.ops:
             if result in reader.inputs:
-                shaped = scores.get(reader.outputs[0], set()) if reader.name == "RESHAPE" else set()
-                rows.append({result} if reader.name == "SOFTMAX" else shaped)
+                moved = scores.get(reader.outputs[0], set()) if reader.name in ("RESHAPE", "TRANSPOSE") else set()
+                rows.append({result} if reader.name == "SOFTMAX" else moved)
         if rows and all(rows) and result not in file.outputs:
             scores[result] = set().union(*rows)
     return scores

@@ -122,3 +122,19 @@ def test_all_that_is_passed_on_to_what_does_not_rescale_has_one_scale(last: Call
     chain = [op.outputs[0] for op in file.ops]
     assert len({before.kept[i] for i in chain}) > 1
     assert len({settled.kept[i] for i in chain}) == 1
+
+
+def test_a_maximum_leaves_its_scale_to_itself() -> None:
+    """It has that of what it is taken of, which is twice what the mean beside it needs."""
+
+    def both(layers: object, x: Tensor) -> Tensor:
+        return torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
+
+    model, after, before, settled = of(both)
+    file = read_file(after.content)
+    (joined,) = file.outputs
+    index = {tensor.name: tensor.index for tensor in file.tensors}
+    assert settled.kept[index["amax"]] == before.kept[index["input"]]
+    assert settled.kept[joined] == before.kept[joined] == settled.kept[index["amax/for cat"]]
+    assert after.layers["amax/for cat"] == "amax"  # what is said of it names the layer
+    assert model.layers.items() <= after.layers.items()
