@@ -92,13 +92,13 @@ def counts(model: nn.Module, inputs: Inputs) -> dict[str, int]:
     return {"layers": seen.layers, "norms": seen.norms, "macs": cost.macs, "params": cost.params}
 
 
-def sway(model: nn.Module, inputs: Inputs, expected: Any, at_its_width: Callable[[Any], Any] = lambda y: y) -> float:
+def sway(model: nn.Module, inputs: Inputs, expected: Any, settled: Callable[[Any], Any] = lambda y: y) -> float:
     """How far the output moves if every number that goes into it moves by one rounding of its dtype, relative, no unit.
 
     Args:
         model: in eval mode.
         inputs: of the model.
         expected: its output for them.
-        at_its_width: what is made of the outputs before they are compared.
+        settled: what is made of the outputs before they are compared.
     """
-    return max(relative_error(at_its_width(y), at_its_width(expected)) for y in swayed_outputs(model, inputs))
+    return max(relative_error(settled(y), settled(expected)) for y in swayed_outputs(model, inputs))

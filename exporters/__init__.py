@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from nbcompile.core.errors import UsageError, missing_extra
+from nbcompile.core.input_files import require_file
 from nbcompile.core.progress import step
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class Format:
             UsageError: if a package is not installed.
             CheckpointError: if the file cannot be read.
         """
-        return cast("tuple[FileLayer, ...]", self._function("layers", "reading")(Path(path)))
+        return cast("tuple[FileLayer, ...]", self._function("layers", "reading")(require_file(path)))
 
     def read_input_sizes(self, path: str | PathLike[str]) -> tuple[tuple[int, ...], ...]:
         """The shapes of a file's inputs, at batch size 1 where its batch is symbolic.
@@ -83,7 +84,7 @@ class Format:
             UsageError: if a package is not installed.
             CheckpointError: if the file cannot be read.
         """
-        return cast("tuple[tuple[int, ...], ...]", self._function("input_sizes", "reading")(Path(path)))
+        return cast("tuple[tuple[int, ...], ...]", self._function("input_sizes", "reading")(require_file(path)))
 
     def outputs(self, path: str | PathLike[str], calls: "Sequence[Inputs]") -> "list[list[Tensor]]":
         """Run a file in the format's own runtime: the outputs of each call, in order.
@@ -96,7 +97,7 @@ class Format:
             UsageError: if a package is not installed.
             ExportError: if the runtime cannot load or run it.
         """
-        return cast("list[list[Tensor]]", self._function("runner", "running")(Path(path), calls))
+        return cast("list[list[Tensor]]", self._function("runner", "running")(require_file(path), calls))
 
     def read_batch(self, path: str | PathLike[str]) -> int | None:
         """The one batch size that a file takes; None where it takes any.
@@ -105,7 +106,7 @@ class Format:
             UsageError: if a package is not installed.
             CheckpointError: if the file cannot be read.
         """
-        return cast("int | None", self._function("batch", "reading")(Path(path))) if self.batch else None
+        return cast("int | None", self._function("batch", "reading")(require_file(path))) if self.batch else None
 
     def _function(self, column: str, doing: str) -> Any:
         where: str | None = getattr(self, column)

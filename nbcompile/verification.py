@@ -12,6 +12,7 @@ from nbcompile.core.copies import working_copy
 from nbcompile.core.cost import cost
 from nbcompile.core.errors import PreconditionError, UsageError, VerificationError
 from nbcompile.core.example import ExampleInput, Inputs, as_inputs, inputs_for
+from nbcompile.core.input_files import of_one_state
 from nbcompile.core.judging.drawn_inputs import DRAWS, drawn_cases
 from nbcompile.core.judging.judgment import Judgment, judge
 from nbcompile.core.judging.rounding import unchanged
@@ -85,6 +86,7 @@ class Verification:
 
 
 @step("verifying")
+@of_one_state
 def verify(
     reference: nn.Module,
     candidate: nn.Module | str | Path,

@@ -14,6 +14,7 @@ from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from nbcompile.exporters.to_tflite.quantize.bias import corrected
 from nbcompile.exporters.to_tflite.quantize.float_layers import left_in_float
+from nbcompile.exporters.to_tflite.quantize.masks import with_lifted_masks
 from nbcompile.exporters.to_tflite.quantize.quantize import quantize
 from nbcompile.exporters.to_tflite.quantize.ranges import Ranges, measure_ranges
 from nbcompile.exporters.to_tflite.quantize.shared_scales import with_shared_scales
@@ -125,6 +126,7 @@ def build_file(
     ranges: str | Ranges = recipe.ranges
     if recipe.calibrated:
         ranges = measure_ranges(model, given, recipe.ranges, levels=recipe.levels)
+        model, ranges = with_lifted_masks(model, ranges)
     if isinstance(ranges, Ranges) and recipe.scheme == "int8":  # the quantizer of int16x8 takes care of that itself
         model, ranges = with_shared_scales(model, ranges)
     with step("quantizing"):

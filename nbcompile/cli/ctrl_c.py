@@ -1,20 +1,39 @@
-"""Ctrl-C ends in one line, whatever the libraries below make of it."""
+"""Ctrl-C ends in one line, whatever the libraries below make of it.
+
+It is raised where it can be: C++ that calls Python may not stand an exception (torch's dispatcher: the process aborts),
+so beneath such a library the wish is kept, and asked again a moment later. Where no such moment comes, a thread of its
+own ends the process, and removes what is half-written.
+"""
 
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from threading import Thread
+from _thread import interrupt_main
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from threading import Lock, Thread
 from types import FrameType
 
 STOPPED = "nbcompile: error: stopped; every output file is as it was, or new and whole"
 STOPPED_EXIT = 130
+PATIENCE = 1.0
+"""Seconds in which a moment may come where it can be raised: C++ may not hear the signal, nor a library come back."""
 PATIENCE_AFTER = 5.0
-"""Seconds in which the work may come to its end: C++ may not hear the signal, nor a process that waits for others."""
+"""Seconds from there on in which the work may come to its end, which waits for other processes, perhaps."""
+AGAIN = 0.01
+"""Seconds until it is asked again whether it can be raised."""
 
-_pressed = _told = False
+CALL_PYTHON = {"torch", "tensorflow", "onnx", "onnxruntime", "onnxscript", "onnxsim", "ai_edge_litert", "tflite_micro"}
+"""Packages whose C++ calls Python: beneath their code nobody knows whether C++ lies between."""
+
+SHOW_CURSOR = b"\x1b[?25h"
+
+undone_before_the_end: list[Callable[[], object]] = []
+"""Called where no ``finally`` is, in another thread."""
+
+_pressed = _raised = False
+_telling = Lock()
 
 
 def is_stopped() -> bool:
@@ -28,8 +47,10 @@ def one_line() -> Iterator[None]:
 
     Behind it the process ends, and there is nothing to stop.
     """
-    global _pressed, _told
-    _pressed = _told = False
+    global _pressed, _raised, _telling
+    _pressed = _raised = False
+    _telling = Lock()
+    undone_before_the_end.clear()
     heard, hear = os.pipe()
     if os.name != "nt":
         os.set_blocking(hear, False)
@@ -41,32 +62,60 @@ def one_line() -> Iterator[None]:
             yield
         finally:  # here, where what is pressed at the last moment is still heard
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if _pressed:  # and could not be raised until all was done
+            raise KeyboardInterrupt
     except BaseException as error:
         if not (_pressed or isinstance(error, KeyboardInterrupt)):
             raise
         _tell(_standard_error())
         exec("")  # Python ends by the signal, not by our code, if the last exec of a string was left by Ctrl-C
-        # of several training processes one tells; where another fails, Lightning kills them all, before that has told
-        sys.exit(STOPPED_EXIT if _is_first() else 0)
+        sys.exit(_exit_code())
     finally:
         signal.set_wakeup_fd(-1)
         os.close(hear)
 
 
 def _press(number: int, frame: FrameType | None) -> None:
-    global _pressed
+    global _pressed, _raised
     _pressed = True
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
-    raise KeyboardInterrupt
+    if not _is_beneath_cpp(frame):
+        _raised = True
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
+        raise KeyboardInterrupt
+
+
+def _is_beneath_cpp(frame: FrameType | None) -> bool:
+    """Whether a library whose C++ calls Python is among the callers."""
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).partition(".")[0] in CALL_PYTHON:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _insist(heard: int, stderr: int) -> None:
-    """In a thread of its own: end the process if its work does not, once the signal has come."""
+    """In a thread of its own: once the signal has come, ask again until it is raised; end what does not end."""
     while came := os.read(heard, 1):
         if came[0] == signal.SIGINT:
-            time.sleep(PATIENCE_AFTER)
+            end = time.monotonic() + PATIENCE
+            while not _raised and time.monotonic() < end:
+                time.sleep(AGAIN)
+                interrupt_main()
+            if _raised:
+                time.sleep(PATIENCE_AFTER)
+            _undo()
+            if stderr is not None and os.isatty(stderr):
+                os.write(stderr, SHOW_CURSOR)
             _tell(stderr)
-            os._exit(STOPPED_EXIT)
+            os._exit(_exit_code())
+
+
+def _undo() -> None:
+    from nbcompile.core.files import remove_temporaries
+
+    for undo in (*undone_before_the_end, remove_temporaries):
+        with suppress(Exception):
+            undo()
 
 
 def _standard_error() -> int | None:
@@ -78,10 +127,13 @@ def _standard_error() -> int | None:
 
 
 def _tell(stderr: int | None) -> None:
-    global _told
-    if stderr is not None and _is_first() and not _told:
-        _told = True
+    if stderr is not None and _is_first() and _telling.acquire(blocking=False):
         os.write(stderr, f"{STOPPED}\n".encode())
+
+
+def _exit_code() -> int:
+    """Of several training processes one tells; where another fails, Lightning kills them all before that has told."""
+    return STOPPED_EXIT if _is_first() else 0
 
 
 def _is_first() -> bool:

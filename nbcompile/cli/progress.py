@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from threading import Lock
 from typing import IO, TYPE_CHECKING
 
+from nbcompile.cli.ctrl_c import undone_before_the_end
 from nbcompile.core.progress import StepEvent, listening
 from nbcompile.core.words import printable
 
@@ -39,8 +40,9 @@ def progress_shown() -> Iterator[None]:
     with (
         os.fdopen(copy, "w", encoding=sys.stderr.encoding, errors="replace") as terminal,
         ExitStack() as shown,
-        listening(StepLines(terminal, shown)),
+        listening(lines := StepLines(terminal, shown)),
     ):
+        undone_before_the_end.append(lines.end)
         yield
 
 
@@ -55,9 +57,17 @@ class StepLines:
     def __init__(self, terminal: IO[str], shown: ExitStack) -> None:
         self._terminal, self._shown, self._lock = terminal, shown, Lock()
         self._steps: dict[int, tuple[StepEvent, float]] = {}
+        self._over = False
+
+    def end(self) -> None:
+        """Take the lines back and show none any more; from any thread."""
+        self._over = True
+        self._shown.close()
 
     def __call__(self, event: StepEvent) -> None:
         """Show one event."""
+        if self._over:
+            return
         with self._lock:
             # Always a new dict: the thread that draws must not wait for this one, which may be stopping it.
             others = {number: step for number, step in self._steps.items() if number != event.number}

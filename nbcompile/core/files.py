@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 """What the system says where it takes no more bytes."""
 
+_unfinished: set[str] = set()
+"""Temporaries of this process, and their locks."""
+
 
 @contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -37,8 +40,8 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         UsageError: if the temporary cannot be created or filled, or cannot take the place of ``path``.
     """
+    check_target(path)
     target = Path(os.path.realpath(path))
-    check_target(target)
     with _temporary(target) as temporary:
         mode = temporary.stat().st_mode
         try:
@@ -71,7 +74,7 @@ def check_target(path: str | os.PathLike[str]) -> None:
         target = Path(os.path.realpath(path))
         if target.is_dir():
             raise UsageError(f"cannot write {path}: it is a folder; name a file in it")
-        if target.exists() and not target.is_file():
+        if os.path.exists(path) and not os.path.isfile(path):  # of /dev/stdout, the real path may be none
             raise UsageError(f"cannot write {path}: it is no file, but a device, a pipe or a socket; name a file")
         if not target.parent.exists():
             raise UsageError(f"cannot write {path}: the folder {target.parent} does not exist; create it first")
@@ -79,7 +82,7 @@ def check_target(path: str | os.PathLike[str]) -> None:
             raise UsageError(f"cannot write {path}: {target.parent} is a file, not a folder")
         _sweep(target)
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror} ({error.filename})") from error
+        raise UsageError(f"cannot write {path}: {error.strerror} ({error.filename or 'the current folder'})") from error
     except ValueError as error:
         raise UsageError(f"cannot write {path}: it is no name of a file ({error})") from error
     # Permission bits do not tell (root, read-only mounts, quotas): creating a file does.
@@ -145,14 +148,26 @@ def _is_same(one: str | Path, other: str | Path) -> bool:
     return os.path.normcase(os.path.realpath(one)) == os.path.normcase(os.path.realpath(other))
 
 
+def remove_temporaries() -> None:
+    """Remove what is half-written, of all threads: for a process that is ended without its ``finally`` blocks."""
+    for path in tuple(_unfinished):
+        with suppress(OSError):
+            os.unlink(path)
+
+
 @contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
     """A new empty temporary of ``target``; it is removed, if it is still there, when the block ends."""
     with ExitStack() as undo:
         try:
-            held = None
+            held, tries = None, 0
             while held is None:  # a lock may be swept before it is locked
+                if (tries := tries + 1) > _TRIES:
+                    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
                 run = _prefix(target) + secrets.token_hex(_DIGITS // 2)
+                names = [str(target.with_name(run + suffix)) for suffix in (_LOCK, target.suffix)]
+                _unfinished.update(names)
+                undo.callback(_unfinished.difference_update, names)
                 held = _lock(target.with_name(run + _LOCK))
             undo.callback(_unlock, held)
             temporary = target.with_name(run + target.suffix)
@@ -183,6 +198,8 @@ def _sweep(target: Path) -> None:
 
 _LOCK = "-lock"  # no suffix: a temporary may have any
 _DIGITS = 8
+_TRIES = 100
+"""Locks that may be lost to sweeps: more are lost where files cannot be locked at all."""
 
 
 def _prefix(target: Path) -> str:

@@ -1,5 +1,6 @@
 """``inspect`` of a file examines its graph without numbers: what it tells is what a run of the network tells."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +81,14 @@ def test_a_layer_that_takes_minutes_is_told_of_at_once(tmp_path: Path) -> None:
     content["nbcompile_record"] = record.encode_record(payload)
     torch.save(content, tmp_path / "large.pt")
     assert inspected(tmp_path / "large.pt")["cost"]["macs"] == 301**2 * 600**2
+
+
+def test_a_pipe_or_a_folder_is_not_read(run, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.onnx")
+    (tmp_path / "folder.onnx").mkdir()
+    pipe = "cannot be read: it is no file, but a device, a pipe or a socket; copy what it gives into a file"
+    for words in (["inspect", "pipe.onnx"], ["verify", "pipe.onnx", "--against", "nbcompile:dscnn"]):
+        done = run(*words)
+        assert (done.code, done.err) == (2, f"nbcompile: error: pipe.onnx {pipe}\n")
+    done = run("inspect", "folder.onnx")
+    assert (done.code, done.err) == (2, "nbcompile: error: folder.onnx is a folder, not a file\n")

@@ -135,7 +135,7 @@ def test_whenever_it_comes(tmp_path: Path, after: float) -> None:
     assert process.returncode == 130
     assert errors.endswith(LINE)
     assert "Traceback" not in errors
-    assert list(tmp_path.iterdir()) == []
+    assert all(path.name == "tiny.onnx" and path.stat().st_size > 1_000_000 for path in tmp_path.iterdir())
 
 
 @pytest.mark.slow
@@ -145,7 +145,7 @@ def test_code_that_does_not_hear(tmp_path: Path) -> None:
         "import os, signal, time\n"
         "from nbcompile.cli import ctrl_c\n"
         "def make():\n"
-        "    ctrl_c.PATIENCE_AFTER = 0.1\n"
+        "    ctrl_c.PATIENCE = 0.1\n"
         "    signal.signal(signal.SIGINT, lambda *_: None)\n"  # as if no bytecode ran
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    time.sleep(600)\n"
@@ -153,6 +153,69 @@ def test_code_that_does_not_hear(tmp_path: Path) -> None:
     done = run(tmp_path, "-m", "nbcompile", "expand", "deaf:make", "-o", "giant.pt", "--input", "1x3x8x8")
     assert (done.returncode, done.stderr) == (130, LINE)
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["deaf.py"]
+
+
+BENEATH_TORCH = """
+import os, signal, sys, types
+from pathlib import Path
+from nbcompile.cli.ctrl_c import one_line
+from nbcompile.core.files import atomic
+
+torch = types.ModuleType("torch.nn")  # a library whose C++ calls Python, as far as anybody can see
+exec("def forward(call): call()", torch.__dict__)
+
+def press():
+    os.kill(os.getpid(), signal.SIGINT)
+    print("not raised here", flush=True)
+
+def wait():
+    while True: pass
+"""
+
+
+def test_it_is_raised_where_no_cpp_has_called(tmp_path: Path) -> None:
+    """And what is to be done at the end is done."""
+    code = BENEATH_TORCH + (
+        "with one_line(), atomic('a.pt'):\n"
+        "    try:\n        torch.forward(press)\n        wait()\n    finally: print('done at the end', flush=True)\n"
+    )
+    done = run(tmp_path, "-c", code)
+    assert (done.returncode, done.stderr) == (130, LINE)
+    assert done.stdout == "not raised here\ndone at the end\n"
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_library_that_does_not_come_back(tmp_path: Path) -> None:
+    """It is ended from outside, and what is half-written is removed."""
+    code = f"{BENEATH_TORCH}\nwith one_line(), atomic('a.pt'): torch.forward(lambda: (press(), wait()))"
+    done = run(tmp_path, "-c", code)
+    assert (done.returncode, done.stderr, done.stdout) == (130, LINE, "not raised here\n")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_work_that_is_done_before_it_can_be_raised(tmp_path: Path) -> None:
+    """The file is new and whole, and whoever pressed is heard."""
+    code = f"{BENEATH_TORCH}\nwith one_line(): torch.forward(lambda: (press(), Path('a.pt').write_text('whole')))"
+    done = run(tmp_path, "-c", code)
+    assert (done.returncode, done.stderr) == (130, LINE)
+
+
+@pytest.mark.slow
+def test_inside_of_torchs_dispatcher(tmp_path: Path) -> None:
+    """Whose C++ ends the process where Python that it calls raises anything."""
+    code = (
+        "import os, signal, sys, torch\n"
+        "from nbcompile.cli.ctrl_c import one_line\n"
+        "def press(frame, event, arg):\n"
+        "    if event == 'call' and frame.f_code.co_name == 'find_torch_dispatch_rule':\n"
+        "        sys.setprofile(None)\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "with one_line():\n"
+        "    sys.setprofile(press)\n"
+        "    torch.export.export(torch.nn.Linear(3, 3), (torch.ones(2, 3),)).run_decompositions()\n"
+    )
+    done = run(tmp_path, "-c", code)
+    assert (done.returncode, done.stderr) == (130, LINE)
 
 
 def test_without_a_standard_error(tmp_path: Path) -> None:

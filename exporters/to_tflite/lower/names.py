@@ -5,12 +5,14 @@ TensorFlow fuses and folds, and says of each tensor that it keeps what went into
 """
 
 import copy
+import operator
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import fx, nn
+from torch._ops import OpOverload
 from torch.export import ExportedProgram
 
 from nbcompile.core.tracing.compiled_piece import CompiledPiece
@@ -70,10 +72,19 @@ def labels(owners: Mapping[fx.Node, str], nodes: Sequence[fx.Node]) -> list[str]
     outer = {".".join(parts[:i]) for parts in (name.split(".") for name in named) for i in range(len(parts))}
     labelled = []
     for i, (node, owner) in enumerate(zip(nodes, named, strict=True)):
-        operation = aten_name(node.target).partition(".")[0]
+        operation = _operation(node)
         result = owner not in outer and named[i + 1 : i + 2] != [owner]
         labelled.append(owner if result else f"{owner}/{operation}" if owner else operation)
     return _unique(labelled)
+
+
+def _operation(node: fx.Node) -> str:
+    """What PyTorch calls it: ``add``; of one of several results ``topk/values``."""
+    if node.target is not operator.getitem:
+        return aten_name(node.target).partition(".")[0]
+    source, number = cast(tuple[fx.Node, int], node.args)
+    results = source.target._schema.returns if isinstance(source.target, OpOverload) else ()
+    return f"{_operation(source)}/{results[number].name if len(results) > number else ''}".removesuffix("/")
 
 
 def rename_tensors(

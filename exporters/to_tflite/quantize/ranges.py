@@ -9,9 +9,11 @@ estimator      what is kept
 =============  ======================================================================================================
 
 Outputs of the file keep every value: classes that are clipped to the same number could not be told apart.
-Scores that a softmax turns to nothing (those of masked positions) do not count, how low they may be.
+Scores that a softmax turns to nothing (those of masked positions) do not count, how low they may be; nor how far a
+value goes where only a sigmoid or a tanh reads it, which is flat there.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -39,6 +41,12 @@ LARGEST = float(np.finfo(np.float32).max)
 
 FADED = 16.0
 """So far below the largest of its row, a score has a weight of 1e-7 behind softmax, or less."""
+
+FLAT = {"LOGISTIC": 1.0, "TANH": 0.5}
+"""Times ``ln(4 * levels)``: from there on it is a quarter of a step from its limit, whose scale TFLite prescribes."""
+
+_NARROWEST = 4096
+"""How many times narrower than what was seen a range may become for that: kernels have no form for more (2**16)."""
 
 Range = tuple[float, float]
 
@@ -98,6 +106,10 @@ def measure_ranges(
         inner = {i: limits for i, limits in seen.items() if i not in file.outputs and limits[0] < limits[1]}
         for i, histogram in _histograms(model, samples, inner).items():
             kept[i] = histogram.without_tails() if estimator == "percentile" else histogram.least_error(levels)
+    for name, share in FLAT.items():
+        for i in seen.keys() & _only_read_by(file, name).keys():
+            limit = max(share * math.log(4 * levels), (seen[i][1] - seen[i][0]) / _NARROWEST)
+            kept[i] = max(min(kept[i][0], limit), -limit), max(min(kept[i][1], limit), -limit)
     computed = [i for op in file.ops for i in op.outputs if i in seen]
     dead = dict.fromkeys(layer_of_tensor(model, file.tensors[i].name) for i in computed if seen[i][0] == seen[i][1])
     return Ranges({i: _with_zero(limits) for i, limits in kept.items()}, seen, tuple(dead), len(samples))
@@ -121,7 +133,7 @@ def _floats(model: FloatModel, samples: Sequence[Sample]) -> Iterator[dict[int, 
 
 def _seen(model: FloatModel, samples: Sequence[Sample]) -> dict[int, Range]:
     ranges: dict[int, Range] = {}
-    scores = _scores(read_file(model.content))
+    scores = scores_of(read_file(model.content))
     with step("calibrating", len(samples)) as advance:
         for number, values in enumerate(_floats(model, samples)):
             for i, x in values.items():
@@ -136,19 +148,23 @@ def _seen(model: FloatModel, samples: Sequence[Sample]) -> dict[int, Range]:
     return ranges
 
 
-def _scores(file: File) -> dict[int, set[int]]:
-    """The tensors that only softmax reads, as they are or in another shape; with those in whose rows it reads them."""
-    scores: dict[int, set[int]] = {}
+def scores_of(file: File) -> dict[int, set[int]]:
+    """The tensors that only softmax reads, as they are or in another shape or order; with those that it reads."""
+    return _only_read_by(file, "SOFTMAX")
+
+
+def _only_read_by(file: File, name: str) -> dict[int, set[int]]:
+    found: dict[int, set[int]] = {}
     for op in reversed(file.ops):
         result = op.outputs[0]
         rows: list[set[int]] = []
         for reader in file.ops:
             if result in reader.inputs:
-                shaped = scores.get(reader.outputs[0], set()) if reader.name == "RESHAPE" else set()
-                rows.append({result} if reader.name == "SOFTMAX" else shaped)
+                moved = found.get(reader.outputs[0], set()) if reader.name in ("RESHAPE", "TRANSPOSE") else set()
+                rows.append({result} if reader.name == name else moved)
         if rows and all(rows) and result not in file.outputs:
-            scores[result] = set().union(*rows)
-    return scores
+            found[result] = set().union(*rows)
+    return found
 
 
 def _not_finite(model: FloatModel, tensor: int, sample: int, bad: int, size: int) -> str:

@@ -7,7 +7,8 @@ counts for nothing. Where something does, it would read a clipped value, or a co
 =============================  ======================================================================================
 a result that is narrower      gets the range of its operand, and loses little by that
 a result that is much          gets a copy of its operand in its own scale, clipped: in the operand's its limits would
-narrower                       be rounded to steps of that, alike in every element, which shows in means
+narrower                       be rounded to steps of that, alike in every element, which shows in means; of what is
+                               joined, any that is wider than all of it, for the sake of the others
 a result that is wider         gets a copy of its operand in its own scale, if the operand would become too coarse
 =============================  ======================================================================================
 """
@@ -28,6 +29,10 @@ COARSER = 2.0
 
 NARROWER = 4.0
 """How many times wider than a result its operand may be before a copy is made: its limits are off by 2 of 255 steps."""
+
+WIDER_PART = 1.5
+"""How many times wider than all that is joined one of the parts may be before a copy is made: half a bit of the rest.
+A maximum of signed values has the scale of what it was taken of, and would give it to a mean beside it."""
 
 _FILLING = "PADV2"
 """The one operator that keeps the scale of its input and brings a value of its own."""
@@ -57,7 +62,8 @@ def with_shared_scales(model: FloatModel, ranges: Ranges) -> tuple[FloatModel, R
         elif results:
             (result,) = results
             inner = kept[_clipped(file, op)]
-            apart = [i for i in operands if _width(kept[i]) > NARROWER * _width(inner)]
+            spared = NARROWER if op.name in _CLIPS else WIDER_PART
+            apart = [i for i in operands if _width(kept[i]) > spared * _width(inner)]
             if apart:
                 kept[result] = inner
             wide = _hull([kept[result], *(kept[i] for i in operands if i not in apart)])
@@ -102,7 +108,8 @@ def _with_copies(model: FloatModel, file: File, copies: list[tuple[FileOp, int]]
     edited = unpack(model.content)
     graph, before = edited.subgraphs[0], dict[int, list[object]]()
     name = {tensor.index: tensor.name for tensor in file.tensors}
-    taken = [add_tensor(edited, i, f"{name[i]}/for {name[op.outputs[0]]}") for op, i in copies]
+    names = [f"{name[i]}/for {name[op.outputs[0]]}" for op, i in copies]
+    taken = [add_tensor(edited, i, copy) for (_, i), copy in zip(copies, names, strict=True)]
     one = add_number(edited, _ONE, "one")
     for (op, operand), copy in zip(copies, taken, strict=True):
         made = new_operator(edited, "MUL", [operand, one], copy)
@@ -110,7 +117,8 @@ def _with_copies(model: FloatModel, file: File, copies: list[tuple[FileOp, int]]
         before.setdefault(op.index, []).append(made)
         graph.operators[op.index].inputs = [copy if i == operand else i for i in graph.operators[op.index].inputs]
     graph.operators = [x for i, op in enumerate(graph.operators) for x in (*before.get(i, ()), op)]
-    return replace(model, content=pack(edited))
+    layers = {copy: model.layers.get(name[i], name[i]) for (_, i), copy in zip(copies, names, strict=True)}
+    return replace(model, content=pack(edited), layers={**model.layers, **layers})
 
 
 def _with_range_of_copies(file: File, kept: dict[int, Range], copies: list[tuple[FileOp, int]]) -> dict[int, Range]:

@@ -91,7 +91,9 @@ def check_ops(file: File) -> None:
         ExportError: if it lacks one; each is named with the first layer that uses it, and what to do.
     """
     missing = {
-        op.name: file.tensors[op.outputs[0]].name for op in reversed(file.ops) if op.name not in RESOLVER_METHODS
+        op.name: file.tensors[op.outputs[0]].name.partition(";")[0]  # of several results, quantizing joins the names
+        for op in reversed(file.ops)
+        if op.name not in RESOLVER_METHODS
     }
     if missing:
         reasons = "; ".join(f"'{layer}' needs {op}: {REMEDIES.get(op, _REMEDY)}" for op, layer in missing.items())

@@ -8,6 +8,7 @@ from torch import nn
 
 from nbcompile.core.cost import cost
 from nbcompile.core.errors import CheckpointError, UsageError, VerificationError
+from nbcompile.core.input_files import of_one_state
 from nbcompile.core.serialization.choose_weights import Wanted, choose
 from nbcompile.core.serialization.weight_files import EXTRA, read_weights
 from nbcompile.core.serialization.weight_sets import find
@@ -21,6 +22,7 @@ from nbcompile.verification import Check, Verification, verify
 log = logging.getLogger("nbcompile")
 
 
+@of_one_state
 def run_verify(
     candidate: str, against: str, *, model: str | None, key: str | None, input_shape: str | None
 ) -> Verification:
@@ -36,7 +38,7 @@ def run_verify(
             )
     has_weights = is_file(against) or is_pretrained(against)
     if (form := forms[0]) is not None and form.graph:
-        if not path.is_file():
+        if not path.exists():
             raise CheckpointError(f"{path} cannot be read: there is no such file")
         shape = input_shape or ",".join("x".join(map(str, size)) for size in form.read_input_sizes(path))
         reference = open_network(against, model=model, key=key, input_shape=None if "," in shape else shape)

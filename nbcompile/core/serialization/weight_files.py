@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nbcompile.core.errors import CheckpointError
+from nbcompile.core.input_files import of_one_state, require_file
 from nbcompile.core.serialization.pickled_calls import require_bounded_calls
 
 _ZIP = b"PK"
@@ -27,6 +28,7 @@ RECORD = "nbcompile_record"
 """Beside the weights of a plain network: the record of the model. A giant carries it in its blocks."""
 
 
+@of_one_state
 def read_weights(path: Path) -> Any:
     """What ``path`` holds: nested dicts and lists of tensors and plain values.
 
@@ -34,8 +36,7 @@ def read_weights(path: Path) -> Any:
         CheckpointError: if it is missing, damaged, foreign, or holds objects whose classes are not inert.
     """
     try:
-        if path.is_dir():
-            raise CheckpointError(f"{path} is a folder, not a file")
+        require_file(path)
         if path.stat().st_size == 0:
             raise CheckpointError(f"{path} is empty: was its writer stopped?")
         with path.open("rb") as file:

@@ -14,7 +14,7 @@ from nbcompile.core.graph.nodes import (
     after,
     aliases,
     argument,
-    at_its_width,
+    settled,
     calls,
     downstream,
     layer_of,
@@ -70,7 +70,7 @@ def test_readers_are_readers_of_values(gm: fx.GraphModule) -> None:
 
 def test_identities_are_seen_through(gm: fx.GraphModule) -> None:
     assert [n.name for n in gm.graph.nodes if passes_through(gm, n)] == ["drop", "dropout", "contiguous"]
-    assert at_its_width(gm, node(gm, "norm")).name == "contiguous"
+    assert settled(gm, node(gm, "norm")).name == "contiguous"
     assert cast(fx.Node, after(gm, node(gm, "norm"))).name == "view"
     assert after(gm, node(gm, "conv")) is None  # two readers
     assert after(gm, node(gm, "output")) is None

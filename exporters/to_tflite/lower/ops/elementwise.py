@@ -51,7 +51,8 @@ def _dtype(x: Operand) -> torch.dtype:
 
 
 def add_scaled(a: Operand, b: Operand, *, alpha: Number = 1) -> Value:
-    """``a + alpha * b``."""
+    """``a + alpha * b``; infinity in a constant becomes a number that softmax makes 0 of."""
+    a, b = (x if isinstance(x, Value) else _finite(x) for x in (a, b))
     a, b = _operands(a, b if alpha == 1 else mul(b, alpha) if isinstance(b, Value) else b * alpha)
     made = elementwise(tf.add, a, b)
     both = all(x.nonnegative if isinstance(x, Value) else bool((x >= 0).all()) for x in (a, b))
@@ -145,7 +146,11 @@ def sign(x: Value) -> Value:
 
 
 def pow_(x: Value, exponent: Operand) -> Value:
-    """``x ** exponent``."""
+    """``x ** exponent``; of whole exponents in products, which integers and all targets have."""
+    if isinstance(exponent, Number) and exponent in range(3, MOST_FACTORS + 1):
+        half = pow_(x, exponent // 2)
+        whole = mul(half, half)
+        return mul(whole, x) if exponent % 2 else whole
     known = {2: tf.square, 0.5: tf.sqrt, -0.5: tf.math.rsqrt, 1: tf.identity, -1: tf.math.reciprocal}
     if isinstance(exponent, Number) and exponent in known:
         return x.like(known[exponent](x.tensor))
@@ -154,10 +159,19 @@ def pow_(x: Value, exponent: Operand) -> Value:
 
 def where(condition: Value | Tensor, a: Operand, b: Operand) -> Value:
     """``a`` where the condition holds, else ``b``; a condition that is constant costs a product and a sum."""
+    a, b = (x if isinstance(x, Value) else _finite(x) for x in (a, b))
     if isinstance(condition, Value):
         return elementwise(tf.where, condition, *_floats(a, b))
     keep = condition.to(torch.float32)
     return add_scaled(mul(a, keep), mul(b, 1 - keep)) if not _is_zero(b) else mul(a, keep)
+
+
+def _finite(x: Tensor | Number) -> Tensor | Number:
+    """A constant, infinities as ``MASKED``."""
+    values = torch.as_tensor(x)
+    if not values.is_floating_point() or not values.isinf().any():
+        return x
+    return torch.where(values.isinf(), torch.sign(values) * MASKED, values)
 
 
 def _floats(*operands: Operand) -> list[Value | Tensor]:
@@ -175,10 +189,8 @@ def _is_zero(x: Operand) -> bool:
 
 def masked_fill(x: Value, mask: Value | Tensor, fill: Number | Tensor) -> Value:
     """``x`` with ``fill`` where the mask is set; ``-inf`` becomes a number that softmax makes 0 of."""
-    if isinstance(fill, Number) and math.isinf(fill):
-        fill = math.copysign(MASKED, fill)
-        if isinstance(mask, Tensor):
-            return add_scaled(x, mask.to(torch.float32) * fill)
+    if isinstance(mask, Tensor) and isinstance(fill, Number) and math.isinf(fill):
+        return add_scaled(x, torch.where(mask, fill, 0.0))
     return where(mask, fill, x)
 
 
@@ -201,6 +213,9 @@ def put_where(
 
 
 _WRITE = "write slices, or one number where a mask of all elements is set"
+
+MOST_FACTORS = 8
+"""Of a power; of more, the products' own rounding would add up."""
 
 ROUNDED = 15.0
 """Where softplus is a line to float32: ``log(1 + exp(-15))`` is 3e-7, of 15 less than a rounding."""

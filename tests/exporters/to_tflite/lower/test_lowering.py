@@ -94,6 +94,14 @@ def test_tensors_have_the_names_of_their_layers(tiny: tuple[FloatModel, float]) 
     assert "stem.0/pad" not in model.layers  # no layer's result
 
 
+def test_one_of_several_results_has_the_name_of_its_operator() -> None:
+    model, _ = lowered(Net(lambda m, x: x.topk(2, 1)[0] + x.max(1, keepdim=True)[0]), torch.randn(1, 5))
+    assert [name for name in names(model) if "built-in" in name] == []
+    assert names(model)[0] == "topk"
+    places = float_model(Net(lambda m, x: x.topk(2, 1)[1]).eval(), (torch.randn(1, 5),))
+    assert [port.name for port in places.outputs] == ["topk/indices"]
+
+
 def test_layers_of_a_part_that_was_compiled_by_itself_keep_their_names() -> None:
     class Part(nn.Module):
         def __init__(self) -> None:

@@ -10,6 +10,7 @@ from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from nbcompile.exporters.to_tflite.quantize.ranges import (
     ALL_ZERO,
     BINS,
+    FLAT,
     Ranges,
     _Histogram,
     _histograms,
@@ -178,3 +179,32 @@ def test_scores_that_softmax_turns_to_nothing_do_not_count() -> None:
     rows = (x + torch.tensor([0.0, -100.0]).repeat(3)).reshape(1, 2, 2, 3).amax(-1)
     assert scores[0] == pytest.approx((1.5 * float(rows.min()) - 16, 1.5 * float(rows.max())))
     assert scores[1][0] < -45
+
+
+class Flat(nn.Module):
+    """What a sigmoid reads, a tanh in another shape, a sigmoid and others, and a sigmoid of what is far beyond."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (
+            (90 * x).sigmoid(),
+            (3 * x - 8).reshape(1, 2, 3, 2).tanh(),
+            (y := 70 * x).sigmoid() + y,
+            (1e6 * x).sigmoid(),
+        )
+
+
+@pytest.mark.parametrize("estimator", ["minmax", "percentile", "mse"])
+def test_where_a_sigmoid_or_a_tanh_is_flat_does_not_count(estimator: str) -> None:
+    model = float_model(Flat(), (torch.randn(1, 2, 6),))
+    random = np.random.default_rng(0)
+    given = [(random.uniform(-3, 3, (1, 2, 6)).astype(np.float32),) for _ in range(4)]
+    file = read_file(model.content)
+    first, second, third, last = (op.inputs[0] for op in file.ops if op.name in FLAT)
+    for levels, limit in ((256, 6.93), (65536, 12.48)):
+        found = measure_ranges(model, given, estimator, levels=levels)
+        assert found.kept[first] == pytest.approx((-limit, limit), abs=0.01)
+        assert found.kept[second] == pytest.approx((-limit / 2, max(found.seen[second][1], 0)), abs=0.01)
+        assert found.kept[third][0] < -2 * limit
+        low, high = found.seen[last]
+        assert found.kept[last][1] == pytest.approx((high - low) / 4096)  # kernels could not scale it to less
+        assert found.dead == ()

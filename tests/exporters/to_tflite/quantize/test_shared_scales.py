@@ -62,23 +62,23 @@ def of(function: Callable[..., Any], *layers: nn.Module) -> tuple[FloatModel, Fl
     model = float_model(Net(function, *layers).eval(), (torch.randn(1, 2, 4, 4),))
     random = np.random.default_rng(0)
     ranges = measure_ranges(model, [(random.uniform(-4, 4, (1, 4, 4, 2)).astype(np.float32),) for _ in range(5)])
-    after, at_its_width = with_shared_scales(model, ranges)
-    return model, after, ranges, at_its_width
+    after, settled = with_shared_scales(model, ranges)
+    return model, after, ranges, settled
 
 
 def test_what_nothing_else_reads_stays_clipped() -> None:
-    model, after, before, at_its_width = of(lambda layers, x: layers[0](x).clamp(-0.1, 0.1), nn.Conv2d(2, 3, 1))
+    model, after, before, settled = of(lambda layers, x: layers[0](x).clamp(-0.1, 0.1), nn.Conv2d(2, 3, 1))
     assert after is model
-    assert at_its_width == before
+    assert settled == before
 
 
 @pytest.mark.slow
 def test_a_copy_is_made_only_for_who_would_coarsen_it() -> None:
     def joined(factor: float) -> list[str]:
-        _, after, _, at_its_width = of(lambda layers, x: (torch.cat([x, factor * x], 1), x.tanh()))
+        _, after, _, settled = of(lambda layers, x: (torch.cat([x, factor * x], 1), x.tanh()))
         file = read_file(after.content)
         copies = [tensor for tensor in file.tensors if "/for " in tensor.name]
-        assert all(at_its_width.kept[tensor.index] == at_its_width.kept[file.outputs[0]] for tensor in copies)
+        assert all(settled.kept[tensor.index] == settled.kept[file.outputs[0]] for tensor in copies)
         return [tensor.name for tensor in copies]
 
     assert joined(1.5) == []
@@ -90,22 +90,22 @@ def test_a_view_of_a_shared_value_is_held_as_well() -> None:
     def view(layers: object, x: Tensor) -> tuple[Tensor, Tensor]:
         return x[:, :1].clamp(max=0), x.tanh()
 
-    model, _, before, at_its_width = of(view)
+    model, _, before, settled = of(view)
     index = {tensor.name: tensor.index for tensor in read_file(model.content).tensors}
-    assert before.kept[index["clamp"]][1] == 0 < at_its_width.kept[index["clamp"]][1]
-    assert at_its_width.kept[index["clamp"]] == at_its_width.kept[index["input"]]
+    assert before.kept[index["clamp"]][1] == 0 < settled.kept[index["clamp"]][1]
+    assert settled.kept[index["clamp"]] == settled.kept[index["input"]]
 
 
 def test_limits_far_inside_of_a_shared_value_are_not_rounded_to_its_steps() -> None:
     def shrunk(layers: object, x: Tensor) -> tuple[Tensor, Tensor]:
         return x.clamp(-0.1, 0.1), x.tanh()
 
-    _, after, before, at_its_width = of(shrunk)
+    _, after, before, settled = of(shrunk)
     file = read_file(after.content)
     index = {tensor.name: tensor.index for tensor in file.tensors}
-    narrow = [at_its_width.kept[index[name]] for name in ("input/for clamp/maximum", "clamp/maximum", "clamp")]
+    narrow = [settled.kept[index[name]] for name in ("input/for clamp/maximum", "clamp/maximum", "clamp")]
     assert narrow == 3 * [before.kept[index["clamp"]]]
-    content = quantize(after, [], ranges=at_its_width)
+    content = quantize(after, [], ranges=settled)
     wide = [(np.full((1, 4, 4, 2), value, np.float32),) for value in (-3.0, 3.0)]
     for kernels in ("xnnpack", "micro"):
         low, high = (y[0] for y in run_file(content, wide, kernels=kernels))
@@ -115,10 +115,26 @@ def test_limits_far_inside_of_a_shared_value_are_not_rounded_to_its_steps() -> N
 @pytest.mark.parametrize("last", [lambda x: x.flip(3), lambda x: F.avg_pool2d(x, 2)])
 def test_all_that_is_passed_on_to_what_does_not_rescale_has_one_scale(last: Callable[[Tensor], Tensor]) -> None:
     """A maximum has a narrower range than what it is taken of."""
-    _, after, before, at_its_width = of(
+    _, after, before, settled = of(
         lambda layers, x: last(F.max_pool2d(F.pad(layers[0](x), (1, 1, 1, 1), "reflect"), 3)), nn.Conv2d(2, 3, 1)
     )
     file = read_file(after.content)
     chain = [op.outputs[0] for op in file.ops]
     assert len({before.kept[i] for i in chain}) > 1
-    assert len({at_its_width.kept[i] for i in chain}) == 1
+    assert len({settled.kept[i] for i in chain}) == 1
+
+
+def test_a_maximum_leaves_its_scale_to_itself() -> None:
+    """It has that of what it is taken of, which is twice what the mean beside it needs."""
+
+    def both(layers: object, x: Tensor) -> Tensor:
+        return torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
+
+    model, after, before, settled = of(both)
+    file = read_file(after.content)
+    (joined,) = file.outputs
+    index = {tensor.name: tensor.index for tensor in file.tensors}
+    assert settled.kept[index["amax"]] == before.kept[index["input"]]
+    assert settled.kept[joined] == before.kept[joined] == settled.kept[index["amax/for cat"]]
+    assert after.layers["amax/for cat"] == "amax"  # what is said of it names the layer
+    assert model.layers.items() <= after.layers.items()

@@ -253,6 +253,13 @@ CASES: dict[str, Case] = {
         + ((x <= 0.1) | (x == 2)).logical_or(x != x).logical_and(x != 5).logical_and((x > 0).logical_not()).float()
         + torch.where(x.mean((2, 3), keepdim=True) > x, x[:, :1], 1.0),
     ),
+    "powers": of("odd", lambda _, x: sum((i * x**i for i in (3, 4, 5, 7)), x**2)),
+    "masked with constants": of(
+        "even",
+        lambda _, x: (x @ x.mT + torch.full((12, 12), -torch.inf).triu(1)).softmax(-1)
+        + torch.where(torch.arange(12) > 4, -torch.inf, x @ x.mT).softmax(-1)
+        + torch.where(x @ x.mT > 1, x @ x.mT, -torch.inf).softmax(-2),
+    ),
     "compared with each other": of(
         "odd",
         lambda _, x: sum(f(x, x.flip(1)).float() * (i + 1) for i, f in enumerate(COMPARISONS)),
