@@ -14,7 +14,6 @@ from nbcompile.core.graph.nodes import (
     after,
     aliases,
     argument,
-    settled,
     calls,
     downstream,
     layer_of,
@@ -23,6 +22,7 @@ from nbcompile.core.graph.nodes import (
     passes_through,
     readers,
     render_graph,
+    settled,
 )
 from tests.symbolic import capture
 
