@@ -15,6 +15,7 @@ from nbcompile.core.layers import CONVOLUTIONS
 from nbcompile.core.running import eval_mode, watched
 from nbcompile.expansion import record_again
 from nbcompile.spec_strings import with_option
+from nbcompile.wide.giants import refuse_wide
 
 _LAYERS: tuple[type[nn.Module], ...] = (*CONVOLUTIONS, nn.Linear, Expanded)
 
@@ -32,7 +33,9 @@ def with_classes(model: nn.Module, classes: int, images: Tensor) -> nn.Module:
 
     Raises:
         UsageError: if the network has no such layer, or that one is a site.
+        PreconditionError: if it is a giant in width.
     """
+    refuse_wide(model, "new_head", "fuse it, give what comes of that the new head, and widen again")
     model = copied(model)
     name, layer = _last(model, images)
     if isinstance(layer, nn.Linear):

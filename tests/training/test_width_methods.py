@@ -364,6 +364,8 @@ def test_a_giant_in_width_that_is_given(tmp_path: Path) -> None:
         train(giant, TrainConfig(method="vanilla", **options), tmp_path / "trained.pt")
     with pytest.raises(PreconditionError, match=r"^expand: InvertedResidualNet is a giant in width: expand"):
         train(giant, TrainConfig(method="netbooster+netaug", **options), tmp_path / "other.pt")
+    with pytest.raises(PreconditionError, match=r"^new_head: InvertedResidualNet is a giant in width: fuse it, give"):
+        train(giant, TrainConfig(new_head=True, **options), tmp_path / "other.pt")
     result = train(giant, TrainConfig(**options), tmp_path / "trained.pt")
     assert (result.method, result.fused_accuracy) == ("netaug", result.accuracy)
     read = nbcompile.load(tmp_path / "trained.pt")
