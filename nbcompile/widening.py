@@ -35,7 +35,6 @@ def widen(
     inner: Sequence[float] = (1, 1.6, 2.2, 2.8),
     *,
     seed: int = 0,
-    proof: bool = True,
 ) -> nn.Module:
     """A giant in width: a copy of ``model`` whose tensors are parts of wider ones, at the model's own width.
 
@@ -49,8 +48,6 @@ def widen(
         factors: widths, over the original's, of channels that several blocks share; 1 is among them.
         inner: of channels that are born and read within one block of the network.
         seed: of the new weights. From the original's outputs on, they are multiplied by 0: its function stays.
-
-        proof: rebuild what files of the giant will say of the network, run it and a copy of ``model``, and compare.
 
     Returns:
         The giant: of the model's class (a subclass, where the model itself holds a parameter that grows), in the same
@@ -85,7 +82,7 @@ def widen(
         said = "; ".join(why) or "it has no layers"
         raise PreconditionError(f"widen: nothing of {type(model).__name__} can be widened: {said}")
     origin = origin_of(model)
-    widths.description = None if sites(model) else description_of(model, inputs, proof)
+    widths.description = None if sites(model) else description_of(model, inputs, proof=False)
     widen_(giant, widths, torch.Generator().manual_seed(seed))
     remember(giant, Origin(specs(inputs), origin.model if origin else None, origin.preprocessing if origin else {}))
     frozen = [space for space in layout.spaces if space.frozen]

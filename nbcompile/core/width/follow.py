@@ -74,6 +74,8 @@ class Follow(TorchFunctionMode):
         row = of_function(func)
         if row.activation and row.elementwise and not row.per_channel and args and args[0].is_floating_point():
             return torch.empty_like(args[0]), False  # on meta, limits are compared in Python, which takes milliseconds
+        if _is_fitting_norm(func, args):  # on meta it is taken to pieces
+            return torch.empty_like(args[0]), False
         with self._device:  # what is made anew is there, too
             return func(*args, **kwargs), False
 
@@ -213,3 +215,10 @@ def freeze(follow: Follow, func: Any, args: Any, kwargs: Any, result: Any) -> No
 
 ChannelRule = Callable[[Follow, Callable[..., Any], tuple[Any, ...], dict[str, Any], Any], None]
 """Labels what a function gave, from the labels of what it was given."""
+
+
+def _is_fitting_norm(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+    """Whether it is a batch norm with a number for each channel; one that does not fit is to say so itself."""
+    if getattr(func, "__name__", "") != "batch_norm" or not args or args[0].ndim < 2:
+        return False
+    return all(x.numel() == args[0].size(1) for x in args[1:5] if isinstance(x, Tensor))
