@@ -19,6 +19,7 @@ class ExportResult:
         path: the file.
         format: its format, such as ``onnx``.
         bytes: its size.
+        sha256: of its bytes as they were checked, in hexadecimal: whether a file is that of a report, this tells.
         error: the largest relative error that was measured, no unit (`nbcompile.core.numerics.relative_error`).
         tolerance: the largest that was allowed, no unit.
         versions: of the format and of the tools that wrote and checked the file, such as ``opset``.
@@ -29,6 +30,7 @@ class ExportResult:
     path: Path
     format: str
     bytes: int
+    sha256: str = ""
     error: float
     tolerance: float
     versions: Mapping[str, str | int] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs
 from nbcompile.core.files import atomic
+from nbcompile.core.input_files import sha256_of
 from nbcompile.core.progress import step
 from nbcompile.exporters.base import ExportResult
 
@@ -60,11 +61,12 @@ def _written(graph: nn.Module, path: Path, *, safe: bool) -> ExportResult:
                 torch.save(weights, file)
             back = torch.load(temporary, map_location="cpu", weights_only=True)
         _compare(back, weights, path)
-        size = temporary.stat().st_size
+        size, digest = temporary.stat().st_size, sha256_of(temporary)
     return ExportResult(
         path=path,
         format="safetensors" if safe else "state_dict",
         bytes=size,
+        sha256=digest,
         error=0.0,
         tolerance=0.0,
         versions={"torch": torch.__version__} | ({"safetensors": safetensors.__version__} if safe else {}),

@@ -23,6 +23,7 @@ from nbcompile import __version__
 from nbcompile.core.errors import ExportError, UsageError
 from nbcompile.core.example import Inputs
 from nbcompile.core.files import atomic
+from nbcompile.core.input_files import sha256_of
 from nbcompile.core.judging.compared import Allowed
 from nbcompile.core.judging.judgment import judge
 from nbcompile.core.numerics import flatten, relative_error
@@ -88,7 +89,7 @@ def write_onnx(
 
     with step("comparing it with PyTorch in ONNX Runtime"), atomic(path) as temporary:
         chosen, error, limit = _keep(candidates, temporary, path, checked, reference, where)
-        size = temporary.stat().st_size
+        size, digest = temporary.stat().st_size, sha256_of(temporary)
     if chosen is not candidates[0]:
         note = "what onnxsim made of the graph was not the same function, so the file is not simplified"
     why = f"its outputs may differ from PyTorch's by {limit.error:.0e}: {limit.why}" if limit.why else ""
@@ -96,6 +97,7 @@ def write_onnx(
         path=path,
         format="onnx",
         bytes=size,
+        sha256=digest,
         error=error,
         tolerance=limit.error,
         versions=_versions(chosen),

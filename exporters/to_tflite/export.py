@@ -6,6 +6,7 @@ Everything happens in memory until the checks are passed. With ``micro`` the C++
 are written beside the file.
 """
 
+import hashlib
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 
 from nbcompile.core.example import Inputs
-from nbcompile.core.files import atomic, check_target
+from nbcompile.core.files import alone_in, atomic, check_target
 from nbcompile.core.progress import step
 from nbcompile.exporters.base import ExportResult
 from nbcompile.exporters.to_tflite.build import BuiltFile, Samples, Variants, build_file
@@ -153,13 +154,14 @@ def write_tflite(
     rests_on = _rests_on(that_count(agreeing, micro), data, len(trials.built))
     with step("making what goes beside it"):
         beside, kept = files_beside(chosen, path, arena, micro, recipe.scheme, prepared)
-    with ExitStack() as stack:
+    with alone_in(path.parent), ExitStack() as stack:
         for file, content in {path: chosen.content, **beside}.items():
             stack.enter_context(atomic(file)).write_bytes(content)
     return TfliteResult(
         path=path,
         format="tflite",
         bytes=len(chosen.content),
+        sha256=hashlib.sha256(chosen.content).hexdigest(),
         error=max(10 ** (-one.sqnr / 20) for one in that_count(agreeing, micro)),
         tolerance=10 ** (-limits.least_sqnr(recipe.scheme) / 20),
         versions=_versions(),

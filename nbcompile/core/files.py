@@ -8,6 +8,7 @@ empty file whose lock says that its run is alive: Windows lets nobody write or r
 import errno
 import os
 import secrets
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -198,6 +199,7 @@ def _sweep(target: Path) -> None:
 
 _LOCK = "-lock"  # no suffix: a temporary may have any
 _DIGITS = 8
+_WAIT = 10.0
 _TRIES = 100
 """Locks that may be lost to sweeps: more are lost where files cannot be locked at all."""
 
@@ -223,6 +225,34 @@ def _unlock(lock: "BaseFileLock") -> None:
     lock.release()
     with suppress(FileNotFoundError, PermissionError):  # a sweep took it meanwhile, and removes it
         os.unlink(lock.lock_file)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Files that belong together get their names in this block: other such blocks wait, those of other processes, too.
+
+    For at most ``_WAIT`` seconds: who is stopped there must not stop all others. Windows locks no folders: not there.
+    """
+    if os.name == "nt":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        end = time.monotonic() + _WAIT
+        while time.monotonic() < end:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.01)
+            except OSError:  # a file system that locks none
+                break
+            else:
+                break
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _sync_folder(folder: Path) -> None:

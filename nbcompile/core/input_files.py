@@ -1,5 +1,6 @@
 """Files that are read: they are files, and the same ones from the first look to the last."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from functools import wraps
@@ -25,6 +26,12 @@ def require_file(path: str | os.PathLike[str]) -> Path:
             f"{path} cannot be read: it is no file, but a device, a pipe or a socket; copy what it gives into a file"
         )
     return Path(path)
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """The digest of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def of_one_state(read: Callable[Given, Found]) -> Callable[Given, Found]:

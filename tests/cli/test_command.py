@@ -1,5 +1,6 @@
 """What holds for every command: outputs are files of their own, names are shown as they can be, the process is ours."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import nbcompile
+from nbcompile.exporters.base import ExportResult
 
 DSCNN = "nbcompile:dscnn"
 FACTORIES = r"""
@@ -201,3 +204,22 @@ def test_of_two_sets_of_weights_a_question(run, tmp_path: Path) -> None:
     assert run("expand", DSCNN, "-o", "giant.pt", "--key", "x").err.endswith("which weights of that file are meant\n")
     assert run("verify", "both.pt", "--against", DSCNN).code == 2
     assert run("verify", "both.pt", "--against", DSCNN, "--key", "student").code == 0
+
+
+@pytest.mark.slow
+def test_a_file_that_another_run_wrote_meanwhile(run, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Report and JSON would speak of one file, and another would be there."""
+    assert run("fuse", trained, "-o", "tiny.safetensors", "--json", "told.json").code == 0
+    (told,) = json.loads(Path("told.json").read_text())["files"]
+    assert told["sha256"] == hashlib.sha256(Path("tiny.safetensors").read_bytes()).hexdigest()
+
+    def raced(model: nn.Module, path: Path, **options: object) -> ExportResult:
+        result = nbcompile.export(model, path, **options)
+        path.write_bytes(b"of another run")
+        return result
+
+    monkeypatch.setattr("nbcompile.cli.run.fuse.export", raced)
+    late = run("fuse", trained, "-o", "tiny.pt", "--json", "late.json")
+    sentence = "tiny.pt is not what this run wrote: another one wrote it meanwhile; run one at a time\n"
+    assert (late.code, late.err.splitlines(keepends=True)[-1]) == (1, f"nbcompile: error: {sentence}")
+    assert not Path("late.json").exists()
