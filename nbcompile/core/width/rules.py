@@ -43,6 +43,8 @@ def rule_of(function: Callable[..., Any]) -> ChannelRule:
         return together
     if name in _MIXES:
         return mixed
+    if name == "pad":
+        return padded
     if row.reshapes or name in _MOVES:
         return moved
     if name == "glu":
@@ -236,6 +238,21 @@ def over_maps(follow: Follow, func: Any, args: Any, kwargs: Any, result: Any) ->
             narrow = narrow.narrow(d, 0, 1)
         follow.put(value, narrow)
     return None
+
+
+def padded(follow: Follow, func: Any, args: Any, kwargs: Any, result: Tensor) -> None:
+    """What is new along channels is none."""
+    got = {**dict(zip(("input", "pad", "mode"), args, strict=False)), **kwargs}
+    if (labels := follow.of(got["input"])) is None:
+        return None
+    pad = list(got["pad"])
+    for n in range(len(pad) // 2):
+        if _same_along(labels, dim := labels.ndim - 1 - n):
+            labels = labels.narrow(dim, 0, 1)
+            pad[2 * n : 2 * n + 2] = 0, 0
+    if any(pad) and got.get("mode", "constant") != "constant":
+        return freeze(follow, func, args, kwargs, result)
+    return follow.put(result, torch.nn.functional.pad(labels, pad) if any(pad) else labels)
 
 
 def _rest_is_same(labels: Tensor, first: int) -> bool:
