@@ -71,11 +71,8 @@ class Follow(TorchFunctionMode):
 
     def called(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, bool]:
         """What ``func`` gives, and whether it has its labels already."""
-        row = of_function(func)
-        if row.activation and row.elementwise and not row.per_channel and args and args[0].is_floating_point():
-            return torch.empty_like(args[0]), False  # on meta, limits are compared in Python, which takes milliseconds
-        if _is_fitting_norm(func, args):  # on meta it is taken to pieces
-            return torch.empty_like(args[0]), False
+        if args and isinstance(args[0], Tensor) and args[0].is_floating_point() and _keeps_shape(func, args, kwargs):
+            return torch.empty_like(args[0]), False  # on meta these run in Python, and take milliseconds
         with self._device:  # what is made anew is there, too
             return func(*args, **kwargs), False
 
@@ -196,12 +193,28 @@ class Follow(TorchFunctionMode):
                 self.labels.freeze(compact(labels), why)
 
 
+def _keeps_shape(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether ``func`` is an activation, or a batch norm that has a number for every channel."""
+    row = of_function(func)
+    if getattr(func, "__name__", "") == "batch_norm" and args[0].ndim > 1:
+        numbers = [x for x in (*args[1:], *kwargs.values()) if isinstance(x, Tensor)]
+        return all(x.shape == args[0].shape[1:2] for x in numbers)
+    return row.activation and row.elementwise and not row.per_channel
+
+
 def compact(labels: Tensor, keep: int | None = None) -> Tensor:
     """Without the repetitions of dimensions that were expanded."""
     for dim in range(labels.ndim):
         if dim != keep and labels.size(dim) > 1 and labels.stride(dim) == 0:
             labels = labels.narrow(dim, 0, 1)
     return labels
+
+
+def same_along(labels: Tensor, dim: int) -> bool:
+    """Whether all positions of a dimension have the same labels."""
+    if labels.size(dim) < 2 or labels.stride(dim) == 0:
+        return True
+    return bool((labels == labels.narrow(dim, 0, 1)).all())
 
 
 def freeze(follow: Follow, func: Any, args: Any, kwargs: Any, result: Any) -> None:
@@ -215,10 +228,3 @@ def freeze(follow: Follow, func: Any, args: Any, kwargs: Any, result: Any) -> No
 
 ChannelRule = Callable[[Follow, Callable[..., Any], tuple[Any, ...], dict[str, Any], Any], None]
 """Labels what a function gave, from the labels of what it was given."""
-
-
-def _is_fitting_norm(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
-    """Whether it is a batch norm with a number for each channel; one that does not fit is to say so itself."""
-    if getattr(func, "__name__", "") != "batch_norm" or not args or args[0].ndim < 2:
-        return False
-    return all(x.numel() == args[0].size(1) for x in args[1:5] if isinstance(x, Tensor))

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from nbcompile.core.tracing.places import code_place
-from nbcompile.core.width.follow import ChannelRule, Follow, freeze
+from nbcompile.core.width.follow import ChannelRule, Follow, freeze, same_along
 from nbcompile.core.width.labels import GROUPS
 
 
@@ -56,7 +56,7 @@ def _linear(follow: Follow, func: Any, args: Any, kwargs: Any, result: Tensor) -
     weight, last, labels = got["weight"], got["input"].ndim - 1, follow.of(got["input"])
     why = f"'linear' is not given it as features at {code_place()}"
     born = follow.writes(weight, 0)
-    if labels is not None and labels.stride(last) == 0 and labels.size(last) > 1:  # it mixes places, each channel's own
+    if labels is not None and weight.size(1) > 1 and same_along(labels, last):  # it mixes places, each channel's own
         follow.labels.freeze(born, f"'linear' mixes places with it at {code_place()}")
         return follow.put(result, labels.narrow(last, 0, 1))
     follow.reads(weight, 1, follow.across(labels, got["input"].size(last), last, why))

@@ -54,7 +54,9 @@ def _followed(model: nn.Module, inputs: Inputs) -> Follow:
         base = followed(weightless(model), inputs)
     except Exception as error:
         raise NoLayoutError(f"it does not run without values: {first_line(error)}") from error
-    with suppress(Exception):  # a batch norm may want more than one value
+    if {name for name, _ in model.named_parameters()} <= {slot.tensor for slot in base.slots()}:
+        return base
+    with suppress(Exception):  # it may not run in train mode
         if followed(weightless(model), inputs, (True,)).slots() != base.slots():
             return followed(weightless(model), inputs, (False, True))
     return base

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from nbcompile.core.example import Inputs
 from nbcompile.core.graph.operators import of_function
 from nbcompile.core.tracing.places import code_place
-from nbcompile.core.width.follow import ChannelRule, Follow, compact, freeze
+from nbcompile.core.width.follow import ChannelRule, Follow, compact, freeze, same_along
 from nbcompile.core.width.layer_rules import OF_LAYERS
 from nbcompile.core.width.numbers import KeptNumber, mark_numbers_
 
@@ -43,6 +43,8 @@ def rule_of(function: Callable[..., Any]) -> ChannelRule:
         return together
     if name in _MIXES:
         return mixed
+    if name == "pad":
+        return padded
     if row.reshapes or name in _MOVES:
         return moved
     if name == "glu":
@@ -149,7 +151,7 @@ def together(follow: Follow, func: Any, args: Any, kwargs: Any, result: Any) -> 
             met = labels if met is None else _meet(follow, met, labels, why)
     for value, labels in zip(values, numbers, strict=True):
         if labels is None and met is not None:
-            varying = [d - met.ndim for d in range(met.ndim) if not _same_along(met, d)]
+            varying = [d - met.ndim for d in range(met.ndim) if not same_along(met, d)]
             if any(-d <= value.ndim and value.size(d) > 1 for d in varying):
                 follow.labels.freeze(compact(met), why)
                 met = None
@@ -163,7 +165,7 @@ def _numbers(follow: Follow, value: Tensor, values: list[Tensor]) -> Tensor | No
     if labels is not None or name is None or not isinstance(value, torch.nn.Parameter):
         return labels
     others = [known for x in values if x is not value and (known := follow.of(x)) is not None]
-    along = {d - x.ndim for x in others for d in range(x.ndim) if not _same_along(x, d)}
+    along = {d - x.ndim for x in others for d in range(x.ndim) if not same_along(x, d)}
     along = {d for d in along if -d <= value.ndim and value.size(d) > 1}
     if not along:
         return None
@@ -183,7 +185,7 @@ def _meet(follow: Follow, a: Tensor, b: Tensor, why: str) -> Tensor:
     spread = [d for d in range(ndim) if 1 in (one.size(d), other.size(d)) and one.size(d) != other.size(d)]
     if any(not bool(x.any()) for x in (one, other)):
         return a if bool(one.any()) else b
-    varies = [{d for d in range(ndim) if not _same_along(x, d)} for x in (one, other)]
+    varies = [{d for d in range(ndim) if not same_along(x, d)} for x in (one, other)]
     if not (varies[0] & varies[1]) and spread:  # along different dimensions: the outer product of channels
         follow.labels.freeze(one, why)
         follow.labels.freeze(other, why)
@@ -204,11 +206,11 @@ def mixed(follow: Follow, func: Any, args: Any, kwargs: Any, result: Any) -> Non
     asked = range(source.ndim) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
     dims = sorted({d % source.ndim for d in asked}, reverse=True)
     keep = result.ndim == source.ndim
-    stays = any(not _same_along(labels, d) for d in range(labels.ndim) if d not in dims)
+    stays = any(not same_along(labels, d) for d in range(labels.ndim) if d not in dims)
     why = f"'{func.__name__}' joins it with a fixed number of channels at {code_place()}"
     for d in dims:
         first = labels.narrow(d, 0, 1)
-        if not _same_along(labels, d):
+        if not same_along(labels, d):
             if stays:
                 follow.labels.meet(compact(labels), compact(first, keep=d), why)
             else:
@@ -238,14 +240,23 @@ def over_maps(follow: Follow, func: Any, args: Any, kwargs: Any, result: Any) ->
     return None
 
 
+def padded(follow: Follow, func: Any, args: Any, kwargs: Any, result: Tensor) -> None:
+    """What is new along channels is none."""
+    got = {**dict(zip(("input", "pad", "mode"), args, strict=False)), **kwargs}
+    if (labels := follow.of(got["input"])) is None:
+        return None
+    pad = list(got["pad"])
+    for n in range(len(pad) // 2):
+        if same_along(labels, dim := labels.ndim - 1 - n):
+            labels = labels.narrow(dim, 0, 1)
+            pad[2 * n : 2 * n + 2] = 0, 0
+    if any(pad) and got.get("mode", "constant") != "constant":
+        return freeze(follow, func, args, kwargs, result)
+    return follow.put(result, torch.nn.functional.pad(labels, pad) if any(pad) else labels)
+
+
 def _rest_is_same(labels: Tensor, first: int) -> bool:
-    return all(_same_along(labels, d) for d in range(first, labels.ndim))
-
-
-def _same_along(labels: Tensor, dim: int) -> bool:
-    if labels.size(dim) < 2 or labels.stride(dim) == 0:
-        return True
-    return bool((labels == labels.narrow(dim, 0, 1)).all())
+    return all(same_along(labels, d) for d in range(first, labels.ndim))
 
 
 def followed(
