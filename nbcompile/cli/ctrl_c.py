@@ -17,7 +17,7 @@ from types import FrameType
 
 STOPPED = "nbcompile: error: stopped; every output file is as it was, or new and whole"
 STOPPED_EXIT = 130
-PATIENCE = 1.0
+PATIENCE_BEFORE = 1.0
 """Seconds in which a moment may come where it can be raised: C++ may not hear the signal, nor a library come back."""
 PATIENCE_AFTER = 5.0
 """Seconds from there on in which the work may come to its end, which waits for other processes, perhaps."""
@@ -97,7 +97,7 @@ def _insist(heard: int, stderr: int) -> None:
     """In a thread of its own: once the signal has come, ask again until it is raised; end what does not end."""
     while came := os.read(heard, 1):
         if came[0] == signal.SIGINT:
-            end = time.monotonic() + PATIENCE
+            end = time.monotonic() + PATIENCE_BEFORE
             while not _raised and time.monotonic() < end:
                 time.sleep(AGAIN)
                 interrupt_main()

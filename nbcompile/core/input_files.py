@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 
 from nbcompile.core.errors import CheckpointError, NBCompileError
 
-Given = ParamSpec("Given")
+Asked = ParamSpec("Asked")
 Found = TypeVar("Found")
 
 
@@ -34,7 +34,7 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def of_one_state(read: Callable[Given, Found]) -> Callable[Given, Found]:
+def of_one_state(read: Callable[Asked, Found]) -> Callable[Asked, Found]:
     """``read``, which looks at files several times, but what it found is refused if one of them was written meanwhile.
 
     Raises:
@@ -42,7 +42,7 @@ def of_one_state(read: Callable[Given, Found]) -> Callable[Given, Found]:
     """
 
     @wraps(read)
-    def watched(*args: Given.args, **kwargs: Given.kwargs) -> Found:
+    def watched(*args: Asked.args, **kwargs: Asked.kwargs) -> Found:
         before = {path: _state(path) for path in (*args, *kwargs.values()) if isinstance(path, (str, Path))}
         try:
             found = read(*args, **kwargs)

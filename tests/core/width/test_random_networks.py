@@ -9,7 +9,7 @@ import torch
 
 import nbcompile
 from nbcompile.core.numerics import relative_error
-from nbcompile.core.width import layout, matching
+from nbcompile.core.width import matching, runs
 from nbcompile.core.width.follow import Follow
 from nbcompile.widening import at_width, widen, width_groups
 from tests.core.width.random_networks import random_network
@@ -18,7 +18,7 @@ from tests.core.width.random_networks import random_network
 def wrong(seed: int) -> str:
     """What is wrong with network ``seed`` as a giant, or nothing."""
     network, x = random_network(seed)
-    giant, wanted = widen(network, x, proof=False), network(x)
+    giant, wanted = widen(network, x), network(x)
     if not torch.equal(giant(x), wanted):
         return "at its own width it is another"
     for width in ("widest", "random", "random"):
@@ -47,7 +47,7 @@ def test_channels_grow() -> None:
     grow = keep = 0
     for seed in range(100):
         network, x = random_network(seed)
-        for group in width_groups(widen(network, x, proof=False)).values():
+        for group in width_groups(widen(network, x)).values():
             if group["frozen"] != "the network's output has it":
                 grow, keep = grow + (group["frozen"] is None), keep + (group["frozen"] is not None)
     assert grow > 10 * keep
@@ -67,14 +67,14 @@ def test_a_wrong_coupling_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matching._Matching, "__init__", without_groups)
     assert not any(wrong(seed) for seed in found)
     assert any(how_many_grow(seed) < grow[seed] for seed in found)
-    for module in (matching, layout):
+    for module in (matching, runs):
         monkeypatch.setattr(module, "check_groups", lambda *_: None)
     assert any(wrong(seed) for seed in found)
 
 
 def how_many_grow(seed: int) -> int:
     network, x = random_network(seed)
-    return sum(group["frozen"] is None for group in width_groups(widen(network, x, proof=False)).values())
+    return sum(group["frozen"] is None for group in width_groups(widen(network, x)).values())
 
 
 def has_groups_over_a_cat(seed: int) -> bool:
