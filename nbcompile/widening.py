@@ -35,6 +35,7 @@ def widen(
     inner: Sequence[float] = (1, 1.6, 2.2, 2.8),
     *,
     seed: int = 0,
+    shared_statistics: bool = False,
 ) -> nn.Module:
     """A giant in width: a copy of ``model`` whose tensors are parts of wider ones, at the model's own width.
 
@@ -48,6 +49,9 @@ def widen(
         factors: widths, over the original's, of channels that several blocks share; 1 is among them.
         inner: of channels that are born and read within one block of the network.
         seed: of the new weights. From the original's outputs on, they are multiplied by 0: its function stays.
+        shared_statistics: whether running statistics of norms are those of all widths, as in NetAug's own code: then
+            they are to be estimated anew before the giant is evaluated (``torch.optim.swa_utils.update_bn``). By
+            default the original's are its own.
 
     Returns:
         The giant: of the model's class (a subclass, where the model itself holds a parameter that grows), in the same
@@ -74,7 +78,7 @@ def widen(
             layout = planned(looked, inputs, lambda space: max(inner if space.inner else factors))
     except NoLayoutError as error:
         raise PreconditionError(f"widen: the channels of {type(model).__name__} cannot be followed: {error}") from error
-    widths = Widths(layout, factors, inner)
+    widths = Widths(layout, factors, inner, shared=shared_statistics)
     if not widths.slots:
         why = dict.fromkeys(f"'{space.name}': {space.frozen}" for space in layout.spaces if space.frozen)
         if any(space.frozen is None for space in layout.spaces):

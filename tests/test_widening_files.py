@@ -256,6 +256,30 @@ def test_widths_that_no_group_can_take() -> None:
         widen(network(), X, factors=(1, 1.01), inner=(1,))
 
 
+def test_statistics_that_all_widths_share(tmp_path: Path) -> None:
+    giant = widen(network(), X, shared_statistics=True)
+    y = giant(X)
+    assert torch.equal(y, network()(X))
+    giant.train()
+    own, wide = (giant.get_buffer(f"norm.{kind}running_mean") for kind in ("", "wide_"))
+    before = own.clone()
+    with at_width(giant, "widest"):
+        giant(5 + X)
+    assert not torch.equal(own, before)
+    places = widths_of(giant).layout.own[("norm.running_mean", 0)]  # type: ignore[index, union-attr]
+    assert torch.equal(own, wide[places])
+    giant(X)
+    assert not torch.equal(own, wide[places])
+    with at_width(giant, "widest"):
+        assert torch.equal(wide[places], own)
+    torch.optim.swa_utils.update_bn([X, X + 1], giant)
+    kept = own.clone()
+    nbcompile.save(giant.eval(), tmp_path / "giant.pt")
+    read = nbcompile.load(tmp_path / "giant.pt", model=widen(network(), X))
+    assert widths_of(read).shared  # type: ignore[union-attr]
+    assert torch.equal(nbcompile.fuse(read).get_buffer("norm.running_mean"), kept)
+
+
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int, context: Any = None) -> None:
     x = torch.randn(4, 3, 7, 5, generator=torch.Generator().manual_seed(seed))
     y = torch.randint(5, (4,), generator=torch.Generator().manual_seed(seed))

@@ -116,7 +116,8 @@ def _switch(model: nn.Module, widths: Widths, steps: Sequence[int]) -> None:
         path, _, key = name.rpartition(".")
         module = model.get_submodule(path)
         if key in module._buffers:
-            _switch_buffer(module, key, before[name][0] if was else None, shown[0] if will else None)
+            own = _index(widths.own[name][0], module._buffers[_WIDE.format(key)]) if widths.shared else None
+            _switch_buffer(module, key, before[name][0] if was else None, shown[0] if will else None, own)
             continue
         shape = list(cast(Tensor, cast(Any, module).parametrizations[key].original).shape)
         for dim, at in shown.items():
@@ -125,19 +126,29 @@ def _switch(model: nn.Module, widths: Widths, steps: Sequence[int]) -> None:
     set_numbers_(model, widths.layout.numbers(steps))
 
 
-def _switch_buffer(module: nn.Module, key: str, now: int | Tensor | None, then: int | Tensor | None) -> None:
-    """The original's statistics wait as ``_own_...`` while wide ones are on: now those at ``now``, then at ``then``."""
+def _switch_buffer(
+    module: nn.Module, key: str, now: int | Tensor | None, then: int | Tensor | None, own: Tensor | None
+) -> None:
+    """The original's statistics wait as ``_own_...`` while wide ones are on: now those at ``now``, then at ``then``.
+
+    Where all widths share them, those at ``own`` are the original's.
+    """
     wide = cast(Tensor, module._buffers[_WIDE.format(key)])
     kept = cast(Any, module).__dict__
     if now is not None:
         wide.index_copy_(0, _index(now, wide), cast(Tensor, module._buffers[key]).to(wide.dtype))
         module._buffers[key] = kept.pop(f"_own_{key}")
+        if own is not None:
+            cast(Tensor, module._buffers[key]).copy_(wide.index_select(0, own))
     if then is not None:
+        if own is not None:
+            wide.index_copy_(0, own, cast(Tensor, module._buffers[key]).to(wide.dtype))
         kept[f"_own_{key}"] = module._buffers[key]
         module._buffers[key] = wide.index_select(0, _index(then, wide))
 
 
-def _index(places: int | Tensor, of: Tensor) -> Tensor:
+def _index(places: int | Tensor, of: Tensor | None) -> Tensor:
+    assert of is not None
     return torch.arange(places, device=of.device) if isinstance(places, int) else places.to(of.device)
 
 

@@ -27,6 +27,7 @@ class Widths:
         factors: over the original's widths, of channels that several blocks share.
         inner: of channels within one block.
         description: of the network that was widened, for files; None where its own blocks carry that.
+        shared: whether running statistics of norms are those of all widths; else the original's are its own.
 
     Attributes:
         steps: by how many steps each group of channels is wider now.
@@ -41,7 +42,9 @@ class Widths:
         factors: Sequence[float],
         inner: Sequence[float],
         description: Mapping[str, Any] | None = None,
+        shared: bool = False,
     ) -> None:
+        self.shared = shared
         self.factors, self.inner, self.description = tuple(factors), tuple(inner), description
         self.steps = [0] * len(layout.spaces)
         self.layout = layout
@@ -50,7 +53,7 @@ class Widths:
         self.shown = self.own
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Widths":
-        memo[id(self)] = made = Widths(self.layout, self.factors, self.inner, self.description)
+        memo[id(self)] = made = Widths(self.layout, self.factors, self.inner, self.description, self.shared)
         made.carrier, made.orders = self.carrier, self.orders
         made.turn_to(self.steps)
         return made
@@ -105,6 +108,7 @@ class Widths:
             "carrier": self.carrier,
             "factors": list(self.factors),
             "inner": list(self.inner),
+            "shared": self.shared,
             "layout": layout_to_json(self.layout),
         }
         return record.encode_record({"width": width} | ({"model": self.description} if self.description else {}))
@@ -115,7 +119,8 @@ class Widths:
         Raises:
             CheckpointError: if it is that of a giant with other sizes.
         """
-        layout = self.from_record(state, EXTRA).layout
+        loaded = self.from_record(state, EXTRA)
+        layout, self.shared = loaded.layout, loaded.shared
         for slot, places in self.layout.own.items():
             wide = layout.wide.get(slot, ())
             if len(wide) != len(self.layout.wide[slot]) or len(layout.own[slot]) != len(places):
@@ -136,7 +141,9 @@ class Widths:
         try:
             data = content["width"]
             factors, inner = ([float(x) for x in data[key]] for key in ("factors", "inner"))
-            made = cls(layout_from_json(data["layout"]), factors, inner, content.get("model"))
+            made = cls(
+                layout_from_json(data["layout"]), factors, inner, content.get("model"), data.get("shared") is True
+            )
             made.carrier = str(data["carrier"])
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
