@@ -38,7 +38,8 @@ def test_neither_hashes_nor_generators_change_what_is_written(tmp_path: Path) ->
     torch.save(x, tmp_path / "x.pt")
     told = [
         subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", SCRIPT, seed], cwd=tmp_path, check=True, capture_output=True, text=True,
+            [sys.executable, "-W", "ignore", "-c", SCRIPT, seed],
+            cwd=tmp_path, check=True, capture_output=True, text=True,
             env={**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"},
         ).stdout
         for seed in ("0", "1", "2")

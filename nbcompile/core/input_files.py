@@ -7,7 +7,7 @@ from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from nbcompile.core.errors import CheckpointError, NBCompileError
+from nbcompile.core.errors import CheckpointError, ExportError, NBCompileError
 
 Given = ParamSpec("Given")
 Found = TypeVar("Found")
@@ -32,6 +32,17 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
     """The digest of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_written(path: Path, digest: str, temporary: Path | None = None) -> None:
+    """Check that a file, or the temporary that is to become it, still holds what was written and checked.
+
+    Raises:
+        ExportError: if another program has written it meanwhile.
+    """
+    held = temporary or path
+    if not held.is_file() or sha256_of(held) != digest:
+        raise ExportError(f"{path} is not what this run wrote: another one wrote it meanwhile; run one at a time")
 
 
 def of_one_state(read: Callable[Given, Found]) -> Callable[Given, Found]:
