@@ -9,8 +9,8 @@ from typing import ParamSpec, TypeVar
 
 from nbcompile.core.errors import CheckpointError, ExportError, NBCompileError
 
-Given = ParamSpec("Given")
-Found = TypeVar("Found")
+Words = ParamSpec("Words")
+Told = TypeVar("Told")
 
 
 def require_file(path: str | os.PathLike[str]) -> Path:
@@ -45,7 +45,7 @@ def require_written(path: Path, digest: str, temporary: Path | None = None) -> N
         raise ExportError(f"{path} is not what this run wrote: another one wrote it meanwhile; run one at a time")
 
 
-def of_one_state(read: Callable[Given, Found]) -> Callable[Given, Found]:
+def of_one_state(read: Callable[Words, Told]) -> Callable[Words, Told]:
     """``read``, which looks at files several times, but what it found is refused if one of them was written meanwhile.
 
     Raises:
@@ -53,7 +53,7 @@ def of_one_state(read: Callable[Given, Found]) -> Callable[Given, Found]:
     """
 
     @wraps(read)
-    def watched(*args: Given.args, **kwargs: Given.kwargs) -> Found:
+    def watched(*args: Words.args, **kwargs: Words.kwargs) -> Told:
         before = {path: _state(path) for path in (*args, *kwargs.values()) if isinstance(path, (str, Path))}
         try:
             found = read(*args, **kwargs)
