@@ -17,6 +17,7 @@ A verdict is
 - ``traceback``, ``crash``: an exception that is none of nbcompile's; the end of the process.
 """
 
+import json
 import re
 import tempfile
 import time
@@ -87,6 +88,9 @@ def main() -> None:
     made.add_argument("--seed", type=int, default=0, help="number of the first network")
     made.add_argument("--minutes", type=float, default=float("inf"), help="no network is begun later")
     made.add_argument("--targets", nargs="+", default=TARGETS, choices=TARGETS)
+    made.add_argument(
+        "--rows", type=Path, help="what is found is kept there, a line an export, and not looked for again"
+    )
     made.add_argument("--one", type=int, help="print this network and what is found; nothing is written")
     args = made.parse_args()
     torch.set_num_threads(1)
@@ -95,14 +99,19 @@ def main() -> None:
         for one in judge(args.one, args.targets):
             print(*(f"{key}: {value}" for key, value in asdict(one).items()), sep="\n  ")
         return
-    found: list[Found] = []
+    found = kept(args.rows)
     end = time.monotonic() + 60 * args.minutes
     seeds = range(args.seed, args.seed + (3 if args.quick else args.count))
-    for first in seeds[::TOGETHER]:
+    left = [seed for seed in seeds if seed not in {one.seed for one in found}]
+    found = [one for one in found if one.seed in seeds and one.target in args.targets]
+    for first in range(0, len(left), TOGETHER):
         if time.monotonic() > end:
             break
-        rows = judged(range(first, min(first + TOGETHER, seeds.stop)), args.targets)
+        rows = judged(left[first : first + TOGETHER], args.targets)
         found += rows
+        if args.rows is not None:
+            with args.rows.open("a") as file:
+                file.writelines(json.dumps(asdict(one)) + "\n" for one in rows)
         for one in rows:
             print(one.seed, one.target, one.verdict, one.stated or one.sentence, f"{one.seconds:.0f} s", flush=True)
     results = summary(found)
@@ -114,6 +123,14 @@ def main() -> None:
         "seconds": "s, of one export, median",
     }
     write(args, args.seed, units, results)
+
+
+def kept(rows: Path | None) -> list[Found]:
+    """What earlier runs have found; of several rows of an export the last."""
+    if rows is None or not rows.exists():
+        return []
+    found = (Found(**json.loads(line)) for line in rows.read_text().splitlines())
+    return list({(one.seed, one.target): one for one in found}.values())
 
 
 def judged(seeds: Sequence[int], targets: list[str]) -> list[Found]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs
 from nbcompile.core.files import atomic
-from nbcompile.core.input_files import sha256_of
+from nbcompile.core.input_files import require_written, sha256_of
 from nbcompile.core.progress import step
 from nbcompile.exporters.base import ExportResult
 
@@ -55,13 +55,16 @@ def _written(graph: nn.Module, path: Path, *, safe: bool) -> ExportResult:
             own = {key: x.clone(memory_format=torch.contiguous_format) for key, x in weights.items()}
             # Not save_file: it makes a file of its own, that only its owner can read.
             temporary.write_bytes(safetensors.torch.save(own, metadata={"format": "pt"}))
+            digest = sha256_of(temporary)
             back = safetensors.torch.load_file(temporary)
         else:
             with temporary.open("wb") as file:  # not its name: torch hides why a disk takes no more
                 torch.save(weights, file)
+            digest = sha256_of(temporary)
             back = torch.load(temporary, map_location="cpu", weights_only=True)
         _compare(back, weights, path)
-        size, digest = temporary.stat().st_size, sha256_of(temporary)
+        size = temporary.stat().st_size
+        require_written(path, digest, temporary)
     return ExportResult(
         path=path,
         format="safetensors" if safe else "state_dict",

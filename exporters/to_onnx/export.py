@@ -6,6 +6,7 @@ Weights keep the names of the layers (``features.0.0.weight``). If onnxsim fails
 function, the file is written without it and the result says so.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ from nbcompile import __version__
 from nbcompile.core.errors import ExportError, UsageError
 from nbcompile.core.example import Inputs
 from nbcompile.core.files import atomic
-from nbcompile.core.input_files import sha256_of
+from nbcompile.core.input_files import require_written
 from nbcompile.core.judging.compared import Allowed
 from nbcompile.core.judging.judgment import judge
 from nbcompile.core.numerics import flatten, relative_error
@@ -88,8 +89,9 @@ def write_onnx(
         return first_difference(program, candidates[-1], inputs_, limit)
 
     with step("comparing it with PyTorch in ONNX Runtime"), atomic(path) as temporary:
-        chosen, error, limit = _keep(candidates, temporary, path, checked, reference, where)
-        size, digest = temporary.stat().st_size, sha256_of(temporary)
+        chosen, digest, error, limit = _keep(candidates, temporary, path, checked, reference, where)
+        size = temporary.stat().st_size
+        require_written(path, digest, temporary)
     if chosen is not candidates[0]:
         note = "what onnxsim made of the graph was not the same function, so the file is not simplified"
     why = f"its outputs may differ from PyTorch's by {limit.error:.0e}: {limit.why}" if limit.why else ""
@@ -125,14 +127,15 @@ def _keep(
     checked: list[Case],
     reference: nn.Module,
     where: Callable[[float], str],
-) -> tuple[ModelProto, float, Allowed]:
-    """Write the first of ``candidates`` that gives PyTorch's outputs; its relative error, and what that may be.
+) -> tuple[ModelProto, str, float, Allowed]:
+    """Write the first of ``candidates`` that gives PyTorch's outputs; its digest, relative error, and what that may be.
 
     ``where`` tells where the last of them first differs by more than that.
     """
     expected = [(case.inputs, case.outputs) for case in checked]
     for candidate in candidates:
-        temporary.write_bytes(candidate.SerializeToString())
+        content = candidate.SerializeToString()
+        temporary.write_bytes(content)
         try:
             outputs = onnx_outputs(temporary, [case.inputs for case in checked])
         except ExportError:
@@ -142,7 +145,7 @@ def _keep(
         judgment = judge(reference, expected, outputs, read=flatten)
         limit = judgment.limit
         if judgment.passed:
-            return candidate, judgment.error, limit
+            return candidate, hashlib.sha256(content).hexdigest(), judgment.error, limit
     batch = "" if limit.why else _batch_to_blame(outputs, checked, limit.error)
     raise ExportError(
         f"{path}: ONNX Runtime and PyTorch differ by a relative error of {judgment.error:.2g}{judgment.place} on "

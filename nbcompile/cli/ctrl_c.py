@@ -5,6 +5,7 @@ so beneath such a library the wish is kept, and asked again a moment later. Wher
 own ends the process, and removes what is half-written.
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -14,14 +15,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Lock, Thread
 from types import FrameType
+from typing import NoReturn
 
 STOPPED = "nbcompile: error: stopped; every output file is as it was, or new and whole"
 STOPPED_EXIT = 130
-PATIENCE_BEFORE = 1.0
+UNRAISED = 1.0
 """Seconds in which a moment may come where it can be raised: C++ may not hear the signal, nor a library come back."""
-PATIENCE_AFTER = 5.0
+UNWINDING = 5.0
 """Seconds from there on in which the work may come to its end, which waits for other processes, perhaps."""
-AGAIN = 0.01
+_AGAIN = 0.01
 """Seconds until it is asked again whether it can be raised."""
 
 CALL_PYTHON = {"torch", "tensorflow", "onnx", "onnxruntime", "onnxscript", "onnxsim", "ai_edge_litert", "tflite_micro"}
@@ -45,7 +47,7 @@ def is_stopped() -> bool:
 def one_line() -> Iterator[None]:
     """Inside, Ctrl-C is said in one line, and the process exits with `STOPPED_EXIT`.
 
-    Behind it the process ends, and there is nothing to stop.
+    There the process ends, and behind the block there is nothing to stop.
     """
     global _pressed, _raised, _telling
     _pressed = _raised = False
@@ -68,11 +70,18 @@ def one_line() -> Iterator[None]:
         if not (_pressed or isinstance(error, KeyboardInterrupt)):
             raise
         _tell(_standard_error())
-        exec("")  # Python ends by the signal, not by our code, if the last exec of a string was left by Ctrl-C
-        sys.exit(_exit_code())
+        _end()
     finally:
         signal.set_wakeup_fd(-1)
         os.close(hear)
+
+
+def _end() -> NoReturn:
+    """As Python ends, without taking down what is in memory: behind a training that takes seconds."""
+    with suppress(BaseException):
+        sys.stdout.flush()
+        atexit._run_exitfuncs()
+    os._exit(_exit_code())
 
 
 def _press(number: int, frame: FrameType | None) -> None:
@@ -97,12 +106,12 @@ def _insist(heard: int, stderr: int) -> None:
     """In a thread of its own: once the signal has come, ask again until it is raised; end what does not end."""
     while came := os.read(heard, 1):
         if came[0] == signal.SIGINT:
-            end = time.monotonic() + PATIENCE_BEFORE
+            end = time.monotonic() + UNRAISED
             while not _raised and time.monotonic() < end:
-                time.sleep(AGAIN)
+                time.sleep(_AGAIN)
                 interrupt_main()
             if _raised:
-                time.sleep(PATIENCE_AFTER)
+                time.sleep(UNWINDING)
             _undo()
             if stderr is not None and os.isatty(stderr):
                 os.write(stderr, SHOW_CURSOR)

@@ -7,10 +7,10 @@ from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from nbcompile.core.errors import CheckpointError, NBCompileError
+from nbcompile.core.errors import CheckpointError, ExportError, NBCompileError
 
-Asked = ParamSpec("Asked")
-Found = TypeVar("Found")
+Words = ParamSpec("Words")
+Told = TypeVar("Told")
 
 
 def require_file(path: str | os.PathLike[str]) -> Path:
@@ -34,7 +34,18 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def of_one_state(read: Callable[Asked, Found]) -> Callable[Asked, Found]:
+def require_written(path: Path, digest: str, temporary: Path | None = None) -> None:
+    """Check that a file, or the temporary that is to become it, still holds what was written and checked.
+
+    Raises:
+        ExportError: if another program has written it meanwhile.
+    """
+    held = temporary or path
+    if not held.is_file() or sha256_of(held) != digest:
+        raise ExportError(f"{path} is not what this run wrote: another one wrote it meanwhile; run one at a time")
+
+
+def of_one_state(read: Callable[Words, Told]) -> Callable[Words, Told]:
     """``read``, which looks at files several times, but what it found is refused if one of them was written meanwhile.
 
     Raises:
@@ -42,7 +53,7 @@ def of_one_state(read: Callable[Asked, Found]) -> Callable[Asked, Found]:
     """
 
     @wraps(read)
-    def watched(*args: Asked.args, **kwargs: Asked.kwargs) -> Found:
+    def watched(*args: Words.args, **kwargs: Words.kwargs) -> Told:
         before = {path: _state(path) for path in (*args, *kwargs.values()) if isinstance(path, (str, Path))}
         try:
             found = read(*args, **kwargs)

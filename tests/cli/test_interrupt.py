@@ -145,7 +145,7 @@ def test_code_that_does_not_hear(tmp_path: Path) -> None:
         "import os, signal, time\n"
         "from nbcompile.cli import ctrl_c\n"
         "def make():\n"
-        "    ctrl_c.PATIENCE_BEFORE = 0.1\n"
+        "    ctrl_c.UNRAISED = 0.1\n"
         "    signal.signal(signal.SIGINT, lambda *_: None)\n"  # as if no bytecode ran
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    time.sleep(600)\n"

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,34 @@ def test_verify_and_load_look_at_one_state(folder: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(torch, "load", touched)
     with pytest.raises(CheckpointError, match=r"^a\.pt was written while it was read"):
         nbcompile.load("a.pt", model=network)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".onnx", ".pt", ".safetensors"])
+def test_a_file_that_is_changed_behind_its_check_gets_no_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """Its last byte, which no reader may look at."""
+    check = {".onnx": "nbcompile.exporters.to_onnx.export.judge", ".pt": "nbcompile.exporters.to_state_dict._compare"}
+    where = check.get(suffix, check[".pt"])
+    module, _, name = where.rpartition(".")
+    before = getattr(import_module(module), name)
+
+    def checked(*given: object, **options: object) -> object:
+        found = before(*given, **options)
+        (temporary,) = folder.glob(f".*{suffix}")
+        with temporary.open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            last = file.read(1)
+            file.seek(-1, os.SEEK_END)
+            file.write(bytes([last[0] ^ 1]))
+        return found
+
+    Path(f"a{suffix}").write_bytes(b"old bytes")
+    monkeypatch.setattr(where, checked)
+    with pytest.raises(
+        ExportError, match=rf"^a\{suffix} is not what this run wrote: another one wrote it meanwhile; run"
+    ):
+        nbcompile.export(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), f"a{suffix}", torch.randn(1, 3, 8, 8))
+    assert Path(f"a{suffix}").read_bytes() == b"old bytes"
+    assert [path.name for path in folder.iterdir()] == [f"a{suffix}"]

@@ -61,7 +61,7 @@ def _lift(file: File, kept: dict[int, Range], lifted: _Constants, op: FileOp, pl
         factor = next((i for i, values in enumerate(factors) if values is not None), None)
         if factor is None:
             return
-        values, largest = factors[factor], kept[writer.inputs[1 - factor]][1]
+        values, largest = np.asarray(factors[factor]), kept[writer.inputs[1 - factor]][1]
         lifted[writer.index, factor] = np.maximum(values, np.float32(lowest / max(largest, 1e-6)))
     elif writer is not None:
         if writer.name not in KEEPING:

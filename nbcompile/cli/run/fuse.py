@@ -11,10 +11,10 @@ from torch import nn
 from nbcompile.cli.run.rows import cost_json, groups_json, sites_json
 from nbcompile.core.blocks import sites
 from nbcompile.core.cost import cost
-from nbcompile.core.errors import ExportError, UsageError
+from nbcompile.core.errors import UsageError
 from nbcompile.core.example import origin_of, random_inputs
 from nbcompile.core.files import check_outputs
-from nbcompile.core.input_files import sha256_of
+from nbcompile.core.input_files import require_written
 from nbcompile.deploy.export import check_options, export
 from nbcompile.deploy.options import DeviceOptions
 from nbcompile.exporters import FORMATS, Format, format_of
@@ -94,9 +94,9 @@ def _require_own(results: Sequence[ExportResult]) -> None:
     Raises:
         ExportError: if another run has written one meanwhile.
     """
-    for path, digest in ((result.path, result.sha256) for result in results):
-        if digest and not (path.is_file() and sha256_of(path) == digest):
-            raise ExportError(f"{path} is not what this run wrote: another one wrote it meanwhile; run one at a time")
+    for result in results:
+        if result.sha256:  # others' formats may say none
+            require_written(result.path, result.sha256)
 
 
 def _options(forms: Mapping[Path, Format], device: Mapping[str, Any], batch: int | None) -> dict[Path, dict[str, Any]]:
