@@ -95,8 +95,8 @@ class Survey(Follow):
                 for slot, labels in self.base.read.items():
                     if slot.tensor == name:
                         found |= self._spaces(self.base, labels)
-            elif (labels := self.of(tensor)) is not None:
-                found |= self._spaces(self, labels)
+            elif (own := self.of(tensor)) is not None:
+                found |= self._spaces(self, own)
         if not found:
             raise error
         self.blamed.append((found, why))
