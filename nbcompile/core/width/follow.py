@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from nbcompile.core.graph.operators import of_function
 from nbcompile.core.tracing.places import code_place
-from nbcompile.core.width.labels import GROUPS, NO_CHANNEL, Labels, Slot
+from nbcompile.core.width.labels import GROUPS, NO_CHANNEL, Labels, Slot, counted
 from nbcompile.core.width.numbers import KeptNumber
 
 Kinds = dict[tuple[Any, ...], int]
@@ -100,13 +100,13 @@ class Follow(TorchFunctionMode):
         def note(roots: Tensor, numbers: Tensor, *what: Any) -> None:
             """Those of one number are of one kind from here on."""
             many = int(numbers.max()) + 1 if len(numbers) else 1
-            pairs, which = (of[roots] * many + numbers).unique(return_inverse=True)
+            pairs, which = torch.unique(of[roots] * many + numbers, return_inverse=True)
             new = [known.setdefault((*what, *divmod(pair, many)), len(known) + 1) for pair in pairs.tolist()]
             of[roots] = torch.tensor(new, dtype=torch.int64, device="cpu")[which]
 
         slots = {slot: block.labels() for slot, block in self.labels.blocks.items()} | self.read
         for slot in sorted(slots):
-            note(*self.labels.roots(slots[slot]).unique(return_counts=True), slot)
+            note(*counted(self.labels.roots(slots[slot])), slot)
         for name, (read, written) in reversed(self.grouped.items()):
             made = of[self.labels.roots(self.labels.blocks[Slot(name, 0)].labels())].view(-1, written)
             groups = [known.setdefault((name, *row), len(known) + 1) for row in made.tolist()]

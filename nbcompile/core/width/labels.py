@@ -6,7 +6,7 @@ of its own, a positive integer; 0 is what is no channel, or keeps its number. Ch
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -74,16 +74,17 @@ class Labels:
         """The slots of which a block holds the roots of ``labels``."""
         blocks = list(self.blocks.values())
         first = torch.tensor([block.first for block in blocks], device="cpu")
-        roots = self.roots(labels).unique()
+        roots = distinct(self.roots(labels))
         at = torch.searchsorted(first, roots[roots != NO_CHANNEL], right=True) - 1
-        return {blocks[i].slot for i in at.unique().tolist()}
+        return {blocks[i].slot for i in set(at.tolist())}
 
     def meet(self, a: Tensor, b: Tensor, why: str) -> None:
         """Each channel of ``a`` is that of ``b`` at its place; what meets a fixed one is frozen, because of ``why``."""
-        one, other = (self.roots(x) for x in torch.broadcast_tensors(a, b))
+        shape = (a + b).shape
+        one, other = (self.roots(x.expand(shape)) for x in (a, b))
         low, high = torch.minimum(one, other), torch.maximum(one, other)
         if bool((fixed := (low == NO_CHANNEL) & (high != NO_CHANNEL)).any()):
-            self._fixed.append((high[fixed].unique(), why))
+            self._fixed.append((distinct(high[fixed]), why))
         pairs = torch.stack([low, high])[:, (low != NO_CHANNEL) & (low != high)]
         while pairs.numel():
             self.root.scatter_reduce_(0, pairs[1], pairs[0], "amin")
@@ -103,3 +104,14 @@ class Labels:
             for root in self.roots(labels).tolist():
                 found.setdefault(root, why)
         return found
+
+
+def distinct(numbers: Tensor) -> Tensor:
+    """Each once, in ascending order."""
+    return cast(Tensor, torch.unique(numbers))
+
+
+def counted(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Each once, and how often it is there."""
+    once, times = torch.unique(numbers, return_counts=True)
+    return once, times

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nbcompile.core.width.follow import Follow, Kinds
-from nbcompile.core.width.labels import GROUPS, NO_CHANNEL, Block, Slot
+from nbcompile.core.width.labels import GROUPS, NO_CHANNEL, Block, Slot, distinct
 from nbcompile.core.width.layout import NoLayoutError, WidthLayout, check_groups
 from nbcompile.core.width.spaces import Space, in_order, occurrence
 
@@ -103,7 +103,7 @@ class _Matching:
         else:
             good = all(
                 self._in_order(old[self._old[old] == kind], new[self._new[new] == kind], units, k)
-                for kind in torch.cat([self._old[old], self._new[new]]).unique().tolist()
+                for kind in distinct(torch.cat([self._old[old], self._new[new]])).tolist()
             )
         if not good:
             self.wrong.append(block.slot)

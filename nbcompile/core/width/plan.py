@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from math import gcd
 
 from torch import nn
 
@@ -16,7 +17,7 @@ from nbcompile.core.width.matching import lay_out
 from nbcompile.core.width.rules import followed
 from nbcompile.core.width.runs import check_width, run_at, without_values
 from nbcompile.core.width.spaces import Space, spaces_of
-from nbcompile.core.width.survey import Survey
+from nbcompile.core.width.survey import Blamed, Survey
 from nbcompile.core.words import first_line
 
 WIDTHS_TRIED = 4
@@ -44,7 +45,7 @@ def planned(model: nn.Module, inputs: Inputs, widest: Callable[[Space], float]) 
             except NoLayoutError as refusal:
                 if not any(steps):
                     raise
-                plan.freeze(refusal, steps)
+                plan.mend(refusal, steps)
 
 
 def _followed(model: nn.Module, inputs: Inputs) -> Follow:
@@ -63,7 +64,7 @@ def _followed(model: nn.Module, inputs: Inputs) -> Follow:
 
 
 class _Plan:
-    """Proposes, proves and freezes."""
+    """Proposes, proves, joins and freezes."""
 
     def __init__(
         self, model: nn.Module, inputs: Inputs, base: Follow, spaces: list[Space], widest: Callable[[Space], float]
@@ -90,33 +91,50 @@ class _Plan:
                 raise NoLayoutError(str(refusal), refusal.slots, drawn) from refusal
         return layout
 
-    def freeze(self, refusal: NoLayoutError, steps: Sequence[int]) -> None:
-        """Freeze what a survey blames; else what has a slot that the refusal names; else what does not go with others.
+    def mend(self, refusal: NoLayoutError, steps: Sequence[int]) -> None:
+        """Let spaces that fail with each other grow as one; what fails so, too, or by itself, keeps its number.
 
-        Raises:
-            NoLayoutError: if the network fails at its own width.
+        Those that fail are whom a survey blames; else who has a slot that the refusal names; else who does not go with
+        others.
         """
         at = refusal.steps or steps
         blamed = self._surveyed(at) or self._named(refusal, at) or self._found(at, refusal)
-        for number, why in blamed.items():
-            self.spaces[number].frozen = f"at another width {why}"
+        if not self._joined([numbers for numbers, _ in blamed]):
+            for numbers, why in blamed:
+                for number in numbers:
+                    self.spaces[number].frozen = self.spaces[number].frozen or f"at another width {why}"
 
-    def _surveyed(self, steps: Sequence[int]) -> dict[int, str]:
-        blamed: dict[int, str] = {}
+    def _joined(self, sets: Sequence[set[int]]) -> bool:
+        """Join all spaces that are in a set together; whether some were."""
+        groups: list[set[int]] = []
+        spaces = self.spaces
+        for numbers in sets:
+            if len(numbers) > 1:
+                apart = [group for group in groups if group.isdisjoint(numbers)]
+                groups = [*apart, numbers.union(*(group for group in groups if group not in apart))]
+        for group in groups:
+            first, *others = some = [spaces[number] for number in sorted(group)]
+            first.blocks = sorted((block for space in some for block in space.blocks), key=lambda block: block.first)
+            first.units, first.inner = gcd(*(space.units for space in some)), all(space.inner for space in some)
+            self.spaces = [space for space in self.spaces if all(space is not other for other in others)]
+        return bool(groups)
+
+    def _surveyed(self, steps: Sequence[int]) -> Blamed:
+        blamed: Blamed = []
         with suppress(NoLayoutError):
             look = partial(Survey, blamed, self.base, self.spaces, steps)
             run_at(self.model, self.inputs, self.base, self.spaces, steps, look)
         return blamed
 
-    def _named(self, refusal: NoLayoutError, steps: Sequence[int]) -> dict[int, str]:
+    def _named(self, refusal: NoLayoutError, steps: Sequence[int]) -> Blamed:
         number = {block.slot: n for n, space in enumerate(self.spaces) if steps[n] for block in space.blocks}
-        found = {number[slot] for slot in refusal.slots if slot in number}
+        blamed = []
         for slot in refusal.slots:
-            if slot in self.base.read:
-                found |= {number[one] for one in self.base.labels.homes(self.base.read[slot]) if one in number}
-        return dict.fromkeys(sorted(found), str(refusal))
+            homes = self.base.labels.homes(self.base.read[slot]) if slot in self.base.read else set()
+            blamed.append(({number[one] for one in (slot, *homes) if one in number}, str(refusal)))
+        return [(numbers, why) for numbers, why in blamed if numbers]
 
-    def _found(self, steps: Sequence[int], refusal: NoLayoutError) -> dict[int, str]:
+    def _found(self, steps: Sequence[int], refusal: NoLayoutError) -> Blamed:
         """Each that fails with those before that do not."""
         kept: set[int] = set()
         bad: dict[int, str] = {}
@@ -134,4 +152,4 @@ class _Plan:
                     add(some[len(some) // 2 :])
 
         add(free := [n for n, k in enumerate(steps) if k])
-        return bad or dict.fromkeys(free, str(refusal))
+        return [({n}, why) for n, why in bad.items()] or [({n}, str(refusal)) for n in free]

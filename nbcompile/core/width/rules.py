@@ -44,7 +44,7 @@ def rule_of(function: Callable[..., Any]) -> ChannelRule:
     if name in _MIXES:
         return mixed
     if name == "pad":
-        return over_padding
+        return with_padding
     if row.reshapes or name in _MOVES:
         return moved
     if name == "glu":
@@ -240,7 +240,7 @@ def over_maps(follow: Follow, func: Any, args: Any, kwargs: Any, result: Any) ->
     return None
 
 
-def over_padding(follow: Follow, func: Any, args: Any, kwargs: Any, result: Tensor) -> None:
+def with_padding(follow: Follow, func: Any, args: Any, kwargs: Any, result: Tensor) -> None:
     """What is new along channels is none."""
     got = {**dict(zip(("input", "pad", "mode"), args, strict=False)), **kwargs}
     if (labels := follow.of(got["input"])) is None:

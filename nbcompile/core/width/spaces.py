@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nbcompile.core.width.follow import Follow
-from nbcompile.core.width.labels import GROUPS, NO_CHANNEL, Block, Slot
+from nbcompile.core.width.labels import GROUPS, NO_CHANNEL, Block, Slot, counted, distinct
 
 
 @dataclass
@@ -58,8 +58,8 @@ def spaces_of(follow: Follow, model: nn.Module) -> list[Space]:
         _freeze_fixed_groups(follow, name, found.values())
     reads, classes = _readers(follow), Counter(type(module) for module in model.modules())
     for space in found.values():
-        roots = torch.cat([follow.labels.roots(block.labels()) for block in space.blocks]).unique().tolist()
-        tensors = {b.slot.tensor for b in space.blocks}.union(*(reads[r] for r in roots))
+        held = distinct(torch.cat([follow.labels.roots(block.labels()) for block in space.blocks])).tolist()
+        tensors = {b.slot.tensor for b in space.blocks}.union(*(reads[root] for root in held))
         space.inner = _in_one_block(model, classes, tensors)
     return list(found.values())
 
@@ -81,14 +81,14 @@ def _joined(follow: Follow, blocks: list[Block]) -> tuple[list[int], list[int]]:
 
     for i, block in enumerate(blocks):
         roots = labels.roots(block.labels())
-        for j in home[roots].unique().tolist():
+        for j in distinct(home[roots]).tolist():
             join(i, j if j >= 0 else i)
         home[roots[home[roots] < 0]] = i
     for name, (read, written) in follow.grouped.items():
         writer = number[Slot(name, 0)]
         quantum[writer] = lcm(quantum[writer], written)
         roots = labels.roots(follow.read[Slot(name, GROUPS)])
-        for i in home[roots[roots != NO_CHANNEL]].unique().tolist():
+        for i in distinct(home[roots[roots != NO_CHANNEL]]).tolist():
             join(i, writer)
             quantum[i] = lcm(quantum[i], read)
     return [find(i) for i in range(len(blocks))], quantum
@@ -104,7 +104,7 @@ def _freeze_fixed_groups(follow: Follow, name: str, spaces: Iterable[Space]) -> 
 
 def _units(roots: Tensor, kinds: Tensor, units: int) -> int:
     """Steps of a block of so many groups: of each part that goes its own way as many."""
-    return max(1, gcd(units, *kinds[roots.unique()].unique(return_counts=True)[1].tolist()))
+    return max(1, gcd(units, *counted(kinds[distinct(roots)])[1].tolist()))
 
 
 def _why_frozen(frozen: dict[int, str], block: Block, roots: Tensor, quantum: int) -> str | None:
@@ -138,7 +138,7 @@ def _readers(follow: Follow) -> list[set[str]]:
     """By root, the names of the tensors that read it."""
     by_root: list[set[str]] = [set() for _ in follow.labels.root]
     for slot, labels in follow.read.items():
-        for root in follow.labels.roots(labels).unique().tolist():
+        for root in distinct(follow.labels.roots(labels)).tolist():
             by_root[root].add(slot.tensor)
     return by_root
 

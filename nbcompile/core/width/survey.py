@@ -20,16 +20,20 @@ from nbcompile.core.words import first_line
 _LAYERS = ("linear", *(f"conv{'_transpose' * t}{d}d" for t in (0, 1) for d in (1, 2, 3)))
 
 
+Blamed = list[tuple[set[int], str]]
+"""Numbers of spaces that fail together, and how."""
+
+
 class Survey(Follow):
     """Follows a run at another width than ``base``.
 
     Attributes:
-        blamed: by number of a space, what failed.
+        blamed: for each operator that failed.
     """
 
     def __init__(
         self,
-        blamed: dict[int, str],
+        blamed: Blamed,
         base: Follow,
         spaces: Sequence[Space],
         steps: Sequence[int],
@@ -91,12 +95,11 @@ class Survey(Follow):
                 for slot, labels in self.base.read.items():
                     if slot.tensor == name:
                         found |= self._spaces(self.base, labels)
-            elif (labels := self.of(tensor)) is not None:
-                found |= self._spaces(self, labels)
+            elif (own := self.of(tensor)) is not None:
+                found |= self._spaces(self, own)
         if not found:
             raise error
-        for number in found:
-            self.blamed.setdefault(number, why)
+        self.blamed.append((found, why))
 
     def _spaces(self, run: Follow, labels: Tensor) -> set[int]:
         return {self._grows[slot] for slot in run.labels.homes(labels) if slot in self._grows}
