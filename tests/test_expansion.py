@@ -146,7 +146,7 @@ CASES = pairwise({**GRID, "ratio": (2, 5, 8)})
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(c, marks=[pytest.mark.slow] if i % 12 else []) for i, c in enumerate(CASES)],
+    [pytest.param(c, marks=[pytest.mark.slow] if i % 20 else []) for i, c in enumerate(CASES)],
     ids=lambda c: "-".join(map(str, c)),
 )
 def test_giant_to_tiny(case: Case) -> None:

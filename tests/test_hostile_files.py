@@ -795,7 +795,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 PLACES = [p for p in places(GOOD) if p and p[0] != "format"]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 @given(st.lists(st.tuples(st.sampled_from(PLACES), JUNK, st.booleans()), min_size=1, max_size=3))
 def test_mutated_records(canary: Path, changes: list[tuple[tuple[Any, ...], Any, bool]]) -> None:
     payload = copy.deepcopy(GOOD)

@@ -253,6 +253,7 @@ def test_a_pass_is_added_by_its_place_in_the_pipeline(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize(("quantize", "least"), [("float32", 100), ("float16", 55), ("dynamic", 25), ("int16x8", 35)])
+@pytest.mark.slow
 def test_other_schemes(tmp_path: Path, quantize: str, least: float) -> None:
     model, images = small()
     path = tmp_path / "tiny.tflite"
@@ -416,6 +417,7 @@ def test_the_remedies_for_such_an_output_help(tmp_path: Path) -> None:
     assert any(note.endswith("of 1 sample that calibrated, too: it says little of others") for note in alone.notes)
 
 
+@pytest.mark.slow
 def test_what_the_report_says(tmp_path: Path) -> None:
     model, images = small()
     result = exported(tmp_path / "tiny.tflite", model, images, target="mcu", correct_bias="auto", board="pico")

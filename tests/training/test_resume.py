@@ -37,6 +37,7 @@ SLOW = (
     "its own teacher",
     "collapsed",
     "plain first",
+    "a wider one",
     "the widest",
     "deeper and wider",
     "a booster",

@@ -285,6 +285,7 @@ class TakesAnything(nn.Module):
         return torch.cat(list(y.chunk(2, 1)), 1) * args[1].flatten(1).sum(1).view(-1, 1, 1, 1)
 
 
+@pytest.mark.slow
 def test_a_batch_may_be_dynamic_behind_star_args(path: Path) -> None:
     model = TakesAnything().eval()
     write_onnx(model, (torch.randn(1, 3, 7, 5), torch.randn(1, 4)), path)
@@ -293,6 +294,7 @@ def test_a_batch_may_be_dynamic_behind_star_args(path: Path) -> None:
         assert relative_error(run_file(path, *inputs)["output"], model(*inputs)) <= 1e-5
 
 
+@pytest.mark.slow
 def test_the_opset_can_be_chosen(tiny: nn.Module, path: Path) -> None:
     assert write_onnx(tiny, (torch.randn(1, 3, 16, 16),), path, opset=18).versions["opset"] == 18
     assert onnx.load(path).opset_import[0].version == 18

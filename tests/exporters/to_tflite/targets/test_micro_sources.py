@@ -200,7 +200,7 @@ def test_the_methods_are_those_of_the_header() -> None:
 def test_operators_that_tflite_micro_lacks_are_named() -> None:
     content = converted(lambda x: tf.nn.gelu(tf.pow(tf.nn.gelu(x), x)), (1, 5, 3), int8=False)
     file = read_file(content)
-    gelu, power = (file.tensors[file.ops[i].outputs[0]].name for i in (0, 1))
+    gelu, power = (file.tensors[file.ops[i].outputs[0]].name.partition(";")[0] for i in (0, 1))
     with pytest.raises(ExportError) as raised:
         sources(content, "tiny", 5000)
     assert str(raised.value) == (
