@@ -5,6 +5,7 @@ each round is a fork. A line of JSON a round: what is wrong, ``""`` where the wr
 where it came to its end.
 """
 
+import atexit
 import json
 import os
 import random
@@ -185,6 +186,7 @@ def _start(first: Callable[[], object], work: Callable[[], object]) -> tuple[int
     if process:
         return process, said
     os.dup2(said.fileno(), 2)
+    atexit._clear()  # what the parent registered is not ours to tidy up
     code = 1
     try:
         with one_line():
