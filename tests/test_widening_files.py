@@ -311,6 +311,7 @@ def _clean_compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
+@pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")  # another test turned torch's caches off
 @pytest.mark.usefixtures("_clean_compiler")
 def test_torch_compile_compiles_its_own_width_once(giant: nn.Module) -> None:
     graphs = []

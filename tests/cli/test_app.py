@@ -114,12 +114,14 @@ def test_fuse_a_model_says_it_is_untrained(run) -> None:
     assert "<html" in Path("report.html").read_text()
 
 
+@pytest.mark.slow
 def test_fuse_for_one_batch_size(run) -> None:
     result = run("fuse", DSCNN, "-o", "three.onnx", "-o", "plain.pt", "--batch", 3)
     assert result.code == 0, result.err
     assert [tuple(x.shape) for x in onnxruntime.InferenceSession("three.onnx").get_inputs()] == [(3, 1, 8, 8)]
 
 
+@pytest.mark.slow
 def test_slope_below_one(run, tmp_path: Path) -> None:
     giant = nbcompile.expand(nbcompile.zoo.dscnn(), torch.randn(1, 1, 8, 8))
     plt = nbcompile.PLT(giant, steps=1000, start=10)
@@ -144,6 +146,7 @@ def test_slope_below_one(run, tmp_path: Path) -> None:
     assert numbers["value"] > numbers["limit"]
 
 
+@pytest.mark.slow
 def test_force_hides_no_failure_of_a_linear_giant(run, trained: Path) -> None:
     content = torch.load(trained, weights_only=True)
     content["state_dict"]["classifier.weight"].fill_(3e38)
@@ -326,6 +329,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert "write deploy files" in done.stdout
 
 
+@pytest.mark.slow
 def test_module_is_the_command(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "nbcompile", "fuse", "nope.pt", "-o", "x.onnx"],

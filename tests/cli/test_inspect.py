@@ -52,6 +52,7 @@ def inspected(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.slow
 def test_a_file_costs_what_its_network_does(name: str, tmp_path: Path) -> None:
     make, shape = NETWORKS[name]
     model, x = make().eval(), torch.randn(shape)

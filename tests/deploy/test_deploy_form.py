@@ -267,6 +267,7 @@ def test_explain(run: Callable[..., Any], name: str, prefix: str) -> None:
     assert "merge-affine" not in run(*words[:-3])[0]
 
 
+@pytest.mark.slow
 def test_files_of_weights_say_whose_keys_they_have(run: Callable[..., Any]) -> None:
     said = "x.pt holds the merged layers' weights: its keys are those of nbcompile.fuse(model), not the model's"
     assert said in run("fuse", "deployed:flat", "--input", "1x3x8x8", "-o", "x.pt")[1]

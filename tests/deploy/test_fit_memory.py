@@ -104,6 +104,7 @@ def test_parts_that_are_not_needed_are_undone() -> None:
     assert found.chosen.parts == {"0": 2}
 
 
+@pytest.mark.slow
 def test_a_budget_that_cannot_be_met(tiny: tuple[fx.GraphModule, tuple[Tensor]]) -> None:
     graph, inputs = tiny
     with pytest.raises(ExportError) as caught:

@@ -13,6 +13,7 @@ from nbcompile.deploy.single_precision import in_float32
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.slow
 def test_a_giant_of_another_dtype_becomes_a_file_in_float32(dtype: torch.dtype, tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1))
     x, path = torch.randn(2, 3, 7, 5, dtype=dtype), tmp_path / "tiny.onnx"

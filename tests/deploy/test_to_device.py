@@ -128,6 +128,7 @@ def test_it_says_what_it_does(tmp_path: Path) -> None:
     assert {event.total for event in events if event.path[-1] == "calibrating"} == {1, 48}
 
 
+@pytest.mark.slow
 def test_a_program_that_was_changed_is_kept(tmp_path: Path) -> None:
     model, images = small()
     program = tmp_path / "tiny_main.cc"
@@ -435,6 +436,7 @@ def test_what_the_report_says(tmp_path: Path) -> None:
     assert json.loads(json.dumps(json_ready(result.to_json())))["chosen"] == result.chosen
 
 
+@pytest.mark.slow
 def test_a_file_for_no_device_has_no_rows(tmp_path: Path) -> None:
     model, images = small()
     assert device_of(nbcompile.export(model, tmp_path / "tiny.onnx", images[:1])) is None
@@ -453,6 +455,7 @@ def test_always_and_never(tmp_path: Path) -> None:
     assert (tmp_path / "both.tflite").read_bytes() != (tmp_path / "equal.tflite").read_bytes()
 
 
+@pytest.mark.slow
 def test_layers_kept_in_float_are_said(tmp_path: Path) -> None:
     model, images = small()
     result = exported(tmp_path / "tiny.tflite", model, images, float_layers=["11"])

@@ -61,6 +61,7 @@ def test_what_else_is_written_is_none_of_the_runs_files(
         run_train(MODEL, output=tmp_path / "trained.pt", method="kd", teacher=str(tmp_path / name), quiet=True, **SHORT)
 
 
+@pytest.mark.slow
 def test_the_seed_decides_the_initial_weights(tmp_path: Path) -> None:
     losses = []
     for noise in (1, 2):

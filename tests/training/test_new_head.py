@@ -74,6 +74,7 @@ def test_a_network_of_a_class_of_the_user_is_transferred_from_its_file(
         assert origin.preprocessing["scale"] == 1 / 16, "calibrating this file would scale images wrongly"
 
 
+@pytest.mark.slow
 def test_a_giant_with_a_new_head_comes_back_from_its_file(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

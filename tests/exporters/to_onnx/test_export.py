@@ -88,6 +88,7 @@ def test_onnx_runtime_gives_the_same_outputs(tiny: nn.Module, path: Path, height
     assert os.listdir(path.parent) == ["tiny.onnx"]
 
 
+@pytest.mark.slow
 def test_the_file_says_what_it_is(tiny: nn.Module, path: Path) -> None:
     result = write_onnx(tiny, (torch.randn(1, 3, 16, 16),), path)
     model = onnx.load(path)
@@ -107,6 +108,7 @@ def test_the_file_says_what_it_is(tiny: nn.Module, path: Path) -> None:
     assert json.loads(json.dumps(result.to_json()))["path"] == str(path)
 
 
+@pytest.mark.slow
 def test_the_same_model_gives_the_same_bytes(tiny: nn.Module, path: Path) -> None:
     write_onnx(tiny, (torch.randn(1, 3, 16, 16),), path)
     first = path.read_bytes()
