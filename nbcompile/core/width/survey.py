@@ -103,10 +103,9 @@ class Survey(Follow):
                 found |= self._spaces(self, own)
         if not found:  # its sizes are those of what was asked for some there
             place = caller()
-            asked = [
-                labels for frame, tensor in self._asked if frame is place and (labels := self.of(tensor)) is not None
-            ]
-            found = {number for labels in asked for number in self._spaces(self, labels)}
+            for frame, tensor in self._asked:
+                if frame is place and (sized := self.of(tensor)) is not None:
+                    found |= self._spaces(self, sized)
         if not found:
             raise error
         self.blamed.append((found, why))
