@@ -6,13 +6,14 @@ fail, too, and blames nobody; a layer is given what it wants to read, so behind 
 """
 
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from nbcompile.core.tracing.places import code_place
+from nbcompile.core.tracing.places import caller, code_place
 from nbcompile.core.width.follow import Follow
 from nbcompile.core.width.spaces import Space
 from nbcompile.core.words import first_line
@@ -46,6 +47,7 @@ class Survey(Follow):
         self.blamed, self.base = blamed, base
         self._grows = {b.slot: n for n, space in enumerate(spaces) if steps[n] for b in space.blocks}
         self._replaced: dict[int, Tensor] = {}
+        self._asked: list[tuple[FrameType, Tensor]] = []
 
     def called(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, bool]:
         """What ``func`` gives, or would give if the blamed had their number."""
@@ -56,6 +58,8 @@ class Survey(Follow):
             result, _ = super().called(func, args, kwargs)
             if of_replaced and not layer:
                 self._replace(result)
+            if isinstance(result, torch.Size | int) and given:
+                self._asked.append((caller(), given[0]))
             return result, False
         except Exception as error:
             if not of_replaced:
@@ -97,6 +101,11 @@ class Survey(Follow):
                         found |= self._spaces(self.base, labels)
             elif (own := self.of(tensor)) is not None:
                 found |= self._spaces(self, own)
+        if not found:  # its sizes are those of what was asked for some there
+            place = caller()
+            for frame, tensor in self._asked:
+                if frame is place and (sized := self.of(tensor)) is not None:
+                    found |= self._spaces(self, sized)
         if not found:
             raise error
         self.blamed.append((found, why))
