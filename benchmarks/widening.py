@@ -15,6 +15,7 @@ takes them. Each in a process of its own, one thread, with a limit on memory and
 import copy
 import json
 import random
+import re
 import time
 from collections import Counter
 from contextlib import suppress
@@ -182,7 +183,7 @@ def note_groups(found: Found, giant: nn.Module) -> None:
     frozen: Counter[str] = Counter()
     for space, size in zip(spaces, sizes, strict=True):
         if space.frozen and space.frozen != OUTPUT:
-            frozen[space.frozen] += size
+            frozen[re.sub(r"/\S*/site-packages/", "", space.frozen)] += size
     grow = sum(size for space, size in zip(spaces, sizes, strict=True) if not space.frozen)
     found.share = round(grow / (grow + frozen.total()), 4)
     found.groups = (sum(not g["frozen"] for g in width_groups(giant).values()), sum(bool(s.frozen) for s in spaces))
