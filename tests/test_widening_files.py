@@ -102,7 +102,10 @@ def test_a_file_describes_itself(giant: nn.Module, tmp_path: Path, writer: str) 
     read = nbcompile.load(path)
     assert torch.equal(read(X), giant(X))
     assert width_groups(read) == width_groups(giant)
-    assert giant_cost(read).params == giant_cost(giant).params > cost(network(), X).params
+    spent = giant_cost(read)
+    assert spent is not None
+    assert spent == giant_cost(giant)
+    assert spent.params > cost(network(), X).params
     tiny = nbcompile.fuse(read)
     assert torch.equal(tiny(X), giant(X))
     mine = network()
@@ -254,6 +257,43 @@ def test_widths_that_no_group_can_take() -> None:
         match=r"no factor makes a group of channels a whole step wider$",
     ):
         widen(network(), X, factors=(1, 1.01), inner=(1,))
+
+
+class Cut(nn.Module):
+    """Its number of channels cuts what it is given, in it and in a part."""
+
+    def __init__(self, part: bool = True) -> None:
+        super().__init__()
+        self.kept = 6 if part else 3
+        if part:
+            self.first, self.second, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(3, 5, 1)
+            self.cut = Cut(part=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "cut"):
+            return x[:, : self.kept]
+        y = self.first(x).relu()
+        y = torch.cat([y, self.second(y)], 1)[:, : self.kept]
+        out: Tensor = self.last(self.cut(y)).mean((2, 3))
+        return out
+
+
+def test_numbers_that_modules_keep(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Cut().eval()
+    giant = widen(model, X)
+    with at_width(giant, "widest"):
+        assert (giant.kept, giant.get_submodule("cut").kept) == (17, 9)
+        torch.testing.assert_close(giant(X), model(X))
+    assert (giant.kept, giant.get_submodule("cut").kept) == (6, 3)
+    nbcompile.save(giant, tmp_path / "giant.pt")
+    read = nbcompile.load(tmp_path / "giant.pt")
+    assert giant_cost(read) is None, "what was read has the numbers of its own width in its graph"
+    spent = giant_cost(giant)
+    assert spent is not None
+    assert spent.macs > cost(model, X).macs
+    assert torch.equal(nbcompile.fuse(read)(X), giant(X))
+    same_at_all_widths(nbcompile.load(tmp_path / "giant.pt", model=Cut()), giant)
 
 
 def test_statistics_that_all_widths_share(tmp_path: Path) -> None:

@@ -44,7 +44,8 @@ def report_on(
         original: what was expanded; its weights do not matter here.
     """
     named = {"original": original, "giant": giant, "tiny": tiny}
-    costs = {name: giant_cost(model, example_input) for name, model in named.items() if model is not None}
+    known = {name: giant_cost(model, example_input) for name, model in named.items() if model is not None}
+    costs = {name: spent for name, spent in known.items() if spent is not None}
     errors = per_layer_error(giant, tiny, example_input) if giant is not None else ()
     return Page(
         title=title,

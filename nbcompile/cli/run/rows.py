@@ -22,7 +22,9 @@ def groups_json(network: nn.Module) -> list[dict[str, Any]]:
     return [] if widths_of(network) is None else [{"name": n, **group} for n, group in width_groups(network).items()]
 
 
-def cost_json(costs: Any) -> dict[str, int]:
-    """What a `nbcompile.Cost` counts."""
+def cost_json(costs: Any) -> dict[str, int] | None:
+    """What a `nbcompile.Cost` counts; None where it is not known."""
+    if costs is None:
+        return None
     names = ("macs", "flops", "params", "norm_params", "bias_params", "norm_elements", "unread_params")
     return {name: getattr(costs, name) for name in names}
