@@ -251,6 +251,7 @@ def test_a_file_brings_its_own_weights(tmp_path: Path) -> None:
     assert same(opened, model.state_dict())
 
 
+@pytest.mark.slow
 def test_it_can_teach(
     timm_file: object, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

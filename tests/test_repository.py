@@ -146,6 +146,7 @@ def test_the_action_passes_a_giant(project: Path, against: str) -> None:
     assert [step.returncode for step in done] == [0, 0], done[-1].stderr
 
 
+@pytest.mark.slow
 def test_the_action_stops_at_a_file_that_is_missing(project: Path) -> None:
     (done,) = acted(project, trained="$(touch canary).pt", against="nets:tiny")
     assert done.returncode == 2

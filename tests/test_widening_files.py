@@ -169,7 +169,7 @@ Change = Callable[[dict[str, Any]], object]
         (lambda w: w["layout"]["spaces"][0].update(blocks=[]), r"a group without channels"),
         (lambda w: w["layout"].update(space=[[99, n] for _, n in w["layout"]["space"]]), r"a channel in no group"),
         (lambda w: w["layout"].update(unit=[[0, 3]]), r"not one number for each channel"),
-        (lambda w: w["layout"]["wide"][0].__setitem__(2, [[1, 2**23], [1, 2**23]]), r"more than 16,777,216 positions"),
+        (lambda w: w["layout"]["wide"][0].__setitem__(2, [[1, 2**21], [1, 2**21]]), r"more than 4,194,304 positions"),
         (lambda w: w["layout"]["wide"][0].__setitem__(2, [[2**20, 4]]), r"a channel that is not listed"),
         (lambda w: w["layout"]["wide"][0].__setitem__(2, w["layout"]["wide"][0][2] * 2), r"the wide 'first\.weight'"),
         (lambda w: w.update(carrier="norm"), r"what is at 'first\..*' was made as 'norm\._extra_state'"),

@@ -12,7 +12,7 @@ from nbcompile.core.width.labels import Block, Slot
 from nbcompile.core.width.layout import WidthLayout
 from nbcompile.core.width.spaces import Space
 
-_MOST = 2**24
+_MOST = 2**22
 """Positions of all slots of a record together."""
 
 
@@ -60,11 +60,13 @@ def _layout(data: Mapping[str, Any]) -> WidthLayout:
         if not blocks:
             raise ValueError("a group without channels")
         spaces.append(Space(str(row["name"]), blocks, _positive(row["units"]), bool(row["inner"]), frozen))
+    if sum(_positive(count) for _, _, runs in data["wide"] for _, count in runs) > _MOST:
+        raise ValueError(f"more than {_MOST:,} positions")
     wide: dict[Slot, Tensor] = {}
     for name, dim, runs in data["wide"]:
         wide[Slot(str(name), int(dim))] = torch.tensor(_unrolled(runs))
     classes = torch.tensor(_unrolled(data["classes"]))
-    if sum(map(len, wide.values())) > _MOST or int(classes.max()) > _MOST:
+    if int(classes.max()) > _MOST:
         raise ValueError(f"more than {_MOST:,} positions")
     if not torch.isin(torch.cat([*wide.values()]), classes).all():
         raise ValueError("a channel that is not listed")

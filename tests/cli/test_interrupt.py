@@ -72,6 +72,7 @@ def test_before_the_new_file_gets_its_name(tmp_path: Path) -> None:
     assert (tmp_path / "tiny.onnx").read_text() == "old bytes"
 
 
+@pytest.mark.slow
 def test_in_the_users_own_code(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(
         "import os, signal\n"

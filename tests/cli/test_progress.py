@@ -93,6 +93,7 @@ def test_ctrl_c_leaves_one_line(folder: Path) -> None:
     assert not any(rest)
 
 
+@pytest.mark.slow
 def test_a_pipe_gets_nothing(folder: Path) -> None:
     """Whatever colours the environment asks for."""
     words = [sys.executable, "-m", "nbcompile", "fuse", "nbcompile:dscnn", "-o", "t.pt", "--json", "-"]

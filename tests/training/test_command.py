@@ -82,6 +82,7 @@ def test_a_giants_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     build(MODEL).model.load_state_dict(tiny.state_dict())
 
 
+@pytest.mark.slow
 def test_a_stand_in_says_what_it_cannot_do(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +97,7 @@ def test_a_stand_in_says_what_it_cannot_do(
     assert caplog.text == ""
 
 
+@pytest.mark.slow
 def test_a_folder_of_images_at_the_models_size(folder: Path, tmp_path: Path) -> None:
     model = "nbcompile:dscnn?num_classes=2&in_channels=3"
     options = SHORT | {"batch_size": 3, "data": f"imagefolder:{folder}"}
@@ -168,6 +170,7 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_data_that_is_loaded_already(tmp_path: Path) -> None:
     config = TrainConfig(method="vanilla", data="never:read", **SHORT)
     result = train(build(MODEL).model, config, tmp_path / "a.pt", data=load_digits())

@@ -24,6 +24,7 @@ def test_onnx_and_int8_are_measured_on_the_same_images(net: nn.Module, tmp_path:
     assert {"tiny.onnx", "tiny.tflite"} <= {path.name for path in result.run_dir.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_missing_extra_is_a_note(net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in [name for name in sys.modules if name.startswith("nbcompile.exporters.")]:
         monkeypatch.delitem(sys.modules, module)

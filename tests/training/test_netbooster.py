@@ -41,6 +41,7 @@ def lines(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) | {"seconds": 0} for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_expand_ramp_fine_tune_fuse(dscnn: nn.Module, tmp_path: Path) -> None:
     events: list[Event] = []
     result = train(dscnn, TrainConfig(**OPTIONS), tmp_path / "trained.pt", on_event=events.append)

@@ -375,6 +375,7 @@ def test_float64_is_refused_by_the_runtime(path: Path) -> None:
     assert os.listdir(path.parent) == []
 
 
+@pytest.mark.slow
 def test_without_onnxsim_the_file_is_written_and_it_is_said(
     tiny: nn.Module, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
