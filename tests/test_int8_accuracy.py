@@ -47,7 +47,10 @@ def trained(model: nn.Module, images: Tensor, labels: Tensor, epochs: int = 12) 
     return model.eval()
 
 
-@pytest.mark.parametrize(("make", "points"), [pytest.param(plain, 0.5, marks=pytest.mark.slow), (branched, 1.0)])
+@pytest.mark.parametrize(
+    ("make", "points"),
+    [pytest.param(plain, 0.5, marks=pytest.mark.slow), pytest.param(branched, 1.0, marks=pytest.mark.slow)],
+)
 def test_int8_keeps_the_accuracy(tmp_path: Path, make: type[nn.Module], points: float) -> None:
     torch.manual_seed(0)
     digits = load_digits()

@@ -91,6 +91,7 @@ def test_for_a_microcontroller(tmp_path: Path) -> None:
     assert f"{result.arena.needed}" in (tmp_path / "tiny.h").read_text()
 
 
+@pytest.mark.slow
 def test_it_says_what_it_does(tmp_path: Path) -> None:
     """Whoever listens hears of every part that may take seconds; those of many samples count them."""
     model, images = wide(activation=nn.ReLU)
