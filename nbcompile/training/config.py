@@ -174,7 +174,7 @@ class TrainConfig:
         "widest",
         "By netdistiller: whose gradient gives way where the two are in conflict",
         metavar="NAME",
-        choices=("widest", "both", "none"),
+        choices=("widest", "none"),
     )
     teacher: str | None = option(
         None, "A file, a MODEL, or self: the giant before its slopes rise", panel=TEACHER, metavar="FILE|MODEL|self"
