@@ -45,15 +45,22 @@ def widen_(
         widths.orders.setdefault(path, tuple(module._parameters))
         if key in module._buffers:
             old = cast(Tensor, module._buffers[key])
-            made = old.new_full((len(widths.layout.wide[slots[0]]),), 1.0 if key.endswith("var") else 0.0)
-            made.index_copy_(0, widths.layout.own[slots[0]].to(old.device), old)
-            module.register_buffer(_WIDE.format(key), _given(given, f"{path}.{_WIDE.format(key)}".lstrip("."), made))
+            shape = (len(widths.layout.wide[slots[0]]),)
+            if given is not None:
+                made = _given(given, f"{path}.{_WIDE.format(key)}".lstrip("."), shape, old)
+            else:
+                made = old.new_full(shape, 1.0 if key.endswith("var") else 0.0)
+                made.index_copy_(0, widths.layout.own[slots[0]].to(old.device), old)
+            module.register_buffer(_WIDE.format(key), made)
             continue
         parameter = cast(Tensor, module._parameters[key])
         places = {slot.dim: widths.layout.own[slot] for slot in slots}
         sizes = {slot.dim: len(widths.layout.wide[slot]) for slot in slots}
-        made = _grown(parameter.detach(), places, sizes, _born(widths, name), generator)
-        module._parameters[key] = nn.Parameter(_given(given, name, made), parameter.requires_grad)
+        if given is not None:
+            made = _given(given, name, tuple(sizes.get(d, n) for d, n in enumerate(parameter.shape)), parameter)
+        else:
+            made = _grown(parameter.detach(), places, sizes, _born(widths, name), generator)
+        module._parameters[key] = nn.Parameter(made, parameter.requires_grad)
         if not widths.carrier:
             widths.carrier = f"{path}.parametrizations.{key}.0".lstrip(".")
         first = widths.carrier == f"{path}.parametrizations.{key}.0".lstrip(".")
@@ -61,14 +68,12 @@ def widen_(
         parametrize.register_parametrization(module, key, part, unsafe=True)
 
 
-def _given(given: Mapping[str, Tensor] | None, name: str, made: Tensor) -> Tensor:
-    if given is None:
-        return made
+def _given(given: Mapping[str, Tensor], name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
     value = given.get(name)
-    if value is None or value.shape != made.shape:
+    if value is None or value.shape != shape:
         has = "nothing" if value is None else f"shape {tuple(value.shape)}"
-        raise CheckpointError(f"the wide '{name}' needs shape {tuple(made.shape)}; the file has {has}")
-    return value.to(made).clone()
+        raise CheckpointError(f"the wide '{name}' needs shape {shape}; the file has {has}")
+    return value.detach().to(like).clone()
 
 
 def _born(widths: Widths, name: str) -> int | None:
