@@ -49,6 +49,9 @@ Key = Annotated[
         rich_help_panel=READ,
     ),
 ]
+TrainedWeights = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Trained weights of MODEL.", rich_help_panel=READ)
+]
 Model = Annotated[
     str | None,
     typer.Option(

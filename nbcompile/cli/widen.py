@@ -4,11 +4,9 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
-from nbcompile.cli.options import MODEL_HELP, Input, Json, Key, flag, give, output, source
+from nbcompile.cli.options import MODEL_HELP, Input, Json, Key, TrainedWeights, flag, give, output, source
 from nbcompile.cli.table_options import takes
-from nbcompile.core.options import CHECKS, READ
+from nbcompile.core.options import CHECKS
 from nbcompile.training.config import TrainConfig
 
 
@@ -17,9 +15,7 @@ def widen_command(
     model: Annotated[str, source("MODEL", f"The network, a {MODEL_HELP}.")],
     output: Annotated[Path, output("File to write, such as giant.pt.")],
     options: dict[str, Any],
-    weights: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Trained weights of MODEL.", rich_help_panel=READ)
-    ] = None,
+    weights: TrainedWeights = None,
     key: Key = None,
     input: Input = None,
     json: Json = None,
