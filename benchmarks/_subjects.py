@@ -1,5 +1,6 @@
 """Which networks the benchmarks over many are about, and what they are called with."""
 
+import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -32,6 +33,21 @@ class Subject:
     group: str
     name: str
     spec: str
+
+
+def add_choice(made: argparse.ArgumentParser, seconds: float) -> None:
+    """The options that say which networks a script measures, and how long each may take.
+
+    Args:
+        made: the script's parser.
+        seconds: by default.
+    """
+    made.add_argument("--only", nargs="+", default=["*"], help="globs on GROUP/NAME")
+    made.add_argument("--models", nargs="+", help="MODEL strings of torchvision or timm, instead of the whole list")
+    made.add_argument("--resume", action="store_true", help="keep what an earlier, broken run has measured")
+    made.add_argument("--retry", action="store_true", help="with --resume: measure the failures again")
+    made.add_argument("--seconds", type=float, default=seconds, help="limit for one network")
+    made.add_argument("--gigabytes", type=float, default=14, help="limit for one network")
 
 
 def subjects() -> Iterator[Subject]:

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from _common import parser, write
 from _networks import counts, isolated, said, sway
-from _subjects import MADE_HERE, Subject, called_with, doubled, earlier, network, shapes, subject, subjects
+from _subjects import MADE_HERE, Subject, add_choice, called_with, doubled, earlier, network, shapes, subject, subjects
 from _unchanged import unchanged
 from rich.console import Console
 from rich.table import Table
@@ -85,13 +85,8 @@ class Found:
 
 def main() -> None:
     made = parser("coverage", __doc__)
-    made.add_argument("--only", nargs="+", default=["*"], help="globs on GROUP/NAME")
-    made.add_argument("--models", nargs="+", help="MODEL strings of torchvision or timm, instead of the whole list")
-    made.add_argument("--resume", action="store_true", help="keep what an earlier, broken run has measured")
-    made.add_argument("--retry", action="store_true", help="with --resume: measure the failures again")
+    add_choice(made, seconds=900)
     made.add_argument("--size", type=int, help="pixels, where the network can; else its own")
-    made.add_argument("--seconds", type=float, default=900, help="limit for one network")
-    made.add_argument("--gigabytes", type=float, default=14, help="limit for one network")
     args = made.parse_args()
     torch.set_num_threads(1)
     globs = QUICK if args.quick else args.only

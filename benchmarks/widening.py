@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from _common import ROOT, parser, write
 from _networks import isolated
-from _subjects import Subject, earlier, network, shapes, subject, subjects
+from _subjects import Subject, add_choice, earlier, network, shapes, subject, subjects
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -78,12 +78,7 @@ class Found:
 
 def main() -> None:
     made = parser("widening", __doc__)
-    made.add_argument("--only", nargs="+", default=["*"], help="globs on GROUP/NAME")
-    made.add_argument("--models", nargs="+", help="MODEL strings of torchvision or timm, instead of the whole list")
-    made.add_argument("--resume", action="store_true", help="keep what an earlier, broken run has measured")
-    made.add_argument("--retry", action="store_true", help="with --resume: measure the failures again")
-    made.add_argument("--seconds", type=float, default=120, help="limit for one network")
-    made.add_argument("--gigabytes", type=float, default=14, help="limit for one network")
+    add_choice(made, seconds=120)
     args = made.parse_args()
     torch.set_num_threads(1)
     globs = QUICK if args.quick else args.only

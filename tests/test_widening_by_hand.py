@@ -13,6 +13,7 @@ from nbcompile.core.numerics import relative_error
 from nbcompile.testing import enliven_
 from nbcompile.wide.widths import widths_of
 from nbcompile.widening import at_width, widen, width_groups
+from tests.test_widening import gradient, read
 
 X = torch.randn(2, 3, 8, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -245,16 +246,3 @@ def test_what_grows() -> None:
     assert [set(frozen(kind)) for kind in NETWORKS if kind is not Tokens] == [{"head.weight"}] * 9
     assert {*frozen(Tokens)} == {"mix.weight", "head.weight"}
     assert frozen(Tokens)["mix.weight"].startswith("'linear' mixes places with it at ")
-
-
-def read(model: nn.Module, key: str) -> Tensor:
-    path, _, name = key.rpartition(".")
-    value: Tensor = getattr(model.get_submodule(path), name)
-    return value
-
-
-def gradient(model: nn.Module, key: str) -> Tensor:
-    path, _, name = key.rpartition(".")
-    module = model.get_submodule(path)
-    wide = getattr(module, "parametrizations", {})
-    return (wide[name].original if name in wide else read(model, key)).grad
