@@ -26,9 +26,9 @@ from nbcompile.models import build
 from nbcompile.report import data as page
 from nbcompile.report.collect import report_on
 from nbcompile.report.html import write
-from nbcompile.training.config import TrainConfig
 from nbcompile.training.data.load import load_data
 from nbcompile.training.loop import train
+from nbcompile.training.options.config import TrainConfig
 from nbcompile.training.outputs.progress import Display
 from nbcompile.training.outputs.records import TrainResult
 

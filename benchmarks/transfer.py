@@ -32,7 +32,7 @@ from torch import Tensor, nn
 import nbcompile
 from nbcompile.core.errors import UsageError
 from nbcompile.training import TrainConfig
-from nbcompile.training.data.base import Batch, Data, Images
+from nbcompile.training.data.base import Data, Images, Labelled
 from nbcompile.training.data.subset import Subset, chosen
 from nbcompile.training.seeds import seed_everything
 
@@ -68,7 +68,7 @@ class Classes:
     def __len__(self) -> int:
         return len(self.part)
 
-    def __getitem__(self, indices: list[int]) -> Batch | UsageError:
+    def __getitem__(self, indices: list[int]) -> Labelled | UsageError:
         batch = self.part[indices]
         return batch if isinstance(batch, UsageError) else (batch[0], batch[1] - self.first)
 

@@ -8,7 +8,7 @@ import typer
 from nbcompile.cli.options import MODEL_HELP, Input, Json, Key, Model, flag, give, output, source
 from nbcompile.cli.table_options import takes
 from nbcompile.core.options import CHECKS, WRITE
-from nbcompile.training.config import TrainConfig
+from nbcompile.training.options.config import TrainConfig
 
 
 @takes(TrainConfig)

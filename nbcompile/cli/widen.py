@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from nbcompile.cli.options import MODEL_HELP, Input, Json, Key, TrainedWeights, flag, give, output, source
 from nbcompile.cli.table_options import takes
 from nbcompile.core.options import CHECKS
-from nbcompile.training.config import TrainConfig
+from nbcompile.training.options.config import TrainConfig
 
 
 @takes(TrainConfig, only=("factors", "inner", "seed"))

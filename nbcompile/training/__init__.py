@@ -5,10 +5,11 @@
     command.py             behind `nbcompile train`
     loop.py                `train`: the loop that all methods share
     begin.py  finish.py    start and end of a run            session.py   what it works with
-    config.py  rules.py    what a run is told, and what that must keep
+    options/               what a run is told, and what that must keep
     methods/               the table of methods; what differs between them
     data/                  the table of data sets; a file for each
     loader.py              batches and their order           seeds.py     random numbers
+    batch.py               what a step gets
     learning_rate.py       warm-up and cosine                weight_average.py   of the last steps
     check_fits.py          does the model fit the data?      new_head.py  a new last layer
     accuracy.py            on held-out images                epoch_meter.py      loss and accuracy of an epoch
@@ -23,15 +24,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nbcompile.training.config import TrainConfig as TrainConfig
     from nbcompile.training.loop import train as train
+    from nbcompile.training.options.config import TrainConfig as TrainConfig
     from nbcompile.training.outputs.records import Epoch as Epoch
     from nbcompile.training.outputs.records import Event as Event
     from nbcompile.training.outputs.records import Started as Started
     from nbcompile.training.outputs.records import Stepped as Stepped
     from nbcompile.training.outputs.records import TrainResult as TrainResult
 
-_HOME = {"train": "nbcompile.training.loop", "TrainConfig": "nbcompile.training.config"} | dict.fromkeys(
+_HOME = {"train": "nbcompile.training.loop", "TrainConfig": "nbcompile.training.options.config"} | dict.fromkeys(
     ("Epoch", "Event", "Started", "Stepped", "TrainResult"), "nbcompile.training.outputs.records"
 )
 

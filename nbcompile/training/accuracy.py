@@ -26,7 +26,7 @@ def accuracy(fabric: "Fabric", model: nn.Module, batches: Loader) -> float:
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, src=0)
     correct, seen = torch.zeros((), dtype=torch.int64, device=fabric.device), 0
-    for images, labels in batches.epoch(0):
+    for images, labels, _ in batches.epoch(0):
         correct += (model(images).argmax(1) == labels).sum()  # fetched once, at the end
         seen += len(labels)
     correct_everywhere, seen_everywhere = summed(fabric, int(correct), seen)

@@ -10,10 +10,11 @@ from nbcompile.core.copies import copied
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import Origin, TensorSpec, origin_of, remember
 from nbcompile.expansion import record_again
-from nbcompile.training.config import TrainConfig
-from nbcompile.training.data.base import Batch, Data, Images
+from nbcompile.training.batch import Batch
+from nbcompile.training.data.base import Data, Images
 from nbcompile.training.learning_rate import WarmupCosine
 from nbcompile.training.loader import BatchOrder, Loader
+from nbcompile.training.options.config import TrainConfig
 from nbcompile.training.outputs.records import Epoch, Listener
 from nbcompile.training.outputs.run_folder import RunFolder
 from nbcompile.training.session import Session, advanced, wrapped
@@ -98,8 +99,10 @@ def loader(fabric: "Fabric", config: TrainConfig, images: Images, *, shuffle: bo
     )
 
     def place(batch: Batch) -> Batch:
-        images, labels = fabric.to_device(batch)
-        return (images.contiguous(memory_format=torch.channels_last) if config.channels_last else images), labels
+        batch = fabric.to_device(batch)
+        if not config.channels_last:
+            return batch
+        return batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
 
     return Loader(images, order, config.num_workers, place)
 

@@ -14,10 +14,10 @@ from nbcompile.core.files import require_own_files
 from nbcompile.core.progress import listening
 from nbcompile.open_network import is_file, open_network
 from nbcompile.spec_strings import is_pretrained
-from nbcompile.training.config import TrainConfig
 from nbcompile.training.engine import is_main_process
 from nbcompile.training.loop import train
 from nbcompile.training.methods import SELF
+from nbcompile.training.options.config import TrainConfig
 from nbcompile.training.outputs.progress import Display
 from nbcompile.training.outputs.records import TrainResult
 from nbcompile.training.outputs.run_folder import RunFolder

@@ -20,7 +20,7 @@ from nbcompile.results.layer_costs import original_of
 from nbcompile.training.methods import MethodRow, default_method
 
 if TYPE_CHECKING:
-    from nbcompile.training.config import TrainConfig
+    from nbcompile.training.options.config import TrainConfig
 
 LEARNING = 3
 """Forward passes that a training step is worth."""

@@ -14,8 +14,8 @@ from nbcompile.training.loader import BatchOrder, Loader
 from nbcompile.training.seeds import seed_everything
 
 if TYPE_CHECKING:
-    from nbcompile.training.config import TrainConfig
     from nbcompile.training.data.base import Data
+    from nbcompile.training.options.config import TrainConfig
 
 CALIBRATION = 200
 """Images of the training set that calibrate the int8 file."""
@@ -78,7 +78,7 @@ def check_files(tiny: nn.Module, data: "Data", config: "TrainConfig", folder: Pa
 def _accuracy(run: Runner, data: "Data", config: "TrainConfig") -> float:
     order = BatchOrder(len(data.val), _BATCH, seed=None)
     right = 0
-    for images, labels in Loader(data.val, order, config.num_workers, lambda batch: batch).epoch(0):
+    for images, labels, _ in Loader(data.val, order, config.num_workers, lambda batch: batch).epoch(0):
         right += int((run(images).argmax(1) == labels).sum())
     return right / len(data.val)
 

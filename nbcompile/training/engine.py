@@ -9,7 +9,7 @@ from nbcompile.core.errors import UsageError, missing_extra
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-    from nbcompile.training.config import TrainConfig
+    from nbcompile.training.options.config import TrainConfig
 
 
 def is_main_process() -> bool:

@@ -7,7 +7,7 @@ import torch
 
 from nbcompile.core.errors import NBCompileError, UsageError
 from nbcompile.core.files import no_room
-from nbcompile.training.config import TrainConfig
+from nbcompile.training.options.config import TrainConfig
 from nbcompile.training.outputs.run_folder import RunFolder
 
 _ENDED = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "NCCL")

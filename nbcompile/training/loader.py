@@ -7,10 +7,11 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from nbcompile.core.errors import UsageError
+from nbcompile.training.batch import Batch
 from nbcompile.training.seeds import derived_seed
 
 if TYPE_CHECKING:
-    from nbcompile.training.data.base import Batch, Images
+    from nbcompile.training.data.base import Images
 
     Place = Callable[[Batch], Batch]
 
@@ -69,7 +70,7 @@ class Loader:
     def __len__(self) -> int:
         return len(self.order)
 
-    def epoch(self, epoch: int) -> "Iterator[Batch]":
+    def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of epoch ``epoch``, counted from 0.
 
         Raises:
@@ -81,4 +82,4 @@ class Loader:
         for batch in self._loader:
             if isinstance(batch, UsageError):
                 raise batch
-            yield self._place(batch)
+            yield self._place(Batch(*batch))

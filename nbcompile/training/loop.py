@@ -14,10 +14,10 @@ from nbcompile.core.example import origin_of
 from nbcompile.core.files import require_own_files
 from nbcompile.core.wrappers import require_loaded, unwrap
 from nbcompile.training.accuracy import accuracy
+from nbcompile.training.batch import Batch
 from nbcompile.training.begin import set_up
 from nbcompile.training.check_fits import check_fits
 from nbcompile.training.compute import training_cost
-from nbcompile.training.config import TrainConfig
 from nbcompile.training.data.base import Data
 from nbcompile.training.data.load import load_data
 from nbcompile.training.engine import start_fabric
@@ -27,6 +27,7 @@ from nbcompile.training.finish import finish
 from nbcompile.training.methods import SELF
 from nbcompile.training.methods.passes import Passes
 from nbcompile.training.new_head import with_classes
+from nbcompile.training.options.config import TrainConfig
 from nbcompile.training.outputs.records import Epoch, Event, Listener, Started, TrainResult
 from nbcompile.training.outputs.run_folder import RunFolder
 from nbcompile.training.seeds import seed_everything
@@ -146,11 +147,11 @@ def _train_epoch(session: Session, epoch: int) -> tuple[float, float]:
     """Mean loss and accuracy of one pass over the training images, over all processes."""
     session.model.train()
     meter = Meter(session, epoch)
-    for images, labels in session.train.epoch(epoch):
+    for batch in session.train.epoch(epoch):
         lr = session.schedule.lr(session.step)
         for group in session.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
-        loss, right = _gradients(session, images, labels)
+        loss, right = _gradients(session, batch)
         session.method.before_step(session.bare)
         session.optimizer.step()
         session.optimizer.zero_grad()
@@ -158,19 +159,19 @@ def _train_epoch(session: Session, epoch: int) -> tuple[float, float]:
         if session.average is not None:
             session.average.update(session.bare)
         session.step += 1
-        meter.add(lr, loss, right, len(labels))
+        meter.add(lr, loss, right, len(batch.labels))
     return meter.finish()
 
 
-def _gradients(session: Session, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _gradients(session: Session, batch: Batch) -> tuple[Tensor, Tensor]:
     """Compute the gradients of a batch, part by part: its mean loss, and how many images were named rightly."""
     parts = session.config.accumulate
     losses, right = [], []
-    for i, (some, named) in enumerate(zip(images.chunk(parts), labels.chunk(parts), strict=True)):
+    for i, part in enumerate(batch.parts(parts)):
         passes = Passes(session.fabric, session.model, 1 / parts, last=i == parts - 1)
-        loss, logits = session.method.learn(passes, some, named)
+        loss, logits = session.method.learn(passes, part)
         losses.append(loss)
-        right.append((logits.argmax(1) == named).sum())
+        right.append((logits.argmax(1) == part.labels).sum())
     return torch.stack(losses).sum(), torch.stack(right).sum()
 
 

@@ -13,10 +13,10 @@ from nbcompile.training.weight_average import Average
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-    from nbcompile.training.config import TrainConfig
     from nbcompile.training.learning_rate import WarmupCosine
     from nbcompile.training.loader import Loader
     from nbcompile.training.methods.base import Method
+    from nbcompile.training.options.config import TrainConfig
     from nbcompile.training.outputs.records import Epoch, Listener
     from nbcompile.training.outputs.run_folder import RunFolder
 

@@ -161,8 +161,8 @@ def images(folder: Path) -> Case:
     from PIL import Image
 
     from nbcompile.deploy.calibration import calibration
-    from nbcompile.training.config import TrainConfig
     from nbcompile.training.data.load import load_data
+    from nbcompile.training.options.config import TrainConfig
 
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     wholes = []

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import nbcompile
 from nbcompile.training import TrainConfig, train
+from nbcompile.training.batch import Batch
 from nbcompile.training.compute import LEARNING, MEASURED, TrainingCost, advice, training_cost
 from nbcompile.training.methods import METHODS, default_method
 
@@ -76,7 +77,7 @@ def test_a_training_step_is_worth_three_forward_passes() -> None:
     """But for the gradient of the images, which nobody asks for."""
     method = METHODS["vanilla"].start(TrainConfig(method="vanilla"), 1)
     with FlopCounterMode(display=False) as counter:
-        loss, _ = method.loss(network(), torch.randn(4, 1, 7, 5), torch.tensor([0, 1, 2, 0]))
+        loss, _ = method.loss(network(), Batch(torch.randn(4, 1, 7, 5), torch.tensor([0, 1, 2, 0])))
         loss.backward()
     assert counter.get_total_flops() == 2 * 4 * (LEARNING * PLAIN - 15 * 6 * 9)
 

@@ -3,8 +3,8 @@
 import pytest
 
 from nbcompile import UsageError
-from nbcompile.training.config import TrainConfig
 from nbcompile.training.engine import start_fabric
+from nbcompile.training.options.config import TrainConfig
 
 
 @pytest.mark.parametrize(

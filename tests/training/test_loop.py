@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import nbcompile
 from nbcompile import CheckpointError, NBCompileError, UsageError
 from nbcompile.training import Epoch, Event, Started, Stepped, TrainConfig, train
+from nbcompile.training.batch import Batch
 from nbcompile.training.data.load import load_data
 from nbcompile.training.methods import METHODS
 
@@ -121,7 +122,7 @@ def test_same_seed_same_numbers(net: nn.Module, tmp_path: Path) -> None:
 def test_the_loss_is_label_smoothed_cross_entropy() -> None:
     method = METHODS["vanilla"].start(config(label_smoothing=0.2), 1)
     logits, labels = torch.randn(5, 10), torch.arange(5)
-    loss, given = method.loss(nn.Identity(), logits, labels)
+    loss, given = method.loss(nn.Identity(), Batch(logits, labels))
     target = 0.8 * F.one_hot(labels, 10) + 0.2 / 10
     assert given is logits
     torch.testing.assert_close(loss, -(target * logits.log_softmax(1)).sum(1).mean())

@@ -12,9 +12,10 @@ import nbcompile
 from nbcompile import UsageError
 from nbcompile.core.blocks import sites
 from nbcompile.core.example import Origin, TensorSpec, remember
-from nbcompile.training.config import TrainConfig
+from nbcompile.training.batch import Batch
 from nbcompile.training.methods.base import Method
 from nbcompile.training.methods.distillation import divergence
+from nbcompile.training.options.config import TrainConfig
 
 STEPS = 5  # an epoch
 X = torch.randn(4, 1, 7, 5, generator=torch.Generator().manual_seed(0))
@@ -151,7 +152,7 @@ def test_a_teacher_is_part_of_the_loss() -> None:
         teacher[-1].weight.mul_(5)
     one = method(teacher, method="kd", teacher="nbcompile:dscnn", kd_weight=0.75, temperature=2.0)
     model = network().eval()
-    loss, logits = one.loss(model, X, labels)
+    loss, logits = one.loss(model, Batch(X, labels))
     own = F.cross_entropy(logits, labels, label_smoothing=0.1)
     torch.testing.assert_close(loss, 0.25 * own + 0.75 * divergence(logits, teacher(X), 2.0))
     assert not torch.isclose(loss, own)
@@ -167,7 +168,7 @@ def test_a_giant_teaches_its_own_linearisation() -> None:
         if epoch < 2:
             assert "teacher" not in one.state_dict()
             own: Tensor = F.cross_entropy(logits := model.eval()(X), labels, label_smoothing=0.1)
-            torch.testing.assert_close(one.loss(model, X, labels), (own, logits))
+            torch.testing.assert_close(one.loss(model, Batch(X, labels)), (own, logits))
         for _ in range(STEPS):
             one.after_step()
     assert one.teacher is not None

@@ -28,9 +28,9 @@ class Squared(Method):
     def phase(self, epoch):
         return "squared"
 
-    def loss(self, model, images, labels):
-        logits = model(images)
-        return F.mse_loss(logits, F.one_hot(labels, logits.shape[1]).float()), logits
+    def loss(self, model, batch):
+        logits = model(batch.images)
+        return F.mse_loss(logits, F.one_hot(batch.labels, logits.shape[1]).float()), logits
 '''
 ROW = MethodRow(name="squared", help="squared errors", classes=("squared_method:Squared",))
 OPTIONS = ("--data", "digits", "--epochs", "1", "--batch-size", "256", "--accelerator", "cpu")

@@ -17,6 +17,7 @@ from nbcompile import PreconditionError, UsageError
 from nbcompile.core.example import Origin, TensorSpec, origin_of, remember
 from nbcompile.testing import enliven_
 from nbcompile.training import TrainConfig, train
+from nbcompile.training.batch import Batch
 from nbcompile.training.methods.base import Method
 from nbcompile.training.methods.divergences import DIVERGENCES
 from nbcompile.training.methods.passes import Passes
@@ -87,11 +88,11 @@ class Engine:
 def learnt(one: Method, model: nn.Module, parts: int = 1) -> dict[str, Tensor]:
     """Gradients of a step on a batch, in so many parts."""
     model.train()
-    for i, (x, y) in enumerate(zip(X.double().chunk(parts), Y.chunk(parts), strict=True)):
+    for i, batch in enumerate(Batch(X.double(), Y).parts(parts)):
         passes = Passes(Engine(), model, 1 / parts, last=i == parts - 1)  # type: ignore[arg-type]
-        loss, logits = one.learn(passes, x, y)
+        loss, logits = one.learn(passes, batch)
         assert loss.ndim == 0
-        assert logits.shape == (len(x), 3)
+        assert logits.shape == (len(batch.images), 3)
     one.before_step(model)
     grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()

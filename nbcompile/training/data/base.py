@@ -7,7 +7,8 @@ from torch import Tensor
 
 from nbcompile.core.errors import UsageError
 
-Batch = tuple[Tensor, Tensor]
+Labelled = tuple[Tensor, Tensor]
+"""Images ``(N, C, H, W)`` and their labels ``(N,)``."""
 
 DATA_KINDS = "digits, cifar10:DIR, imagefolder:DIR, torchvision:NAME?root=DIR or package.module:factory"
 
@@ -22,7 +23,7 @@ class Images(Protocol):
     def __len__(self) -> int:
         """Number of images."""
 
-    def __getitem__(self, indices: list[int]) -> Batch | UsageError:
+    def __getitem__(self, indices: list[int]) -> Labelled | UsageError:
         """Images ``(N, C, H, W)`` and labels ``(N,)``; a UsageError *returned* if one cannot be read.
 
         Returned and not raised, because a worker process would bury its sentence in its own traceback.

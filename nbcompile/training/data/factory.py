@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from nbcompile.core.errors import UsageError
 from nbcompile.spec_strings import named_factory, parse, said
-from nbcompile.training.data.base import DATA_KINDS, Batch, Data
+from nbcompile.training.data.base import DATA_KINDS, Data, Labelled
 
 RETURNS = (
     "a factory of data returns a nbcompile.training.data.base.Data, or a pair (train, val) of torch.utils.data.Dataset "
@@ -46,7 +46,7 @@ class Items:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, indices: list[int]) -> Batch | UsageError:
+    def __getitem__(self, indices: list[int]) -> Labelled | UsageError:
         try:
             pairs = [self.item(index) for index in indices]
         except UsageError as error:

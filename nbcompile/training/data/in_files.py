@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nbcompile.core.errors import UsageError
-from nbcompile.training.data.base import Batch, Data
+from nbcompile.training.data.base import Data, Labelled
 from nbcompile.training.data.pictures import GO_ON, Pictures, readable
 
 # Statistics of ImageNet: what pretrained networks expect.
@@ -39,7 +39,7 @@ class TransformedImages:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, indices: list[int]) -> Batch | UsageError:
+    def __getitem__(self, indices: list[int]) -> Labelled | UsageError:
         try:
             pairs = [self.pictures.read(self.indices[index]) for index in indices]
         except UsageError as error:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nbcompile.training.data.base import Batch, Data
+from nbcompile.training.data.base import Data, Labelled
 
 SHIFT = 1 / 8
 """The most that an image is shifted, over its side."""
@@ -39,7 +39,7 @@ class TensorImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, indices: list[int]) -> Batch:
+    def __getitem__(self, indices: list[int]) -> Labelled:
         images = self.pixels[indices]
         if self.augment:
             images = shifted(images, round(SHIFT * images.shape[-1]))

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from nbcompile.core.errors import UsageError
-from nbcompile.training.config import TrainConfig
 from nbcompile.training.data.base import DATA_KINDS, Data
+from nbcompile.training.options.config import TrainConfig
 
 
 def load_data(config: TrainConfig, default_size: int | None = None) -> Data:

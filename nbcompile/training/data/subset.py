@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from nbcompile.core.errors import UsageError
-from nbcompile.training.data.base import Batch, Data, Images
+from nbcompile.training.data.base import Data, Images, Labelled
 
 
 class Subset:
@@ -26,7 +26,7 @@ class Subset:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, indices: list[int]) -> Batch | UsageError:
+    def __getitem__(self, indices: list[int]) -> Labelled | UsageError:
         return self.images[self.indices[indices].tolist()]
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-    from nbcompile.training.config import TrainConfig
     from nbcompile.training.methods.base import Method
+    from nbcompile.training.options.config import TrainConfig
 
 SELF = "self"
 """The teacher of a giant that is its own."""

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from nbcompile.core.blocks import sites
 from nbcompile.core.cost import cost
 from nbcompile.results.layer_costs import original_of
+from nbcompile.training.batch import Batch
 from nbcompile.training.methods.groups import parameter_groups
 from nbcompile.training.methods.passes import Passes
 
 if TYPE_CHECKING:
-    from nbcompile.training.config import TrainConfig
+    from nbcompile.training.options.config import TrainConfig
 
 
 class Method:
@@ -56,21 +57,21 @@ class Method:
         """What happens in ``epoch``, counted from 0, in a word; networks of one phase cost the same."""
         return "train"
 
-    def learn(self, passes: Passes, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def learn(self, passes: Passes, batch: Batch) -> tuple[Tensor, Tensor]:
         """Add the gradients of a part of a batch; loss, times the part's share, and logits of the network itself."""
-        return passes.learn(lambda: self.loss(passes.model, images, labels))
+        return passes.learn(lambda: self.loss(passes.model, batch))
 
-    def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss (a scalar) and logits ``(N, K)`` of a batch."""
-        return self.cross_entropy(model, images, labels)
+        return self.cross_entropy(model, batch)
 
-    def cross_entropy(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def cross_entropy(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross entropy against ``(1 - e) * one_hot + e / K``, and the logits ``(N, K)``.
 
         Source: Szegedy et al. 2016, arXiv:1512.00567, sec. 7.
         """
-        logits = model(images)
-        return self.cross_entropy_of(logits, labels), logits
+        logits = model(batch.images)
+        return self.cross_entropy_of(logits, batch.labels), logits
 
     def cross_entropy_of(self, logits: Tensor, labels: Tensor) -> Tensor:
         """As :meth:`cross_entropy`, of logits that are there."""

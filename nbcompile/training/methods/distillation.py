@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nbcompile.core.copies import copied
+from nbcompile.training.batch import Batch
 from nbcompile.training.methods import SELF
 from nbcompile.training.methods.base import Method
 
@@ -39,13 +40,13 @@ class Distilled(Method):
             self.teacher = copied(model, training=False).requires_grad_(False)
         super().attach(model, epoch)
 
-    def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """See `Method.loss`; where there is no teacher yet, the method's own."""
-        loss, logits = super().loss(model, images, labels)
+        loss, logits = super().loss(model, batch)
         if self.teacher is None:
             return loss, logits
         with torch.no_grad():
-            answers = self.teacher(images)
+            answers = self.teacher(batch.images)
         weight = self.config.kd_weight
         return (1 - weight) * loss + weight * divergence(logits, answers, self.config.temperature), logits
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nbcompile.core.blocks import sites
 from nbcompile.core.cost import cost
 from nbcompile.fusion import fuse
+from nbcompile.training.batch import Batch
 from nbcompile.training.methods.base import Method
 from nbcompile.training.methods.passes import Passes
 from nbcompile.wide.order import most_important_first_
@@ -21,7 +22,7 @@ from nbcompile.wide.widths import giant_in_width, widths_of
 from nbcompile.widening import at_width, widen
 
 if TYPE_CHECKING:
-    from nbcompile.training.config import TrainConfig
+    from nbcompile.training.options.config import TrainConfig
 
 DRAWN = 4
 """Widths that are drawn to estimate what a step costs."""
@@ -70,13 +71,13 @@ class NetAug(Widened):
         drawn = "all widths" if epoch < self.config.wide_until else "inner widths"
         return f"{super().phase(epoch)}, {drawn}"
 
-    def learn(self, passes: Passes, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def learn(self, passes: Passes, batch: Batch) -> tuple[Tensor, Tensor]:
         """The network's own gradients, and those of the wider one."""
         wide = widths_of(passes.model) is not None
-        found = passes.learn(lambda: self.loss(passes.model, images, labels), more=wide)
+        found = passes.learn(lambda: self.loss(passes.model, batch), more=wide)
         if wide:
             with at_width(passes.model, self._drawn, rng=self._rng):
-                passes.learn(lambda: self.cross_entropy(passes.model, images, labels))
+                passes.learn(lambda: self.cross_entropy(passes.model, batch))
         return found
 
     def macs(self, model: nn.Module, example: Tensor) -> tuple[int, int]:

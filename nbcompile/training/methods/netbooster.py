@@ -21,7 +21,7 @@ from nbcompile.training.methods.base import Method
 from nbcompile.training.methods.groups import inserted_groups
 
 if TYPE_CHECKING:
-    from nbcompile.training.config import TrainConfig
+    from nbcompile.training.options.config import TrainConfig
 
 
 class NetBooster(Method):

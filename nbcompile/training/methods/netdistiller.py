@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from nbcompile.core.cost import cost
+from nbcompile.training.batch import Batch
 from nbcompile.training.methods.divergences import DIVERGENCES
 from nbcompile.training.methods.netaug import Widened
 from nbcompile.training.methods.passes import Passes
@@ -21,7 +22,7 @@ from nbcompile.wide.widths import WidthPart
 from nbcompile.widening import at_width
 
 if TYPE_CHECKING:
-    from nbcompile.training.config import TrainConfig
+    from nbcompile.training.options.config import TrainConfig
 
 
 class NetDistiller(Widened):
@@ -45,19 +46,19 @@ class NetDistiller(Widened):
         """Always the same."""
         return "widest teaches"
 
-    def learn(self, passes: Passes, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def learn(self, passes: Passes, batch: Batch) -> tuple[Tensor, Tensor]:
         """The gradients of the widest, kept apart; then the network's own."""
         own = {parameter: parameter.grad for parameter in passes.model.parameters()}
         for parameter in own:
             parameter.grad = self._of_widest.get(parameter)
         with at_width(passes.model, "widest"):
-            _, answers = passes.learn(lambda: self.cross_entropy(passes.model, images, labels))
+            _, answers = passes.learn(lambda: self.cross_entropy(passes.model, batch))
         self._of_widest = {parameter: parameter.grad for parameter in own}
         for parameter, gradient in own.items():
             parameter.grad = gradient
 
         def taught() -> tuple[Tensor, Tensor]:
-            loss, logits = self.loss(passes.model, images, labels)
+            loss, logits = self.loss(passes.model, batch)
             c = self.config
             far = self._divergence(logits.float() / c.temperature, answers.float() / c.temperature)
             return (1 - c.kd_weight) * loss + c.kd_weight * c.temperature**2 * far, logits

@@ -17,6 +17,7 @@ from nbcompile.core.errors import UsageError
 from nbcompile.core.example import inputs_for, origin_of, remember
 from nbcompile.core.layers import CONVOLUTIONS
 from nbcompile.expansion import expand
+from nbcompile.training.batch import Batch
 from nbcompile.training.methods.base import Method
 from nbcompile.wide.giants import is_giant
 
@@ -63,10 +64,10 @@ class Rocket(Method):
         """Always the same."""
         return "launch"
 
-    def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Both cross entropies, and the hint."""
-        logits, above = model(images)
-        own, boosted = (self.cross_entropy_of(x, labels) for x in (logits, above))
+        logits, above = model(batch.images)
+        own, boosted = (self.cross_entropy_of(x, batch.labels) for x in (logits, above))
         hint = (above.detach().float() - logits.float()).square().sum(1).mean()
         return own + boosted + self.config.hint_weight * hint, logits
 

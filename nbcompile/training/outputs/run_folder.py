@@ -31,7 +31,7 @@ from nbcompile.core.copies import copied
 from nbcompile.core.errors import CheckpointError, UsageError
 from nbcompile.core.files import atomic
 from nbcompile.results.numbers import json_ready
-from nbcompile.training.config import TrainConfig
+from nbcompile.training.options.config import TrainConfig
 from nbcompile.training.outputs import curves, tensorboard
 from nbcompile.training.outputs.records import Epoch, TrainResult
 

@@ -121,7 +121,7 @@ def test_workers_give_the_same_batches_in_every_run(folder: Path) -> None:
 
     def epoch(number: int) -> list[torch.Tensor]:
         loader = Loader(data.train, BatchOrder(6, 2, seed=0), 1, lambda batch: batch)
-        return [images for images, _ in loader.epoch(number)]
+        return [batch.images for batch in loader.epoch(number)]
 
     assert all(map(torch.equal, epoch(1), epoch(1)))
     assert not any(map(torch.equal, epoch(1), epoch(2)))

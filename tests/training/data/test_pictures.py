@@ -94,7 +94,7 @@ def test_leaves_broken_images_out_on_request(
     (message,) = (record.getMessage() for record in warnings.records)
     assert message.startswith(f"imagefolder:{folder}, training part: 1 of 6 images are left out: {broken} cannot be")
     loader = Loader(data.train, BatchOrder(5, 2, seed=0), 0, lambda batch: batch)
-    assert [len(labels) for _, labels in loader.epoch(0)] == [2, 2]
+    assert [len(batch.labels) for batch in loader.epoch(0)] == [2, 2]
 
 
 def test_names_the_first_few(folder: Path, warnings: pytest.LogCaptureFixture) -> None:

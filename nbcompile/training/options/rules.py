@@ -11,7 +11,7 @@ from nbcompile.core.width.factors import check_factors
 from nbcompile.training.methods import METHODS, SELF, MethodRow
 
 if TYPE_CHECKING:
-    from nbcompile.training.config import TrainConfig
+    from nbcompile.training.options.config import TrainConfig
 
 
 def check(config: "TrainConfig") -> None:

@@ -1,0 +1,109 @@
+"""What a training run is told: one frozen object, checked once, saved as JSON in the run folder."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from nbcompile.core.errors import UsageError
+from nbcompile.core.options import documented
+from nbcompile.training.methods import METHODS, MethodRow, default_method
+from nbcompile.training.options.data import DataOptions
+from nbcompile.training.options.expansion import ExpansionOptions, Phases
+from nbcompile.training.options.machine import MachineOptions
+from nbcompile.training.options.recipe import RecipeOptions
+from nbcompile.training.options.rules import check, check_named, check_wide
+from nbcompile.training.options.teacher import TeacherOptions
+from nbcompile.training.options.width import WidthOptions
+
+
+@documented
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(MachineOptions, TeacherOptions, WidthOptions, ExpansionOptions, RecipeOptions, DataOptions):
+    """The reference recipe: SGD with Nesterov momentum, linear warm-up, one cosine to zero, label smoothing.
+
+    Every method gets the same recipe and the same total of epochs.
+
+    Source: NetAug's recipe (Cai et al. 2022, arXiv:2110.08890), on which NetBooster builds (Yu et al. 2023,
+    arXiv:2306.13586, sec. 4.1). ``lr``, ``batch_size`` and ``weight_decay`` were tuned on digits, for ``vanilla``
+    alone. ``temperature`` and ``kd_weight``: Tian et al. 2020, arXiv:1910.10699.
+    """
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.where, str):
+            object.__setattr__(self, "where", tuple(self.where))
+        for name in ("restarts", "factors", "inner"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        check(self)
+
+    @property
+    def method_row(self) -> MethodRow:
+        """The method; where none is named, that for a network which is no giant yet."""
+        return default_method(teacher=self.teacher is not None) if self.method is None else METHODS[self.method]
+
+    @property
+    def expands(self) -> bool:
+        """Whether the method trains a giant."""
+        return self.method_row.expands
+
+    @property
+    def distils(self) -> bool:
+        """Whether the method has a teacher."""
+        return self.method_row.distils
+
+    @property
+    def widens(self) -> bool:
+        """Whether the method trains a giant in width."""
+        return self.method_row.widens
+
+    def for_network(self, *, giant: bool, wide: bool = False) -> "TrainConfig":
+        """With the method's name, for a network that is a giant, in depth or in width, or not.
+
+        Raises:
+            UsageError: if none is named, and an option is given that goes with another one; if it trains no such giant.
+        """
+        if self.method is not None:
+            check_wide(self, wide)
+            return self
+        row = default_method(giant=giant, wide=wide, teacher=self.teacher is not None)
+        check_named(self, row)
+        return dataclasses.replace(self, method=row.name)
+
+    @property
+    def warmup(self) -> float:
+        """Length of the linear warm-up, in epochs."""
+        return min(2.0, self.epochs / 5) if self.warmup_epochs is None else self.warmup_epochs
+
+    @property
+    def phases(self) -> Phases:
+        """Of netbooster."""
+        giant = self.plain_epochs
+        decay = giant + ((self.epochs - giant) // 2 if self.giant_epochs is None else self.giant_epochs)
+        length = max(1, round(0.2 * (self.epochs - decay))) if self.plt_epochs is None else self.plt_epochs
+        return Phases(giant, decay, decay + length)
+
+    @property
+    def wide_until(self) -> int:
+        """Epoch from which channels within blocks alone are widened."""
+        return (self.epochs + 1) // 2 if self.wide_epochs is None else self.wide_epochs
+
+    @property
+    def sort_until(self) -> int:
+        """Epoch from which the network's own channels stay the same."""
+        return self.wide_until if self.sort_epochs is None else self.sort_epochs
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, as JSON has them."""
+        fields = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "TrainConfig":
+        """The inverse of ``to_json``.
+
+        Raises:
+            UsageError: if a field is unknown, or a value is out of range.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(fields) - known):
+            raise UsageError(f"no training option is called {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+        return cls(**fields)

@@ -1,0 +1,24 @@
+"""The machine."""
+
+from dataclasses import dataclass
+
+from nbcompile.core.options import NOT_NEGATIVE, POSITIVE, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineOptions:
+    """On what the run is computed."""
+
+    num_workers: int = option(
+        0, "Processes that read and augment images, per training process", panel="Machine", bound=NOT_NEGATIVE
+    )
+    accelerator: str = option(
+        "auto",
+        "As in Lightning Fabric: auto, cpu, cuda or mps",
+        metavar="NAME",
+        offers=("auto", "cpu", "cuda", "mps"),
+    )
+    devices: int = option(1, "Training processes to start; under torchrun, torchrun decides", bound=POSITIVE)
+    precision: str = option("32-true", "Of the training step", metavar="NAME", choices=("32-true", "bf16-mixed"))
+    compile: bool = option(False, "Let torch.compile compile the training step's forward")
+    channels_last: bool = option(False, "Memory format of images and weights")
