@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+UNLABELED = "unlabeled"
+"""What ``Batch.more`` calls images without labels, ``(M, C, H, W)``."""
+
 
 class Batch(NamedTuple):
     """Images, and what is known of them.

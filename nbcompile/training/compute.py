@@ -96,7 +96,7 @@ def training_cost(
         method.attach(network, epoch)
         if phase != (phase := method.phase(epoch)):
             own, larger = method.macs(network, example)
-            asked = 0 if method.teacher is None else cost(method.teacher, example).macs
+            asked = method.asked(example)
         spent["network"] += images * LEARNING * own
         spent["giant"] += images * LEARNING * larger
         spent["teacher"] += images * asked

@@ -13,12 +13,15 @@ from nbcompile.training.options.machine import MachineOptions
 from nbcompile.training.options.recipe import RecipeOptions
 from nbcompile.training.options.rules import check, check_named, check_wide
 from nbcompile.training.options.teacher import TeacherOptions
+from nbcompile.training.options.unlabeled import UnlabeledOptions
 from nbcompile.training.options.width import WidthOptions
 
 
 @documented
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(MachineOptions, TeacherOptions, WidthOptions, ExpansionOptions, RecipeOptions, DataOptions):
+class TrainConfig(
+    MachineOptions, UnlabeledOptions, TeacherOptions, WidthOptions, ExpansionOptions, RecipeOptions, DataOptions
+):
     """The reference recipe: SGD with Nesterov momentum, linear warm-up, one cosine to zero, label smoothing.
 
     Every method gets the same recipe and the same total of epochs.
@@ -67,6 +70,16 @@ class TrainConfig(MachineOptions, TeacherOptions, WidthOptions, ExpansionOptions
         row = default_method(giant=giant, wide=wide, teacher=self.teacher is not None)
         check_named(self, row)
         return dataclasses.replace(self, method=row.name)
+
+    @property
+    def mimics(self) -> bool:
+        """Whether the method also learns from images without labels."""
+        return self.method_row.mimics
+
+    @property
+    def unlabeled_share(self) -> float:
+        """Images without labels per labelled one."""
+        return (self.unlabeled_batch or self.batch_size) / self.batch_size
 
     @property
     def warmup(self) -> float:
