@@ -26,6 +26,10 @@ CONFIG: dict[str, Any] = {
     "accelerator": "cpu",
 }  # fmt: skip
 BOOSTED: dict[str, Any] = CONFIG | {"method": "netbooster", "where": "all", "ratio": 2}
+MIMIC: dict[str, Any] = CONFIG | {
+    "method": "mimic", "teacher": "another", "unlabeled": "ddp_train:unshifted", "unlabeled_batch": 32,
+    "adversarial": 0.5,
+}  # fmt: skip
 RUNS: dict[str, dict[str, Any]] = {
     "plain": CONFIG,
     "accumulated": CONFIG | {"accumulate": 2},
@@ -34,6 +38,8 @@ RUNS: dict[str, dict[str, Any]] = {
     | {"epochs": 4, "plain_epochs": 1, "giant_epochs": 1, "preserve": True, "contract_at": "decay", "ema": 0.9},
     "netaug": CONFIG | {"method": "netaug", "accumulate": 2, "ema": 0.9},
     "netdistiller": CONFIG | {"method": "netdistiller", "divergence": "balanced"},
+    "mimic": MIMIC,
+    "mimic apart": MIMIC | {"unlabeled_pass": "apart", "accumulate": 2},
     "killed": CONFIG | {"epochs": 3},
 }
 DIES_AT = 30
@@ -79,9 +85,9 @@ def losses(what: str, output: Path) -> dict[str, Any]:
         if isinstance(event, Stepped):
             found.append(event.loss)
 
-    network = Mortal() if what == "killed" else Net()
+    network, teacher = Mortal() if what == "killed" else Net(), Net() if "mimic" in what else None
     try:
-        result = train(network, TrainConfig(**RUNS[what]), output, on_event=listener)
+        result = train(network, TrainConfig(**RUNS[what]), output, on_event=listener, teacher=teacher)
     except NBCompileError as error:
         return {"error": str(error)}
     weights = sum(float(p.detach().double().sum()) for p in result.model.parameters())

@@ -14,6 +14,7 @@ from nbcompile.training import TrainConfig, TrainResult, train
 from tests.training.stopping import StopError, stop_after
 
 BOOSTED: dict[str, Any] = {"method": "netbooster", "where": "all", "ratio": 2, "giant_epochs": 1, "plt_epochs": 2}
+MIMIC: dict[str, Any] = {"method": "mimic", "teacher": "net", "unlabeled": "rest", "train_images": 600}
 CASES: dict[str, dict[str, Any]] = {
     "vanilla": {"method": "vanilla", "ema": 0.9, "restarts": (2, 4)},
     "accumulated, channels last": {"method": "vanilla", "accumulate": 2, "channels_last": True},
@@ -27,6 +28,8 @@ CASES: dict[str, dict[str, Any]] = {
     "deeper and wider": BOOSTED | {"method": "netbooster+netaug", "plain_epochs": 1, "contract_at": "decay"},
     "a booster": {"method": "rocket", "where": "last:1", "ratio": 2, "ema": 0.9},
     "a teacher": {"method": "kd", "teacher": "net", "precision": "bf16-mixed"},
+    "images without labels": MIMIC | {"adversarial": 0.1, "unlabeled_batch": 192, "ema": 0.9, "num_workers": 1},
+    "these apart": MIMIC | {"adversarial": 0.1, "unlabeled_pass": "apart", "accumulate": 2, "precision": "bf16-mixed"},
 }
 EPOCHS = 5
 SLOW = (
@@ -41,6 +44,8 @@ SLOW = (
     "the widest",
     "deeper and wider",
     "a booster",
+    "images without labels",
+    "these apart",
 )
 
 

@@ -40,9 +40,9 @@ class Feature:
     shape: tuple[int, ...]
 
     def is_low_level(self, image: Tensor) -> bool:
-        """Whether it is a map at a stride of at most ``STRIDE`` from ``image`` ``(1, C, H, W)``."""
-        sides = zip(self.shape[2:], image.shape[2:], strict=False)
-        return len(self.shape) == 4 and all(STRIDE * side >= whole for side, whole in sides)
+        """Whether the map, of more than one place, is at a stride of ``STRIDE`` or less from ``image``."""
+        sides = zip(self.shape[2:], image.shape[2:], strict=True)
+        return max(self.shape[2:]) > 1 and all(side >= whole // STRIDE for side, whole in sides)
 
 
 def low_level_feature(model: nn.Module, image: Tensor) -> Feature:
@@ -110,7 +110,8 @@ def _nodes(model: nn.Module, image: Tensor, called: dict[str, list[Feature]], na
     if graph is None or name not in nodes:
         layers = [layer for layer, _ in model.named_modules() if layer]
         why = "is a layer that is not called in training" if name in layers else "is neither layer nor node"
-        raise UsageError(f"feature '{name}' {why}, of {type(model).__name__}{close_to(name, [*called, *nodes])}")
+        known = dict.fromkeys((*called, *nodes))
+        raise UsageError(f"feature '{name}' {why}, of {type(model).__name__}{close_to(name, known)}")
     found = _seen(graph, nodes[name], Shapes(graph, (image,)), called)
     if found is None:
         raise UsageError(
