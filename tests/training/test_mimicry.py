@@ -117,6 +117,16 @@ def test_the_adversarial_gradient_is_turned_for_the_network_alone(how: str) -> N
     assert all(p not in told for p in model.network[3:].parameters()), "logits are aligned"  # type: ignore[index]
 
 
+def test_a_feature_that_is_written_into_is_seen_as_it_was() -> None:
+    _, model = started(adversarial=0.3, feature="1")  # what comes behind works in place
+    assert isinstance(model, Adversary)
+    _, told = model.train()(X)
+    conv, norm = model.network[0], model.network[1]  # type: ignore[index]
+    assert torch.equal(told, model.discriminator(norm(conv(X))))
+    model.eval()
+    assert torch.equal(model(X), model.network(X))
+
+
 def test_the_turn_is_exact() -> None:
     x = torch.randn(3, 2, 5, 4, dtype=torch.float64, requires_grad=True)
     weight = torch.tensor(0.25, dtype=torch.float64)

@@ -32,13 +32,14 @@ def load_unlabeled(config: TrainConfig, data: Data) -> Images:
     Raises:
         UsageError: if there are none, they cannot be read, or they cannot be made like the labelled ones.
     """
-    if config.unlabeled == REST:
+    spec = config.unlabeled or ""
+    if spec == REST:
         return left_out(data)
-    kind, _, rest = (config.unlabeled or "").partition(":")
-    named = f"unlabeled {config.unlabeled}"
+    kind, _, rest = spec.partition(":")
+    named = f"unlabeled {spec}"
     if kind == "imagefolder" and rest:
         return alike(images_under(Path(rest), named), data, named, skip_broken=config.skip_broken)
-    other = replace(config, data=config.unlabeled, input_size=None, train_images=None)
+    other = replace(config, data=spec, input_size=None, train_images=None)
     try:
         found = loaded(other, data.shape[-1])
     except UsageError as error:

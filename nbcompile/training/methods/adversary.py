@@ -25,7 +25,7 @@ def risen(progress: float) -> float:
 
 def reversed_gradient(x: Tensor, weight: Tensor) -> Tensor:
     """``x``, whose gradient is multiplied by ``-weight``, a scalar."""
-    turned: Tensor = _Reversal.apply(x, weight)  # type: ignore[no-untyped-call]
+    turned: Tensor = _Reversal.apply(x, weight)
     return turned
 
 
@@ -36,7 +36,7 @@ class _Reversal(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (weight,) = ctx.saved_tensors
         return -weight * gradient, None
 
