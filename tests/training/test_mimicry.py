@@ -12,11 +12,13 @@ from torch import Tensor, nn
 import nbcompile
 from nbcompile import UsageError
 from nbcompile.core.blocks import sites
+from nbcompile.core.copies import copied
 from nbcompile.core.example import Origin, TensorSpec, remember
 from nbcompile.training import TrainConfig, train
 from nbcompile.training.batch import Batch
 from nbcompile.training.compute import training_cost
 from nbcompile.training.methods.adversary import Adversary, reversed_gradient, risen
+from nbcompile.training.methods.features import Feature
 from nbcompile.training.methods.mimicry import Mimic
 from nbcompile.training.methods.passes import Passes
 from tests.training.test_width_methods import Engine
@@ -125,6 +127,22 @@ def test_a_feature_that_is_written_into_is_seen_as_it_was() -> None:
     assert torch.equal(told, model.discriminator(norm(conv(X))))
     model.eval()
     assert torch.equal(model(X), model.network(X))
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_copies_look_at_themselves_and_what_is_kept_at_nothing(given: bool) -> None:
+    adversary = Adversary(network(), Feature("map", "2" if given else "3", given, (1, 6, 5, 3))).double()
+    other = copied(adversary)
+    assert isinstance(other, Adversary)
+    with torch.no_grad():
+        other.network[0].weight.mul_(2)  # type: ignore[index]
+    for one in (other, adversary):
+        _, told = one.train()(X)
+        assert torch.equal(told, one.discriminator(one.network[:3](X)))  # type: ignore[index]
+    bare = other.bare()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in bare.modules())
+    assert bare.state_dict().keys() == network().state_dict().keys()
+    assert other.train()(X)[1].shape == (4, 1, 5, 3)
 
 
 def test_the_turn_is_exact() -> None:

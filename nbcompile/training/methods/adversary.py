@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nbcompile.core.running import watched
+from nbcompile.core.copies import copied
 from nbcompile.training.methods.features import Feature
 
 WIDTH = 64
@@ -44,7 +44,7 @@ class _Reversal(torch.autograd.Function):
 class Adversary(nn.Module):
     """A network and a discriminator of one of its features; in eval mode the network alone.
 
-    Nothing is left on the network: its feature is looked at during a pass, and only then.
+    A hook looks at the feature; `bare` gives the network without it.
 
     Args:
         network: to train.
@@ -62,29 +62,40 @@ class Adversary(nn.Module):
         self.network, self.feature = network, feature
         self.discriminator = nn.Sequential(nn.Conv2d(feature.shape[1], WIDTH, 1), nn.ReLU(), nn.Conv2d(WIDTH, 1, 1))
         self.register_buffer("weight", torch.zeros(()), persistent=False)
+        self._seen: Tensor | None = None
+        self._hook = _looking(self, network.get_submodule(feature.module))
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Logits ``(N, K)``; in training also those of the discriminator, ``(N, 1, H, W)``."""
+        logits: Tensor = self.network(images)
         if not self.training:
-            logits: Tensor = self.network(images)
             return logits
-        logits, feature = self._looking(images)
+        feature, self._seen = self._seen, None
+        assert feature is not None
         return logits, self.discriminator(reversed_gradient(feature, self.weight))
 
-    def _looking(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        seen: list[Tensor] = []
+    def bare(self) -> nn.Module:
+        """A copy of the network, which nothing looks at."""
+        network = copied(self.network)
+        module = network.get_submodule(self.feature.module)
+        (module._forward_hooks if self.feature.given else module._forward_pre_hooks).pop(self._hook)
+        return network
 
-        def enter(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-            seen.append(args[0].clone())  # what follows may write into it
 
-        def leave(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            seen.append(output.clone())
+def _looking(adversary: Adversary, module: nn.Module) -> int:
+    """Let ``adversary`` see, in training, what ``module`` gives, or takes first; the hook's number, also in copies."""
 
-        looks: dict[str, Any] = {"leave": leave} if self.feature.given else {"enter": enter}
-        module = self.network.get_submodule(self.feature.module)
-        with watched([(self.feature.name, module)], **looks):
-            logits = self.network(images)
-        return logits, seen[0]
+    def given(module: nn.Module, args: Any, output: Tensor) -> None:
+        if module.training:
+            adversary._seen = output.clone()  # what follows may write into it
+
+    def taken(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if module.training:
+            adversary._seen = args[0].clone()
+
+    if adversary.feature.given:
+        return module.register_forward_hook(given).id
+    return module.register_forward_pre_hook(taken).id
 
 
 def telling_apart(logits: Tensor, *, labelled: bool) -> Tensor:

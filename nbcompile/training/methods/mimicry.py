@@ -131,7 +131,7 @@ class Mimic(Method):
 
     def kept(self, model: nn.Module) -> nn.Module:
         """The network."""
-        return super().kept(model.network if isinstance(model, Adversary) else model)
+        return super().kept(model.bare() if isinstance(model, Adversary) else model)
 
     def macs(self, model: nn.Module, example: Tensor) -> tuple[int, int]:
         """See `Method.macs`: of a labelled image, and the images without labels that come with it."""
