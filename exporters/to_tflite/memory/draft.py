@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from nbcompile.core.memory.arena import Buffer
 from nbcompile.exporters.to_tflite.file.parts import File
+from nbcompile.exporters.to_tflite.run.arena import PART
 
 INPUT = -1
 """The step before the first, at which inputs are there."""
@@ -92,8 +93,8 @@ class Draft:
     def like(self, number: int, shape: Sequence[int], what: str) -> int:
         """A new tensor of another shape."""
         model = self.tensor(number)
-        name = f"{self.file.tensors[model.like].name}/{what}"
-        self.made.append(model._replace(shape=tuple(shape), name=f"{name} {len(self.made)}"))
+        name = f"{self.file.tensors[model.like].name}{PART}{len(self.made)} {what}"
+        self.made.append(model._replace(shape=tuple(shape), name=name))
         return len(self.file.tensors) + len(self.made) - 1
 
     @cached_property

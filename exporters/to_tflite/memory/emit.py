@@ -13,10 +13,9 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from nbcompile.exporters.to_tflite.file.edit import add_buffer, drop_unused_codes, operator_code
-from nbcompile.exporters.to_tflite.file.flatbuffer import pack, unpack
+from nbcompile.exporters.to_tflite.file.flatbuffer import MEMORY_PLAN, pack, unpack
 from nbcompile.exporters.to_tflite.memory.draft import Draft, Step
 
-PLAN = b"OfflineMemoryAllocation"
 INT8_SINCE = 2
 """Version of PAD, SLICE and CONCATENATION that first took int8."""
 
@@ -44,8 +43,9 @@ def emit(content: bytes, draft: Draft, offsets: Mapping[int, int] | None = None)
         for number, offset in offsets.items():
             places[numbers[number]] = offset
         row = schema.MetadataT()
-        row.name, row.buffer = PLAN, add_buffer(model, np.concatenate([np.int32([1, 0, len(places)]), places]))
-        others = [one for one in model.metadata or [] if one.name != PLAN]
+        numbers_of_plan = np.concatenate([np.array([1, 0, len(places)], np.int32), places])
+        row.name, row.buffer = MEMORY_PLAN.encode(), add_buffer(model, numbers_of_plan)
+        others = [one for one in model.metadata or [] if one.name != row.name]
         model.metadata = [*others, row]
     return pack(model)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nbcompile.core.memory.arena import Buffer, aligned
+from nbcompile.core.memory.arena import Buffer, aligned, covered
 from nbcompile.exporters.to_tflite.memory.overlaps import Group
 
 ROUNDS = 60
@@ -125,14 +125,5 @@ def _most_at_once(shapes: Sequence[_Shape]) -> int:
     for shape in shapes:
         for step in range(max(shape.first, 0), shape.first + shape.time):
             live = shape.rows[(shape.rows[:, 2] <= step) & (step <= shape.rows[:, 3])]
-            total[step] += _union(live)
+            total[step] += covered((int(row[0]), int(row[1])) for row in live)
     return int(total.max(initial=0))
-
-
-def _union(rows: np.ndarray) -> int:
-    """Bytes that intervals cover."""
-    covered = end = 0
-    for low, high in sorted((int(r[0]), int(r[1])) for r in rows):
-        covered += max(0, high - max(low, end))
-        end = max(end, high)
-    return covered

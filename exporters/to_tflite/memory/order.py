@@ -46,5 +46,3 @@ def reordered(draft: Draft) -> Draft:
 
 def _in_order(draft: Draft, path: tuple[int, ...]) -> Draft:
     return replace(draft, steps=[draft.steps[i] for i in path])
-
-

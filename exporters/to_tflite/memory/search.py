@@ -6,12 +6,13 @@ finds its own (Huang et al. 2025, arXiv:2505.11483). What costs is what the inte
 operator.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from typing import NamedTuple
 
-from nbcompile.exporters.to_tflite.file.parts import File
-from nbcompile.exporters.to_tflite.memory.draft import Draft
+from nbcompile.exporters.to_tflite.file.parts import File, FileOp
+from nbcompile.exporters.to_tflite.memory.draft import Draft, Step
 from nbcompile.exporters.to_tflite.memory.overlaps import wishes
 from nbcompile.exporters.to_tflite.memory.strips import Chain, Region, chain, one_in_strips
 from nbcompile.exporters.to_tflite.memory.windows import Stage, stages
@@ -28,6 +29,9 @@ GRAIN = 16
 KEPT = {"CONV_2D": 200, "DEPTHWISE_CONV_2D": 258, "PAD": 88, "ADD": 712}
 """Bytes that TFLite Micro keeps for an operator, on 64-bit machines: fitted to what it reports for files like these."""
 
+COPIED = {"PAD": 40, "SLICE": 5, "CONCATENATION": 5}
+"""Tenths of a multiply-accumulate for a byte that an operator writes: an estimate, PAD goes element by element."""
+
 KEPT_CHANNEL, KEPT_TENSOR = 7, 72
 """Likewise for a channel of a convolution, and for a tensor."""
 
@@ -39,13 +43,13 @@ class Edge(NamedTuple):
         region: operators of it; of a single operator one strip.
         peak: bytes that are held at once, what passes by included.
         kept: bytes that the interpreter keeps for good because of it.
-        moved: bytes that are copied because of it.
+        work: what is copied because of it, in multiply-accumulates.
     """
 
     region: Region
     peak: int
     kept: int
-    moved: int
+    work: int
 
 
 class Way(NamedTuple):
@@ -55,23 +59,26 @@ class Way(NamedTuple):
         regions: none is the file as it is.
         peak: bytes that are held at once; without gaps that a plan may leave.
         kept: bytes that are kept for good, more than for the file as it is.
-        moved: bytes that are copied more.
+        work: what is copied more, in multiply-accumulates.
+        macs: multiply-accumulates of the file's layers; no way has more.
     """
 
     regions: tuple[Region, ...]
     peak: int
     kept: int
-    moved: int
+    work: int
+    macs: int
 
 
 def ways(file: File) -> list[Way]:
     """From the file as it is down to the least memory: each holds less than the one before, and keeps more."""
     edges = list(_edges(file))
     found: list[Way] = []
+    macs = sum(_macs(file, op) for op in file.ops)
     for height in sorted({edge.peak for edge in edges}, reverse=True):
         if found and height > found[-1].peak - max(found[-1].peak, GRAIN * 100) // 100:
             continue
-        way = _cheapest(len(file.ops), [edge for edge in edges if edge.peak <= height])
+        way = _cheapest(len(file.ops), [edge for edge in edges if edge.peak <= height], macs)
         if way is None:
             break
         if not found or way.peak < found[-1].peak:
@@ -79,15 +86,15 @@ def ways(file: File) -> list[Way]:
     return found
 
 
-def _cheapest(ops: int, edges: list[Edge]) -> Way | None:
-    """The way that keeps the least for good, and of those the one that copies least."""
+def _cheapest(ops: int, edges: list[Edge], macs: int) -> Way | None:
+    """The way that keeps the least for good, and of those the one that works least."""
     into: dict[int, list[Edge]] = {}
     for edge in edges:
         into.setdefault(edge.region.last, []).append(edge)
     best: dict[int, tuple[int, int, Edge | None]] = {0: (0, 0, None)}
     for at in range(1, ops + 1):
         reached = [
-            (best[e.region.first][0] + e.kept, best[e.region.first][1] + e.moved, e)
+            (best[e.region.first][0] + e.kept, best[e.region.first][1] + e.work, e)
             for e in into.get(at, ())
             if e.region.first in best
         ]
@@ -97,11 +104,11 @@ def _cheapest(ops: int, edges: list[Edge]) -> Way | None:
         return None
     taken: list[Edge] = []
     at = ops
-    while (edge := best[at][2]) is not None:
-        taken.append(edge)
-        at = edge.region.first
+    while (last := best[at][2]) is not None:
+        taken.append(last)
+        at = last.region.first
     regions = tuple(e.region for e in reversed(taken) if e.region.strips > 1)
-    return Way(regions, max(e.peak for e in taken), best[ops][0], best[ops][1])
+    return Way(regions, max(e.peak for e in taken), best[ops][0], best[ops][1], macs)
 
 
 def _edges(file: File) -> Iterator[Edge]:
@@ -146,8 +153,8 @@ def _in_strips(
         peak = beside + _most_held(draft, found, stays)
         if least is None or peak < least:
             least = peak
-            moved = sum(draft.tensor(s.outputs[0]).nbytes for s in draft.steps if s.op is None)
-            yield Edge(region._replace(strips=count), peak, _kept(draft, 0, len(draft.steps)) - plain, moved)
+            work = _copied(draft, draft.steps) - _copied(before, before.steps[region.first : region.last])
+            yield Edge(region._replace(strips=count), peak, _kept(draft, 0, len(draft.steps)) - plain, work)
 
 
 def _kept(draft: Draft, first: int, last: int) -> int:
@@ -155,6 +162,19 @@ def _kept(draft: Draft, first: int, last: int) -> int:
     steps = draft.steps[first:last]
     channels = sum(draft.tensor(s.outputs[0]).shape[-1] for s in steps if s.name.endswith("CONV_2D"))
     return sum(KEPT.get(s.name, 0) for s in steps) + KEPT_CHANNEL * channels + KEPT_TENSOR * len(steps)
+
+
+def _copied(draft: Draft, steps: Sequence[Step]) -> int:
+    """What steps copy, in multiply-accumulates."""
+    return sum(COPIED.get(s.name, 0) * draft.tensor(s.outputs[0]).nbytes for s in steps) // 10
+
+
+def _macs(file: File, op: FileOp) -> int:
+    """Multiply-accumulates of an operator with weights."""
+    if op.name not in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
+        return 0
+    weights, out = file.tensors[op.inputs[1]].shape, file.tensors[op.outputs[0]].shape
+    return prod(out) * (prod(weights[1:3]) if op.name == "DEPTHWISE_CONV_2D" else prod(weights[1:]))
 
 
 def _most_held(draft: Draft, found: Chain, stays: bool) -> int:
