@@ -1,9 +1,11 @@
 """The training runs of ``ablate.py``: kept by what they were told, gone on with."""
 
+import dataclasses
 import hashlib
 import json
 import math
 import multiprocessing
+import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _studies import NETWORKS, RECIPE, Options
+from _studies import NETWORKS, RECIPE, TINY_IMAGENET, Options
 from rich.console import Console
 from rich.progress import Progress
 from torch import nn
@@ -28,6 +30,9 @@ from nbcompile.training.seeds import seed_everything
 SHARED = 0.25
 """Equal compute is rounded up to a multiple of this part of the run, so that settings share their controls."""
 
+IN_ROOT = ("teacher",)
+"""Options that may name what is in the folder of the runs."""
+
 _UNSAID: dict[str, Any] = {"method": "netbooster"}
 """What a run was told that says no method: the folders of older runs keep their names."""
 
@@ -38,51 +43,71 @@ class Run:
 
     Attributes:
         network: a name of ``NETWORKS``.
-        fields: of its ``TrainConfig``, as JSON.
-        root: folder of all runs.
+        fields: of its ``TrainConfig``, as JSON; paths may be relative, so that a run is the same on another machine.
+        root: folder of all runs, and of their teachers and stored labels.
+        data_root: folder that the data set is in.
     """
 
     network: str
     fields: str
     root: Path
+    data_root: Path = Path()
 
     @classmethod
-    def of(cls, network: str, options: Options, root: Path) -> "Run":
+    def of(cls, network: str, options: Options, root: Path, data_root: Path = Path()) -> "Run":
         """A run that is told ``options``; those at their defaults are left out, so that new ones orphan no run."""
         said, default = TrainConfig(**options).to_json(), TrainConfig(**_UNSAID).to_json()
-        return cls(network, json.dumps({k: v for k, v in said.items() if v != default[k]}, sort_keys=True), root)
+        fields = json.dumps({k: v for k, v in said.items() if v != default[k]}, sort_keys=True)
+        return cls(network, fields, root, data_root)
+
+    @property
+    def told(self) -> TrainConfig:
+        """What it is told."""
+        return TrainConfig.from_json(_UNSAID | json.loads(self.fields))
 
     @property
     def config(self) -> TrainConfig:
-        """What it is told."""
-        return TrainConfig.from_json(_UNSAID | json.loads(self.fields))
+        """What it is told, with paths that can be opened here."""
+        told = self.told
+        kind, colon, rest = told.data.partition(":")
+        data = f"{kind}:{self.data_root / rest}" if colon and self.data_root != Path() else told.data
+        return dataclasses.replace(told, data=data, **{name: self._in_root(getattr(told, name)) for name in IN_ROOT})
+
+    def _in_root(self, path: str | None) -> str | None:
+        return path if path in (None, SELF) or not (self.root / path).exists() else str(self.root / path)
 
     @property
     def folder(self) -> Path:
         """Where it is kept."""
         told = hashlib.sha1(f"{self.network} {self.fields}".encode()).hexdigest()[:16]
-        return self.root / f"{self.network}-{self.config.method}-{told}"
+        return self.root / f"{self.network}-{self.told.method}-{told}"
 
     def found(self) -> dict[str, Any] | None:
         """What it found; None if it is not done."""
-        return found(self.folder, self.config)
+        return found(self.folder, self.told)
 
 
 Triple = tuple[Run, Run, Run | None]
 """A run, vanilla of the same epochs and schedule, and vanilla of the same compute."""
 
 
+def built(network: str) -> nn.Module:
+    """A network by its name, with weights drawn anew."""
+    return {**NETWORKS, **TINY_IMAGENET}[network]()
+
+
 @cache
-def data_of(name: str, train_images: int | None) -> Data:
+def data_of(name: str, train_images: int | None, input_size: int | None = None) -> Data:
     """The data set, once a process."""
-    return load_data(TrainConfig(data=name, train_images=train_images))
+    return load_data(TrainConfig(data=name, train_images=train_images, input_size=input_size))
 
 
 def done(run: Run) -> Run:
     """Train, or go on with it, and keep what it found."""
     config = run.config
     seed_everything(config.seed)
-    train_in(run.folder, NETWORKS[run.network](), config, data_of(config.data, config.train_images))
+    data = data_of(config.data, config.train_images, config.input_size)
+    train_in(run.folder, built(run.network), config, data, run.told)
     return run
 
 
@@ -102,15 +127,15 @@ def found(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
     return known
 
 
-def train_in(folder: Path, model: nn.Module, config: TrainConfig, data: Data) -> None:
-    """Train ``model`` in ``folder``, or go on with it, and keep what was found."""
+def train_in(folder: Path, model: nn.Module, config: TrainConfig, data: Data, told: TrainConfig | None = None) -> None:
+    """Train ``model`` in ``folder``, or go on with it, and keep what was found, and what it was ``told``."""
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
     result = train(model, config, folder / "trained.pt", folder, resume=True, teacher=teacher_of(config), data=data)
     giants = [epoch.val_accuracy for epoch in result.history if epoch.phase == "giant"]
     final = result.accuracy if result.fused_accuracy is None else result.fused_accuracy
     known = {
-        "config": config.to_json(),
+        "config": (told or config).to_json(),
         "expanded": giants[-1] if giants else None,
         "final": final,
         "seconds": sum(epoch.seconds for epoch in result.history),
@@ -123,10 +148,16 @@ def teacher_of(config: TrainConfig) -> nn.Module | None:
     return nbcompile.load(config.teacher) if config.teacher not in (None, SELF) else None
 
 
-def compute(network: str, config: TrainConfig) -> float:
-    """What the run costs, in epochs of the plain network; what a foreign teacher has cost before is not counted."""
-    x = torch.zeros(1, 3, 32, 32)
-    return training_cost(NETWORKS[network](), config, x, 1, teacher_of(config)).over_plain * config.epochs
+def compute(network: str, config: TrainConfig, teacher: nn.Module | None = None) -> float:
+    """What the run costs, in epochs of the plain network; what a foreign teacher has cost before is not counted.
+
+    Args:
+        network: a name of ``NETWORKS``.
+        config: of the run.
+        teacher: in place of the file that ``config`` names, where that is not written yet.
+    """
+    x = torch.zeros(1, 3, config.input_size or 32, config.input_size or 32)
+    return training_cost(built(network), config, x, 1, teacher or teacher_of(config)).over_plain * config.epochs
 
 
 def controls(network: str, options: Options) -> tuple[Options, Options]:
@@ -140,14 +171,35 @@ def controls(network: str, options: Options) -> tuple[Options, Options]:
     return same, same | {"epochs": longer, "restarts": stretched}
 
 
-def carried_out(runs: Sequence[Run], jobs: int) -> None:
-    """Train what is not done yet, the lowest seeds first."""
-    missing = sorted({run for run in runs if run.found() is None}, key=lambda run: (run.config.seed, run.fields))
+def by_seed(runs: Sequence[Run]) -> list[Run]:
+    """Each run once, the lowest seeds first."""
+    return sorted(set(runs), key=lambda run: (run.told.seed, run.fields))
+
+
+def carried_out(runs: Sequence[Run], jobs: int, end: float | None = None) -> bool:
+    """Train what is not done yet, in order.
+
+    Args:
+        runs: what is wanted.
+        jobs: processes.
+        end: of the sitting, as ``time.monotonic`` has it; runs that are cut off go on from their last epoch next time.
+
+    Returns:
+        Whether all are done.
+    """
+    missing = [run for run in dict.fromkeys(runs) if run.found() is None]
     if not missing:
-        return
+        return True
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=spawn) as pool, Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("runs", total=len(missing))
-        for future in as_completed([pool.submit(done, run) for run in missing]):
-            future.result()
-            progress.advance(task)
+        futures = [pool.submit(done, run) for run in missing]
+        try:
+            for future in as_completed(futures, None if end is None else max(0.0, end - time.monotonic())):
+                future.result()
+                progress.advance(task)
+        except TimeoutError:
+            for process in list(pool._processes.values()):  # none of concurrent.futures' own words ends a running call
+                process.kill()
+            return False
+    return True

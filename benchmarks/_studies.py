@@ -4,16 +4,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from _small_residual import ResidualNet
+from torch import nn
+
 from nbcompile.training.methods import METHODS, SELF
 from nbcompile.zoo import BlockRow, InvertedResidualNet
 
 Options = Mapping[str, Any]
 
 
-def _inverted_residuals(stem: int, rows: tuple[tuple[int, int, int, int], ...], head: int) -> InvertedResidualNet:
-    """Of rows ``(channels, expansion, blocks, stride)``, for 32-pixel images of ten classes."""
+def _inverted_residuals(
+    stem: int, rows: tuple[tuple[int, int, int, int], ...], head: int, classes: int = 10
+) -> InvertedResidualNet:
+    """Of rows ``(channels, expansion, blocks, stride)``, for 32-pixel images."""
     stages = [BlockRow(c, (t,) * n, (3,) * n, s) for c, t, n, s in rows]
-    return InvertedResidualNet(stem, stages, head, num_classes=10, in_channels=3)
+    return InvertedResidualNet(stem, stages, head, num_classes=classes, in_channels=3)
 
 
 NETWORKS: dict[str, Callable[[], InvertedResidualNet]] = {
@@ -25,6 +30,13 @@ NETWORKS: dict[str, Callable[[], InvertedResidualNet]] = {
     "250k": lambda: _inverted_residuals(16, ((16, 1, 1, 1), (24, 6, 3, 1), (40, 6, 3, 2), (80, 6, 3, 2)), 320),
 }
 """By their parameters, about."""
+
+TINY_IMAGENET: dict[str, Callable[[], nn.Module]] = {
+    "mobilenet-47k": lambda: _inverted_residuals(8, ((8, 1, 1, 1), (16, 4, 2, 2), (24, 4, 3, 2)), 120, 200),
+    "residual-91k": lambda: ResidualNet((16, 32, 64), 200),
+    "residual-731k": lambda: ResidualNet((48, 96, 192), 200),
+}
+"""For 200 classes, likewise."""
 
 RECIPE: Options = {"batch_size": 128, "lr": 0.4, "weight_decay": 1e-4, "label_smoothing": 0.0}
 """Of every run; chosen in a short trial of the vanilla "17k", before any giant was trained."""

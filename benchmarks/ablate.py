@@ -22,8 +22,10 @@ from typing import Any
 
 import torch
 from _common import difference, parser, text, write
-from _runs import Run, Triple, carried_out, compute, controls
+from _runs import Run, Triple, by_seed, carried_out, compute, controls
 from _studies import NETWORKS, RECIPE, STUDIES, Options, Setting
+from _suite_runs import run_suite
+from _suites import SUITES
 from rich.console import Console
 from rich.table import Table
 
@@ -37,7 +39,7 @@ def main() -> None:
     made = parser("ablate", __doc__.partition("\n")[0])
     made.add_argument("--data", required=True, help="as of nbcompile train; colour images of 32 pixels, ten classes")
     made.add_argument("--studies", nargs="+", default=["forms"], choices=list(STUDIES))
-    made.add_argument("--settings", nargs="+", help="only these of the studies, by name")
+    made.add_argument("--settings", nargs="+", help="only these of the studies, or rows of the suite, by name")
     made.add_argument("--network", default="17k", choices=list(NETWORKS))
     made.add_argument("--epochs", type=int, default=50)
     made.add_argument("--images", type=int, help="train on so many")
@@ -47,17 +49,25 @@ def main() -> None:
     made.add_argument("--no-compute", action="store_true", help="no vanilla runs of equal compute beside the others")
     made.add_argument("--compile", action="store_true", help="the networks that expand, which takes a C++ compiler")
     made.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs")
+    made.add_argument("--suite", choices=list(SUITES), help="a whole table, in place of studies; see _suites.py")
+    made.add_argument("--plan", action="store_true", help="with --suite: print hours per row and what is done already")
+    made.add_argument("--minutes", type=float, help="with --suite: of this sitting; another one goes on")
+    made.add_argument("--accelerator", default="cpu", help="with --suite: as of nbcompile train")
     args = made.parse_args()
-    known = {setting.name for study in args.studies for setting in STUDIES[study]}
+    rows = SUITES[args.suite].rows if args.suite else [setting for study in args.studies for setting in STUDIES[study]]
+    known = {row.name for row in rows}
     if unknown := set(args.settings or ()) - known:
-        made.error(f"no setting of these studies is called {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+        made.error(f"no setting of these is called {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    if args.suite:
+        run_suite(args)
+        return
     if args.quick:
         args.epochs, args.seeds, args.images = 5, 2, 600
     teacher = teacher_run(args) if any(s.taught for study in args.studies for s in STUDIES[study]) else None
     carried_out([teacher] if teacher else [], 1)
     cells = {study: list(planned(args, STUDIES[study])) for study in args.studies}
     carried_out(
-        [run for rows in cells.values() for _, triples in rows for triple in triples for run in triple if run],
+        by_seed([run for rows in cells.values() for _, triples in rows for triple in triples for run in triple if run]),
         args.jobs,
     )
     tables = {study: [row(setting, triples) for setting, triples in rows] for study, rows in cells.items()}

@@ -9,17 +9,15 @@ from nbcompile.passes.base import PassResult as PassResult
 from nbcompile.passes.base import Skip as Skip
 from nbcompile.passes.contract_sites import ContractSites as ContractSites
 from nbcompile.passes.equalize import Equalize as Equalize
-from nbcompile.passes.even_padding import EvenPadding as EvenPadding
 from nbcompile.passes.expand_sites import ExpandSites as ExpandSites
 from nbcompile.passes.merge_affine import MergeAffine as MergeAffine
 from nbcompile.passes.remove_identity import RemoveIdentity as RemoveIdentity
-from nbcompile.passes.split_channels import SplitChannels as SplitChannels
 
 PASSES: dict[str, type[Pass]] = {
     cls.name: cls
     for cls in (
         *(ExpandSites, ContractSites, RemoveIdentity, MergeAffine),
-        *(Equalize, AbsorbBias, EvenPadding, SplitChannels),
+        *(Equalize, AbsorbBias),
     )
 }
 
@@ -29,9 +27,7 @@ FUSE = (  # makes the deploy form
     "remove-identity",  # before merging, which follows values from node to node
     "merge-affine",
 )
-DEVICE = (  # on the deploy form, for .tflite files; which of them a target leaves out, nbcompile.deploy.to_device says
+DEVICE = (  # on the deploy form, for .tflite files
     "equalize",  # before the biases go: they bound its factors
-    "absorb-bias",  # before channels are split: it follows a value from one layer to the next
-    "even-padding",  # before the search for parts, which would pay for maps that PAD operators write
-    "split-channels",
+    "absorb-bias",
 )

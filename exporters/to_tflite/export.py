@@ -8,9 +8,9 @@ are written beside the file.
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,16 @@ from nbcompile.core.example import Inputs
 from nbcompile.core.files import alone_in, atomic, check_target
 from nbcompile.core.progress import step
 from nbcompile.exporters.base import ExportResult
-from nbcompile.exporters.to_tflite.build import BuiltFile, Samples, Variants, build_file
+from nbcompile.exporters.to_tflite.build import BuiltFile, Samples, Variants
 from nbcompile.exporters.to_tflite.companions import files_beside
+from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
 from nbcompile.exporters.to_tflite.file.options import AS_IT_IS, Limits, Recipe, names_beside
 from nbcompile.exporters.to_tflite.file.ports import Port
+from nbcompile.exporters.to_tflite.memory.arrange import Arranged, arrange
+from nbcompile.exporters.to_tflite.memory.search import Way
 from nbcompile.exporters.to_tflite.proof import layer_errors, require_limits, that_count, why_constant
 from nbcompile.exporters.to_tflite.run.agreement import Agreement, share_as_good
-from nbcompile.exporters.to_tflite.run.arena import Arena, measure_arena
+from nbcompile.exporters.to_tflite.run.arena import Arena
 from nbcompile.exporters.to_tflite.run.errors_by_layer import LayerError
 from nbcompile.exporters.to_tflite.trials import proved, tried
 
@@ -67,6 +70,8 @@ class TfliteResult(ExportResult):
         layers: of a file with quantized activations, in order.
         arena: what it needs under TFLite Micro.
         limits: that it kept.
+        ways: to arrange its memory, from the file as it was converted to the least memory; none without ``micro``.
+        way: the one that was taken.
         tried: every way to quantize the network, in order.
         chosen: which of them was taken, in words.
         macs: multiply-accumulates of the network's layers, if known.
@@ -86,6 +91,8 @@ class TfliteResult(ExportResult):
     limits: Limits
     tried: tuple[Attempt, ...]
     chosen: str
+    ways: tuple[Way, ...] = ()
+    way: Way | None = None
     macs: int | None = None
     executed_macs: int | None = None
     companions: tuple[Path, ...] = ()
@@ -93,7 +100,7 @@ class TfliteResult(ExportResult):
     def to_json(self) -> dict[str, Any]:
         """The fields in plain JSON types; of the arena its totals."""
         arena = {name: getattr(self.arena, name) for name in ("head", "tail", "needed", "flash", "peak_layer")}
-        plain = {name: value for name, value in asdict(self).items() if name not in ("arena", "layers")}
+        plain = {name: value for name, value in asdict(self).items() if name not in ("arena", "layers", "ways", "way")}
         return plain | {
             "path": str(self.path),
             "notes": list(self.notes),
@@ -148,8 +155,12 @@ def write_tflite(
     data = Samples.of(reference, inputs, samples, checked)
     trials = tried({how: graph, **(variants or {})}, inputs, data, recipe, micro, correct_bias)
     chosen, agreeing, arena, unrun = proved(trials, data, micro, correct_bias)
-    require_limits(path, agreeing, arena, recipe.scheme, limits, micro)
     layers = layer_errors(chosen, data, recipe)
+    found = arrange(chosen.content, limits, chosen.model.layers) if micro else None
+    if found is not None:
+        chosen, arena = replace(chosen, content=found.content), found.arena
+        unrun = [*unrun, *_arranged(found, chosen.model.layers)]
+    require_limits(path, agreeing, arena, recipe.scheme, limits, micro, 0 if found is None else len(found.ways))
     constant = next(filter(None, map(why_constant, that_count(agreeing, micro))), "")
     rests_on = _rests_on(that_count(agreeing, micro), data, len(trials.built))
     with step("making what goes beside it"):
@@ -180,6 +191,8 @@ def write_tflite(
         layers=layers,
         arena=arena,
         limits=limits,
+        ways=() if found is None else found.ways,
+        way=None if found is None else found.way,
         tried=tuple(Attempt(one.how, one.sqnr, one.float_sqnr) for one in trials.built),
         chosen=chosen.how,
         companions=tuple(beside),
@@ -204,21 +217,17 @@ def _rests_on(agreeing: Sequence[Agreement], data: Samples, tried: int) -> str:
     return f"{said}; the worst has {part.low:.1f} dB, which at least {share:.0%} of others like them reach (95 % sure)"
 
 
-def arena_of(graph: nn.Module, inputs: Inputs, samples: Sequence[Inputs], recipe: Recipe) -> int:
-    """Bytes that the file of ``graph`` needs under TFLite Micro.
+def _arranged(found: Arranged, layers: Mapping[str, str]) -> list[str]:
+    """What is computed in strips of rows, in words."""
+    ops = read_file(found.before).ops if found.way.regions else ()
+    tensors = read_file(found.before).tensors if ops else ()
 
-    Args:
-        graph: as of :func:`write_tflite`.
-        inputs: as of :func:`write_tflite`.
-        samples: the calibration set; the first will do, for sizes do not depend on it.
-        recipe: as of :func:`write_tflite`.
+    def layer(number: int) -> str:
+        name = tensors[ops[number].outputs[0]].name
+        return layers.get(name, name)
 
-    Raises:
-        ExportError: as :func:`write_tflite`.
-    """
-    content = build_file(graph, inputs, Samples.of(graph, inputs, samples[:1], samples[:1]), recipe, micro=True).content
-    arena = measure_arena(content)
-    return arena.needed or arena.head
+    parts = [f"'{layer(r.first)}' to '{layer(r.last - 1)}' in {r.strips}" for r in found.way.regions]
+    return [f"computed in strips of rows, to need less memory: {', '.join(parts)}"] if parts else []
 
 
 def _port(port: Port) -> str:

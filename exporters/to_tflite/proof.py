@@ -65,9 +65,19 @@ def that_count(agreeing: Sequence[Agreement], micro: bool) -> list[Agreement]:
 
 
 def require_limits(
-    path: Path, agreeing: Sequence[Agreement], arena: Arena, scheme: str, limits: Limits, micro: bool
+    path: Path, agreeing: Sequence[Agreement], arena: Arena, scheme: str, limits: Limits, micro: bool, ways: int = 0
 ) -> None:
-    """Raise ExportError if a limit is not kept, in an interpreter that the device runs."""
+    """Raise ExportError if a limit is not kept, in an interpreter that the device runs.
+
+    Args:
+        path: of the file.
+        agreeing: with PyTorch, in each interpreter.
+        arena: what the file needs.
+        scheme: how it stores numbers.
+        limits: to keep.
+        micro: whether TFLite Micro is to run it.
+        ways: of how many arrangements of its memory ``arena`` is the one that fits, or the least.
+    """
     least = limits.least_sqnr(scheme)
     for one in that_count(agreeing, micro):
         if not one.sqnr >= least:
@@ -92,6 +102,8 @@ def require_limits(
                 f"and {limits.agreement:.1%} are asked for; no file was kept"
             )
     over = why_over_budget(arena.needed or arena.head, arena.flash, limits.sram, limits.flash)
+    if over and limits.sram is not None and (arena.needed or arena.head) > limits.sram and ways > 1:
+        over += f". It is the least of {ways} arrangements (--memory-plan), and at its peak at '{arena.peak_layer}'"
     if over:
         raise ExportError(f"{path}: {over}; no file was kept")
 

@@ -39,6 +39,9 @@ def fuse_command(
         bool, flag("--explain", "Say what each pass rewrote, and why it left the rest alone.", CHECKS)
     ] = False,
     layers: Annotated[bool, flag("--layers", "Of .tflite: show the error of every layer.", CHECKS)] = False,
+    memory_plan: Annotated[
+        bool, flag("--memory-plan", "Of .tflite for mcu: show how little memory it can take, and at what cost.", CHECKS)
+    ] = False,
 ) -> None:
     """Contract a giant to the original network, or merge all that can be in any other, and write deploy files.
 
@@ -54,4 +57,4 @@ def fuse_command(
         command=" ".join(["nbcompile", *sys.argv[1:]]), device=options, batch=batch,
         json=None if json == STDOUT else json,
     )  # fmt: skip
-    give(found, json, partial(show_fuse, explain=explain, layers=layers))
+    give(found, json, partial(show_fuse, explain=explain, layers=layers, memory_plan=memory_plan))

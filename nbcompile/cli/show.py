@@ -22,8 +22,10 @@ def show_widen(found: dict[str, Any], console: Console, *, explain: bool = False
     say(console, f"written: {found['giant']}")
 
 
-def show_fuse(found: dict[str, Any], console: Console, *, explain: bool = False, layers: bool = False) -> None:
-    """Costs, checks and files; with ``explain`` what each pass did, with ``layers`` the error of every layer."""
+def show_fuse(
+    found: dict[str, Any], console: Console, *, explain: bool = False, layers: bool = False, memory_plan: bool = False
+) -> None:
+    """Costs, checks and files; with ``explain`` what each pass did; of devices ``layers`` and ways to use memory."""
     if explain:
         _passes(found["passes"], console)
     _costs({name: found[name] for name in ("giant", "network", "tiny") if name in found}, console)
@@ -34,7 +36,7 @@ def show_fuse(found: dict[str, Any], console: Console, *, explain: bool = False,
         for note in file.get("notes", ()):
             say(console, f"  {note}")
         if "device" in file:
-            show_device(file["device"], console, layers=layers)
+            show_device(file["device"], console, layers=layers, memory_plan=memory_plan)
 
 
 def show_verify(found: dict[str, Any], console: Console) -> None:

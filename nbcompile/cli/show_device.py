@@ -7,22 +7,25 @@ from rich.console import Console
 from rich.table import Table
 
 from nbcompile.cli.terminal import add_row, new_table, say
-from nbcompile.results.device import Device, Interpreter, QuantizedRow, first_out_of_band, verdict
+from nbcompile.results.device import Device, Interpreter, QuantizedRow, WayRow, first_out_of_band, verdict
 from nbcompile.results.numbers import DASH, count, decibels, exact, known, percent, ratio, small
 
 
-def show_device(found: dict[str, Any], console: Console, *, layers: bool = False) -> None:
+def show_device(found: dict[str, Any], console: Console, *, layers: bool = False, memory_plan: bool = False) -> None:
     """Memory, peak and numbers of one file; with ``layers`` its layer table, too.
 
     Args:
         found: what :meth:`nbcompile.results.device.Device.of` reads.
         console: to print on.
         layers: whether to show every layer.
+        memory_plan: whether to show the ways to arrange its memory.
     """
     device = Device.of(found)
     say(console, ", ".join(filter(None, (device.file, device.target, device.scheme))))
     for line in (*_memory(device), *_work(device), *_band(device.layers), *device.notes):
         say(console, f"  {line}")
+    if memory_plan and device.ways:
+        console.print(_ways(device.ways))
     if device.interpreters:
         console.print(_interpreters(device.interpreters))
     if layers and device.layers:
@@ -56,6 +59,15 @@ def _band(layers: Sequence[QuantizedRow]) -> Iterator[str]:
     if first is not None:
         expected = f", expected at least {decibels(first.expected)}" if known(first.expected) else ""
         yield f"first layer out of its expected band: {first.name} ({decibels(first.sqnr)}{expected})"
+
+
+def _ways(rows: Sequence[WayRow]) -> Table:
+    table = new_table("way", "activations", "stays more", "about in all", "more work", "strips", left=1)
+    for number, row in enumerate(rows):
+        name = ("as converted" if not row.strips else str(number)) + (", taken" if row.taken else "")
+        numbers = (exact(row.activations), exact(row.stays), exact(row.total), f"{row.work:.1%}", count(row.strips))
+        add_row(table, name, *numbers)
+    return table
 
 
 def _interpreters(rows: Sequence[Interpreter]) -> Table:

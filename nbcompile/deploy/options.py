@@ -20,6 +20,9 @@ from nbcompile.exporters.to_tflite.targets.boards import BOARDS
 from nbcompile.exporters.to_tflite.targets.boards import board as board_of
 
 TARGETS = ("raspberrypi", "mcu")
+LEAST = "least"
+"""The budget of who wants the smallest arena."""
+
 WHEN = ("auto", "always", "never")
 PREPARED = ("scale", "mean", "std", "crop", "size")
 """What a preprocessing may say of images; ``size``, which training records, is the input's own side."""
@@ -101,7 +104,9 @@ class DeviceOptions:
         metavar="BOARD",
         offers=tuple(BOARDS),
     )
-    sram: int | str | None = option(None, "That the arena may take, such as 192K", metavar="BYTES")
+    sram: int | str | None = option(
+        None, "That the arena may take, such as 192K; for mcu also least, the smallest there is", metavar="BYTES"
+    )
     flash: int | str | None = option(None, "That the file may take, such as 1M", metavar="BYTES")
     min_sqnr: float | None = option(
         None,
@@ -136,6 +141,8 @@ class DeviceOptions:
             )
         if self.min_sqnr is not None and not math.isfinite(self.min_sqnr):
             raise UsageError(f"min_sqnr={self.min_sqnr} is no limit: give a number of dB, such as 20")
+        if self.sram == LEAST and not self.micro:
+            raise UsageError(f"sram='{LEAST}' goes with target='mcu': what LiteRT needs is not arranged here")
         recipe, _ = self.recipe(), self.limits()
         if recipe.calibrated and self.calibration is None:
             raise UsageError(
@@ -164,11 +171,12 @@ class DeviceOptions:
 
     def limits(self) -> Limits:
         """Budgets as numbers; a board gives those that are not given."""
-        sram, flash = size_in_bytes(self.sram, "sram"), size_in_bytes(self.flash, "flash")
+        least = self.sram == LEAST
+        sram, flash = None if least else size_in_bytes(self.sram, "sram"), size_in_bytes(self.flash, "flash")
         if self.board is not None:
             known = board_of(self.board)
             sram, flash = sram or known.block, flash or known.flash
-        return Limits(sqnr=self.min_sqnr, agreement=self.min_agreement, sram=sram, flash=flash)
+        return Limits(sqnr=self.min_sqnr, agreement=self.min_agreement, sram=sram, flash=flash, least_sram=least)
 
 
 def require_calibration(path: Path) -> None:

@@ -4,8 +4,7 @@
 target         what it is
 =============  ====================================================================================================
 raspberrypi    LiteRT: the network as it is
-mcu            TFLite Micro: no PAD operator for strided convolutions at even sizes (`EvenPadding`), layers computed in
-               channel groups where a budget asks for it (`nbcompile.deploy.fit_memory`), C++ sources beside the file
+mcu            TFLite Micro: memory is arranged (`exporters/to_tflite/memory`), C++ sources are written beside the file
 =============  ====================================================================================================
 """
 
@@ -25,13 +24,12 @@ from nbcompile.core.options import keywords_of
 from nbcompile.core.progress import step
 from nbcompile.deploy.calibration import Calibration, calibration
 from nbcompile.deploy.deploy_form import deploy
-from nbcompile.deploy.fit_memory import fit
 from nbcompile.deploy.options import DeviceOptions
 from nbcompile.exporters import TFLITE
 from nbcompile.exporters.base import ExportResult
-from nbcompile.exporters.to_tflite.file.options import AS_IT_IS, Limits, Recipe, held_out
+from nbcompile.exporters.to_tflite.file.options import AS_IT_IS, Recipe, held_out
 from nbcompile.pass_runner import Maker, run_pipeline
-from nbcompile.passes import DEVICE, AbsorbBias, Equalize, EvenPadding, Pass, PassResult, SplitChannels
+from nbcompile.passes import DEVICE, AbsorbBias, Equalize, Pass, PassResult
 
 log = logging.getLogger("nbcompile")
 
@@ -70,7 +68,7 @@ def export_tflite(model: nn.Module, inputs: Inputs, path: Path, **options: Any) 
     notes = list(data.notes)
     for note in notes:
         log.warning("%s", note)
-    graphs = _Job(inputs, samples, recipe, wanted.micro, limits, notes).variants(graph, wanted.equalize)
+    graphs = _Job(inputs, samples, recipe).variants(graph, wanted.equalize)
     if wanted.equalize == "always" and EQUALIZED in graphs:
         graphs = {EQUALIZED: graphs[EQUALIZED]}
     how, plain = next(iter(graphs.items()))
@@ -86,15 +84,11 @@ def export_tflite(model: nn.Module, inputs: Inputs, path: Path, **options: Any) 
 
 @dataclass
 class _Job:
-    """What all variants of one export share; ``parts`` is what the budget took."""
+    """What all variants of one export share."""
 
     inputs: Inputs
     samples: Sequence[Inputs]
     recipe: Recipe
-    micro: bool
-    limits: Limits
-    notes: list[str]
-    parts: Mapping[str, int] | None = None
 
     def variants(self, graph: nn.Module, equalize: str) -> dict[str, nn.Module]:
         """The network for the target, by what was done to it: as it is, and with the ranges of its channels equalized.
@@ -123,15 +117,14 @@ class _Job:
         self, graph: fx.GraphModule, how: str, without: Sequence[type[Pass]], makers: Mapping[str, Maker] = _NO_MAKERS
     ) -> tuple[fx.GraphModule, dict[str, PassResult]]:
         """A copy of ``graph`` after the pipeline ``DEVICE`` without some passes, and what the others did."""
-        of_others = () if self.micro else (EvenPadding, SplitChannels)
-        left_out = {cls.name for cls in (*without, *of_others)}
+        left_out = {cls.name for cls in without}
         gm = copy.deepcopy(graph)
         with step(f"preparing the network {how}"):
             return gm, run_pipeline(
                 [name for name in DEVICE if name not in left_out],
                 gm,
                 {"inputs": self.inputs},
-                {AbsorbBias.name: self._absorbing, SplitChannels.name: self._fitting, **makers},
+                {AbsorbBias.name: self._absorbing, **makers},
             )
 
     def _through_clips(self, gm: fx.GraphModule) -> Equalize:
@@ -143,21 +136,3 @@ class _Job:
     def _ranges(self, gm: fx.GraphModule) -> ChannelRanges:
         with step("finding the ranges of its channels"):
             return channel_ranges(gm, self.samples)
-
-    def _fitting(self, gm: fx.GraphModule) -> SplitChannels | None:
-        """In as many parts as the budget asks for: found for the first variant, and the same for all."""
-        if self.limits.sram is None:
-            return None
-        if self.parts is None:
-            chosen = fit(gm, self.inputs, self.limits.sram, self._arena).chosen
-            self.parts = {name: count for name, count in chosen.parts.items() if count > 1}
-            if self.parts:
-                self.notes.append(f"fits {self.limits.sram:,} bytes of SRAM: {chosen}")
-        return SplitChannels(self.parts) if self.parts else None
-
-    def _arena(self, graph: fx.GraphModule) -> int:
-        """Bytes that the file of ``graph`` needs under TFLite Micro."""
-        TFLITE.exporter()  # says which package is missing
-        from nbcompile.exporters.to_tflite.export import arena_of
-
-        return arena_of(graph, self.inputs, self.samples, self.recipe)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nbcompile.core.memory.arena import covered
 from nbcompile.exporters.to_tflite.file.options import INTERPRETERS
 from nbcompile.results.numbers import exact, known
 
@@ -96,6 +97,27 @@ class TensorRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WayRow:
+    """A way to arrange a file's memory; estimates, but for the one that is taken.
+
+    Attributes:
+        activations: bytes that are held at once.
+        stays: bytes that are kept for good, more than for the file as it was converted.
+        total: bytes of the whole arena.
+        work: what is copied more, over the multiply-accumulates of the layers.
+        strips: of all regions together; 0: nothing is computed in strips.
+        taken: whether the file is computed so.
+    """
+
+    activations: int
+    stays: int
+    total: int | None = None
+    work: float = 0.0
+    strips: int = 0
+    taken: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Device:
     """A file for a device, as far as it is known before it is flashed.
 
@@ -115,6 +137,7 @@ class Device:
         interpreters: that the file was run in.
         layers: in execution order.
         tensors: the memory plan of the head.
+        ways: to arrange it, from the file as it was converted to the least memory.
         notes: sentences a reader should know, such as what the input must look like.
     """
 
@@ -133,6 +156,7 @@ class Device:
     interpreters: tuple[Interpreter, ...] = ()
     layers: tuple[QuantizedRow, ...] = ()
     tensors: tuple[TensorRow, ...] = ()
+    ways: tuple[WayRow, ...] = ()
     notes: tuple[str, ...] = ()
 
     @classmethod
@@ -142,6 +166,7 @@ class Device:
             "interpreters": tuple(Interpreter(**row) for row in found["interpreters"]),
             "layers": tuple(QuantizedRow(**row) for row in found["layers"]),
             "tensors": tuple(TensorRow(**row) for row in found["tensors"]),
+            "ways": tuple(WayRow(**row) for row in found.get("ways", ())),
             "notes": tuple(found["notes"]),
         }
         return cls(**{**found, **rows})
@@ -178,12 +203,12 @@ def busiest(tensors: Sequence[TensorRow]) -> tuple[int, tuple[TensorRow, ...], i
 
     Returns:
         The first of the ops at which the most bytes are live; the tensors that are live there, largest first; and
-        the bytes that the plan needs beyond theirs, because it leaves gaps.
+        the bytes that the plan needs beyond theirs, because it leaves gaps. Tensors may lie in each other.
     """
     alive = {op: [t for t in tensors if t.first <= op <= t.last] for op in sorted({t.first for t in tensors})}
-    op = max(alive, key=lambda op: sum(t.bytes for t in alive[op]))
+    op = max(alive, key=lambda op: covered((t.offset, t.end) for t in alive[op]))
     live = tuple(sorted(alive[op], key=lambda t: -t.bytes))
-    return op, live, max(t.end for t in tensors) - sum(t.bytes for t in live)
+    return op, live, max(t.end for t in tensors) - covered((t.offset, t.end) for t in live)
 
 
 def verdict(value: float | None, budget: float | None) -> tuple[bool, str]:
@@ -256,6 +281,7 @@ def device_of(result: Any) -> Device | None:
             )
             for row in arena.rows
         ),
+        ways=_ways(result),
         notes=tuple(
             f"{trial.how}: {trial.sqnr:.2f} dB (before quantizing {trial.float_sqnr:.1f} dB)"
             f"{', taken' if trial.how == result.chosen else ''}"
@@ -263,4 +289,21 @@ def device_of(result: Any) -> Device | None:
         )
         if len(result.tried) > 1
         else (),
+    )
+
+
+def _ways(result: Any) -> tuple[WayRow, ...]:
+    """What is estimated of every way; what stays is taken from the one that was measured."""
+    taken = result.way
+    tail = None if taken is None else (result.arena.tail or 0) - taken.kept
+    return tuple(
+        WayRow(
+            activations=way.peak,
+            stays=way.kept,
+            total=None if tail is None else way.peak + way.kept + tail,
+            work=way.work / max(1, way.macs),
+            strips=sum(region.strips for region in way.regions),
+            taken=way == taken,
+        )
+        for way in result.ways
     )

@@ -23,6 +23,9 @@ FILE_IDENTIFIER = b"TFL3"
 BUFFER_ALIGNMENT = 16
 """Bytes, of every constant in a file: what the schema asks for, and what kernels on microcontrollers rely on."""
 
+MEMORY_PLAN = "OfflineMemoryAllocation"
+"""Metadata in which TFLite Micro finds a plan (tflite-micro's docs/offline_memory_plan.md); others pass it over."""
+
 _MOST_DIMENSIONS = 32
 """Of a tensor: no kernel takes more than 8."""
 
@@ -98,7 +101,18 @@ class _Reading:
         inputs, outputs = self._numbers(graph.InputsAsNumpy()), self._numbers(graph.OutputsAsNumpy())
         _require_there([*inputs, *outputs, *(i for op in ops for i in op.outputs)], tensors, least=0)
         _require_there([i for op in ops for i in op.inputs], tensors, least=-1)
-        return File(self._size, tensors, ops, inputs, outputs)
+        return File(self._size, tensors, ops, inputs, outputs, self._plan(len(tensors)))
+
+    def _plan(self, count: int) -> tuple[int, ...]:
+        """The offsets of ``count`` tensors, if the file has them."""
+        for i in self._range(self._model.MetadataLength()):
+            row = self._model.Metadata(i)
+            if self._text(row.Name()) == MEMORY_PLAN:
+                values = np.frombuffer(self._buffer(row.Buffer()), np.int32)
+                if len(values) != 3 + count:
+                    raise CheckpointError(f"this .tflite file is damaged: its memory plan is not of {count} tensors")
+                return tuple(values[3:].tolist())
+        return ()
 
     def _pay(self, count: int) -> int:
         """``count`` bytes more are read."""

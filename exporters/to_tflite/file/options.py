@@ -89,6 +89,7 @@ class Limits:
         sqnr: dB that the outputs must reach at least, against PyTorch's, in every interpreter.
         agreement: share of the samples whose largest output must be the same, in [0, 1].
         sram: bytes that the arena may take.
+        least_sram: whether it is to take as few as it can.
         flash: bytes that the file may take.
     """
 
@@ -96,6 +97,7 @@ class Limits:
     agreement: float | None = None
     sram: int | None = None
     flash: int | None = None
+    least_sram: bool = False
 
     def least_sqnr(self, scheme: str) -> float:
         """What the outputs of a file of ``scheme`` must reach, dB."""

@@ -105,6 +105,8 @@ class File:
         ops: in the order of execution.
         inputs: indices of tensors.
         outputs: indices of tensors.
+        plan: bytes from the start of the arena at which TFLite Micro is to put each tensor, -1 where it chooses; empty
+            where the file has no plan.
     """
 
     size: int
@@ -112,6 +114,7 @@ class File:
     ops: tuple[FileOp, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    plan: tuple[int, ...] = ()
 
     def operands(self, op: FileOp) -> Iterator[FileTensor]:
         """The inputs of ``op`` that are there."""

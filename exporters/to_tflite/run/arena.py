@@ -15,12 +15,15 @@ from functools import cached_property
 from math import prod
 
 from nbcompile.core.errors import ExportError
-from nbcompile.core.memory.arena import Buffer, aligned, offsets
+from nbcompile.core.memory.arena import Buffer, aligned, covered, offsets
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileOp, read_file
 from nbcompile.exporters.to_tflite.run.interpreters import Micro, start_micro
 from nbcompile.exporters.to_tflite.run.survival import require_survival
 
 _SCRATCH = "scratch of "
+PART = "#"
+"""Before what tells one part of a layer's result from another, in the name of a tensor."""
+
 _PREPARING = 2048
 """Bytes: more than what kernels take for a moment to be prepared (a few descriptions of tensors)."""
 
@@ -75,9 +78,11 @@ class Arena:
 
     @cached_property
     def live(self) -> tuple[int, ...]:
-        """Bytes that are needed at once, operator by operator: no planner can do with less than the largest."""
-        buffers = [row.buffer for row in self.rows]
-        return tuple(sum(b.size for b in buffers if b.first <= op <= b.last) for op in range(len(self.ops)))
+        """Bytes that are needed at once, operator by operator; those of tensors that lie in each other count once."""
+        return tuple(
+            covered((row.offset, row.offset + row.buffer.size) for row in self.rows if row.buffer.at(op))
+            for op in range(len(self.ops))
+        )
 
     @property
     def peak_op(self) -> int:
@@ -101,11 +106,13 @@ def modelled(content: bytes, layers: Mapping[str, str] | None = None) -> Arena:
         CheckpointError: if the file cannot be read.
     """
     file, names = read_file(content), layers or {}
-    buffers = _tensors(file) + _scratch(file)
-    tensors = [b.name.removeprefix(_SCRATCH) for b in buffers]
+    held = _tensors(file)
+    buffers = [*held.values(), *scratch_of(file)]
+    given = {i: file.plan[number] for i, number in enumerate(held) if file.plan and file.plan[number] >= 0}
+    tensors = [b.name.removeprefix(_SCRATCH).partition(PART)[0] for b in buffers]
     rows = tuple(
         Bar(b, names.get(tensor, tensor), offset)
-        for b, tensor, offset in zip(buffers, tensors, offsets(buffers), strict=True)
+        for b, tensor, offset in zip(buffers, tensors, offsets(buffers, given), strict=True)
     )
     arena = Arena(rows, tuple(op.name for op in file.ops), 0, None, None, file.size)
     return replace(arena, head=arena.planned)
@@ -143,7 +150,7 @@ def _needed(content: bytes, head: int, tail: int) -> int:
     return size
 
 
-def _tensors(file: File) -> list[Buffer]:
+def _tensors(file: File) -> dict[int, Buffer]:
     """The tensors that take memory, by index; kept as long as TFLite Micro's ``AllocationInfoBuilder`` keeps them."""
     first = dict.fromkeys((*file.inputs, *file.outputs), -1)
     last = dict(first)
@@ -151,14 +158,14 @@ def _tensors(file: File) -> list[Buffer]:
         first |= dict.fromkeys(op.outputs, op.index)
         last |= dict.fromkeys((*op.inputs, *op.outputs), op.index)
     last |= dict.fromkeys(file.outputs, len(file.ops) - 1)
-    return [
-        Buffer(t.name, t.nbytes, first.get(t.index, _NEVER), last.get(t.index, _NEVER))
+    return {
+        t.index: Buffer(t.name, t.nbytes, first.get(t.index, _NEVER), last.get(t.index, _NEVER))
         for t in file.tensors
         if t.data is None and t.nbytes
-    ]
+    }
 
 
-def _scratch(file: File) -> list[Buffer]:
+def scratch_of(file: File) -> list[Buffer]:
     """What the reference kernels request for themselves while they run."""
     buffers = []
     for op in file.ops:

@@ -5,7 +5,7 @@ Source:
     each at the lowest offset where it fits between those that are alive at the same time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 ALIGNMENT = 16
@@ -33,22 +33,31 @@ class Buffer:
         """Bytes that it takes in the arena."""
         return aligned(self.nbytes)
 
+    def at(self, op: int) -> bool:
+        """Whether it is needed at operator ``op``."""
+        return self.first <= op <= self.last
+
 
 def aligned(nbytes: int) -> int:
     """``nbytes``, rounded up to a multiple of ``ALIGNMENT``."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
-def offsets(buffers: Sequence[Buffer]) -> list[int]:
+def offsets(buffers: Sequence[Buffer], given: Mapping[int, int] | None = None) -> list[int]:
     """Bytes from the start of the arena at which the planner puts each buffer.
 
     Args:
         buffers: in the order in which TFLite Micro adds them: tensors by index, then kernels' scratch memory. Of
             buffers of equal size, the planner places those first that were added last.
+        given: places of some, by their positions: they are taken as they are, the others find theirs around them.
     """
     starts = [0] * len(buffers)
-    placed: list[int] = []  # in ascending order of offset
+    for i, start in (given or {}).items():
+        starts[i] = start
+    placed = sorted(given or (), key=lambda j: starts[j])
     for i in sorted(range(len(buffers) - 1, -1, -1), key=lambda i: -buffers[i].size):
+        if given and i in given:
+            continue
         end = 0
         for j in placed:
             if buffers[j].first > buffers[i].last or buffers[i].first > buffers[j].last:
@@ -59,6 +68,15 @@ def offsets(buffers: Sequence[Buffer]) -> list[int]:
         starts[i] = end
         placed = sorted([*placed, i], key=lambda j: starts[j])
     return starts
+
+
+def covered(intervals: Iterable[tuple[int, int]]) -> int:
+    """Bytes that intervals cover; each from its first to behind its last."""
+    total = end = 0
+    for low, high in sorted(intervals):
+        total += max(0, high - max(low, end))
+        end = max(end, high)
+    return total
 
 
 def height(buffers: Sequence[Buffer]) -> int:

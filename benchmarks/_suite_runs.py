@@ -1,0 +1,228 @@
+"""Carries out a suite of ``_suites.py``: ``ablate.py --suite``."""
+
+import argparse
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from _common import difference, text, write
+from _runs import Run, built, carried_out, compute, data_of
+from _studies import Options
+from _suites import SUITES, Place, Row, Suite
+from rich.console import Console
+from rich.table import Table
+from torch.nn.functional import cross_entropy
+
+import nbcompile
+from nbcompile.training.data.base import Data
+from nbcompile.training.methods import SELF
+
+TEACHER_SEED = 100
+STEPS = 20
+"""Of plain training, that are timed for the plan."""
+
+
+class Cell(NamedTuple):
+    """A row of the table on one network: its runs, by seed, and what one costs in epochs of the plain network."""
+
+    row: Row
+    runs: list[Run]
+    cost: float
+
+
+class Sitting:
+    """One start of the script: the runs that are done stay done, the next one is begun while there is time.
+
+    Args:
+        args: of the command line.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.suite: Suite = SUITES[args.suite]
+        self.args = args
+        kind, _, folder = args.data.partition(":")
+        self.data_root, name = Path(folder).resolve().parent, Path(folder).name
+        self.shared = {
+            "data": f"{kind}:{name}", "train_images": args.images, "input_size": self.suite.size, **self.suite.recipe,
+            "accelerator": args.accelerator, "channels_last": True,
+        }  # fmt: skip
+        self.seeds = range(2 if args.quick else self.suite.seeds)
+        self.rows = [row for row in self.suite.rows if row.name in (args.settings or [row.name])]
+        self.least = 3 if args.quick else self.suite.epochs
+        self.end = time.monotonic() + 60 * args.minutes if args.minutes else None
+        self.console = Console()
+
+    def run(self, network: str, epochs: int, seed: int, options: Options) -> Run:
+        """A run of the suite."""
+        told = {**self.shared, "epochs": epochs, "seed": seed, **options}
+        return Run.of(network, told, self.args.runs, self.data_root)
+
+    def vanilla(self, network: str, epochs: int) -> list[Run]:
+        """Plain runs, by seed."""
+        return [self.run(network, epochs, seed, {"method": "vanilla"}) for seed in self.seeds]
+
+    def teacher(self) -> Run:
+        """The teacher's run."""
+        return self.run(self.suite.teacher, self.least, TEACHER_SEED, {"method": "vanilla"})
+
+    def data(self, network: str) -> Data:
+        """The data set."""
+        told = self.run(network, 1, 0, {}).config
+        return data_of(told.data, told.train_images, told.input_size)
+
+    def done(self, runs: Sequence[Run]) -> bool:
+        """Carry out ``runs`` in their order; whether all are done."""
+        return carried_out(runs, self.args.jobs, self.end)
+
+    def limit(self, network: str) -> int | None:
+        """Epochs after which doubling them gives less than the suite's gain; None if there was no time to see it."""
+        epochs = self.least
+        if not self.done(self.vanilla(network, epochs)):
+            return None
+        for _ in range(1 if self.args.quick else self.suite.doublings):
+            if not self.done(self.vanilla(network, 2 * epochs)):
+                return None
+            gained = difference(finals(self.vanilla(network, 2 * epochs)), finals(self.vanilla(network, epochs)))
+            if gained["mean"] is not None and gained["mean"] < self.suite.gain:
+                break
+            epochs *= 2
+        return epochs
+
+    def cells(self, network: str, epochs: int) -> Iterator[Cell]:
+        """The rows of one network."""
+        place = Place(epochs, Path(self.teacher().folder.name), Path(f"labels-{self.suite.teacher}"))
+        teacher = built(self.suite.teacher)
+        for row in self.rows:
+            runs = [self.run(network, epochs, seed, row.options(place)) for seed in self.seeds]
+            told = runs[0].told
+            yield Cell(row, runs, compute(network, told, teacher if told.distils and told.teacher != SELF else None))
+
+    def plan(self) -> None:
+        """Print hours per row before anything is started."""
+        table = Table("network", "row", "x plain", "hours for all seeds, one core", title=f"suite {self.args.suite}")
+        for network in (self.suite.teacher, *self.suite.networks):
+            hours = self.hours_per_epoch(network) * self.least
+            if network == self.suite.teacher:
+                table.add_row(network, "teacher", "1.00", f"{hours:.1f}")
+                continue
+            for cell in self.cells(network, self.least):
+                times = cell.cost / self.least
+                table.add_row(network, cell.row.name, f"{times:.2f}", f"{times * hours * len(self.seeds):.1f}")
+        self.console.print(table)
+        self.console.print(f"at {self.least} epochs; twice as much wherever vanilla still gains by doubling them")
+
+    def hours_per_epoch(self, network: str) -> float:
+        """Of plain training, on one core, as this machine is now; reading images is not counted."""
+        torch.set_num_threads(1)
+        size, batch = self.suite.size, self.suite.recipe["batch_size"]
+        model, images = built(network).train(), torch.randn(batch, 3, size, size)
+        labels = torch.zeros(batch, dtype=torch.int64)
+        cross_entropy(model(images), labels).backward()
+        began = time.perf_counter()
+        for _ in range(STEPS):
+            cross_entropy(model(images), labels).backward()
+        steps = len(self.data(network).train) // batch
+        return (time.perf_counter() - began) / STEPS * steps / 3600
+
+    def results(self) -> dict[str, Any]:
+        """What is done so far."""
+        found: dict[str, Any] = {"networks": {}, "missing": []}
+        teacher = self.teacher().found()
+        if teacher is not None:
+            found["teacher"] = cost_of(self.suite.teacher, self.suite.size) | {"accuracy": 100 * teacher["final"]}
+        for network in self.suite.networks:
+            lengths = [self.least * 2**i for i in range(self.suite.doublings + 2)]
+            plain = {n: runs for n in lengths if complete(runs := self.vanilla(network, n))}
+            known = [n for n in plain if 2 * n in plain]
+            at = next((n for n in known if self._gain(plain, n) < self.suite.gain), known[-1] if known else self.least)
+            rows = [self._row(cell, plain, at) for cell in self.cells(network, at) if complete(cell.runs)]
+            found["networks"][network] = {
+                "cost": cost_of(network, self.suite.size),
+                "vanilla_by_epochs": {str(n): spread(finals(runs)) for n, runs in plain.items()},
+                "epochs": at,
+                "rows": rows,
+            }
+            there = {row["name"] for row in rows}
+            found["missing"] += [f"{network}: {row.name}" for row in self.rows if row.name not in there]
+        return found
+
+    def _gain(self, plain: dict[int, list[Run]], epochs: int) -> float:
+        return 100 * statistics.mean(
+            b - a for a, b in zip(finals(plain[epochs]), finals(plain[2 * epochs]), strict=True)
+        )
+
+    def _row(self, cell: Cell, plain: dict[int, list[Run]], epochs: int) -> dict[str, Any]:
+        """A row; the plain runs of at least its budget are those of the next doubling of the epochs."""
+        enough = next((n for n in sorted(plain) if n >= round(cell.cost, 6)), None)
+        ours = finals(cell.runs)
+        return {
+            "name": cell.row.name,
+            "final": spread(ours),
+            "finals": [100 * one for one in ours],
+            "compute": cell.cost,
+            "over_same": difference(ours, finals(plain[epochs])) if epochs in plain else None,
+            "over_compute": difference(ours, finals(plain[enough])) if enough else None,
+            "epochs_compute": enough,
+            "seconds": sum(known["seconds"] for run in cell.runs if (known := run.found())),
+        }
+
+
+def run_suite(args: argparse.Namespace) -> None:
+    """Print the plan, carry it out as far as there is time, write what is there."""
+    sitting = Sitting(args)
+    sitting.plan()
+    if not args.plan:
+        for network in sitting.suite.networks:
+            epochs = sitting.limit(network)
+            if epochs is None or not sitting.done([sitting.teacher()]):
+                break
+            if not sitting.done([run for cell in sitting.cells(network, epochs) for run in cell.runs]):
+                break
+        found = sitting.results()
+        show(sitting, found)
+        units = {
+            "final, vanilla_by_epochs, finals": "accuracy on the held-out images, %",
+            "over_same, over_compute": "paired difference from vanilla of as many epochs, and of at least the compute: "
+            "points, mean and standard error",
+            "compute": "of a run, in epochs of the plain network",
+        }
+        write(args, 0, units, {"recipe": dict(sitting.suite.recipe), **found})
+
+
+def show(sitting: Sitting, found: dict[str, Any]) -> None:
+    """Print the tables."""
+    for network, one in found["networks"].items():
+        lengths = ", ".join(f"{n}: {text(value)}" for n, value in one["vanilla_by_epochs"].items())
+        names = ("row", "final", "x plain", "- vanilla", "- vanilla of its budget")
+        table = Table(*names, title=f"{network}, {one['epochs']} epochs (vanilla by epochs: {lengths})")
+        for row in one["rows"]:
+            longer = f"{text(row['over_compute'], '+')} ({row['epochs_compute']} epochs)" if row["over_compute"] else ""
+            times = f"{row['compute'] / one['epochs']:.2f}"
+            table.add_row(row["name"], text(row["final"]), times, text(row["over_same"], "+"), longer)
+        sitting.console.print(table)
+    if found["missing"]:
+        sitting.console.print("missing:", ", ".join(found["missing"]))
+
+
+def complete(runs: Sequence[Run]) -> bool:
+    """Whether all are done."""
+    return all(run.found() is not None for run in runs)
+
+
+def finals(runs: Sequence[Run]) -> list[float]:
+    """Accuracies in [0, 1] of runs that are done."""
+    return [found["final"] for run in runs if (found := run.found()) is not None]
+
+
+def spread(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and standard deviation, in %."""
+    return {"mean": 100 * statistics.mean(values), "std": 100 * statistics.stdev(values) if len(values) > 1 else None}
+
+
+def cost_of(network: str, size: int) -> dict[str, Any]:
+    """What a network costs on one image."""
+    found = nbcompile.cost(built(network), torch.zeros(1, 3, size, size))
+    return {"name": network, "macs": found.macs, "params": found.params}

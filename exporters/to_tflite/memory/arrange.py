@@ -1,0 +1,140 @@
+"""A file with its memory arranged: order, strips, places; its outputs are proved equal to the bit."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nbcompile.core.errors import ExportError
+from nbcompile.core.progress import step
+from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
+from nbcompile.exporters.to_tflite.file.options import Limits
+from nbcompile.exporters.to_tflite.file.parts import File
+from nbcompile.exporters.to_tflite.memory.draft import Draft
+from nbcompile.exporters.to_tflite.memory.emit import emit
+from nbcompile.exporters.to_tflite.memory.layout import layout
+from nbcompile.exporters.to_tflite.memory.order import reordered
+from nbcompile.exporters.to_tflite.memory.overlaps import groups
+from nbcompile.exporters.to_tflite.memory.search import Way, ways
+from nbcompile.exporters.to_tflite.memory.strips import in_strips
+from nbcompile.exporters.to_tflite.memory.windows import stages
+from nbcompile.exporters.to_tflite.run.arena import Arena, measure_arena, scratch_of
+from nbcompile.exporters.to_tflite.run.interpreters import Sample, run_file
+
+FREE = 0.01
+"""Work more than the file's own, as a share, that is done where no budget asks for it."""
+
+MEASURED = 4
+"""Ways of which the arena is measured where the estimates are close to each other."""
+
+PROVED_ON = 3
+"""Samples of random integers on which a rewritten file must give what the file gives."""
+
+
+@dataclass(frozen=True)
+class Arranged:
+    """A file whose memory is arranged.
+
+    Attributes:
+        content: of it.
+        arena: what it needs, as TFLite Micro measures it.
+        before: the file in its order, of whose operators ``way`` speaks.
+        way: what is computed in strips.
+        ways: all that there are, from the file as it is to the least memory.
+    """
+
+    content: bytes
+    arena: Arena
+    before: bytes
+    way: Way
+    ways: tuple[Way, ...]
+
+    @property
+    def needed(self) -> int:
+        """Bytes of the whole arena."""
+        return self.arena.needed or self.arena.head
+
+
+def arrange(content: bytes, limits: Limits, layers: Mapping[str, str] | None = None) -> Arranged:
+    """The file by the cheapest way that fits its limits; where none does, by that which needs the least.
+
+    Args:
+        content: a file that TFLite Micro runs.
+        limits: without one of memory, the smallest arena at no more work than ``FREE``.
+        layers: names of layers, by the names of their results in the file.
+
+    Raises:
+        ExportError: if outputs would change.
+    """
+    ordered = emit(content, reordered(Draft.of(read_file(content))))
+    file = read_file(ordered)
+    with step("arranging its memory"):
+        found = tuple(ways(file))
+        chosen = _chosen(found, limits, lambda way: arranged(ordered, file, way, found, layers))
+    with step("comparing it with the file as it was"):
+        prove_equal(content, chosen.content)
+    return chosen
+
+
+def arranged(
+    content: bytes, file: File, way: Way, found: tuple[Way, ...] = (), layers: Mapping[str, str] | None = None
+) -> Arranged:
+    """The file ``content``, which is ``file``, by one way."""
+    draft = in_strips(Draft.of(file), stages(file), way.regions)
+    places = layout(groups(draft), draft.lifetimes(), scratch_of(read_file(emit(content, draft))))
+    made = emit(content, draft, places.offsets)
+    return Arranged(made, measure_arena(made, layers), content, way, found)
+
+
+def _chosen(found: Sequence[Way], limits: Limits, made: Callable[[Way], Arranged]) -> Arranged:
+    by_total = sorted(found, key=lambda way: way.peak + way.kept)
+    if limits.least_sram:
+        return min((made(way) for way in by_total[:MEASURED]), key=lambda one: one.needed)
+    if limits.sram is None:
+        return made(next(way for way in by_total if way.work <= FREE * found[0].macs))
+    tried = []
+    for one in map(made, _likely(found, by_total, limits.sram, made)):
+        tried.append(one)
+        if one.needed <= limits.sram:
+            return one
+    return min(tried, key=lambda one: one.needed)
+
+
+def _likely(
+    found: Sequence[Way], by_total: Sequence[Way], budget: int, made: Callable[[Way], Arranged]
+) -> Iterator[Way]:
+    """The cheapest first of those that should fit; and those that need the least."""
+    yield found[0]
+    tail = made(found[0]).arena.tail or 0
+    fit = [way for way in found[1:] if tail + way.kept + way.peak <= budget]
+    yield from fit[: 2 * MEASURED]
+    yield from (way for way in by_total[:MEASURED] if way not in fit[: 2 * MEASURED])
+
+
+def prove_equal(before: bytes, after: bytes) -> None:
+    """Check that two files give the same integers, in TFLite Micro and in LiteRT.
+
+    Raises:
+        ExportError: if they do not.
+    """
+    samples = random_samples(read_file(before), PROVED_ON)
+    for kernels in ("micro", "xnnpack"):
+        ours, theirs = (run_file(content, samples, kernels=kernels, raw=True) for content in (before, after))
+        pairs = ((a, b) for one, other in zip(ours, theirs, strict=True) for a, b in zip(one, other, strict=True))
+        if not all(np.array_equal(a, b) for a, b in pairs):
+            raise ExportError(f"arranging its memory changed the outputs in {kernels}; please report this network")
+
+
+def random_samples(file: File, count: int) -> list[Sample]:
+    """Inputs as the file stores them, over all that they can hold."""
+    rng = np.random.default_rng(0)
+    return [tuple(_random(file, i, rng) for i in file.inputs) for _ in range(count)]
+
+
+def _random(file: File, number: int, rng: np.random.Generator) -> np.ndarray:
+    tensor = file.tensors[number]
+    if tensor.dtype.kind == "f":
+        return rng.standard_normal(tensor.shape).astype(tensor.dtype)
+    info = np.iinfo(np.int8 if tensor.dtype.kind == "b" else tensor.dtype)
+    drawn: np.ndarray = rng.integers(info.min, info.max, tensor.shape, endpoint=True).astype(tensor.dtype)
+    return drawn

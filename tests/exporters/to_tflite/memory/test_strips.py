@@ -1,0 +1,171 @@
+"""Regions in strips: equal to the bit in both interpreters, at the places that were planned."""
+
+import random
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nbcompile.core.errors import CheckpointError, ExportError, PreconditionError
+from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
+from nbcompile.exporters.to_tflite.file.options import Limits
+from nbcompile.exporters.to_tflite.memory import arrange as arranging
+from nbcompile.exporters.to_tflite.memory import overlaps, windows
+from nbcompile.exporters.to_tflite.memory.arrange import arrange, arranged, prove_equal, random_samples
+from nbcompile.exporters.to_tflite.memory.draft import Draft
+from nbcompile.exporters.to_tflite.memory.emit import emit
+from nbcompile.exporters.to_tflite.memory.order import reordered
+from nbcompile.exporters.to_tflite.memory.search import Way, ways
+from nbcompile.exporters.to_tflite.memory.strips import Region, chain, in_strips
+from nbcompile.exporters.to_tflite.memory.windows import stages
+from nbcompile.exporters.to_tflite.run.interpreters import run_file
+from tests.exporters.to_tflite.memory.random_chains import chain_file
+from tests.exporters.to_tflite.networks_tflite import branches
+from tests.exporters.to_tflite.small_tflite import converted
+
+
+def regions_of(content: bytes) -> list[Region]:
+    """All that there are, in two strips."""
+    file = read_file(content)
+    draft, known = Draft.of(file), stages(file)
+    pairs = ((a, b) for a in range(len(file.ops)) for b in range(a + 1, len(file.ops) + 1))
+    found = ((a, b, chain(draft, known, a, b)) for a, b in pairs)
+    return [Region(a, b, 2) for a, b, one in found if one and file.tensors[one.out].shape[1] > 1]
+
+
+def drawn(content: bytes, rng: random.Random) -> tuple[Region, ...]:
+    """One region or two that do not overlap, in random numbers of strips."""
+    file, found = read_file(content), regions_of(content)
+    taken: list[Region] = []
+    for region in rng.sample(found, min(len(found), 6)):
+        if len(taken) < 2 and all(region.last <= r.first or r.last <= region.first for r in taken):
+            rows = file.tensors[file.ops[region.last - 1].outputs[0]].shape[1]
+            taken.append(region._replace(strips=rng.randint(2, rows)))
+    return tuple(sorted(taken))
+
+
+def wrong(seed: int, tries: int) -> list[str]:
+    """What is wrong with the file of number ``seed``."""
+    content, rng = chain_file(seed), random.Random(seed)
+    found = []
+    for _ in range(tries):
+        regions = drawn(content, rng)
+        if not regions:
+            return found
+        made = arranged(content, read_file(content), Way(regions, 0, 0, 0, 0))
+        try:
+            prove_equal(content, made.content)
+        except ExportError as error:
+            found.append(f"{seed} {regions}: {error}")
+        if made.arena.planned != made.arena.head:
+            found.append(f"{seed} {regions}: {made.arena.planned} bytes planned, {made.arena.head} taken")
+    return found
+
+
+@pytest.mark.parametrize("seeds", [range(4), pytest.param(range(4, 120), marks=pytest.mark.slow)], ids=["4", "120"])
+def test_random_files_in_strips(seeds: range) -> None:
+    assert [one for seed in seeds for one in wrong(seed, 4)] == []
+
+
+def test_a_file_with_everything_has_regions() -> None:
+    names = {op.name for seed in range(4) for op in read_file(chain_file(seed)).ops}
+    assert {"CONV_2D", "DEPTHWISE_CONV_2D", "ADD"} <= names
+    assert any(region.last - region.first > 4 for seed in range(4) for region in regions_of(chain_file(seed)))
+
+
+@pytest.mark.parametrize("fault", ["kept rows", "padding", "overlap"])
+def test_faults_are_seen(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    if fault == "kept rows":
+        monkeypatch.setattr(windows.Window, "begin", lambda self, low: low * self.stride)
+    if fault == "padding":
+        monkeypatch.setattr(windows.Window, "end", lambda self, high: (high - 1) * self.stride + self.rows)
+    if fault == "overlap":
+        monkeypatch.setattr(overlaps, "sound", lambda *_: True)
+    assert any(is_seen(seed) for seed in range(4))
+
+
+def is_seen(seed: int) -> bool:
+    """Whether something is wrong, or cannot be written at all."""
+    try:
+        return bool(wrong(seed, 6))
+    except (ExportError, PreconditionError, ValueError):
+        return True
+
+
+def test_what_cannot_be_in_strips() -> None:
+    content = chain_file(1)
+    file = read_file(content)
+    with pytest.raises(PreconditionError, match=rf"^operators 0 to {len(file.ops) - 1} cannot be computed in strips$"):
+        in_strips(Draft.of(file), stages(file), [Region(0, len(file.ops), 2)])
+    first = regions_of(content)[0]
+    rows = file.tensors[file.ops[first.last - 1].outputs[0]].shape[1]
+    with pytest.raises(PreconditionError, match=rf"^{rows + 1} strips of {rows} rows: take fewer$"):
+        in_strips(Draft.of(file), stages(file), [first._replace(strips=rows + 1)])
+
+
+def test_ways_need_less_and_less() -> None:
+    for seed in range(4):
+        file = read_file(chain_file(seed))
+        found = ways(file)
+        assert found[0].regions == ()
+        assert [way.peak for way in found] == sorted({way.peak for way in found}, reverse=True)
+        made = arranged(chain_file(seed), file, found[-1])
+        assert made.arena.head <= 1.25 * found[-1].peak + 64
+
+
+def test_arranged_by_limits() -> None:
+    content = chain_file(2)
+    free, least = arrange(content, Limits()), arrange(content, Limits(least_sram=True))
+    assert least.needed <= free.needed
+    assert free.way.work <= 0.01 * free.way.macs
+    some = arrange(content, Limits(sram=free.needed))
+    assert some.needed <= free.needed
+    assert arrange(content, Limits(sram=16)).needed <= free.needed  # the least; the caller refuses it
+
+
+def test_an_order_that_needs_less() -> None:
+    """The wide branch first: its result is small while the other one runs."""
+    content = converted(branches, (1, 15, 10, 3))
+    file = read_file(content)
+    draft = Draft.of(file)
+
+    def most(one: Draft) -> int:
+        alive = one.lifetimes().values()
+        return max(sum(b.nbytes for b in alive if b.at(step)) for step in range(len(one.steps)))
+
+    turned = Draft(file, draft.steps)
+    best = reordered(turned)
+    assert most(best) <= most(draft)
+    prove_equal(content, emit(content, best))
+
+
+def test_a_changed_output_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = chain_file(0)
+
+    def shifted(content: bytes, samples: Any, **options: Any) -> Any:
+        found = run_file(content, samples, **options)
+        return [(one[0] + len(calls),) for one in found] if calls.append(1) is None else found
+
+    calls: list[int] = []
+    monkeypatch.setattr(arranging, "run_file", shifted)
+    sentence = "arranging its memory changed the outputs in micro; please report this network"
+    with pytest.raises(ExportError, match=f"^{re.escape(sentence)}$"):
+        prove_equal(content, content)
+
+
+def test_the_plan_is_read_back() -> None:
+    content = chain_file(3)
+    file = read_file(content)
+    assert file.plan == ()
+    numbers = list(Draft.of(file).lifetimes())
+    planned = emit(content, Draft.of(file), {number: 16 * i for i, number in enumerate(numbers)})
+    found = read_file(planned)
+    assert sorted(offset for offset in found.plan if offset >= 0) == [16 * i for i in range(len(numbers))]
+    assert read_file(emit(planned, Draft.of(found), {})).plan == (-1,) * len(found.tensors)
+    damaged = planned.replace(np.array([1, 0, len(found.tensors)], np.int32).tobytes(), b"")
+    with pytest.raises(CheckpointError):
+        read_file(damaged)
+    samples, unplanned = random_samples(file, 2), emit(content, Draft.of(file), {})
+    ours, theirs = (run_file(one, samples, raw=True) for one in (content, unplanned))
+    assert all(np.array_equal(a[0], b[0]) for a, b in zip(ours, theirs, strict=True))
