@@ -63,7 +63,7 @@ def place_groups(groups: Sequence[Group], alive: dict[int, Buffer], scratch: Seq
         if best[1] <= least:
             break
         high = [i for i in order if now[0][i] + shapes[i].size > HIGH * now[1]]
-        i = rng.choice(high if rng.random() < OFTEN else order)
+        i = rng.choice(high if high and rng.random() < OFTEN else order)
         others = [j for j in order if j != i]
         at = rng.randrange(order.index(i) + 1)
         changed = [*others[:at], i, *others[at:]]
