@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from nbcompile.cli.terminal import add_row, new_table, say
-from nbcompile.results.device import Device, Interpreter, QuantizedRow, WayRow, first_out_of_band, verdict
+from nbcompile.results.device import Device, Interpreter, QuantizedRow, first_out_of_band, verdict
+from nbcompile.results.memory_ways import WayRow
 from nbcompile.results.numbers import DASH, count, decibels, exact, known, percent, ratio, small
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from nbcompile.core.memory.arena import covered
 from nbcompile.exporters.to_tflite.file.options import INTERPRETERS
+from nbcompile.results.memory_ways import WayRow, ways_of
 from nbcompile.results.numbers import exact, known
 
 
@@ -94,27 +95,6 @@ class TensorRow:
     def end(self) -> int:
         """The first byte behind it."""
         return self.offset + self.bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class WayRow:
-    """A way to arrange a file's memory; estimates, but for the one that is taken.
-
-    Attributes:
-        activations: bytes that are held at once.
-        stays: bytes that are kept for good, more than for the file as it was converted.
-        total: bytes of the whole arena.
-        work: what is copied more, over the multiply-accumulates of the layers.
-        strips: of all regions together; 0: nothing is computed in strips.
-        taken: whether the file is computed so.
-    """
-
-    activations: int
-    stays: int
-    total: int | None = None
-    work: float = 0.0
-    strips: int = 0
-    taken: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,7 +261,7 @@ def device_of(result: Any) -> Device | None:
             )
             for row in arena.rows
         ),
-        ways=_ways(result),
+        ways=ways_of(result),
         notes=tuple(
             f"{trial.how}: {trial.sqnr:.2f} dB (before quantizing {trial.float_sqnr:.1f} dB)"
             f"{', taken' if trial.how == result.chosen else ''}"
@@ -289,21 +269,4 @@ def device_of(result: Any) -> Device | None:
         )
         if len(result.tried) > 1
         else (),
-    )
-
-
-def _ways(result: Any) -> tuple[WayRow, ...]:
-    """What is estimated of every way; what stays is taken from the one that was measured."""
-    taken = result.way
-    tail = None if taken is None else (result.arena.tail or 0) - taken.kept
-    return tuple(
-        WayRow(
-            activations=way.peak,
-            stays=way.kept,
-            total=None if tail is None else way.peak + way.kept + tail,
-            work=way.work / max(1, way.macs),
-            strips=sum(region.strips for region in way.regions),
-            taken=way == taken,
-        )
-        for way in result.ways
     )

@@ -12,9 +12,9 @@ from nbcompile.exporters.to_tflite.file.options import Limits
 from nbcompile.exporters.to_tflite.file.parts import File
 from nbcompile.exporters.to_tflite.memory.draft import Draft
 from nbcompile.exporters.to_tflite.memory.emit import emit
-from nbcompile.exporters.to_tflite.memory.layout import layout
+from nbcompile.exporters.to_tflite.memory.layout import place_groups
 from nbcompile.exporters.to_tflite.memory.order import reordered
-from nbcompile.exporters.to_tflite.memory.overlaps import groups
+from nbcompile.exporters.to_tflite.memory.overlaps import overlapping_groups
 from nbcompile.exporters.to_tflite.memory.search import Way, ways
 from nbcompile.exporters.to_tflite.memory.strips import in_strips
 from nbcompile.exporters.to_tflite.memory.windows import stages
@@ -24,7 +24,7 @@ from nbcompile.exporters.to_tflite.run.interpreters import Sample, run_file
 FREE = 0.01
 """Work more than the file's own, as a share, that is done where no budget asks for it."""
 
-MEASURED = 4
+MOST_MEASURED = 4
 """Ways of which the arena is measured where the estimates are close to each other."""
 
 PROVED_ON = 3
@@ -81,7 +81,7 @@ def arranged(
 ) -> Arranged:
     """The file ``content``, which is ``file``, by one way."""
     draft = in_strips(Draft.of(file), stages(file), way.regions)
-    places = layout(groups(draft), draft.lifetimes(), scratch_of(read_file(emit(content, draft))))
+    places = place_groups(overlapping_groups(draft), draft.lifetimes(), scratch_of(read_file(emit(content, draft))))
     made = emit(content, draft, places.offsets)
     return Arranged(made, measure_arena(made, layers), content, way, found)
 
@@ -89,7 +89,7 @@ def arranged(
 def _chosen(found: Sequence[Way], limits: Limits, made: Callable[[Way], Arranged]) -> Arranged:
     by_total = sorted(found, key=lambda way: way.peak + way.kept)
     if limits.least_sram:
-        return min((made(way) for way in by_total[:MEASURED]), key=lambda one: one.needed)
+        return min((made(way) for way in by_total[:MOST_MEASURED]), key=lambda one: one.needed)
     if limits.sram is None:
         return made(next(way for way in by_total if way.work <= FREE * found[0].macs))
     tried = []
@@ -107,8 +107,8 @@ def _likely(
     yield found[0]
     tail = made(found[0]).arena.tail or 0
     fit = [way for way in found[1:] if tail + way.kept + way.peak <= budget]
-    yield from fit[: 2 * MEASURED]
-    yield from (way for way in by_total[:MEASURED] if way not in fit[: 2 * MEASURED])
+    yield from fit[: 2 * MOST_MEASURED]
+    yield from (way for way in by_total[:MOST_MEASURED] if way not in fit[: 2 * MOST_MEASURED])
 
 
 def prove_equal(before: bytes, after: bytes) -> None:

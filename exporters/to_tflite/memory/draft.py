@@ -39,7 +39,7 @@ class DraftTensor(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Step:
+class DraftStep:
     """An operator.
 
     Attributes:
@@ -73,7 +73,7 @@ class Draft:
     """
 
     file: File
-    steps: list[Step] = field(default_factory=list)
+    steps: list[DraftStep] = field(default_factory=list)
     made: list[DraftTensor] = field(default_factory=list)
     kept: set[int] = field(default_factory=set)
     streams: list[tuple[int, int]] = field(default_factory=list)
@@ -81,7 +81,7 @@ class Draft:
     @classmethod
     def of(cls, file: File) -> "Draft":
         """The file as it is."""
-        return cls(file, [Step(op.name, op.inputs, op.outputs, op.index) for op in file.ops])
+        return cls(file, [DraftStep(op.name, op.inputs, op.outputs, op.index) for op in file.ops])
 
     def tensor(self, number: int) -> DraftTensor:
         """By its number."""

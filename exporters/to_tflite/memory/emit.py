@@ -14,7 +14,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from nbcompile.exporters.to_tflite.file.edit import add_buffer, drop_unused_codes, operator_code
 from nbcompile.exporters.to_tflite.file.flatbuffer import MEMORY_PLAN, pack, unpack
-from nbcompile.exporters.to_tflite.memory.draft import Draft, Step
+from nbcompile.exporters.to_tflite.memory.draft import Draft, DraftStep
 
 INT8_SINCE = 2
 """Version of PAD, SLICE and CONCATENATION that first took int8."""
@@ -68,7 +68,7 @@ class _Writing:
         self.graph.operators = [self._operator(step) for step in self.draft.steps]
         return self._compacted()
 
-    def _operator(self, step: Step) -> Any:
+    def _operator(self, step: DraftStep) -> Any:
         if step.op is None:
             return self._new(step)
         op = copy.copy(self.before[step.op])
@@ -78,7 +78,7 @@ class _Writing:
             op.builtinOptions.padding = schema.Padding.VALID
         return op
 
-    def _new(self, step: Step) -> Any:
+    def _new(self, step: DraftStep) -> Any:
         op = schema.OperatorT()
         op.opcodeIndex = operator_code(self.model, step.name, INT8_SINCE)
         kind, options = _OPTIONS[step.name]

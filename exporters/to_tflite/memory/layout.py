@@ -1,9 +1,11 @@
 """Where tensors lie: offsets by search, lower than TFLite Micro's own planner finds them.
 
-Several orders, each group at the lowest place where it fits; then what stands highest is placed earlier, again and
-again. Nothing can lie lower than the most bytes that are needed at once; where a layout reaches that, the search ends.
+Several orders, each group at the lowest place where it fits; then, at random, what stands high is placed earlier, and
+stays so where that is no worse. Nothing can lie lower than the most bytes that are needed at once; where a layout
+reaches that, the search ends.
 """
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,12 +14,15 @@ import numpy as np
 from nbcompile.core.memory.arena import Buffer, aligned, covered
 from nbcompile.exporters.to_tflite.memory.overlaps import Group
 
-ROUNDS = 60
-"""How often what stands highest is placed earlier."""
+ROUNDS = 300
+"""How often something is placed earlier."""
+
+HIGH, OFTEN = 0.97, 0.7
+"""Above this share of the height is what it depends on; so often it is one of these that is placed earlier."""
 
 
 @dataclass(frozen=True)
-class Layout:
+class MemoryLayout:
     """A plan.
 
     Attributes:
@@ -31,7 +36,7 @@ class Layout:
     least: int
 
 
-def layout(groups: Sequence[Group], alive: dict[int, Buffer], scratch: Sequence[Buffer] = ()) -> Layout:
+def place_groups(groups: Sequence[Group], alive: dict[int, Buffer], scratch: Sequence[Buffer] = ()) -> MemoryLayout:
     """Places for all.
 
     Args:
@@ -51,19 +56,23 @@ def layout(groups: Sequence[Group], alive: dict[int, Buffer], scratch: Sequence[
             lambda i: (shapes[i].first, -shapes[i].size),
         )
     ]
-    best = min((_placed(shapes, order) for order in orders), key=lambda found: found[1])
     order = min(orders, key=lambda order: _placed(shapes, order)[1])
+    rng = random.Random(0)
+    best = now = _placed(shapes, order)
     for _ in range(ROUNDS):
         if best[1] <= least:
             break
-        starts, height = _placed(shapes, order)
-        if height < best[1]:
-            best = starts, height
-        top = max(order, key=lambda i: (starts[i] + shapes[i].size, -order.index(i)))
-        at = order.index(top)
-        order = [*order[: at // 2], top, *(i for i in order[at // 2 :] if i != top)]
+        high = [i for i in order if now[0][i] + shapes[i].size > HIGH * now[1]]
+        i = rng.choice(high if high and rng.random() < OFTEN else order)
+        others = [j for j in order if j != i]
+        at = rng.randrange(order.index(i) + 1)
+        changed = [*others[:at], i, *others[at:]]
+        found = _placed(shapes, changed)
+        if found[1] <= now[1]:
+            order, now = changed, found
+        best = min(best, now, key=lambda one: one[1])
     offsets = {n: best[0][i] + at for i, group in enumerate(groups) for n, at in group.items()}
-    return Layout(offsets, best[1], least)
+    return MemoryLayout(offsets, best[1], least)
 
 
 @dataclass(frozen=True)

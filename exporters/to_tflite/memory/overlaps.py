@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nbcompile.core.memory.arena import Buffer
-from nbcompile.exporters.to_tflite.memory.draft import Draft, Step
+from nbcompile.exporters.to_tflite.memory.draft import Draft, DraftStep
 from nbcompile.exporters.to_tflite.memory.windows import BY_ELEMENT
 
 _SAME_BYTES = {"RESHAPE", "SQUEEZE", "EXPAND_DIMS"}
@@ -30,7 +30,7 @@ class Wish(NamedTuple):
     offset: int
 
 
-def groups(draft: Draft) -> list[Group]:
+def overlapping_groups(draft: Draft) -> list[Group]:
     """All tensors that are computed, in groups: as many as can lie in each other do."""
     contents = Contents(draft)
     alive = draft.lifetimes()
@@ -68,7 +68,7 @@ def wishes(draft: Draft, alive: Mapping[int, Buffer]) -> Iterator[Wish]:
                     yield Wish(step.outputs[0], source, 0)
 
 
-def rows_alone(draft: Draft, step: Step) -> bool:
+def rows_alone(draft: Draft, step: DraftStep) -> bool:
     """Whether a CONCATENATION puts its inputs one behind the other in memory."""
     if step.op is None:
         return True
@@ -77,7 +77,7 @@ def rows_alone(draft: Draft, step: Step) -> bool:
     return draft.activations(step.inputs) == list(step.inputs) and prod(shape[: axis % len(shape)]) == 1
 
 
-def first_byte(draft: Draft, step: Step) -> int:
+def first_byte(draft: Draft, step: DraftStep) -> int:
     """Where in its input the rows of a SLICE begin."""
     _, _, *rest = draft.tensor(step.inputs[0]).shape
     return step.numbers[0][1] * prod(rest) * draft.tensor(step.inputs[0]).itemsize
@@ -133,7 +133,7 @@ def sound(draft: Draft, group: Group, contents: Contents) -> bool:
     )
 
 
-def _read(draft: Draft, step: Step) -> Iterator[tuple[int, int, int]]:
+def _read(draft: Draft, step: DraftStep) -> Iterator[tuple[int, int, int]]:
     """Which bytes of its inputs a step reads: from where, and how many."""
     for number in draft.activations(step.inputs):
         if step.op is None and step.name == "SLICE":
@@ -142,7 +142,7 @@ def _read(draft: Draft, step: Step) -> Iterator[tuple[int, int, int]]:
             yield number, 0, draft.tensor(number).nbytes
 
 
-def _may_write(draft: Draft, step: Step, out: int, place: dict[int, range]) -> bool:
+def _may_write(draft: Draft, step: DraftStep, out: int, place: dict[int, range]) -> bool:
     """Whether a step may write where its inputs lie: what is at its place already, or is read element by element."""
     target, at = place[out], 0
     for number in draft.activations(step.inputs):

@@ -12,10 +12,10 @@ from math import prod
 from typing import NamedTuple
 
 from nbcompile.exporters.to_tflite.file.parts import File, FileOp
-from nbcompile.exporters.to_tflite.memory.draft import Draft, Step
+from nbcompile.exporters.to_tflite.memory.draft import Draft, DraftStep
 from nbcompile.exporters.to_tflite.memory.overlaps import wishes
-from nbcompile.exporters.to_tflite.memory.strips import Chain, Region, chain, one_in_strips
-from nbcompile.exporters.to_tflite.memory.windows import Stage, stages
+from nbcompile.exporters.to_tflite.memory.strips import Region, RowChain, chain, one_in_strips
+from nbcompile.exporters.to_tflite.memory.windows import RowStage, stages
 
 COUNTS = (2, 3, 4, 5, 6, 8, 9, 10, 12, 14, 16, 18, 24)
 """Numbers of strips that are tried."""
@@ -26,7 +26,7 @@ LONGEST = 40
 GRAIN = 16
 """Bytes by which a way must hold less than the one before, and 1 % of them."""
 
-KEPT = {"CONV_2D": 200, "DEPTHWISE_CONV_2D": 258, "PAD": 88, "ADD": 712}
+KEPT_BYTES = {"CONV_2D": 200, "DEPTHWISE_CONV_2D": 258, "PAD": 88, "ADD": 712}
 """Bytes that TFLite Micro keeps for an operator, on 64-bit machines: fitted to what it reports for files like these."""
 
 COPIED = {"PAD": 40, "SLICE": 5, "CONCATENATION": 5}
@@ -36,7 +36,7 @@ KEPT_CHANNEL, KEPT_TENSOR = 7, 72
 """Likewise for a channel of a convolution, and for a tensor."""
 
 
-class Edge(NamedTuple):
+class WayPart(NamedTuple):
     """A step of a way.
 
     Attributes:
@@ -86,12 +86,12 @@ def ways(file: File) -> list[Way]:
     return found
 
 
-def _cheapest(ops: int, edges: list[Edge], macs: int) -> Way | None:
+def _cheapest(ops: int, edges: list[WayPart], macs: int) -> Way | None:
     """The way that keeps the least for good, and of those the one that works least."""
-    into: dict[int, list[Edge]] = {}
+    into: dict[int, list[WayPart]] = {}
     for edge in edges:
         into.setdefault(edge.region.last, []).append(edge)
-    best: dict[int, tuple[int, int, Edge | None]] = {0: (0, 0, None)}
+    best: dict[int, tuple[int, int, WayPart | None]] = {0: (0, 0, None)}
     for at in range(1, ops + 1):
         reached = [
             (best[e.region.first][0] + e.kept, best[e.region.first][1] + e.work, e)
@@ -102,7 +102,7 @@ def _cheapest(ops: int, edges: list[Edge], macs: int) -> Way | None:
             best[at] = min(reached, key=lambda one: one[:2])
     if ops not in best:
         return None
-    taken: list[Edge] = []
+    taken: list[WayPart] = []
     at = ops
     while (last := best[at][2]) is not None:
         taken.append(last)
@@ -111,12 +111,12 @@ def _cheapest(ops: int, edges: list[Edge], macs: int) -> Way | None:
     return Way(regions, max(e.peak for e in taken), best[ops][0], best[ops][1], macs)
 
 
-def _edges(file: File) -> Iterator[Edge]:
+def _edges(file: File) -> Iterator[WayPart]:
     draft = Draft.of(file)
     alive = draft.lifetimes()
     held = [sum(b.nbytes for b in alive.values() if b.first <= at <= b.last) for at in range(len(file.ops))]
     for at, height in enumerate(held):
-        yield Edge(Region(at, at + 1, 1), height, 0, 0)
+        yield WayPart(Region(at, at + 1, 1), height, 0, 0)
     known = stages(file)
     for first in range(len(file.ops)):
         for last in range(first + 2, min(first + LONGEST, len(file.ops)) + 1):
@@ -131,8 +131,8 @@ def _edges(file: File) -> Iterator[Edge]:
 
 
 def _in_strips(
-    file: File, known: Mapping[int, Stage], found: Chain, region: Region, beside: int, stays: bool
-) -> Iterator[Edge]:
+    file: File, known: Mapping[int, RowStage], found: RowChain, region: Region, beside: int, stays: bool
+) -> Iterator[WayPart]:
     """A region in several numbers of strips, as long as more of them hold less.
 
     Args:
@@ -154,17 +154,17 @@ def _in_strips(
         if least is None or peak < least:
             least = peak
             work = _copied(draft, draft.steps) - _copied(before, before.steps[region.first : region.last])
-            yield Edge(region._replace(strips=count), peak, _kept(draft, 0, len(draft.steps)) - plain, work)
+            yield WayPart(region._replace(strips=count), peak, _kept(draft, 0, len(draft.steps)) - plain, work)
 
 
 def _kept(draft: Draft, first: int, last: int) -> int:
     """Bytes that the interpreter keeps for some steps."""
     steps = draft.steps[first:last]
     channels = sum(draft.tensor(s.outputs[0]).shape[-1] for s in steps if s.name.endswith("CONV_2D"))
-    return sum(KEPT.get(s.name, 0) for s in steps) + KEPT_CHANNEL * channels + KEPT_TENSOR * len(steps)
+    return sum(KEPT_BYTES.get(s.name, 0) for s in steps) + KEPT_CHANNEL * channels + KEPT_TENSOR * len(steps)
 
 
-def _copied(draft: Draft, steps: Sequence[Step]) -> int:
+def _copied(draft: Draft, steps: Sequence[DraftStep]) -> int:
     """What steps copy, in multiply-accumulates."""
     return sum(COPIED.get(s.name, 0) * draft.tensor(s.outputs[0]).nbytes for s in steps) // 10
 
@@ -177,7 +177,7 @@ def _macs(file: File, op: FileOp) -> int:
     return prod(out) * (prod(weights[1:3]) if op.name == "DEPTHWISE_CONV_2D" else prod(weights[1:]))
 
 
-def _most_held(draft: Draft, found: Chain, stays: bool) -> int:
+def _most_held(draft: Draft, found: RowChain, stays: bool) -> int:
     """Bytes that are held at once while a region runs; what lies in something else that is held counts once."""
     alive = draft.lifetimes()
     if stays:

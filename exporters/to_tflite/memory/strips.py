@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 from nbcompile.core.errors import PreconditionError
 from nbcompile.exporters.to_tflite.file.parts import File
-from nbcompile.exporters.to_tflite.memory.draft import Draft, Step
-from nbcompile.exporters.to_tflite.memory.windows import Stage, Window
+from nbcompile.exporters.to_tflite.memory.draft import Draft, DraftStep
+from nbcompile.exporters.to_tflite.memory.windows import RowStage, RowWindow
 
-AT_ONCE = 10
+JOINED_AT_ONCE = 10
 """Tensors that TFLite Micro joins in one CONCATENATION at most."""
 
 
@@ -31,7 +31,7 @@ class Region(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Chain:
+class RowChain:
     """Operators that can be computed in strips together.
 
     Attributes:
@@ -40,12 +40,12 @@ class Chain:
         out: number of the one that others read.
     """
 
-    stages: tuple[Stage, ...]
+    stages: tuple[RowStage, ...]
     source: int
     out: int
 
 
-def chain(draft: Draft, stages: Mapping[int, Stage], first: int, last: int) -> Chain | None:
+def chain(draft: Draft, stages: Mapping[int, RowStage], first: int, last: int) -> RowChain | None:
     """Operators ``first`` to ``last - 1`` as a chain; None if they are none."""
     ops = draft.file.ops[first:last]
     if any(op.index not in stages for op in ops):
@@ -63,7 +63,7 @@ def chain(draft: Draft, stages: Mapping[int, Stage], first: int, last: int) -> C
     out = made & read_later
     if len(sources) != 1 or len(out) != 1 or out != {parts[-1].out}:
         return None
-    return Chain(tuple(s for s in parts if s.windows), sources.pop(), out.pop())
+    return RowChain(tuple(s for s in parts if s.windows), sources.pop(), out.pop())
 
 
 class _Rows(NamedTuple):
@@ -83,7 +83,7 @@ class _Strips:
         count: of strips.
     """
 
-    def __init__(self, draft: Draft, chain: Chain, count: int) -> None:
+    def __init__(self, draft: Draft, chain: RowChain, count: int) -> None:
         self.draft, self.chain, self.count = draft, chain, count
         self.done = dict.fromkeys((s.out for s in chain.stages), 0)
         self.readers = [(s, w) for s in chain.stages for w in s.windows]
@@ -116,7 +116,7 @@ class _Strips:
                     ends[window.tensor] = max(ends[window.tensor], wanted)
         return ends
 
-    def _stage(self, stage: Stage, high: int, final: bool) -> None:
+    def _stage(self, stage: RowStage, high: int, final: bool) -> None:
         low, self.done[stage.out] = self.done[stage.out], high
         given = {w.tensor: self._window(stage, w, low, high, final) for w in stage.windows}
         before = self.draft.file.ops[stage.op]
@@ -125,14 +125,14 @@ class _Strips:
         inputs = tuple(given[source] if n == padded else given.get(n, n) for n in before.inputs)
         _, _, *rest = self.draft.tensor(stage.out).shape
         new = self.draft.like(stage.out, (1, high - low, *rest), f"rows {low} to {high - 1}")
-        self.draft.steps.append(Step(before.name, inputs, (new,), stage.op, valid=True))
+        self.draft.steps.append(DraftStep(before.name, inputs, (new,), stage.op, valid=True))
         if stage.out == self.chain.out:
             self.pieces.append(new)
         for reader, window in self.readers:
             if window.tensor == stage.out:
                 self._push(reader, window, _Rows(new, low, high))
 
-    def _push(self, reader: Stage, window: Window, new: _Rows) -> None:
+    def _push(self, reader: RowStage, window: RowWindow, new: _Rows) -> None:
         """New rows for a reader: padded as it wants them, behind those that it kept."""
         height = self._height(window.tensor)
         above = window.pads[0] if new.start == 0 else 0
@@ -145,7 +145,7 @@ class _Strips:
             both = joined(self.draft, [held.tensor, rows.tensor])
             self.queues[reader.op, window.tensor] = _Rows(both, held.start, rows.stop)
 
-    def _window(self, stage: Stage, window: Window, low: int, high: int, final: bool) -> int:
+    def _window(self, stage: RowStage, window: RowWindow, low: int, high: int, final: bool) -> int:
         """The rows that a stage reads for its rows ``low`` to ``high - 1``."""
         begin, end = window.begin(low), window.end(high)
         if window.tensor == self.chain.source:
@@ -163,7 +163,7 @@ class _Strips:
             self.queues[stage.op, window.tensor] = _Rows(kept, left, held.stop)
         return taken
 
-    def _padded(self, tensor: int, above: int, below: int, window: Window) -> int:
+    def _padded(self, tensor: int, above: int, below: int, window: RowWindow) -> int:
         left, right = window.pads[2:]
         if not (above or below or left or right):
             return tensor
@@ -171,7 +171,7 @@ class _Strips:
         shape = (1, height + above + below, width + left + right, channels)
         out = self.draft.like(tensor, shape, "padded")
         numbers = ((0, 0), (above, below), (left, right), (0, 0))
-        self.draft.steps.append(Step("PAD", (tensor,), (out,), numbers=numbers))
+        self.draft.steps.append(DraftStep("PAD", (tensor,), (out,), numbers=numbers))
         return out
 
 
@@ -182,32 +182,32 @@ def _rows(draft: Draft, tensor: int, low: int, high: int) -> int:
         return tensor
     out = draft.like(tensor, (1, high - low, *rest), f"rows {low} to {high - 1}")
     numbers = ((0, low, 0, 0), (1, high - low, *rest))
-    draft.steps.append(Step("SLICE", (tensor,), (out,), numbers=numbers))
+    draft.steps.append(DraftStep("SLICE", (tensor,), (out,), numbers=numbers))
     return out
 
 
 def joined(draft: Draft, parts: list[int], out: int | None = None) -> int:
     """``parts`` one below the other, as ``out`` or as a new tensor; in several steps where they are many."""
-    while len(parts) > AT_ONCE:
-        size = max(-(-len(parts) // AT_ONCE), 2)
+    while len(parts) > JOINED_AT_ONCE:
+        size = max(-(-len(parts) // JOINED_AT_ONCE), 2)
         parts = [joined(draft, parts[i : i + size]) for i in range(0, len(parts), size)]
     if len(parts) == 1 and out is None:
         return parts[0]
     if out is None:
         height = sum(draft.tensor(part).shape[1] for part in parts)
         out = draft.like(parts[0], (1, height, *draft.tensor(parts[0]).shape[2:]), "joined")
-    draft.steps.append(Step("CONCATENATION", tuple(parts), (out,)))
+    draft.steps.append(DraftStep("CONCATENATION", tuple(parts), (out,)))
     return out
 
 
-def one_in_strips(file: File, chain: Chain, count: int) -> Draft:
+def one_in_strips(file: File, chain: RowChain, count: int) -> Draft:
     """A region alone."""
     draft = Draft(file)
     _Strips(draft, chain, count).write()
     return draft
 
 
-def in_strips(draft: Draft, stages: Mapping[int, Stage], regions: Iterable[Region]) -> Draft:
+def in_strips(draft: Draft, stages: Mapping[int, RowStage], regions: Iterable[Region]) -> Draft:
     """The file of ``draft`` with some regions in strips; they must not overlap.
 
     Raises:

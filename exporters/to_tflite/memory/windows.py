@@ -18,7 +18,7 @@ BY_ELEMENT = {
 
 
 @dataclass(frozen=True)
-class Window:
+class RowWindow:
     """How one operator reads one of its inputs, a map ``(1, H, W, C)``.
 
     Attributes:
@@ -43,7 +43,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Stage:
+class RowStage:
     """An operator that can be computed in strips of rows.
 
     Attributes:
@@ -54,7 +54,7 @@ class Stage:
     """
 
     op: int
-    windows: tuple[Window, ...]
+    windows: tuple[RowWindow, ...]
     out: int
     pad: int | None = None
 
@@ -62,7 +62,7 @@ class Stage:
 _Pads = Mapping[int, tuple[FileOp, Sequence[int]]]
 
 
-def stages(file: File) -> dict[int, Stage]:
+def stages(file: File) -> dict[int, RowStage]:
     """Operators of ``file`` that can be computed in strips, by their numbers.
 
     A PAD that one convolution reads is part of that: its own stage has no windows, and that of the convolution says so.
@@ -76,7 +76,7 @@ def stages(file: File) -> dict[int, Stage]:
     found = {op.index: stage for op in file.ops if (stage := _stage(file, op, alone)) is not None}
     for stage in list(found.values()):
         if stage.pad is not None:
-            found[stage.pad] = Stage(stage.pad, (), file.ops[stage.pad].outputs[0])
+            found[stage.pad] = RowStage(stage.pad, (), file.ops[stage.pad].outputs[0])
     return found
 
 
@@ -89,7 +89,7 @@ def _pad(file: File, op: FileOp) -> tuple[int, int, int, int] | None:
     return None if none or more or first or last else (top, bottom, left, right)
 
 
-def _stage(file: File, op: FileOp, pads: _Pads) -> Stage | None:
+def _stage(file: File, op: FileOp, pads: _Pads) -> RowStage | None:
     if len(op.outputs) != 1 or not is_map(file, op.outputs[0]):
         return None
     maps = [i for i in op.inputs if i >= 0 and file.tensors[i].data is None]
@@ -98,13 +98,13 @@ def _stage(file: File, op: FileOp, pads: _Pads) -> Stage | None:
         fixed = [file.tensors[i].shape for i in op.inputs if i >= 0 and file.tensors[i].data is not None]
         if any(file.tensors[i].shape != shape for i in maps) or any(prod(x[:-1]) > 1 for x in fixed):
             return None
-        return Stage(op.index, tuple(Window(i) for i in dict.fromkeys(maps)), op.outputs[0])
+        return RowStage(op.index, tuple(RowWindow(i) for i in dict.fromkeys(maps)), op.outputs[0])
     if op.name not in _WINDOWED or len(maps) != 1 or not is_map(file, maps[0]):
         return None
     return _windowed(file, op, pads)
 
 
-def _windowed(file: File, op: FileOp, pads: _Pads) -> Stage | None:
+def _windowed(file: File, op: FileOp, pads: _Pads) -> RowStage | None:
     options, source = op.options, op.inputs[0]
     if op.name.endswith("CONV_2D"):
         kernel = file.tensors[op.inputs[1]].shape[1:3]
@@ -128,7 +128,7 @@ def _windowed(file: File, op: FileOp, pads: _Pads) -> Stage | None:
         padded, around = pads[source]
         source, pad = padded.inputs[0], padded.index
     a, b, c, d = around
-    return Stage(op.index, (Window(source, sides[0], strides[0], (a, b, c, d)),), op.outputs[0], pad)
+    return RowStage(op.index, (RowWindow(source, sides[0], strides[0], (a, b, c, d)),), op.outputs[0], pad)
 
 
 def is_map(file: File, number: int) -> bool:

@@ -77,9 +77,9 @@ def test_a_file_with_everything_has_regions() -> None:
 @pytest.mark.parametrize("fault", ["kept rows", "padding", "overlap"])
 def test_faults_are_seen(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     if fault == "kept rows":
-        monkeypatch.setattr(windows.Window, "begin", lambda self, low: low * self.stride)
+        monkeypatch.setattr(windows.RowWindow, "begin", lambda self, low: low * self.stride)
     if fault == "padding":
-        monkeypatch.setattr(windows.Window, "end", lambda self, high: (high - 1) * self.stride + self.rows)
+        monkeypatch.setattr(windows.RowWindow, "end", lambda self, high: (high - 1) * self.stride + self.rows)
     if fault == "overlap":
         monkeypatch.setattr(overlaps, "sound", lambda *_: True)
     assert any(is_seen(seed) for seed in range(4))
