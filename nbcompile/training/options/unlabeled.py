@@ -27,7 +27,7 @@ class UnlabeledOptions:
         "together",
         "How they pass through the network: in one batch with labelled ones, whose norms they then share, or in one of "
         "their own",
-        metavar="HOW",
+        metavar="NAME",
         choices=("together", "apart"),
     )
     mimic_weight: float = option(1.0, "Of the divergence from the teacher, beside the labels' loss", bound=NOT_NEGATIVE)
