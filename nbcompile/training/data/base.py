@@ -1,6 +1,8 @@
 """What every data set looks like to the loop."""
 
+import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -64,6 +66,19 @@ class Views(ABC):
     def view(self, indices: list[int], drawn: Tensor) -> Labelled | UsageError:
         """As ``images[indices]``, each image in the view that its row of ``drawn`` ``(N, P)`` says."""
 
+    @abstractmethod
+    def checksum(self) -> str:
+        """Of the images, in their order, with their labels; in files, of their names and labels."""
+
+
+def checksum_of(*tensors: Tensor) -> str:
+    """Of what ``tensors`` hold, their shapes included."""
+    digest = hashlib.blake2b(digest_size=16)
+    for x in tensors:
+        digest.update(f"{x.dtype} {tuple(x.shape)}".encode())
+        digest.update(x.contiguous().numpy())
+    return digest.hexdigest()
+
 
 @dataclass(frozen=True)
 class Data:
@@ -76,6 +91,8 @@ class Data:
         classes: names, in the order of the labels.
         shape: ``(C, H, W)`` of one image.
         preprocessing: how raw images become inputs; kept in the trained file.
+        resize: lets ``train`` give out images of another side, in pixels, from the next batch on; None where it cannot.
+        note: what is said of it when a run begins.
     """
 
     name: str
@@ -84,3 +101,5 @@ class Data:
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
     preprocessing: dict[str, Any] = field(default_factory=dict)
+    resize: Callable[[int], None] | None = None
+    note: str = ""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nbcompile.training.data.base import Data, Labelled, Views
+from nbcompile.training.data.base import Data, Labelled, Views, checksum_of
 
 SHIFT = 1 / 8
 """The most that an image is shifted, over its side."""
@@ -66,6 +66,14 @@ class TensorImages(Views):
         if inputs.shape[2:] != (self.size, self.size):
             inputs = F.interpolate(inputs, size=(self.size, self.size), mode="bilinear", antialias=True)
         return inputs.sub_(self.mean).div_(self.std), self._labels[indices]
+
+    def checksum(self) -> str:
+        """Of pixels and labels."""
+        return checksum_of(self.pixels, self._labels)
+
+    def resize(self, side: int) -> None:
+        """Images are ``side`` pixels wide and high from now on."""
+        self.size = side
 
 
 def shifted(images: Tensor, most: int, rows: Tensor, columns: Tensor) -> Tensor:
@@ -122,11 +130,13 @@ def tensor_data(
     mean, std = statistics(train[0], scale)
     channels, side = train[0].shape[1], size or train[0].shape[-1]
     preprocessing = {"scale": scale, "mean": mean, "std": std, "size": side}
+    images = TensorImages(*train, preprocessing, augment=True, mirror=mirror)
     return Data(
         name=name,
-        train=TensorImages(*train, preprocessing, augment=True, mirror=mirror),
+        train=images,
         val=TensorImages(*val, preprocessing, augment=False),
         classes=classes,
         shape=(channels, side, side),
         preprocessing=preprocessing,
+        resize=images.resize,
     )

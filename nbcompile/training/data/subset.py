@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from nbcompile.core.errors import UsageError
-from nbcompile.training.data.base import Data, Images, Labelled, Views
+from nbcompile.training.data.base import Data, Images, Labelled, Views, checksum_of
 
 
 class Subset:
@@ -56,6 +56,10 @@ class SubsetViews(Views):
     def view(self, indices: list[int], drawn: Tensor) -> Labelled | UsageError:
         """As of the whole set."""
         return self.images.view(self.indices[indices].tolist(), drawn)
+
+    def checksum(self) -> str:
+        """Of the whole set, and which images of it these are."""
+        return self.images.checksum() + checksum_of(self.indices)
 
 
 def chosen(data: Data, count: int) -> Subset | SubsetViews:
