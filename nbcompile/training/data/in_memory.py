@@ -48,6 +48,10 @@ class TensorImages(Views):
     def __len__(self) -> int:
         return len(self._labels)
 
+    def checksum(self) -> str:
+        """Of all pixels and labels."""
+        return checksum_of(self.pixels, self.labels)
+
     def draw(self, count: int) -> Tensor:
         """Rows and columns to shift by, where images are shifted; 1 for a mirror image, where there are any."""
         columns = [*torch.randint(0, 2 * self.most + 1, (2, count))] if self.augment else []
@@ -66,10 +70,6 @@ class TensorImages(Views):
         if inputs.shape[2:] != (self.size, self.size):
             inputs = F.interpolate(inputs, size=(self.size, self.size), mode="bilinear", antialias=True)
         return inputs.sub_(self.mean).div_(self.std), self._labels[indices]
-
-    def checksum(self) -> str:
-        """Of pixels and labels."""
-        return checksum_of(self.pixels, self._labels)
 
     def resize(self, side: int) -> None:
         """Images are ``side`` pixels wide and high from now on."""

@@ -49,6 +49,10 @@ class SubsetViews(Views):
     def __len__(self) -> int:
         return len(self.indices)
 
+    def checksum(self) -> str:
+        """Of the whole set, and of which images are taken."""
+        return checksum_of(self.indices, more=self.images.checksum())
+
     def draw(self, count: int) -> Tensor:
         """As of the whole set."""
         return self.images.draw(count)
@@ -56,10 +60,6 @@ class SubsetViews(Views):
     def view(self, indices: list[int], drawn: Tensor) -> Labelled | UsageError:
         """As of the whole set."""
         return self.images.view(self.indices[indices].tolist(), drawn)
-
-    def checksum(self) -> str:
-        """Of the whole set, and which images of it these are."""
-        return self.images.checksum() + checksum_of(self.indices)
 
 
 def chosen(data: Data, count: int) -> Subset | SubsetViews:
