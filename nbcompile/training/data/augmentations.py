@@ -17,7 +17,7 @@ _NETAUG = "NetAug, Cai et al. 2022, arXiv:2110.08890, fig. 2: MobileNetV2-Tiny f
 
 HURTS = {
     "mixup": f"{_NETAUG} 51.7 %",
-    "cutmix": "GhostNetV3, Liu et al. 2024, arXiv:2404.11202, leaves it out for that",
+    "cutmix": "GhostNetV3, Liu et al. 2024, arXiv:2404.11202, abstract",
     "autoaugment": f"{_NETAUG} 51.0 %; it also takes images one at a time, which is slow",
 }
 """Who says so."""
