@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nbcompile.core.errors import UsageError
 from nbcompile.training.data.augmentations import AutoAugmented, drawn_seeds
-from nbcompile.training.data.base import BRIGHTEST, Labelled, Views
+from nbcompile.training.data.base import BRIGHTEST, SAMPLE, Labelled, Views, checksum_of
 from nbcompile.training.data.crops import RATIOS, drawn_crops, random_crops
 
 if TYPE_CHECKING:
@@ -45,6 +45,11 @@ class CroppedImages(Views):
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def checksum(self) -> str:
+        """Of all labels, and of the bytes of some images: those that are given out are rounded as the machine does it."""
+        images, _ = self.source.read(list(range(0, len(self), max(1, len(self) // SAMPLE))))
+        return checksum_of(self.labels, *images)
 
     def draw(self, count: int) -> Tensor:
         """See `drawn_crops`; then a seed, where images are changed."""
