@@ -47,7 +47,7 @@ class CroppedImages(Views):
         return len(self.source)
 
     def checksum(self) -> str:
-        """Of all labels, and of the bytes of some images: those that are given out are rounded as the machine does it."""
+        """Of all labels, and of the bytes of some images: what is given out is rounded as each machine does it."""
         images, _ = self.source.read(list(range(0, len(self), max(1, len(self) // SAMPLE))))
         return checksum_of(self.labels, *images)
 
