@@ -70,6 +70,10 @@ class CroppedImages(Views):
         mean, std = (torch.tensor(of).view(-1, 1, 1) * BRIGHTEST for of in (MEAN, STD))
         return x.sub_(mean).div_(std), labels
 
+    def over(self, source: "Source") -> "CroppedImages":
+        """Other images, given out like these."""
+        return CroppedImages(source, self.size, self.least, mirror=self.mirror, change=self.change)
+
     def resize(self, side: int) -> None:
         """Images are ``side`` pixels wide and high from now on."""
         self.size = side
@@ -109,10 +113,15 @@ class CentredImages(Views):
             return error
         return torch.stack([self._transform(image) for image, _ in pairs]), torch.tensor([label for _, label in pairs])
 
+    def over(self, source: "InFiles") -> "CentredImages":
+        """Other images, given out like these."""
+        return CentredImages(source, self.size)
+
     def resize(self, side: int) -> None:
         """Images are ``side`` pixels wide and high from now on."""
         from torchvision.transforms import v2
 
+        self.size = side
         to_input = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
         self._transform = v2.Compose([centred(side), *to_input])
 

@@ -1,7 +1,7 @@
 """Images of Pillow as bytes of red, green and blue: read when they are asked for, or decoded once and held in memory.
 
 What is held is one block, which worker processes share: a forked one sees its parent's; where workers are spawned,
-torch moves it into shared memory.
+torch moves it into shared memory. While images are decoded, up to twice as much is in use.
 """
 
 from collections.abc import Callable

@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from nbcompile import UsageError
 from nbcompile.training import TrainConfig
 from nbcompile.training.data.base import Data, Views
-from nbcompile.training.data.cropped_images import MEAN, STD, CroppedImages, shrunk
+from nbcompile.training.data.cropped_images import MEAN, STD, CentredImages, CroppedImages, shrunk
 from nbcompile.training.data.crops import boxes
 from nbcompile.training.data.held import Held, InFiles
 from nbcompile.training.data.in_memory import TensorImages
@@ -97,6 +97,21 @@ def test_letters_are_not_mirrored(folder: Path) -> None:
     letters = CroppedImages(held.source, 16, 0.5, mirror=False)
     assert letters.augmentation == "crops of 0.5 to 1 of the area"
     assert letters.draw(50)[:, -1].tolist() == [0] * 50
+
+
+@pytest.mark.parametrize("augment", ["light", "none"])
+def test_other_images_are_given_out_alike(folder: Path, augment: str) -> None:
+    data = load(folder, memory=0, augment=augment)
+    train, val = data.train, load(folder, memory=0).val
+    assert isinstance(train, CroppedImages | CentredImages)
+    assert isinstance(val, CentredImages)
+    others = train.over(val.source)
+    drawn = train.draw(4)
+    assert others.augmentation == train.augmentation
+    assert others.labels.tolist() == [0, 0, 1, 1]
+    assert seen(others, VAL, drawn).shape == (4, 3, 16, 16)
+    again = others.over(train.source)  # type: ignore[arg-type]
+    torch.testing.assert_close(seen(again, VAL, drawn), seen(train, VAL, drawn), rtol=0, atol=0)
 
 
 def test_a_batch_is_a_function_of_the_seed(folder: Path) -> None:
