@@ -75,6 +75,7 @@ def set_up(
         folder=folder,
         history=history,
         step=len(history) * steps,
+        resize=data.resize,
     )
 
 

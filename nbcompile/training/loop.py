@@ -90,10 +90,10 @@ def train(
         if config.new_head:
             seed_everything(config.seed)
             model = with_classes(model, len(data.classes), torch.zeros(1, *data.shape))
-        check_fits(model, data)
+        check_fits(model, data, sizes=config.sizes)
         tell = on_event if on_event is not None and fabric.is_global_zero else _tell_nobody
         if teacher is not None:
-            check_fits(teacher, data, f"the teacher {config.teacher}")
+            check_fits(teacher, data, f"the teacher {config.teacher}", config.sizes)
         session = set_up(fabric, config, model, data, folder, checkpoint, tell, _frozen(teacher, config))
         images = len(session.train) * config.batch_size
         spent = training_cost(model, config, torch.zeros(1, *data.shape), images, teacher)
@@ -109,6 +109,7 @@ def train(
                 steps_per_epoch=len(session.train),
                 run_dir=folder.path,
                 resume_found_nothing=resume and checkpoint is None,
+                note=data.note,
             )
         )
         for epoch in range(len(session.history), config.epochs):
@@ -125,7 +126,7 @@ def _run_epoch(session: Session, epoch: int) -> None:
     record = Epoch(
         epoch=epoch + 1,
         step=session.step,
-        phase=session.method.phase(epoch),
+        phase=session.phase(epoch),
         loss=loss,
         train_accuracy=train_accuracy,
         val_accuracy=accuracy(session.fabric, session.network(), session.val),

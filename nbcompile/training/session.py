@@ -11,6 +11,8 @@ from nbcompile.training.seeds import seed_everything
 from nbcompile.training.weight_average import Average
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lightning.fabric import Fabric
 
     from nbcompile.training.learning_rate import WarmupCosine
@@ -40,6 +42,7 @@ class Session:
         folder: the run on disk.
         history: one entry per finished epoch.
         step: finished optimiser steps.
+        resize: as of `Data`.
     """
 
     fabric: "Fabric"
@@ -56,14 +59,23 @@ class Session:
     folder: "RunFolder"
     history: "list[Epoch]"
     step: int
+    resize: "Callable[[int], None] | None" = None
 
     def advance(self, epoch: int) -> None:
         """Train what the method trains in ``epoch``: with a fresh optimiser, where that is another network."""
+        side = self.config.side_in(epoch)
+        if self.config.sizes and self.resize is not None and side is not None:
+            self.resize(side)
         changed = advanced(self.method, self.bare, epoch)
         if changed is not self.bare:
             self.bare = changed
             self.model, self.optimizer, self.average = wrapped(self.fabric, self.method, changed)
         self.method.attach(self.bare, epoch)
+
+    def phase(self, epoch: int) -> str:
+        """What happens in ``epoch``, counted from 0, in a few words."""
+        said = self.method.phase(epoch)
+        return f"{said}, {self.config.side_in(epoch)} px" if self.config.sizes else said
 
     def network(self) -> nn.Module:
         """The network that is measured and saved: with averaged weights, where there is an average."""

@@ -26,6 +26,7 @@ CASES: dict[str, dict[str, Any]] = {
     "the widest": {"method": "netdistiller", "accumulate": 2},
     "deeper and wider": BOOSTED | {"method": "netbooster+netaug", "plain_epochs": 1, "contract_at": "decay"},
     "a booster": {"method": "rocket", "where": "last:1", "ratio": 2, "ema": 0.9},
+    "sizes and mixtures": {"method": "vanilla", "sizes": (6, 10, 8), "augment": "mixup", "ema": 0.9, "num_workers": 1},
     "a teacher": {"method": "kd", "teacher": "net", "precision": "bf16-mixed"},
 }
 EPOCHS = 5
@@ -34,6 +35,7 @@ SLOW = (
     "at once",
     "contracted",
     "a teacher",
+    "sizes and mixtures",
     "its own teacher",
     "collapsed",
     "plain first",
