@@ -72,7 +72,7 @@ def _check_phases(config: "TrainConfig") -> None:
 
 def _check_teacher(config: "TrainConfig") -> None:
     own = " or ".join(row.name for row in METHODS.values() if row.distils and row.expands)
-    if config.distils and config.teacher is None:
+    if config.distils and not (config.is_taught and (config.teacher or "stored_labels" in config.method_row.takes)):
         raise UsageError(f"method '{config.method}' needs a teacher: a file or a MODEL; {own} can have '{SELF}'")
     if config.teacher is not None and not config.distils:
         known = " or ".join(row.name for row in METHODS.values() if row.distils)
@@ -82,6 +82,27 @@ def _check_teacher(config: "TrainConfig") -> None:
     for name in ("teacher_model", "teacher_key"):
         if getattr(config, name) is not None and config.teacher in (None, SELF):
             raise UsageError(f"{name} goes with a file of weights as teacher")
+    if config.teacher != SELF and SELF in config.teachers:
+        raise UsageError(f"teacher '{SELF}' cannot be one of several: no giant is there before its own training")
+    if config.distils:
+        _check_taught(config)
+
+
+def _check_taught(config: "TrainConfig") -> None:
+    """What shows the teacher something else, or is learnt from it alone."""
+    shown = {"kd_mixup": bool(config.kd_mixup), "other_view": not config.same_view, "stored_labels": config.stored_labels}
+    given = [name for name, value in shown.items() if value]
+    if len(given) > 1:
+        raise UsageError(f"{given[0]} and {given[1]} both say what the teacher sees: choose one")
+    alone = config.labels == "none"
+    if config.teacher == SELF and (given or alone):
+        raise UsageError(f"{'labels none' if alone else given[0]} needs a teacher from the start, not '{SELF}'")
+    if given and config.method_row.name == "rco":
+        raise UsageError(f"{given[0]} goes with one teacher for the whole run, not with the anchors of method 'rco'")
+    if config.kd_mixup and not alone:
+        raise UsageError("kd_mixup leaves mixtures no label but the teacher's answer: add labels 'none'")
+    if config.stored_labels is None and config.stored_views is not None:
+        raise UsageError("stored_views goes with stored_labels, a folder")
 
 
 def check_named(config: "TrainConfig", row: MethodRow) -> None:
