@@ -1,5 +1,6 @@
 """What every data set looks like to the loop."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -28,6 +29,40 @@ class Images(Protocol):
 
         Returned and not raised, because a worker process would bury its sentence in its own traceback.
         """
+
+
+class Views(ABC):
+    """Images whose random views can be drawn once, written down, and seen again: ``isinstance(images, Views)`` asks.
+
+    ``images[indices]`` is ``images.view(indices, images.draw(len(indices)))``. What is drawn depends neither on the
+    image nor on the side of the images given out: a row of numbers is a view of any image of the set, at any size, and
+    is seen to the bit each time, as long as ``augmentation`` and the images are the same. Rows are small whole numbers
+    (int16), so that nothing is lost in a file; there are no columns where nothing is random.
+
+    Attributes:
+        augmentation: how a view follows from what is drawn, in words, for people and checksums.
+    """
+
+    augmentation: str
+
+    @property
+    @abstractmethod
+    def labels(self) -> Tensor:
+        """As of `Images`."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: list[int]) -> Labelled | UsageError:
+        return self.view(indices, self.draw(len(indices)))
+
+    @abstractmethod
+    def draw(self, count: int) -> Tensor:
+        """``count`` random views ``(count, P)``, int16, from torch's global generator; P is fixed for a set."""
+
+    @abstractmethod
+    def view(self, indices: list[int], drawn: Tensor) -> Labelled | UsageError:
+        """As ``images[indices]``, each image in the view that its row of ``drawn`` ``(N, P)`` says."""
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nbcompile.training.data.base import Data, Labelled
+from nbcompile.training.data.base import Data, Labelled, Views
 
 SHIFT = 1 / 8
 """The most that an image is shifted, over its side."""
 
 
-class TensorImages:
-    """One part of a set, held in memory.
+class TensorImages(Views):
+    """One part of a set, held in memory; its views (see `Views`) are shifts and mirror images.
 
     Args:
         pixels: ``(N, C, H, W)``, uint8.
@@ -32,36 +32,59 @@ class TensorImages:
     def __init__(
         self, pixels: Tensor, labels: Tensor, preprocessing: dict[str, Any], *, augment: bool, mirror: bool = False
     ) -> None:
-        self.pixels, self.labels, self.augment, self.mirror = pixels, labels, augment, mirror
+        self.pixels, self._labels, self.augment, self.mirror = pixels, labels, augment, mirror
         self.scale, self.size = preprocessing["scale"], preprocessing["size"]
         self.mean, self.std = (torch.tensor(preprocessing[key]).view(-1, 1, 1) for key in ("mean", "std"))
 
-    def __len__(self) -> int:
-        return len(self.labels)
+        self.most = round(SHIFT * pixels.shape[-1])
+        shifts = f"shifted by up to {self.most} px" if augment else ""
+        self.augmentation = ", ".join(filter(None, [shifts, "mirrored" if mirror else ""])) or "none"
 
-    def __getitem__(self, indices: list[int]) -> Labelled:
+    @property
+    def labels(self) -> Tensor:
+        """Labels ``(N,)``."""
+        return self._labels
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def draw(self, count: int) -> Tensor:
+        """Rows and columns to shift by, where images are shifted; 1 for a mirror image, where there are any."""
+        columns = [*torch.randint(0, 2 * self.most + 1, (2, count))] if self.augment else []
+        if self.mirror:
+            columns.append(torch.rand(count) < 0.5)
+        return torch.stack([x.short() for x in columns], 1) if columns else torch.empty(count, 0, dtype=torch.int16)
+
+    def view(self, indices: list[int], drawn: Tensor) -> Labelled:
+        """Images ``(N, C, H, W)`` in the views ``drawn`` ``(N, P)``, and labels ``(N,)``."""
         images = self.pixels[indices]
         if self.augment:
-            images = shifted(images, round(SHIFT * images.shape[-1]))
+            images = shifted(images, self.most, *drawn[:, :2].long().unbind(1))
         if self.mirror:
-            images = mirrored(images)
+            images = mirrored(images, drawn[:, -1] == 1)
         inputs = images.float().mul_(self.scale)
         if inputs.shape[2:] != (self.size, self.size):
             inputs = F.interpolate(inputs, size=(self.size, self.size), mode="bilinear", antialias=True)
-        return inputs.sub_(self.mean).div_(self.std), self.labels[indices]
+        return inputs.sub_(self.mean).div_(self.std), self._labels[indices]
 
 
-def shifted(images: Tensor, most: int) -> Tensor:
-    """``images`` (N, C, H, W), each shifted by up to ``most`` pixels in both directions; zeros move in."""
+def shifted(images: Tensor, most: int, rows: Tensor, columns: Tensor) -> Tensor:
+    """``images`` (N, C, H, W), each from ``(row, column)`` of itself in a frame of zeros, ``most`` pixels wide.
+
+    Args:
+        images: of any dtype.
+        most: pixels.
+        rows: ``(N,)``, 0 to ``2 * most``; ``most`` is no shift.
+        columns: likewise.
+    """
     n, _, height, width = images.shape
-    rows, columns = torch.randint(0, 2 * most + 1, (2, n))
     windows = F.pad(images, (most,) * 4).unfold(2, height, 1).unfold(3, width, 1)
     return windows[torch.arange(n), :, rows, columns]
 
 
-def mirrored(images: Tensor) -> Tensor:
-    """``images`` (N, C, H, W), each left to right with probability 1/2."""
-    return torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(3), images)
+def mirrored(images: Tensor, which: Tensor) -> Tensor:
+    """``images`` (N, C, H, W), left to right where ``which`` ``(N,)`` says so."""
+    return torch.where(which.view(-1, 1, 1, 1), images.flip(3), images)
 
 
 def statistics(pixels: Tensor, scale: float) -> tuple[list[float], list[float]]:

@@ -5,6 +5,7 @@ import torch
 
 from nbcompile import UsageError
 from nbcompile.training import TrainConfig
+from nbcompile.training.data.base import Views
 from nbcompile.training.data.digits import load_digits
 from nbcompile.training.data.load import load_data
 from nbcompile.training.data.subset import evenly
@@ -88,6 +89,17 @@ def test_train_images_are_the_same_for_every_seed() -> None:
     same, same_labels = everything.train[few[0].train.indices[[0, 99]].tolist()]  # type: ignore[misc, attr-defined]
     assert torch.equal(images, same)
     assert labels.tolist() == same_labels.tolist() == few[0].train.labels[[0, 99]].tolist()
+
+
+def test_a_subset_has_the_views_of_the_whole() -> None:
+    few, everything = load_data(TrainConfig(train_images=100)).train, load_digits().train
+    assert isinstance(few, Views)
+    assert isinstance(everything, Views)
+    drawn = few.draw(2)
+    images, _ = few.view([3, 99], drawn)  # type: ignore[misc]
+    same, _ = everything.view(few.indices[[3, 99]].tolist(), drawn)  # type: ignore[misc, attr-defined]
+    assert torch.equal(images, same)
+    assert few.augmentation == everything.augmentation == "shifted by up to 1 px"
 
 
 def test_refuses_more_images_than_there_are() -> None:
