@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+ANSWERS, OTHER_VIEW = "answers", "other view"
+"""In `Batch.more`: the teacher's answers, as logits ``(N, K)``; what the teacher sees in place of the images."""
+
 
 class Batch(NamedTuple):
     """Images, and what is known of them.

@@ -13,6 +13,7 @@ from nbcompile.training.weight_average import Average
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
+    from nbcompile.training.data.stored_labels import StoredLabels
     from nbcompile.training.learning_rate import WarmupCosine
     from nbcompile.training.loader import Loader
     from nbcompile.training.methods.base import Method
@@ -40,6 +41,7 @@ class Session:
         folder: the run on disk.
         history: one entry per finished epoch.
         step: finished optimiser steps.
+        stored: the teacher's answers, where they are kept in a folder.
     """
 
     fabric: "Fabric"
@@ -56,6 +58,7 @@ class Session:
     folder: "RunFolder"
     history: "list[Epoch]"
     step: int
+    stored: "StoredLabels | None" = None
 
     def advance(self, epoch: int) -> None:
         """Train what the method trains in ``epoch``: with a fresh optimiser, where that is another network."""
@@ -64,6 +67,8 @@ class Session:
             self.bare = changed
             self.model, self.optimizer, self.average = wrapped(self.fabric, self.method, changed)
         self.method.attach(self.bare, epoch)
+        if self.stored is not None:
+            self.stored.turn_to(epoch)
 
     def network(self) -> nn.Module:
         """The network that is measured and saved: with averaged weights, where there is an average."""

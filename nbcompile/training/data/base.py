@@ -1,9 +1,11 @@
 """What every data set looks like to the loop."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from nbcompile.core.errors import UsageError
@@ -31,6 +33,19 @@ class Images(Protocol):
         """
 
 
+SAMPLE = 1024
+"""Images that a checksum looks at, where all would take long."""
+
+
+def checksum_of(*tensors: Tensor, more: str = "") -> str:
+    """Of shapes and values, and of ``more``."""
+    found = hashlib.sha256(more.encode())
+    for x in tensors:
+        found.update(f"{x.dtype} {tuple(x.shape)}".encode())
+        found.update(x.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
 class Views(ABC):
     """Images whose random views can be drawn once, written down, and seen again: ``isinstance(images, Views)`` asks.
 
@@ -55,6 +70,17 @@ class Views(ABC):
 
     def __getitem__(self, indices: list[int]) -> Labelled | UsageError:
         return self.view(indices, self.draw(len(indices)))
+
+    def checksum(self) -> str:
+        """Tells these images and labels from others: here of all labels, and of one view of some of the images."""
+        some = range(0, len(self), max(1, len(self) // SAMPLE))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            drawn = self.draw(len(some))
+        found = self.view(list(some), drawn)
+        if isinstance(found, UsageError):
+            raise found
+        return checksum_of(self.labels, found[0])
 
     @abstractmethod
     def draw(self, count: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nbcompile.training.data.base import Data, Labelled, Views
+from nbcompile.training.data.base import Data, Labelled, Views, checksum_of
 
 SHIFT = 1 / 8
 """The most that an image is shifted, over its side."""
@@ -47,6 +47,10 @@ class TensorImages(Views):
 
     def __len__(self) -> int:
         return len(self._labels)
+
+    def checksum(self) -> str:
+        """Of all pixels and labels."""
+        return checksum_of(self.pixels, self.labels)
 
     def draw(self, count: int) -> Tensor:
         """Rows and columns to shift by, where images are shifted; 1 for a mirror image, where there are any."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from nbcompile.core.errors import UsageError
-from nbcompile.training.data.base import Data, Images, Labelled, Views
+from nbcompile.training.data.base import Data, Images, Labelled, Views, checksum_of
 
 
 class Subset:
@@ -48,6 +48,10 @@ class SubsetViews(Views):
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def checksum(self) -> str:
+        """Of the whole set, and of which images are taken."""
+        return checksum_of(self.indices, more=self.images.checksum())
 
     def draw(self, count: int) -> Tensor:
         """As of the whole set."""

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 SELF = "self"
 """The teacher of a giant that is its own."""
 
+ROUTE = "rco"
+"""The method whose teachers are anchors, one after the other; all others average several."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MethodRow:
@@ -119,7 +122,7 @@ METHODS: dict[str, MethodRow] = {
         _NETDISTILLER,
         _ROCKET,
         replace(
-            taught(_VANILLA, "rco", "not measured yet"),
+            taught(_VANILLA, ROUTE, "not measured yet"),
             help="vanilla with the networks of a teacher's route, one after the other",
             classes=("nbcompile.training.methods.rco:RouteDistilled", *_VANILLA.classes),
             takes=_TAUGHT,

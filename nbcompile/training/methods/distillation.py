@@ -13,16 +13,13 @@ from torch import Tensor, nn
 from torch.distributions import Beta
 
 from nbcompile.core.copies import copied
-from nbcompile.training.batch import Batch
+from nbcompile.training.batch import ANSWERS, OTHER_VIEW, Batch
 from nbcompile.training.methods import SELF
 from nbcompile.training.methods.base import Method
 from nbcompile.training.methods.teachers import averaged_over
 
 if TYPE_CHECKING:
     from nbcompile.training.options.config import TrainConfig
-
-ANSWERS, OTHER_VIEW = "answers", "other view"
-"""In `Batch.more`: the teacher's answers, as logits ``(N, K)``; what the teacher sees in place of the images."""
 
 
 def divergence(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:

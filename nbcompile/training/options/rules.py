@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nbcompile.core.errors import UsageError
 from nbcompile.core.options import options_of
 from nbcompile.core.width.factors import check_factors
-from nbcompile.training.methods import METHODS, SELF, MethodRow
+from nbcompile.training.methods import METHODS, ROUTE, SELF, MethodRow
 
 if TYPE_CHECKING:
     from nbcompile.training.options.config import TrainConfig
@@ -52,6 +52,8 @@ def _check_rate(config: "TrainConfig") -> None:
             f"restarts must rise, between the warm-up of {config.warmup:g} epochs and epochs {config.epochs}, "
             f"not {', '.join(map(str, config.restarts))}"
         )
+    if config.keep_anchors > config.epochs:
+        raise UsageError(f"keep_anchors {config.keep_anchors} is more than epochs {config.epochs}")
     if config.batch_size % config.accumulate:
         raise UsageError(f"batch_size {config.batch_size} must be a multiple of accumulate {config.accumulate}")
 
@@ -90,19 +92,26 @@ def _check_teacher(config: "TrainConfig") -> None:
 
 def _check_taught(config: "TrainConfig") -> None:
     """What shows the teacher something else, or is learnt from it alone."""
-    shown = {"kd_mixup": bool(config.kd_mixup), "other_view": not config.same_view, "stored_labels": config.stored_labels}
+    shown = {
+        "kd_mixup": bool(config.kd_mixup),
+        "other_view": not config.same_view,
+        "stored_labels": config.stored_labels,
+    }
     given = [name for name, value in shown.items() if value]
     if len(given) > 1:
         raise UsageError(f"{given[0]} and {given[1]} both say what the teacher sees: choose one")
     alone = config.labels == "none"
     if config.teacher == SELF and (given or alone):
         raise UsageError(f"{'labels none' if alone else given[0]} needs a teacher from the start, not '{SELF}'")
-    if given and config.method_row.name == "rco":
-        raise UsageError(f"{given[0]} goes with one teacher for the whole run, not with the anchors of method 'rco'")
+    if given and config.method_row.name == ROUTE:
+        raise UsageError(
+            f"{given[0]} goes with one teacher for the whole run, not with the anchors of method '{ROUTE}'"
+        )
     if config.kd_mixup and not alone:
         raise UsageError("kd_mixup leaves mixtures no label but the teacher's answer: add labels 'none'")
-    if config.stored_labels is None and config.stored_views is not None:
-        raise UsageError("stored_views goes with stored_labels, a folder")
+    for name in ("stored_views", "stored_top"):
+        if config.stored_labels is None and getattr(config, name) is not None:
+            raise UsageError(f"{name} goes with stored_labels, a folder")
 
 
 def check_named(config: "TrainConfig", row: MethodRow) -> None:

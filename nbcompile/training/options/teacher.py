@@ -51,8 +51,11 @@ class TeacherOptions:
     stored_views: int | None = option(
         None, "Views of each image in that folder that the run uses, one an epoch", bound=POSITIVE, unset="as --epochs"
     )
-    stored_top: int = option(
-        20, "Most probable classes whose answers are stored; the rest is spread evenly over the others", bound=POSITIVE
+    stored_top: int | None = option(
+        None,
+        "Most probable classes whose probabilities are stored; the rest counts evenly for the others",
+        bound=POSITIVE,
+        unset="20 in a new folder",
     )
     keep_anchors: int = option(
         0,
