@@ -108,7 +108,7 @@ _ROCKET = MethodRow(
     classes=("nbcompile.training.methods.rocket:Rocket",),
     takes=("where", "block", "ratio", "hint_weight"),
 )
-_SHORT = "points at the same epochs where training is short, behind at the same compute"
+_SHORT = "points at the same epochs where training is short, at temperature 4; behind at the same compute"
 
 METHODS: dict[str, MethodRow] = {
     row.name: row
