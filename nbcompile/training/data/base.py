@@ -2,6 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -102,6 +103,8 @@ class Data:
         classes: names, in the order of the labels.
         shape: ``(C, H, W)`` of one image.
         preprocessing: how raw images become inputs; kept in the trained file.
+        resize: lets ``train`` give out images of another side, in pixels, from the next batch on; None where it cannot.
+        note: what is said of it when a run begins.
     """
 
     name: str
@@ -110,3 +113,5 @@ class Data:
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
     preprocessing: dict[str, Any] = field(default_factory=dict)
+    resize: Callable[[int], None] | None = None
+    note: str = ""

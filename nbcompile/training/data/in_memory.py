@@ -71,6 +71,10 @@ class TensorImages(Views):
             inputs = F.interpolate(inputs, size=(self.size, self.size), mode="bilinear", antialias=True)
         return inputs.sub_(self.mean).div_(self.std), self._labels[indices]
 
+    def resize(self, side: int) -> None:
+        """Images are ``side`` pixels wide and high from now on."""
+        self.size = side
+
 
 def shifted(images: Tensor, most: int, rows: Tensor, columns: Tensor) -> Tensor:
     """``images`` (N, C, H, W), each from ``(row, column)`` of itself in a frame of zeros, ``most`` pixels wide.
@@ -126,11 +130,13 @@ def tensor_data(
     mean, std = statistics(train[0], scale)
     channels, side = train[0].shape[1], size or train[0].shape[-1]
     preprocessing = {"scale": scale, "mean": mean, "std": std, "size": side}
+    images = TensorImages(*train, preprocessing, augment=True, mirror=mirror)
     return Data(
         name=name,
-        train=TensorImages(*train, preprocessing, augment=True, mirror=mirror),
+        train=images,
         val=TensorImages(*val, preprocessing, augment=False),
         classes=classes,
         shape=(channels, side, side),
         preprocessing=preprocessing,
+        resize=images.resize,
     )
