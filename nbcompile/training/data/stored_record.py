@@ -79,7 +79,7 @@ class StoredRecord:
         for name, what in _SAID.items():
             was = getattr(self, name)
             if name in told and told[name] != was:
-                known = f": {_short(was)}, not {_short(told[name])}" if name not in ("images", "teacher") else ""
+                known = "" if name in ("images", "teacher") else _contrast(was, told[name])
                 raise UsageError(f"{folder} holds labels that were stored with {what}{known}; choose another folder")
 
     def write(self, folder: Path) -> None:
@@ -88,17 +88,15 @@ class StoredRecord:
             temporary.write_text(json.dumps({"format": STORED_FORMAT, **asdict(self)}, indent=2) + "\n")
 
 
-def _short(value: Any) -> str:
-    """A value as messages show it; of many names the number."""
-    if isinstance(value, tuple) and value and isinstance(value[0], str):
-        return f"{len(value)} ({', '.join(value[:3])}, …)" if len(value) > 3 else ", ".join(value)
-    return (
-        "×".join(map(str, value))
-        if isinstance(value, tuple)
-        else f"'{value}'"
-        if isinstance(value, str)
-        else str(value)
+def _contrast(was: Any, now: Any) -> str:
+    """Two values as messages show them; of names that are as many, those that differ."""
+    if isinstance(was, tuple) and isinstance(was[0], str):
+        pairs = [pair for pair in zip(was, now, strict=False) if len(set(pair)) > 1]
+        was, now = pairs[0] if len(was) == len(now) else (len(was), len(now))
+    shown = (
+        "×".join(map(str, x)) if isinstance(x, tuple) else f"'{x}'" if isinstance(x, str) else x for x in (was, now)
     )
+    return ": {}, not {}".format(*shown)
 
 
 def read_record(folder: Path) -> StoredRecord | None:
@@ -117,7 +115,7 @@ def read_record(folder: Path) -> StoredRecord | None:
     try:
         told = json.loads(file.read_text())
         version = told.pop("format")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{file} is damaged: delete the folder, and the teacher answers anew") from error
     if version != STORED_FORMAT:
         raise UsageError(
