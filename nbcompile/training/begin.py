@@ -79,6 +79,7 @@ def set_up(
         history=history,
         step=len(history) * steps,
         stored=stored,
+        resize=data.resize,
     )
 
 

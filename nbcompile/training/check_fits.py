@@ -1,5 +1,8 @@
 """Does this network fit this data set? Asked once, before anything is trained."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -9,18 +12,26 @@ from nbcompile.core.example import origin_of
 from nbcompile.training.data.base import Data
 
 
-def check_fits(model: nn.Module, data: Data, who: str | None = None) -> None:
-    """Run a copy of ``model`` once in train mode, on two images of zeros.
+def check_fits(model: nn.Module, data: Data, who: str | None = None, sizes: Sequence[int] = ()) -> None:
+    """Run a copy of ``model`` once in train mode, on two images of zeros of each size.
 
     Args:
         model: the network to train, or a teacher.
         data: the data set.
         who: what messages call a network that is not trained here, such as ``the teacher resnet.pt``; None is the
             network to train, called by its class.
+        sizes: sides of images that are trained on, in pixels; none: as ``data`` gives them.
 
     Raises:
         UsageError: if it cannot take the images, or does not give one logit per class.
     """
+    if not sizes:
+        _check_size(model, data, who, "another input_size")
+    for side in dict.fromkeys(sizes):
+        _check_size(model, replace(data, shape=(data.shape[0], side, side)), who, "other sizes")
+
+
+def _check_size(model: nn.Module, data: Data, who: str | None, choose: str) -> None:
     named = type(model).__name__ if who is None else f"{who} ({type(model).__name__})"
     trial = copied(model, training=True)
     parameter = next(trial.parameters(), None)
@@ -33,7 +44,7 @@ def check_fits(model: nn.Module, data: Data, who: str | None = None) -> None:
         with torch.no_grad():
             logits = trial(images)
     except Exception as error:  # whatever layers, and code that looks at sizes or waits for targets, raise
-        advice = f"write {_fitting_model(model, data)}, or choose another input_size" if who is None else trained
+        advice = f"write {_fitting_model(model, data)}, or choose {choose}" if who is None else trained
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(f"{named} cannot take the images of {data.name}, {size} ({reason}): {advice}") from error
     if not isinstance(logits, Tensor):

@@ -94,7 +94,9 @@ def training_cost(
     for epoch in range(config.epochs):
         network = method.advance(network, epoch)
         method.attach(network, epoch)
-        if phase != (phase := method.phase(epoch)):
+        side = config.side_in(epoch) if config.sizes else None
+        if phase != (phase := (method.phase(epoch), side)):
+            example = example if side is None else example.new_zeros(*example.shape[:2], side, side)
             own, larger = method.macs(network, example)
             asked = 0 if method.teacher is None else cost(method.teacher, example).macs
         spent["network"] += images * LEARNING * own

@@ -34,6 +34,7 @@ from nbcompile.training.new_head import with_classes
 from nbcompile.training.options.config import TrainConfig
 from nbcompile.training.outputs.records import Epoch, Event, Listener, Started, TrainResult
 from nbcompile.training.outputs.run_folder import RunFolder
+from nbcompile.training.outputs.teacher_cost import cost_of_teachers
 from nbcompile.training.seeds import seed_everything
 from nbcompile.training.session import Session
 from nbcompile.wide.widths import widths_of
@@ -95,11 +96,12 @@ def train(
         if config.new_head:
             seed_everything(config.seed)
             model = with_classes(model, len(data.classes), torch.zeros(1, *data.shape))
-        check_fits(model, data)
+        check_fits(model, data, sizes=config.sizes)
         tell = on_event if on_event is not None and fabric.is_global_zero else _tell_nobody
         taught, stored = _frozen(teacher, config, data), None
         if config.stored_labels is not None:
-            stored, taught = StoredLabels(config, data, taught, fabric, folder.path), None
+            cost = cost_of_teachers(config.teachers)
+            stored, taught = StoredLabels(config, data, taught, fabric, folder.path, cost), None
         seen = stored.images if stored is not None else data.train if config.same_view else TwoViews(data.train)
         asked = None if taught is None else copied(taught)  # stays on the CPU, where costs are counted
         shown = replace(data, train=seen)
@@ -120,6 +122,7 @@ def train(
                 steps_per_epoch=len(session.train),
                 run_dir=folder.path,
                 resume_found_nothing=resume and checkpoint is None,
+                note=data.note,
             )
         )
         for epoch in range(len(session.history), config.epochs):
@@ -138,7 +141,7 @@ def _run_epoch(session: Session, epoch: int) -> None:
     record = Epoch(
         epoch=epoch + 1,
         step=session.step,
-        phase=session.method.phase(epoch),
+        phase=session.phase(epoch),
         loss=loss,
         train_accuracy=train_accuracy,
         val_accuracy=accuracy(session.fabric, session.network(), session.val),
@@ -207,7 +210,7 @@ def _frozen(teacher: nn.Module | Sequence[nn.Module] | None, config: TrainConfig
         else [f"{config.teacher} ({i})" for i in range(len(given))]
     )
     for name, one in zip(names, given, strict=True):
-        check_fits(one, data, f"the teacher {name}")
+        check_fits(one, data, f"the teacher {name}", config.sizes)
     frozen = [copied(one, training=False).requires_grad_(False) for one in given]
     return nn.ModuleList(frozen) if len(frozen) > 1 else next(iter(frozen), None)
 

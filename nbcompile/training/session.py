@@ -11,6 +11,8 @@ from nbcompile.training.seeds import seed_everything
 from nbcompile.training.weight_average import Average
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lightning.fabric import Fabric
 
     from nbcompile.training.data.stored_labels import StoredLabels
@@ -42,6 +44,7 @@ class Session:
         history: one entry per finished epoch.
         step: finished optimiser steps.
         stored: the teacher's answers, where they are kept in a folder.
+        resize: as of `Data`.
     """
 
     fabric: "Fabric"
@@ -59,9 +62,13 @@ class Session:
     history: "list[Epoch]"
     step: int
     stored: "StoredLabels | None" = None
+    resize: "Callable[[int], None] | None" = None
 
     def advance(self, epoch: int) -> None:
         """Train what the method trains in ``epoch``: with a fresh optimiser, where that is another network."""
+        side = self.config.side_in(epoch)
+        if self.config.sizes and self.resize is not None and side is not None:
+            self.resize(side)
         changed = advanced(self.method, self.bare, epoch)
         if changed is not self.bare:
             self.bare = changed
@@ -69,6 +76,11 @@ class Session:
         self.method.attach(self.bare, epoch)
         if self.stored is not None:
             self.stored.turn_to(epoch)
+
+    def phase(self, epoch: int) -> str:
+        """What happens in ``epoch``, counted from 0, in a few words."""
+        said = self.method.phase(epoch)
+        return f"{said}, {self.config.side_in(epoch)} px" if self.config.sizes else said
 
     def network(self) -> nn.Module:
         """The network that is measured and saved: with averaged weights, where there is an average."""

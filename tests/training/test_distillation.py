@@ -19,7 +19,7 @@ from nbcompile.training.command import _named_teachers, run_train
 from nbcompile.training.data.digits import load_digits
 from nbcompile.training.data.two_views import TwoViews
 from nbcompile.training.methods.base import Method
-from nbcompile.training.methods.distillation import divergence, mixed
+from nbcompile.training.methods.distillation import divergence, mixtures
 from nbcompile.training.methods.teachers import Ensemble
 from nbcompile.training.methods.tf_kd import virtual_answers
 from nbcompile.training.outputs.run_folder import RunFolder
@@ -91,7 +91,7 @@ def test_teacher_and_network_see_the_same_mixtures() -> None:
     assert torch.equal(seen[0], seen[1])
     torch.testing.assert_close(loss, divergence(logits, teacher(seen[0]), 1.0))
     corners = torch.eye(6).view(6, 1, 6, 1)
-    shares = mixed(Batch(corners, LABELS), 1.0).images.flatten(1)
+    shares = mixtures(Batch(corners, LABELS), 1.0).images.flatten(1)
     torch.testing.assert_close(shares.sum(1), torch.ones(6))
     assert (shares.diagonal() >= 0.5).all()
     assert (shares.diagonal() < 1).any()
@@ -99,8 +99,12 @@ def test_teacher_and_network_see_the_same_mixtures() -> None:
 
 def test_a_virtual_teacher_is_softened_once() -> None:
     """Not as the released code, whose softmax of probabilities gives all classes the same."""
-    answers = virtual_answers(torch.tensor([2, 0]), 5, 0.9)
+    answers = virtual_answers(torch.eye(5)[[2, 0]], 0.9)
     torch.testing.assert_close(answers.softmax(1)[0], torch.tensor([0.025, 0.025, 0.9, 0.025, 0.025]))
+    torch.testing.assert_close(
+        virtual_answers(torch.tensor([[0.75, 0.25, 0.0, 0.0, 0.0]]), 0.9).exp()[0],
+        torch.tensor([0.68125, 0.24375, 0.025, 0.025, 0.025]),
+    )
     soft = (answers / 20).softmax(1)[0]
     assert soft[2] / soft[0] == pytest.approx((0.9 / 0.025) ** (1 / 20), rel=1e-5)
     assert soft[2] / soft[0] > 1.15 > math.exp((0.9 - 0.025) / 20)
@@ -215,6 +219,14 @@ def test_each_of_several_teachers_must_fit(tmp_path: Path, net: nn.Module) -> No
         ),
         ({"same_view": False, "stored_labels": "x"}, "other_view and stored_labels both say what the .*: choose one"),
         ({"labels": "some"}, "labels must be one of given, none, not 'some'"),
+        (
+            {"same_view": False, "augment": "mixup"},
+            "augment 'mixup' mixes images with each other: other_view and kd_mixup go with another one",
+        ),
+        (
+            {"stored_labels": "x", "sizes": (6, 8)},
+            "stored_labels are answers to images of one size: leave sizes out, or ask the teacher in each run",
+        ),
         ({"stored_views": 3}, "stored_views goes with stored_labels, a folder"),
         ({"stored_top": 3}, "stored_top goes with stored_labels, a folder"),
         (

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nbcompile.core.errors import UsageError
+from nbcompile.training.options.machine import MEMORY
 
 Labelled = tuple[Tensor, Tensor]
 """Images ``(N, C, H, W)`` and their labels ``(N,)``."""
@@ -43,7 +44,7 @@ def checksum_of(*tensors: Tensor, more: str = "") -> str:
     found = hashlib.sha256(more.encode())
     for x in tensors:
         found.update(f"{x.dtype} {tuple(x.shape)}".encode())
-        found.update(x.contiguous().reshape(-1).view(torch.uint8).numpy())
+        found.update(x.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
@@ -90,6 +91,21 @@ class Views(ABC):
     @abstractmethod
     def view(self, indices: list[int], drawn: Tensor) -> Labelled | UsageError:
         """As ``images[indices]``, each image in the view that its row of ``drawn`` ``(N, P)`` says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """How images become what a run trains on, where its options say so.
+
+    Attributes:
+        augment: as in `nbcompile.training.options.data`.
+        largest: side of the largest images that are trained on, in pixels; None: none are larger than what is measured.
+        memory: megabytes up to which images in files are decoded once and held.
+    """
+
+    augment: str = "light"
+    largest: int | None = None
+    memory: int = MEMORY
 
 
 @dataclass(frozen=True)

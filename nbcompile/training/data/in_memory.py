@@ -11,7 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nbcompile.core.errors import UsageError
+from nbcompile.training.data.augmentations import AutoAugmented, drawn_seeds
 from nbcompile.training.data.base import Data, Labelled, Views, checksum_of
+
+WHITE = 255
+"""Value of a white pixel, where colours are bytes."""
 
 SHIFT = 1 / 8
 """The most that an image is shifted, over its side."""
@@ -27,18 +32,26 @@ class TensorImages(Views):
             the images given out, in pixels.
         augment: shift each image.
         mirror: mirror about every other one.
+        change: AutoAugment; None is none.
     """
 
     def __init__(
-        self, pixels: Tensor, labels: Tensor, preprocessing: dict[str, Any], *, augment: bool, mirror: bool = False
+        self,
+        pixels: Tensor,
+        labels: Tensor,
+        preprocessing: dict[str, Any],
+        *,
+        augment: bool,
+        mirror: bool = False,
+        change: AutoAugmented | None = None,
     ) -> None:
-        self.pixels, self._labels, self.augment, self.mirror = pixels, labels, augment, mirror
+        self.pixels, self._labels, self.augment, self.mirror, self.change = pixels, labels, augment, mirror, change
         self.scale, self.size = preprocessing["scale"], preprocessing["size"]
         self.mean, self.std = (torch.tensor(preprocessing[key]).view(-1, 1, 1) for key in ("mean", "std"))
-
         self.most = round(SHIFT * pixels.shape[-1])
         shifts = f"shifted by up to {self.most} px" if augment else ""
-        self.augmentation = ", ".join(filter(None, [shifts, "mirrored" if mirror else ""])) or "none"
+        said = [shifts, "mirrored" if mirror else "", change.said if change else ""]
+        self.augmentation = ", ".join(filter(None, said)) or "none"
 
     @property
     def labels(self) -> Tensor:
@@ -53,11 +66,13 @@ class TensorImages(Views):
         return checksum_of(self.pixels, self.labels)
 
     def draw(self, count: int) -> Tensor:
-        """Rows and columns to shift by, where images are shifted; 1 for a mirror image, where there are any."""
-        columns = [*torch.randint(0, 2 * self.most + 1, (2, count))] if self.augment else []
+        """Rows and columns to shift by, 1 for a mirror image, a seed; each where there is such a thing."""
+        columns = [torch.randint(0, 2 * self.most + 1, (2, count)).T] if self.augment else []
         if self.mirror:
-            columns.append(torch.rand(count) < 0.5)
-        return torch.stack([x.short() for x in columns], 1) if columns else torch.empty(count, 0, dtype=torch.int16)
+            columns.append(torch.rand(count, 1) < 0.5)
+        if self.change:
+            columns.append(drawn_seeds(count))
+        return torch.cat([torch.empty(count, 0, dtype=torch.int16), *(x.short() for x in columns)], 1)
 
     def view(self, indices: list[int], drawn: Tensor) -> Labelled:
         """Images ``(N, C, H, W)`` in the views ``drawn`` ``(N, P)``, and labels ``(N,)``."""
@@ -65,7 +80,9 @@ class TensorImages(Views):
         if self.augment:
             images = shifted(images, self.most, *drawn[:, :2].long().unbind(1))
         if self.mirror:
-            images = mirrored(images, drawn[:, -1] == 1)
+            images = mirrored(images, drawn[:, 2 * self.augment] == 1)
+        if self.change:
+            images = self.change(images, drawn[:, -1])
         inputs = images.float().mul_(self.scale)
         if inputs.shape[2:] != (self.size, self.size):
             inputs = F.interpolate(inputs, size=(self.size, self.size), mode="bilinear", antialias=True)
@@ -115,6 +132,7 @@ def tensor_data(
     scale: float,
     size: int | None,
     mirror: bool,
+    augment: str = "light",
 ) -> Data:
     """A data set of images in memory, scaled to zero mean and unit variance of the training part.
 
@@ -126,11 +144,21 @@ def tensor_data(
         scale: 1 over the pixel value of white.
         size: side of the images given out, in pixels; None is their own.
         mirror: whether a mirror image means the same.
+        augment: as in `nbcompile.training.options.data`.
+
+    Raises:
+        UsageError: if such images cannot be augmented so.
     """
+    colour = train[0].shape[1] == 3 and scale == 1 / WHITE
+    if augment == "crops" or (augment == "autoaugment" and not colour):
+        needs = "images of any size, in files" if augment == "crops" else "images of red, green and blue"
+        raise UsageError(f"augment '{augment}' needs {needs}; those of {name} are shifted by 'light'")
     mean, std = statistics(train[0], scale)
     channels, side = train[0].shape[1], size or train[0].shape[-1]
     preprocessing = {"scale": scale, "mean": mean, "std": std, "size": side}
-    images = TensorImages(*train, preprocessing, augment=True, mirror=mirror)
+    some = augment != "none"
+    change = AutoAugmented("cifar10") if augment == "autoaugment" else None
+    images = TensorImages(*train, preprocessing, augment=some, mirror=mirror and some, change=change)
     return Data(
         name=name,
         train=images,

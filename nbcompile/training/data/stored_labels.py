@@ -28,7 +28,6 @@ from nbcompile.training.data.stored_views import (
 )
 from nbcompile.training.loader import BatchOrder, Loader
 from nbcompile.training.methods.teachers import averaged_over
-from nbcompile.training.outputs.teacher_cost import cost_of_teachers
 from nbcompile.training.seeds import derived_seed
 
 if TYPE_CHECKING:
@@ -52,13 +51,20 @@ class StoredLabels:
         teacher: answers where nobody has; frozen. None where all answers are there.
         fabric: the engine.
         run: names the run in the folder's record.
+        training: multiply-accumulates of the teacher's own training, where they are known.
 
     Raises:
         UsageError: if the folder holds something else than this run needs, or no teacher is there who could answer.
     """
 
     def __init__(
-        self, config: "TrainConfig", data: Data, teacher: nn.Module | None, fabric: "Fabric", run: Path
+        self,
+        config: "TrainConfig",
+        data: Data,
+        teacher: nn.Module | None,
+        fabric: "Fabric",
+        run: Path,
+        training: int | None = None,
     ) -> None:
         if not isinstance(data.train, Views):
             raise UsageError(f"stored_labels needs images whose views can be repeated, and those of {data.name} cannot")
@@ -72,7 +78,7 @@ class StoredLabels:
         self.record = read_record(self.folder)
         if self.record is None:
             self._need_teacher(0)
-            self.record = self._new_record(data)
+            self.record = self._new_record(data, training)
         self.record.check_same(self._told, self.folder)
         self._type = row_type(data.train.draw(0).shape[1], self.record.top)
         self._look_through()
@@ -146,7 +152,7 @@ class StoredLabels:
             told["top"] = min(self._config.stored_top, len(data.classes))
         return told
 
-    def _new_record(self, data: Data) -> StoredRecord:
+    def _new_record(self, data: Data, training: int | None) -> StoredRecord:
         assert self._teacher is not None
         return StoredRecord(
             **{"top": min(TOP, len(data.classes))} | self._told,
@@ -154,7 +160,7 @@ class StoredLabels:
             count=len(data.train),
             named=str(self._config.teacher),
             macs=cost(self._teacher, torch.zeros(1, *data.shape)).macs,
-            training=cost_of_teachers(self._config.teachers),
+            training=training,
             seed=SEED,
         )
 

@@ -32,4 +32,4 @@ class TwoViews:
         own, other = self.images[indices], self.images[indices]
         if isinstance(own, UsageError) or isinstance(other, UsageError):
             return own if isinstance(own, UsageError) else other
-        return *own, {OTHER_VIEW: other[0]}
+        return own[0], own[1], {OTHER_VIEW: other[0]}

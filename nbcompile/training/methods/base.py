@@ -71,11 +71,11 @@ class Method:
         Source: Szegedy et al. 2016, arXiv:1512.00567, sec. 7.
         """
         logits = model(batch.images)
-        return self.cross_entropy_of(logits, batch.labels), logits
+        return self.cross_entropy_of(logits, batch.targets), logits
 
-    def cross_entropy_of(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """As :meth:`cross_entropy`, of logits that are there."""
-        return F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+    def cross_entropy_of(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """As :meth:`cross_entropy`, of logits that are there; targets as of `Batch`."""
+        return F.cross_entropy(logits, targets, label_smoothing=self.config.label_smoothing)
 
     def before_step(self, model: nn.Module) -> None:
         """The gradients of a whole batch are there."""

@@ -34,7 +34,7 @@ def divergence(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return temperature**2 * F.kl_div(student, target, reduction="batchmean", log_target=True)
 
 
-def mixed(batch: Batch, alpha: float) -> Batch:
+def mixtures(batch: Batch, alpha: float) -> Batch:
     """Each image mixed with another one of the batch, whose share is at most half.
 
     Args:
@@ -69,7 +69,7 @@ class Distilled(Method):
         """See `Method.loss`; where there is no teacher yet, the method's own."""
         c = self.config
         if c.kd_mixup:
-            batch = mixed(batch, c.kd_mixup)
+            batch = mixtures(batch, c.kd_mixup)
         loss, logits = super().loss(model, batch)
         answers = self._answers(batch)
         if answers is None:

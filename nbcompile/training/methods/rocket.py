@@ -67,7 +67,7 @@ class Rocket(Method):
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Both cross entropies, and the hint."""
         logits, above = model(batch.images)
-        own, boosted = (self.cross_entropy_of(x, batch.labels) for x in (logits, above))
+        own, boosted = (self.cross_entropy_of(x, batch.targets) for x in (logits, above))
         hint = (above.detach().float() - logits.float()).square().sum(1).mean()
         return own + boosted + self.config.hint_weight * hint, logits
 

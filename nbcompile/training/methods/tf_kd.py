@@ -9,26 +9,23 @@ classes.
 The paper's other form (Tf-KD by self-training) is method ``kd`` with the network itself, trained before, as teacher.
 """
 
-import math
-
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nbcompile.training.batch import Batch
+from nbcompile.training.batch import MIXTURE, Batch
 from nbcompile.training.methods.base import Method
 from nbcompile.training.methods.distillation import divergence
 
 
-def virtual_answers(labels: Tensor, classes: int, correct: float) -> Tensor:
-    """Logits ``(N, K)`` of a teacher that gives ``correct`` to the label, and the rest evenly to all other classes.
+def virtual_answers(shares: Tensor, correct: float) -> Tensor:
+    """Logits ``(N, K)`` of a teacher that gives ``correct`` to the right class, and the rest evenly to all others.
 
     Args:
-        labels: ``(N,)``.
-        classes: K, at least 2.
+        shares: of the classes in each image, ``(N, K)``: one is 1, unless images are mixed.
         correct: a probability, in (0, 1).
     """
-    answers = torch.full((len(labels), classes), math.log((1 - correct) / (classes - 1)), device=labels.device)
-    return answers.scatter_(1, labels[:, None], math.log(correct))
+    others = (1 - correct) / (shares.shape[1] - 1)
+    return (others + (correct - others) * shares).log()
 
 
 class TeacherFree(Method):
@@ -38,5 +35,6 @@ class TeacherFree(Method):
         """See `Method.loss`."""
         c = self.config
         loss, logits = super().loss(model, batch)
-        answers = virtual_answers(batch.labels, logits.shape[1], c.virtual_correct)
+        right = batch.targets if MIXTURE in batch.more else F.one_hot(batch.labels, logits.shape[1])
+        answers = virtual_answers(right.float(), c.virtual_correct)
         return (1 - c.kd_weight) * loss + c.kd_weight * divergence(logits, answers, c.virtual_temperature), logits

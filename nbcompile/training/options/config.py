@@ -34,7 +34,7 @@ class TrainConfig(MachineOptions, TeacherOptions, WidthOptions, ExpansionOptions
     def __post_init__(self) -> None:
         if not isinstance(self.where, str):
             object.__setattr__(self, "where", tuple(self.where))
-        for name in ("restarts", "factors", "inner"):
+        for name in ("restarts", "factors", "inner", "sizes"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         check(self)
 
@@ -90,6 +90,15 @@ class TrainConfig(MachineOptions, TeacherOptions, WidthOptions, ExpansionOptions
     def warmup(self) -> float:
         """Length of the linear warm-up, in epochs."""
         return min(2.0, self.epochs / 5) if self.warmup_epochs is None else self.warmup_epochs
+
+    @property
+    def side(self) -> int | None:
+        """Of the images that are measured, in pixels; None: the data set's own, or the model's."""
+        return self.sizes[-1] if self.sizes else self.input_size
+
+    def side_in(self, epoch: int) -> int | None:
+        """Of the images that ``epoch``, counted from 0, trains on; None where none are named."""
+        return self.sizes[epoch * len(self.sizes) // self.epochs] if self.sizes else self.input_size
 
     @property
     def phases(self) -> Phases:

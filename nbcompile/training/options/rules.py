@@ -28,6 +28,7 @@ def check(config: "TrainConfig") -> None:
             raise UsageError(f"{name} must be {said.bound.text}, not {value}")
     if config.method not in (None, *METHODS):
         raise UsageError(f"method must be one of {', '.join(METHODS)}, not '{config.method}'")
+    _check_sizes(config)
     _check_rate(config)
     if config.expands:
         _check_phases(config)
@@ -41,6 +42,20 @@ def _check_widths(config: "TrainConfig") -> None:
         check_factors(name, getattr(config, name))
     if config.collapse:
         raise UsageError(f"collapse goes with one width alone, not with method '{config.method}'")
+
+
+def _check_sizes(config: "TrainConfig") -> None:
+    sizes, listed = config.sizes, ", ".join(map(str, config.sizes))
+    if not sizes:
+        return
+    if any(not isinstance(size, int) or size < 1 for size in sizes):
+        raise UsageError(f"sizes must be whole numbers of pixels, > 0, not {listed}")
+    if len(sizes) < 2:
+        raise UsageError(f"sizes must be two or more, not {listed} alone: for one there is input_size")
+    if len(sizes) > config.epochs:
+        raise UsageError(f"sizes {listed} are more than the epochs, {config.epochs}")
+    if config.input_size not in (None, sizes[-1]):
+        raise UsageError(f"sizes end with {sizes[-1]}, and input_size is {config.input_size}: leave one of the two out")
 
 
 def _check_rate(config: "TrainConfig") -> None:
@@ -109,6 +124,14 @@ def _check_taught(config: "TrainConfig") -> None:
         )
     if config.kd_mixup and not alone:
         raise UsageError("kd_mixup leaves mixtures no label but the teacher's answer: add labels 'none'")
+    if config.augment in ("mixup", "cutmix") and (config.kd_mixup or not config.same_view):
+        raise UsageError(
+            f"augment '{config.augment}' mixes images with each other: other_view and kd_mixup go with another one"
+        )
+    if config.stored_labels is not None and config.sizes:
+        raise UsageError(
+            "stored_labels are answers to images of one size: leave sizes out, or ask the teacher in each run"
+        )
     for name in ("stored_views", "stored_top"):
         if config.stored_labels is None and getattr(config, name) is not None:
             raise UsageError(f"{name} goes with stored_labels, a folder")

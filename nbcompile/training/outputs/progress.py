@@ -59,6 +59,8 @@ class Display:
             self._line(f"no checkpoint in {event.run_dir}: starting from the beginning")
         if event.done:
             self._line(f"resuming {event.run_dir} after epoch {event.done} of {event.epochs}")
+        if event.note:
+            self._line(f"{event.data}: {event.note}")
         self._line(f"{event.method} on {event.data}: {event.epochs} epochs of {event.steps_per_epoch} steps")
         self._bars.start()
         self._task = self._bars.add_task(

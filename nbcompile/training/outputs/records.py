@@ -24,6 +24,7 @@ class Started:
         steps_per_epoch: optimiser steps.
         run_dir: where checkpoints and metrics go.
         resume_found_nothing: True if resuming was asked for and there was no checkpoint yet.
+        note: what is said of the data set; empty if nothing.
     """
 
     method: str
@@ -33,6 +34,7 @@ class Started:
     steps_per_epoch: int
     run_dir: Path
     resume_found_nothing: bool
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

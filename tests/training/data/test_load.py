@@ -143,13 +143,14 @@ def test_workers_give_the_same_batches_in_every_run(folder: Path) -> None:
 def test_a_broken_image_is_named(folder: Path, workers: int) -> None:
     broken = folder / "train" / "dog" / "1.png"
     broken.write_bytes(broken.read_bytes()[:60])
-    data = load_data(TrainConfig(data=f"imagefolder:{folder}"), 16)
-    loader = Loader(data.train, BatchOrder(6, 2, seed=0), workers, lambda batch: batch)
-    with pytest.raises(
-        UsageError,
-        match=rf"^{broken} cannot be read as an image: .*; --skip-broken \(skip_broken=True\) passes over such images$",
-    ):
-        list(loader.epoch(0))
+    sentence = rf"^{broken} cannot be read as an image: .*; --skip-broken \(skip_broken=True\) passes over such images$"
+    with pytest.raises(UsageError, match=sentence):
+        load(folder)
+    for augment in ("light", "none"):
+        data = load_data(TrainConfig(data=f"imagefolder:{folder}", memory=0, augment=augment), 16)
+        loader = Loader(data.train, BatchOrder(6, 2, seed=0), workers, lambda batch: batch)
+        with pytest.raises(UsageError, match=sentence):
+            list(loader.epoch(0))
 
 
 def test_refuses_a_missing_folder(tmp_path: Path) -> None:
