@@ -24,7 +24,7 @@ from nbcompile.widening import describe_again
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-    from nbcompile.training.data.stored_labels import StoredLabels
+    from nbcompile.training.stored.labels import StoredLabels
 
 
 def set_up(

@@ -22,7 +22,6 @@ from nbcompile.training.check_fits import check_fits
 from nbcompile.training.compute import training_cost
 from nbcompile.training.data.base import Data
 from nbcompile.training.data.load import load_data
-from nbcompile.training.data.stored_labels import StoredLabels
 from nbcompile.training.data.two_views import TwoViews
 from nbcompile.training.engine import start_fabric
 from nbcompile.training.epoch_meter import Meter
@@ -37,6 +36,7 @@ from nbcompile.training.outputs.run_folder import RunFolder
 from nbcompile.training.outputs.teacher_cost import cost_of_teachers
 from nbcompile.training.seeds import seed_everything
 from nbcompile.training.session import Session
+from nbcompile.training.stored.labels import StoredLabels
 from nbcompile.wide.widths import widths_of
 
 SLOW = 10.0

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
     from lightning.fabric import Fabric
 
-    from nbcompile.training.data.stored_labels import StoredLabels
     from nbcompile.training.learning_rate import WarmupCosine
     from nbcompile.training.loader import Loader
     from nbcompile.training.methods.base import Method
     from nbcompile.training.options.config import TrainConfig
     from nbcompile.training.outputs.records import Epoch, Listener
     from nbcompile.training.outputs.run_folder import RunFolder
+    from nbcompile.training.stored.labels import StoredLabels
 
 
 @dataclass(kw_only=True)

@@ -21,9 +21,9 @@ from nbcompile.training.batch import ANSWERS
 from nbcompile.training.data.base import Data
 from nbcompile.training.data.factory import Items
 from nbcompile.training.data.in_memory import tensor_data
-from nbcompile.training.data.stored_labels import StoredLabels
-from nbcompile.training.data.stored_record import checksum_of_weights
-from nbcompile.training.data.stored_views import packed, row_type, unpacked
+from nbcompile.training.stored.labels import StoredLabels
+from nbcompile.training.stored.record import checksum_of_weights
+from nbcompile.training.stored.views import packed, row_type, unpacked
 from tests.training.stopping import StopError, stop_after
 
 FABRIC = Fabric(accelerator="cpu", devices=1)

@@ -16,8 +16,11 @@ from torch import Tensor, nn
 from nbcompile.core.cost import cost
 from nbcompile.core.errors import UsageError
 from nbcompile.training.data.base import Data, Views
-from nbcompile.training.data.stored_record import StoredRecord, alone_with, checksum_of_weights, read_record
-from nbcompile.training.data.stored_views import (
+from nbcompile.training.loader import BatchOrder, Loader
+from nbcompile.training.methods.teachers import averaged_over
+from nbcompile.training.seeds import derived_seed
+from nbcompile.training.stored.record import StoredRecord, alone_with, checksum_of_weights, read_record
+from nbcompile.training.stored.views import (
     AnsweredViews,
     ShownView,
     check_rows,
@@ -26,9 +29,6 @@ from nbcompile.training.data.stored_views import (
     row_type,
     write_rows,
 )
-from nbcompile.training.loader import BatchOrder, Loader
-from nbcompile.training.methods.teachers import averaged_over
-from nbcompile.training.seeds import derived_seed
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
