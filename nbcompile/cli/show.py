@@ -61,6 +61,11 @@ def show_train(found: dict[str, Any], console: Console) -> None:
         say(console, note)
     say(console, f"written: {found['output']}, run folder {found['run_dir']}")
     say(console, f"this run cost {found['cost']['in_words']}")
+    if found["teacher_cost"] is not None:
+        say(console, f"its teacher's own training cost {found['teacher_cost']:.3g} MACs, which are not in that")
+    if stored := found["stored_labels"]:
+        share = f"runs that share them: {stored['runs']}"
+        say(console, f"stored labels: {stored['views']} views, {stored['macs']:.3g} MACs, {share}")
     say(console, found["advice"])
 
 

@@ -8,6 +8,7 @@
     options/               what a run is told, and what that must keep
     methods/               the table of methods; what differs between them
     data/                  the table of data sets; a file for each
+    stored/                a teacher's answers in a folder
     loader.py              batches and their order           seeds.py     random numbers
     batch.py               what a step gets
     learning_rate.py       warm-up and cosine                weight_average.py   of the last steps

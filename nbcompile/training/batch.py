@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+ANSWERS, OTHER_VIEW = "answers", "other view"
+"""In `Batch.more`: the teacher's answers, as logits ``(N, K)``; what the teacher sees in place of the images."""
 MIXTURE = "mixture"
 """In `Batch.more`: shares of the classes in each image, ``(N, K)``, where images are mixed."""
 

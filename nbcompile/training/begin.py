@@ -24,6 +24,8 @@ from nbcompile.widening import describe_again
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
+    from nbcompile.training.stored.labels import StoredLabels
+
 
 def set_up(
     fabric: "Fabric",
@@ -34,6 +36,7 @@ def set_up(
     checkpoint: dict[str, Any] | None,
     tell: Listener,
     teacher: nn.Module | None = None,
+    stored: "StoredLabels | None" = None,
 ) -> Session:
     """A session on a copy of ``model``, after the last epoch of ``checkpoint`` if there is one.
 
@@ -75,6 +78,7 @@ def set_up(
         folder=folder,
         history=history,
         step=len(history) * steps,
+        stored=stored,
         resize=data.resize,
     )
 

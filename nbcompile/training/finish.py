@@ -10,6 +10,7 @@ from nbcompile.training.compute import TrainingCost, advice
 from nbcompile.training.data.base import Data
 from nbcompile.training.deployed_accuracy import NOT_CHECKED, Deployed, check_files
 from nbcompile.training.outputs.records import TrainResult
+from nbcompile.training.outputs.teacher_cost import cost_of_teachers
 from nbcompile.training.session import Session
 
 
@@ -33,6 +34,7 @@ def finish(session: Session, data: Data, output: Path, check_export: bool, spent
         session.folder.draw(session.history)
         if check_export:
             files = check_files(model if fused is None else fused, data, session.config, session.folder.path)
+    stored = session.stored
     found: Deployed = session.fabric.broadcast(files)
     result = TrainResult(
         method=session.config.method_row.name,
@@ -46,6 +48,8 @@ def finish(session: Session, data: Data, output: Path, check_export: bool, spent
         seconds=sum(epoch.seconds for epoch in session.history),
         cost=spent,
         advice=advice(session.config.method_row, spent),
+        teacher_cost=cost_of_teachers(session.config.teachers) if stored is None else stored.training,
+        stored_labels=None if stored is None else stored.shared(),
         output=output,
         run_dir=session.folder.path,
         model=model,

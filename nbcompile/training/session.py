@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nbcompile.training.options.config import TrainConfig
     from nbcompile.training.outputs.records import Epoch, Listener
     from nbcompile.training.outputs.run_folder import RunFolder
+    from nbcompile.training.stored.labels import StoredLabels
 
 
 @dataclass(kw_only=True)
@@ -42,6 +43,7 @@ class Session:
         folder: the run on disk.
         history: one entry per finished epoch.
         step: finished optimiser steps.
+        stored: the teacher's answers, where they are kept in a folder.
         resize: as of `Data`.
     """
 
@@ -59,6 +61,7 @@ class Session:
     folder: "RunFolder"
     history: "list[Epoch]"
     step: int
+    stored: "StoredLabels | None" = None
     resize: "Callable[[int], None] | None" = None
 
     def advance(self, epoch: int) -> None:
@@ -71,6 +74,8 @@ class Session:
             self.bare = changed
             self.model, self.optimizer, self.average = wrapped(self.fabric, self.method, changed)
         self.method.attach(self.bare, epoch)
+        if self.stored is not None:
+            self.stored.turn_to(epoch)
 
     def phase(self, epoch: int) -> str:
         """What happens in ``epoch``, counted from 0, in a few words."""

@@ -34,6 +34,7 @@ RUNS: dict[str, dict[str, Any]] = {
     | {"epochs": 4, "plain_epochs": 1, "giant_epochs": 1, "preserve": True, "contract_at": "decay", "ema": 0.9},
     "netaug": CONFIG | {"method": "netaug", "accumulate": 2, "ema": 0.9},
     "netdistiller": CONFIG | {"method": "netdistiller", "divergence": "balanced"},
+    "stored": CONFIG | {"method": "kd", "teacher": "net"},
     "killed": CONFIG | {"epochs": 3},
 }
 DIES_AT = 30
@@ -79,9 +80,11 @@ def losses(what: str, output: Path) -> dict[str, Any]:
         if isinstance(event, Stepped):
             found.append(event.loss)
 
-    network = Mortal() if what == "killed" else Net()
+    network, options, teacher = Mortal() if what == "killed" else Net(), RUNS[what], None
+    if what == "stored":
+        options, teacher = options | {"stored_labels": str(output.with_suffix(".labels"))}, Net()
     try:
-        result = train(network, TrainConfig(**RUNS[what]), output, on_event=listener)
+        result = train(network, TrainConfig(**options), output, on_event=listener, teacher=teacher)
     except NBCompileError as error:
         return {"error": str(error)}
     weights = sum(float(p.detach().double().sum()) for p in result.model.parameters())

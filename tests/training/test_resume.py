@@ -27,6 +27,11 @@ CASES: dict[str, dict[str, Any]] = {
     "deeper and wider": BOOSTED | {"method": "netbooster+netaug", "plain_epochs": 1, "contract_at": "decay"},
     "a booster": {"method": "rocket", "where": "last:1", "ratio": 2, "ema": 0.9},
     "sizes and mixtures": {"method": "vanilla", "sizes": (6, 10, 8), "augment": "mixup", "ema": 0.9, "num_workers": 1},
+    "stored labels": {"method": "kd", "teacher": "net", "stored_labels": "labels", "stored_views": 3, "accumulate": 2},
+    "soft labels of mixtures": {"method": "kd", "teacher": "net", "labels": "none", "kd_mixup": 0.5},
+    "another view": {"method": "kd", "teacher": "net", "same_view": False},
+    "a route": {"method": "rco", "teacher": "net,other", "keep_anchors": 2},
+    "a virtual teacher": {"method": "tf-kd"},
     "a teacher": {"method": "kd", "teacher": "net", "precision": "bf16-mixed"},
 }
 EPOCHS = 5
@@ -36,6 +41,10 @@ SLOW = (
     "contracted",
     "a teacher",
     "sizes and mixtures",
+    "soft labels of mixtures",
+    "another view",
+    "a route",
+    "a virtual teacher",
     "its own teacher",
     "collapsed",
     "plain first",
@@ -65,14 +74,27 @@ def differing(one: Any, two: Any, where: str = "") -> list[str]:
     return [] if one == two else [where]
 
 
+def weakened(net: nn.Module, times: int) -> nn.Module:
+    """A network of its own for each number."""
+    with torch.no_grad():
+        for x in net.parameters():
+            x.mul_(0.5**times)
+    return net
+
+
 @pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow if c in SLOW else ()) for c in CASES])
-def test_a_stopped_run_ends_with_the_same_bits(net_for: Callable[[], nn.Module], tmp_path: Path, case: str) -> None:
+def test_a_stopped_run_ends_with_the_same_bits(
+    net_for: Callable[[], nn.Module], tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     defaults = {"epochs": EPOCHS, "batch_size": 256, "warmup_epochs": 1, "accelerator": "cpu"}
     config = TrainConfig(**(defaults | CASES[case]))
-    teacher = net_for() if config.teacher == "net" else None
+    teacher = [weakened(net_for(), number) for number, _ in enumerate(config.teachers)]
+    if config.teacher == "self":
+        teacher = []
 
     def run(name: str, **options: Any) -> TrainResult:
-        return train(net_for(), config, tmp_path / f"{name}.pt", teacher=teacher, **options)
+        return train(net_for(), config, tmp_path / f"{name}.pt", teacher=teacher or None, **options)
 
     whole = run("whole")
     for epoch in range(1, EPOCHS + 1):  # the last one is stopped, too: nothing but the end is missing then

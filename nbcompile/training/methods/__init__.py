@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 SELF = "self"
 """The teacher of a giant that is its own."""
 
+ROUTE = "rco"
+"""The method whose teachers are anchors, one after the other; all others average several."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MethodRow:
@@ -50,6 +53,10 @@ class MethodRow:
         return made
 
 
+_TAUGHT = ("teacher", "teacher_model", "teacher_key", "temperature", "kd_weight", "labels")
+_SHOWN = ("kd_mixup", "same_view", "stored_labels", "stored_views", "stored_top")
+
+
 def taught(row: MethodRow, name: str, measured: str) -> MethodRow:
     """The method of ``row`` with a teacher."""
     return replace(
@@ -59,7 +66,7 @@ def taught(row: MethodRow, name: str, measured: str) -> MethodRow:
         classes=("nbcompile.training.methods.distillation:Distilled", *row.classes),
         measured=measured,
         distils=True,
-        takes=(*row.takes, "teacher", "teacher_model", "teacher_key", "temperature", "kd_weight"),
+        takes=(*row.takes, *_TAUGHT, *_SHOWN),
     )
 
 
@@ -101,7 +108,7 @@ _ROCKET = MethodRow(
     classes=("nbcompile.training.methods.rocket:Rocket",),
     takes=("where", "block", "ratio", "hint_weight"),
 )
-_SHORT = "points at the same epochs where training is short, behind at the same compute"
+_SHORT = "points at the same epochs where training is short, at temperature 4; behind at the same compute"
 
 METHODS: dict[str, MethodRow] = {
     row.name: row
@@ -114,6 +121,18 @@ METHODS: dict[str, MethodRow] = {
         taught(_NETAUG, "netaug+kd", _NETAUG.measured),
         _NETDISTILLER,
         _ROCKET,
+        replace(
+            taught(_VANILLA, ROUTE, "not measured yet"),
+            help="vanilla with the networks of a teacher's route, one after the other",
+            classes=("nbcompile.training.methods.rco:RouteDistilled", *_VANILLA.classes),
+            takes=_TAUGHT,
+        ),
+        MethodRow(
+            name="tf-kd",
+            help="labels softened by a temperature in a teacher's place",
+            classes=("nbcompile.training.methods.tf_kd:TeacherFree",),
+            takes=("kd_weight", "virtual_correct", "virtual_temperature"),
+        ),
         replace(
             _NETBOOSTER,
             name="netbooster+netaug",

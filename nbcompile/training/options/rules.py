@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nbcompile.core.errors import UsageError
 from nbcompile.core.options import options_of
 from nbcompile.core.width.factors import check_factors
-from nbcompile.training.methods import METHODS, SELF, MethodRow
+from nbcompile.training.methods import METHODS, ROUTE, SELF, MethodRow
 
 if TYPE_CHECKING:
     from nbcompile.training.options.config import TrainConfig
@@ -67,6 +67,8 @@ def _check_rate(config: "TrainConfig") -> None:
             f"restarts must rise, between the warm-up of {config.warmup:g} epochs and epochs {config.epochs}, "
             f"not {', '.join(map(str, config.restarts))}"
         )
+    if config.keep_anchors > config.epochs:
+        raise UsageError(f"keep_anchors {config.keep_anchors} is more than epochs {config.epochs}")
     if config.batch_size % config.accumulate:
         raise UsageError(f"batch_size {config.batch_size} must be a multiple of accumulate {config.accumulate}")
 
@@ -87,7 +89,7 @@ def _check_phases(config: "TrainConfig") -> None:
 
 def _check_teacher(config: "TrainConfig") -> None:
     own = " or ".join(row.name for row in METHODS.values() if row.distils and row.expands)
-    if config.distils and config.teacher is None:
+    if config.distils and not (config.is_taught and (config.teacher or "stored_labels" in config.method_row.takes)):
         raise UsageError(f"method '{config.method}' needs a teacher: a file or a MODEL; {own} can have '{SELF}'")
     if config.teacher is not None and not config.distils:
         known = " or ".join(row.name for row in METHODS.values() if row.distils)
@@ -97,6 +99,42 @@ def _check_teacher(config: "TrainConfig") -> None:
     for name in ("teacher_model", "teacher_key"):
         if getattr(config, name) is not None and config.teacher in (None, SELF):
             raise UsageError(f"{name} goes with a file of weights as teacher")
+    if config.teacher != SELF and SELF in config.teachers:
+        raise UsageError(f"teacher '{SELF}' cannot be one of several: no giant is there before its own training")
+    if config.distils:
+        _check_taught(config)
+
+
+def _check_taught(config: "TrainConfig") -> None:
+    """What shows the teacher something else, or is learnt from it alone."""
+    shown = {
+        "kd_mixup": bool(config.kd_mixup),
+        "other_view": not config.same_view,
+        "stored_labels": config.stored_labels,
+    }
+    given = [name for name, value in shown.items() if value]
+    if len(given) > 1:
+        raise UsageError(f"{given[0]} and {given[1]} both say what the teacher sees: choose one")
+    alone = config.labels == "none"
+    if config.teacher == SELF and (given or alone):
+        raise UsageError(f"{'labels none' if alone else given[0]} needs a teacher from the start, not '{SELF}'")
+    if given and config.method_row.name == ROUTE:
+        raise UsageError(
+            f"{given[0]} goes with one teacher for the whole run, not with the anchors of method '{ROUTE}'"
+        )
+    if config.kd_mixup and not alone:
+        raise UsageError("kd_mixup leaves mixtures no label but the teacher's answer: add labels 'none'")
+    if config.augment in ("mixup", "cutmix") and (config.kd_mixup or not config.same_view):
+        raise UsageError(
+            f"augment '{config.augment}' mixes images with each other: other_view and kd_mixup go with another one"
+        )
+    if config.stored_labels is not None and config.sizes:
+        raise UsageError(
+            "stored_labels are answers to images of one size: leave sizes out, or ask the teacher in each run"
+        )
+    for name in ("stored_views", "stored_top"):
+        if config.stored_labels is None and getattr(config, name) is not None:
+            raise UsageError(f"{name} goes with stored_labels, a folder")
 
 
 def check_named(config: "TrainConfig", row: MethodRow) -> None:

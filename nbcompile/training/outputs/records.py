@@ -110,6 +110,10 @@ class TrainResult:
         seconds: wall time of all epochs.
         cost: multiply-accumulates of its training.
         advice: what docs/accuracy.md recommends at that cost.
+        teacher_cost: multiply-accumulates of the teachers' own training, which are not in ``cost``; None where there is
+            no teacher, or nobody knows.
+        stored_labels: of the folder of the teacher's answers: how many ``views`` it holds, the ``macs`` they took, and
+            how many ``runs`` share them; None where there is none.
         output: the trained file.
         run_dir: config, metrics, checkpoints and curves; see ``run_folder.py``.
         model: what was trained, or with ``config.ema`` its average, in eval mode on the CPU (netbooster: the linear
@@ -127,6 +131,8 @@ class TrainResult:
     seconds: float
     cost: "TrainingCost"
     advice: str
+    teacher_cost: int | None = None
+    stored_labels: dict[str, int] | None = None
     output: Path
     run_dir: Path
     model: nn.Module
