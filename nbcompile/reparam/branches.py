@@ -54,7 +54,7 @@ class Branch:
             return self.scale * self.mask
         fan_in = self.mask[0].sum() / self.taps
         shape = (*self.mask.shape[:2], *(1,) * (self.mask.ndim - 2)) if self.kind == AVERAGE else self.mask.shape
-        drawn = torch.rand(shape, generator=generator, dtype=self.scale.dtype) * 2 - 1
+        drawn = torch.rand(shape, generator=generator, dtype=self.scale.dtype).to(self.scale.device) * 2 - 1
         return self.scale * self.mask * (drawn / fan_in.clamp_min(1).sqrt() / self.taps)
 
 

@@ -34,6 +34,7 @@ RUNS: dict[str, dict[str, Any]] = {
     | {"epochs": 4, "plain_epochs": 1, "giant_epochs": 1, "preserve": True, "contract_at": "decay", "ema": 0.9},
     "netaug": CONFIG | {"method": "netaug", "accumulate": 2, "ema": 0.9},
     "netdistiller": CONFIG | {"method": "netdistiller", "divergence": "balanced"},
+    "branches": CONFIG | {"method": "grad-reparam", "branches": "dbb", "accumulate": 2},
     "killed": CONFIG | {"epochs": 3},
 }
 DIES_AT = 30

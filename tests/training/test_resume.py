@@ -26,6 +26,7 @@ CASES: dict[str, dict[str, Any]] = {
     "the widest": {"method": "netdistiller", "accumulate": 2},
     "deeper and wider": BOOSTED | {"method": "netbooster+netaug", "plain_epochs": 1, "contract_at": "decay"},
     "a booster": {"method": "rocket", "where": "last:1", "ratio": 2, "ema": 0.9},
+    "branches": {"method": "grad-reparam", "branches": "dbb", "draw_branches": True, "ema": 0.9},
     "a teacher": {"method": "kd", "teacher": "net", "precision": "bf16-mixed"},
 }
 EPOCHS = 5
@@ -41,6 +42,7 @@ SLOW = (
     "the widest",
     "deeper and wider",
     "a booster",
+    "branches",
 )
 
 

@@ -11,6 +11,7 @@ from nbcompile.training.options.data import DataOptions
 from nbcompile.training.options.expansion import ExpansionOptions, Phases
 from nbcompile.training.options.machine import MachineOptions
 from nbcompile.training.options.recipe import RecipeOptions
+from nbcompile.training.options.reparam import ReparamOptions
 from nbcompile.training.options.rules import check, check_named, check_wide
 from nbcompile.training.options.teacher import TeacherOptions
 from nbcompile.training.options.width import WidthOptions
@@ -18,7 +19,9 @@ from nbcompile.training.options.width import WidthOptions
 
 @documented
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(MachineOptions, TeacherOptions, WidthOptions, ExpansionOptions, RecipeOptions, DataOptions):
+class TrainConfig(
+    MachineOptions, TeacherOptions, ReparamOptions, WidthOptions, ExpansionOptions, RecipeOptions, DataOptions
+):
     """The reference recipe: SGD with Nesterov momentum, linear warm-up, one cosine to zero, label smoothing.
 
     Every method gets the same recipe and the same total of epochs.
