@@ -15,9 +15,9 @@ from nbcompile.core.files import require_own_files
 from nbcompile.core.wrappers import require_loaded, unwrap
 from nbcompile.training.accuracy import accuracy
 from nbcompile.training.batch import Batch
-from nbcompile.training.begin import set_up
+from nbcompile.training.begin import images_per_epoch, set_up
 from nbcompile.training.check_fits import check_fits
-from nbcompile.training.compute import training_cost
+from nbcompile.training.compute import Prices, within_budget
 from nbcompile.training.data.base import Data
 from nbcompile.training.data.load import load_data
 from nbcompile.training.engine import start_fabric
@@ -94,9 +94,11 @@ def train(
         tell = on_event if on_event is not None and fabric.is_global_zero else _tell_nobody
         if teacher is not None:
             check_fits(teacher, data, f"the teacher {config.teacher}")
-        session = set_up(fabric, config, model, data, folder, checkpoint, tell, _frozen(teacher, config))
-        images = len(session.train) * config.batch_size
-        spent = training_cost(model, config, torch.zeros(1, *data.shape), images, teacher)
+        frozen = _frozen(teacher, config)
+        prices = Prices(model, torch.zeros(1, *data.shape), images_per_epoch(config, data), teacher)
+        config = within_budget(config, prices, None if checkpoint is None else checkpoint["config"]["epochs"])
+        session = set_up(fabric, config, model, data, folder, checkpoint, tell, frozen)
+        spent = prices.of(config)
         fabric.barrier()  # every process has read the folder before the first one writes to it
         if fabric.is_global_zero:
             folder.begin(config, session.history)
@@ -105,6 +107,7 @@ def train(
                 method=config.method_row.name,
                 data=data.name,
                 epochs=config.epochs,
+                macs=config.macs,
                 done=len(session.history),
                 steps_per_epoch=len(session.train),
                 run_dir=folder.path,

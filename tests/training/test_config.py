@@ -79,7 +79,7 @@ def test_phases(options: dict[str, Any], phases: tuple[int, int, int]) -> None:
         ({"method": "kd"}, "method 'kd' needs a teacher: a file or a MODEL; netbooster\\+kd can have 'self'"),
         (
             {"method": "netbooster", "teacher": "self"},
-            "method 'netbooster' has no teacher: choose kd or netbooster\\+kd or netaug\\+kd",
+            "method 'netbooster' has no teacher: choose kd or netbooster\\+kd or netaug\\+kd or grad-reparam\\+kd",
         ),
         (
             {"method": "kd", "teacher": "self"},
@@ -109,7 +109,7 @@ def test_refuses(options: dict[str, Any], sentence: str) -> None:
 
 
 EXPANDING = r"netbooster or netbooster\+kd or rocket or netbooster\+netaug"
-TAUGHT = r"kd or netbooster\+kd or netaug\+kd or netdistiller"
+TAUGHT = r"kd or netbooster\+kd or netaug\+kd or netdistiller or grad-reparam\+kd"
 
 
 @pytest.mark.parametrize(

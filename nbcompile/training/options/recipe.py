@@ -20,6 +20,13 @@ class RecipeOptions:
 
     method: str | None = option(None, method_help(), panel="Recipe", metavar="METHOD", offers=tuple(METHODS))
     epochs: int = option(60, "Passes over the training set in the whole run", bound=POSITIVE)
+    macs: float | None = option(
+        None,
+        "Budget of training MACs, giant and teacher included, such as 2.5e15: the run has as many epochs as that pays "
+        "for, in place of --epochs",
+        bound=POSITIVE,
+        unset="none",
+    )
     batch_size: int = option(32, "Images per optimiser step, summed over all processes", bound=POSITIVE)
     accumulate: int = option(
         1, "Parts in which a process computes its share of a batch, if memory is short", bound=POSITIVE

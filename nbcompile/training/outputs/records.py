@@ -20,6 +20,7 @@ class Started:
         method: its name.
         data: the data set's name.
         epochs: of the whole run.
+        macs: the budget that they were chosen for; None where there is none.
         done: epochs that a resumed run has behind it; 0 for a new one.
         steps_per_epoch: optimiser steps.
         run_dir: where checkpoints and metrics go.
@@ -29,6 +30,7 @@ class Started:
     method: str
     data: str
     epochs: int
+    macs: float | None = None
     done: int
     steps_per_epoch: int
     run_dir: Path

@@ -181,6 +181,8 @@ class RunFolder:
 
     def _check_same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         old = TrainConfig().to_json() | old  # options that have come since then were at their defaults
+        if new["macs"] is not None:
+            old = old | {"epochs": new["epochs"]}  # which follow from the budget when the run begins
         differ = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
         if differ:
             was = ", ".join(f"{name}={old.get(name)}" for name in differ)
