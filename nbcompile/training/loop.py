@@ -101,7 +101,7 @@ def train(
         spent = prices.of(config)
         fabric.barrier()  # every process has read the folder before the first one writes to it
         if fabric.is_global_zero:
-            folder.begin(config, session.history)
+            folder.begin(config, session.history, len(session.train))
         tell(
             Started(
                 method=config.method_row.name,

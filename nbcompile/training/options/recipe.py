@@ -6,6 +6,9 @@ from nbcompile.core.errors import UsageError
 from nbcompile.core.options import BELOW_1, NOT_NEGATIVE, POSITIVE, option
 from nbcompile.training.methods import METHODS, method_help
 
+AVERAGED = 0.04
+"""Share of a run that the average of the weights spans by default."""
+
 
 def _epochs(text: str) -> tuple[int, ...]:
     try:
@@ -32,7 +35,13 @@ class RecipeOptions:
         1, "Parts in which a process computes its share of a batch, if memory is short", bound=POSITIVE
     )
     lr: float = option(0.1, "Peak learning rate for one batch of --batch-size", bound=POSITIVE)
-    momentum: float = option(0.9, "Of SGD", bound=BELOW_1)
+    optimizer: str = option(
+        "sgd",
+        "SGD; or Muon for pointwise convolutions and hidden linear layers, at a fifth of --lr, and SGD for all else",
+        metavar="NAME",
+        choices=("sgd", "muon"),
+    )
+    momentum: float = option(0.9, "Of SGD and of Muon", bound=BELOW_1)
     weight_decay: float = option(
         5e-4, "Per optimiser step times --lr; biases and norm parameters get none", bound=NOT_NEGATIVE
     )
@@ -47,11 +56,12 @@ class RecipeOptions:
         python="Epochs at which the learning rate starts again at its peak, without warm-up, rising numbers",
     )
     label_smoothing: float = option(0.1, "Share of the target spread over all classes", bound=BELOW_1)
-    ema: float = option(
-        0.0,
+    ema: float | None = option(
+        None,
         "Decay per optimiser step of an average of the weights, such as 0.999, which is measured and written "
         "instead of the last ones; 0 keeps none",
         bound=BELOW_1,
+        unset="an average over about the last 4 % of the run",
     )
     new_head: bool = option(False, "Transfer: a new last layer for the classes of --data")
     seed: int = option(0, "Of initial weights, data order and augmentation", bound=NOT_NEGATIVE)

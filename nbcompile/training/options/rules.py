@@ -28,6 +28,8 @@ def check(config: "TrainConfig") -> None:
             raise UsageError(f"{name} must be {said.bound.text}, not {value}")
     if config.method not in (None, *METHODS):
         raise UsageError(f"method must be one of {', '.join(METHODS)}, not '{config.method}'")
+    if config.optimizer == "muon" and "branches" in config.method_row.takes:
+        raise UsageError(f"method '{config.method}' goes with optimizer sgd: Muon undoes what multiplies gradients")
     if config.macs is None:
         check_schedule(config)
     if config.widens:

@@ -112,7 +112,7 @@ class TrainResult:
         advice: what docs/accuracy.md recommends at that cost.
         output: the trained file.
         run_dir: config, metrics, checkpoints and curves; see ``run_folder.py``.
-        model: what was trained, or with ``config.ema`` its average, in eval mode on the CPU (netbooster: the linear
+        model: what was trained, or the average of its last weights, in eval mode on the CPU (netbooster: the linear
             giant).
     """
 
