@@ -64,7 +64,8 @@ class GradReparam:
         if self._handles:
             return
         if optimizer is None or isinstance(optimizer, SGD):
-            self._handles = [p.register_hook(partial(_multiplied, self._all, p)) for p in self._all]
+            hooks = [(parameter, partial(_multiplied, self._all, parameter)) for parameter in self._all]
+            self._handles = [parameter.register_hook(hook) for parameter, hook in hooks]  # type: ignore[no-untyped-call]
         else:
             self._check(optimizer)
             before: dict[nn.Parameter, Tensor] = {}

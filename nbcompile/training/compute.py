@@ -31,7 +31,7 @@ LEARNING = 3
 MEASURED = 65_690
 """Parameters of the largest network in docs/accuracy.md."""
 
-MOST = 100_000
+MOST_EPOCHS = 100_000
 """Epochs that no budget pays for: it must be a mistake."""
 
 
@@ -185,8 +185,8 @@ def _most_epochs(config: "TrainConfig", prices: Prices, budget: float) -> int:
     low, high = 1, 2
     while total(high) <= budget:
         low, high = high, 2 * high
-        if high > MOST:
-            raise UsageError(f"macs {budget:.6g} pays for more than {MOST:,} epochs of {one:.6g}: give less")
+        if high > MOST_EPOCHS:
+            raise UsageError(f"macs {budget:.6g} pays for more than {MOST_EPOCHS:,} epochs of {one:.6g}: give less")
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if total(middle) <= budget else (low, middle)

@@ -16,7 +16,7 @@ import nbcompile
 from nbcompile import UsageError
 from nbcompile.training import Event, Started, TrainConfig, train
 from nbcompile.training.command import run_train
-from nbcompile.training.compute import MOST, Prices, training_cost, within_budget
+from nbcompile.training.compute import MOST_EPOCHS, Prices, training_cost, within_budget
 from nbcompile.training.methods import netbooster
 from tests.training.stopping import StopError, stop_after
 from tests.training.test_compute import IMAGES, PHASES, X, network, teacher
@@ -75,7 +75,7 @@ def test_a_budget_that_nothing_fits_is_refused() -> None:
     plain = cost_of({"method": "vanilla"}, 1)
     cases: list[tuple[dict[str, Any], str]] = [
         ({"macs": 1e5}, rf"macs 100000 is less than one epoch costs: {plain} by 'vanilla'"),
-        ({"macs": 1e30}, rf"macs 1e\+30 pays for more than {MOST:,} epochs of {plain}: give less"),
+        ({"macs": 1e30}, rf"macs 1e\+30 pays for more than {MOST_EPOCHS:,} epochs of {plain}: give less"),
         (
             {"macs": 3.0 * plain, "warmup_epochs": 5},
             r"macs .* pays for 3 epochs: warmup_epochs must be less than",

@@ -123,7 +123,8 @@ def test_a_rate_of_nothing_moves_nothing_and_twice_the_rate_twice() -> None:
 def test_trains(net: nn.Module, tmp_path: Path, method: str) -> None:
     few: dict[str, Any] = {"epochs": 2, "warmup_epochs": 0, "train_images": 640, "where": "last:1"}
     found = train(net, TrainConfig(method=method, optimizer="muon", accelerator="cpu", **few), tmp_path / "trained.pt")
-    assert found.history[-1].loss < min(2.1, found.history[0].loss)
+    assert found.history[-1].loss < found.history[0].loss
+    assert found.history[-1].train_accuracy > 0.2
 
 
 def test_is_refused_where_gradients_are_multiplied() -> None:

@@ -6,10 +6,11 @@ the two learning rates, and a weight decay that shrinks weights as SGD's does in
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 from torch.optim import SGD, Muon
 
@@ -55,7 +56,7 @@ class SGDWithMuon(SGD):
         for matrix, p in zip(matrices, learning, strict=True):
             matrix.grad = p.grad.flatten(1)
             muon.state[matrix] = self.state[p]  # which is what is saved, and resumed from
-        muon.step()
+        muon.step()  # type: ignore[no-untyped-call]
 
 
 def with_matrices(groups: Sequence[Mapping[str, Any]], model: nn.Module) -> list[dict[str, Any]]:
@@ -84,10 +85,12 @@ def with_matrices(groups: Sequence[Mapping[str, Any]], model: nn.Module) -> list
 def _is_matrix(layer: nn.Module) -> bool:
     if isinstance(layer, nn.Linear):
         return True
-    pointwise = all(size == 1 for size in layer.kernel_size)  # type: ignore[union-attr]
-    return pointwise and layer.groups == 1 and not layer.transposed  # type: ignore[union-attr]
+    conv = cast(_ConvNd, layer)
+    return all(size == 1 for size in conv.kernel_size) and conv.groups == 1 and not conv.transposed
 
 
 def _stored(layer: nn.Module) -> Any:
     """The parameter that is the layer's weight, or that its weight is a part of, as in giants in width."""
-    return layer.parametrizations.weight.original if parametrize.is_parametrized(layer, "weight") else layer.weight  # type: ignore[union-attr,operator]
+    if parametrize.is_parametrized(layer, "weight"):
+        return cast(Any, layer).parametrizations.weight.original
+    return layer.weight
