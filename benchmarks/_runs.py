@@ -33,8 +33,8 @@ SHARED = 0.25
 IN_ROOT = ("teacher",)
 """Options that may name what is in the folder of the runs."""
 
-_UNSAID: dict[str, Any] = {"method": "netbooster"}
-"""What a run was told that says no method: the folders of older runs keep their names."""
+_UNSAID: dict[str, Any] = {"method": "netbooster", "ema": 0.0}
+"""What a run was told that does not say it: the folders of runs from before these defaults changed keep their names."""
 
 _TAUGHT: dict[str, Any] = {"temperature": 4.0}
 """Likewise, where the method takes it; to others it means nothing, whatever it was."""
@@ -174,7 +174,7 @@ def compute(network: str, config: TrainConfig, teacher: nn.Module | None = None)
 def controls(network: str, options: Options) -> tuple[Options, Options]:
     """Two vanilla runs: of the same epochs and schedule, and of the same compute on the schedule stretched to it."""
     config = TrainConfig(**options)
-    shared = ("data", "train_images", "epochs", "restarts", "seed", "ema", "accelerator", "channels_last", *RECIPE)
+    shared = ("data", "train_images", "epochs", "restarts", "seed", "accelerator", "channels_last", *RECIPE)
     same = {name: getattr(config, name) for name in shared} | {"method": "vanilla"}
     times = compute(network, config) / config.epochs
     longer = math.ceil(SHARED * math.ceil(round(times / SHARED, 6)) * config.epochs)

@@ -72,9 +72,9 @@ def test_a_run_is_known_by_what_it_was_told(runs: Any, tmp_path: Path) -> None:
     assert run.config == TrainConfig(method="vanilla", epochs=7)
     assert run == runs.Run.of("2k", {"method": "vanilla", "epochs": 7, "momentum": 0.9}, tmp_path)
     assert run.folder != runs.Run.of("2k", {"method": "vanilla", "epochs": 7, "seed": 1}, tmp_path).folder
-    giant = runs.Run.of("2k", {"method": "netbooster", "epochs": 7}, tmp_path)
-    assert giant.fields == '{"epochs": 7}', "the folders of runs from before the default changed"
-    assert giant.config == TrainConfig(method="netbooster", epochs=7)
+    giant = runs.Run.of("2k", {"method": "netbooster", "epochs": 7, "ema": 0.0}, tmp_path)
+    assert giant.fields == '{"epochs": 7}', "the folders of runs from before the defaults changed"
+    assert giant.config == TrainConfig(method="netbooster", epochs=7, ema=0.0)
     assert run.found() is None
     run.folder.mkdir()
     known = {"config": run.config.to_json(), "final": 0.5}

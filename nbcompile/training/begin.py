@@ -41,12 +41,10 @@ def set_up(
     """A session on a copy of ``model``, after the last epoch of ``checkpoint`` if there is one.
 
     Raises:
-        UsageError: if the training set is smaller than a batch, or the checkpoint holds another network.
+        UsageError: if the checkpoint holds another network.
     """
     train, val = loader(fabric, config, data.train, shuffle=True), loader(fabric, config, data.val)
     steps = len(train)
-    if steps == 0:
-        raise UsageError(f"batch_size {config.batch_size} is more than the {len(data.train)} images to train on")
     history = [Epoch(**epoch) for epoch in checkpoint["history"]] if checkpoint is not None else []
     method = config.method_row.start(config, steps, teacher)
     bare = method.prepare(_copied(model, data))
@@ -81,6 +79,18 @@ def set_up(
         stored=stored,
         resize=data.resize,
     )
+
+
+def images_per_epoch(config: TrainConfig, data: Data) -> int:
+    """How many images an epoch trains on: those of whole batches.
+
+    Raises:
+        UsageError: if there is not one whole batch.
+    """
+    steps = len(BatchOrder(len(data.train), config.batch_size, seed=config.seed))
+    if steps == 0:
+        raise UsageError(f"batch_size {config.batch_size} is more than the {len(data.train)} images to train on")
+    return steps * config.batch_size
 
 
 def _schedule(config: TrainConfig, steps: int) -> WarmupCosine:

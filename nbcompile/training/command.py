@@ -20,6 +20,7 @@ from nbcompile.training.engine import is_main_process
 from nbcompile.training.loop import train
 from nbcompile.training.methods import ROUTE, SELF
 from nbcompile.training.options.config import TrainConfig
+from nbcompile.training.options.rules import refuse_two_ends
 from nbcompile.training.outputs.progress import Display
 from nbcompile.training.outputs.records import TrainResult
 from nbcompile.training.outputs.run_folder import RunFolder
@@ -64,7 +65,9 @@ def run_train(
         UsageError: if an option is unknown or out of range; else as ``train``.
         CheckpointError: if ``source`` is a file that cannot be read.
     """
-    config = TrainConfig.from_json({name: value for name, value in options.items() if value is not None})
+    given = {name: value for name, value in options.items() if value is not None}
+    refuse_two_ends(epochs="epochs" in given, macs="macs" in given)
+    config = TrainConfig.from_json(given)
     check_output(output)
     teachers = _named_teachers(config)
     read = [path for path in (source, *teachers) if is_file(path)]

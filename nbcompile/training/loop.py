@@ -17,9 +17,9 @@ from nbcompile.core.files import require_own_files
 from nbcompile.core.wrappers import require_loaded, unwrap
 from nbcompile.training.accuracy import accuracy
 from nbcompile.training.batch import Batch
-from nbcompile.training.begin import set_up
+from nbcompile.training.begin import images_per_epoch, set_up
 from nbcompile.training.check_fits import check_fits
-from nbcompile.training.compute import training_cost
+from nbcompile.training.compute import Prices, within_budget
 from nbcompile.training.data.base import Data
 from nbcompile.training.data.load import load_data
 from nbcompile.training.data.two_views import TwoViews
@@ -99,25 +99,27 @@ def train(
         check_fits(model, data, sizes=config.sizes)
         tell = on_event if on_event is not None and fabric.is_global_zero else _tell_nobody
         taught, stored = _frozen(teacher, config, data), None
+        asked = None if taught is None else copied(taught)  # stays on the CPU, where costs are counted
+        prices = Prices(model, torch.zeros(1, *data.shape), images_per_epoch(config, data), asked)
+        config = within_budget(config, prices, None if checkpoint is None else checkpoint["config"]["epochs"])
         if config.stored_labels is not None:
             cost = cost_of_teachers(config.teachers)
             stored, taught = StoredLabels(config, data, taught, fabric, folder.path, cost), None
         seen = stored.images if stored is not None else data.train if config.same_view else TwoViews(data.train)
-        asked = None if taught is None else copied(taught)  # stays on the CPU, where costs are counted
         shown = replace(data, train=seen)
         session = set_up(fabric, config, model, shown, folder, checkpoint, tell, taught, stored)
-        images = len(session.train) * config.batch_size
-        spent = training_cost(model, config, torch.zeros(1, *data.shape), images, asked)
+        spent = prices.of(config)
         if stored is not None and fabric.is_global_zero:
             stored.begin(resumed=bool(session.history))
         fabric.barrier()  # every process has read the folder before the first one writes to it
         if fabric.is_global_zero:
-            folder.begin(config, session.history)
+            folder.begin(config, session.history, len(session.train))
         tell(
             Started(
                 method=config.method_row.name,
                 data=data.name,
                 epochs=config.epochs,
+                macs=config.macs,
                 done=len(session.history),
                 steps_per_epoch=len(session.train),
                 run_dir=folder.path,

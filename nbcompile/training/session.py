@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
+from nbcompile.training.methods.muon import SGDWithMuon, with_matrices
 from nbcompile.training.seeds import seed_everything
 from nbcompile.training.weight_average import Average
 
@@ -116,9 +117,13 @@ def wrapped(fabric: "Fabric", method: "Method", model: nn.Module) -> tuple[Any, 
     optimizer: Any = _optimizer(method, model)
     trained: Any = torch.compile(model) if c.compile else model
     trained, optimizer = fabric.setup(trained, optimizer)
-    return trained, optimizer, Average(model, c.ema) if c.ema else None
+    decay = c.ema_decay(method.steps_per_epoch)
+    return trained, optimizer, Average(model, decay) if decay else None
 
 
 def _optimizer(method: "Method", model: nn.Module) -> SGD:
-    c = method.config
-    return SGD(method.parameter_groups(model), lr=c.lr, momentum=c.momentum, nesterov=c.momentum > 0)
+    c, groups = method.config, method.parameter_groups(model)
+    kind = SGD
+    if c.optimizer == "muon":
+        kind, groups = SGDWithMuon, with_matrices(groups, model)
+    return kind(groups, lr=c.lr, momentum=c.momentum, nesterov=c.momentum > 0)

@@ -35,6 +35,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "netaug": CONFIG | {"method": "netaug", "accumulate": 2, "ema": 0.9},
     "netdistiller": CONFIG | {"method": "netdistiller", "divergence": "balanced"},
     "stored": CONFIG | {"method": "kd", "teacher": "net"},
+    "branches": CONFIG | {"method": "grad-reparam", "branches": "dbb", "accumulate": 2},
     "killed": CONFIG | {"epochs": 3},
 }
 DIES_AT = 30

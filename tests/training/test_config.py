@@ -79,7 +79,7 @@ def test_phases(options: dict[str, Any], phases: tuple[int, int, int]) -> None:
         ({"method": "kd"}, "method 'kd' needs a teacher: a file or a MODEL; netbooster\\+kd can have 'self'"),
         (
             {"method": "netbooster", "teacher": "self"},
-            "method 'netbooster' has no teacher: choose kd or netbooster\\+kd or netaug\\+kd or rco",
+            "method .netbooster. has no teacher: choose kd or netbooster\\+kd or netaug\\+kd or grad-reparam\\+kd or rco",
         ),
         (
             {"method": "kd", "teacher": "self"},
@@ -109,7 +109,7 @@ def test_refuses(options: dict[str, Any], sentence: str) -> None:
 
 
 EXPANDING = r"netbooster or netbooster\+kd or rocket or netbooster\+netaug"
-TAUGHT = r"kd or netbooster\+kd or netaug\+kd or netdistiller or rco or tf-kd"
+TAUGHT = r"kd or netbooster\+kd or netaug\+kd or netdistiller or grad-reparam\+kd or rco or tf-kd"
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ CASES: dict[str, dict[str, Any]] = {
     "another view": {"method": "kd", "teacher": "net", "same_view": False},
     "a route": {"method": "rco", "teacher": "net,other", "keep_anchors": 2},
     "a virtual teacher": {"method": "tf-kd"},
+    "muon": BOOSTED | {"optimizer": "muon", "inserted_lr": 0.5},
+    "branches": {"method": "grad-reparam", "branches": "dbb", "draw_branches": True, "ema": 0.9},
     "a teacher": {"method": "kd", "teacher": "net", "precision": "bf16-mixed"},
 }
 EPOCHS = 5
@@ -52,6 +54,8 @@ SLOW = (
     "the widest",
     "deeper and wider",
     "a booster",
+    "branches",
+    "muon",
 )
 
 
@@ -111,10 +115,10 @@ def test_a_stopped_run_ends_with_the_same_bits(
     assert (whole.fused_accuracy is None) == (not (config.expands or config.widens) or config.contract_at == "decay")
 
 
-def test_options_that_an_older_run_does_not_know_are_at_their_defaults(net: nn.Module, tmp_path: Path) -> None:
+def test_options_that_an_older_run_does_not_know_are_at_their_first_defaults(net: nn.Module, tmp_path: Path) -> None:
     options: dict[str, Any] = {"method": "vanilla", "epochs": 2, "batch_size": 256, "accelerator": "cpu"}
     with pytest.raises(StopError):
-        train(net, TrainConfig(**options), tmp_path / "trained.pt", on_event=stop_after(1))
+        train(net, TrainConfig(**options, ema=0.0), tmp_path / "trained.pt", on_event=stop_after(1))
     checkpoint = tmp_path / "trained-run" / "last.ckpt"
     state = torch.load(checkpoint, weights_only=True)
     for new in ("ema", "restarts", "collapse", "teacher"):
@@ -122,5 +126,7 @@ def test_options_that_an_older_run_does_not_know_are_at_their_defaults(net: nn.M
     torch.save(state, checkpoint)
     with pytest.raises(UsageError, match=r"was started with ema=0.0, restarts=\[\], not ema=0.9, restarts=\[1\]: res"):
         train(net, TrainConfig(**options, ema=0.9, restarts=(1,)), tmp_path / "trained.pt", resume=True)
-    result = train(net, TrainConfig(**options), tmp_path / "trained.pt", resume=True)
+    with pytest.raises(UsageError, match=r"was started with ema=0.0, not ema=None: resume"):
+        train(net, TrainConfig(**options), tmp_path / "trained.pt", resume=True)
+    result = train(net, TrainConfig(**options, ema=0.0), tmp_path / "trained.pt", resume=True)
     assert len(result.history) == 2

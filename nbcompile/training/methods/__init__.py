@@ -108,6 +108,12 @@ _ROCKET = MethodRow(
     classes=("nbcompile.training.methods.rocket:Rocket",),
     takes=("where", "block", "ratio", "hint_weight"),
 )
+_GRAD_REPARAM = MethodRow(
+    name="grad-reparam",
+    help="let layers learn as sums of branches, at no cost",
+    classes=("nbcompile.training.methods.grad_reparam:GradReparameterized",),
+    takes=("branches", "draw_branches"),
+)
 _SHORT = "points at the same epochs where training is short, at temperature 4; behind at the same compute"
 
 METHODS: dict[str, MethodRow] = {
@@ -121,6 +127,8 @@ METHODS: dict[str, MethodRow] = {
         taught(_NETAUG, "netaug+kd", _NETAUG.measured),
         _NETDISTILLER,
         _ROCKET,
+        _GRAD_REPARAM,
+        taught(_GRAD_REPARAM, "grad-reparam+kd", _GRAD_REPARAM.measured),
         replace(
             taught(_VANILLA, ROUTE, "not measured yet"),
             help="vanilla with the networks of a teacher's route, one after the other",

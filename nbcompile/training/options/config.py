@@ -11,7 +11,8 @@ from nbcompile.training.methods import METHODS, MethodRow, default_method
 from nbcompile.training.options.data import DataOptions
 from nbcompile.training.options.expansion import ExpansionOptions, Phases
 from nbcompile.training.options.machine import MachineOptions
-from nbcompile.training.options.recipe import RecipeOptions
+from nbcompile.training.options.recipe import AVERAGED, RecipeOptions
+from nbcompile.training.options.reparam import ReparamOptions
 from nbcompile.training.options.rules import check, check_named, check_wide
 from nbcompile.training.options.teacher import TeacherOptions
 from nbcompile.training.options.width import WidthOptions
@@ -19,7 +20,9 @@ from nbcompile.training.options.width import WidthOptions
 
 @documented
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(MachineOptions, TeacherOptions, WidthOptions, ExpansionOptions, RecipeOptions, DataOptions):
+class TrainConfig(
+    MachineOptions, TeacherOptions, ReparamOptions, WidthOptions, ExpansionOptions, RecipeOptions, DataOptions
+):
     """The reference recipe: SGD with Nesterov momentum, linear warm-up, one cosine to zero, label smoothing.
 
     Every method gets the same recipe and the same total of epochs.
@@ -90,6 +93,18 @@ class TrainConfig(MachineOptions, TeacherOptions, WidthOptions, ExpansionOptions
     def warmup(self) -> float:
         """Length of the linear warm-up, in epochs."""
         return min(2.0, self.epochs / 5) if self.warmup_epochs is None else self.warmup_epochs
+
+    def ema_decay(self, steps_per_epoch: int) -> float:
+        """Per optimiser step, of the average of the weights; 0 where there is none.
+
+        By default ``1 - 1 / n``, where ``n`` steps are 4 % of the run: an average spans about ``n`` steps. That is the
+        share of torchvision's references, whose decay follows from batch size and epochs (0.99998 to the power of
+        ``32 B / E`` every 32 steps: 50,000 images an epoch of the run, 3.9 % of ImageNet); a run of so few steps that
+        ``n`` is 1 keeps none.
+        """
+        if self.ema is not None:
+            return self.ema
+        return 1 - 1 / max(1.0, AVERAGED * self.epochs * steps_per_epoch)
 
     @property
     def side(self) -> int | None:

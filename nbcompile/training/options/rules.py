@@ -28,13 +28,35 @@ def check(config: "TrainConfig") -> None:
             raise UsageError(f"{name} must be {said.bound.text}, not {value}")
     if config.method not in (None, *METHODS):
         raise UsageError(f"method must be one of {', '.join(METHODS)}, not '{config.method}'")
+    if config.optimizer == "muon" and "branches" in config.method_row.takes:
+        raise UsageError(f"method '{config.method}' goes with optimizer sgd: Muon undoes what multiplies gradients")
+    if config.macs is None:
+        check_schedule(config)
+    if config.widens:
+        _check_widths(config)
+    _check_teacher(config)
+
+
+def check_schedule(config: "TrainConfig") -> None:
+    """Check what depends on ``epochs``; with a budget those are known when its run begins.
+
+    Raises:
+        UsageError: with what does not fit.
+    """
     _check_sizes(config)
     _check_rate(config)
     if config.expands:
         _check_phases(config)
-    if config.widens:
-        _check_widths(config)
-    _check_teacher(config)
+
+
+def refuse_two_ends(*, epochs: bool, macs: bool) -> None:
+    """Check that not both are given.
+
+    Raises:
+        UsageError: if they are.
+    """
+    if epochs and macs:
+        raise UsageError("epochs and macs both say when the run ends: give one of them")
 
 
 def _check_widths(config: "TrainConfig") -> None:

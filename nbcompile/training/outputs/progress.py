@@ -61,7 +61,8 @@ class Display:
             self._line(f"resuming {event.run_dir} after epoch {event.done} of {event.epochs}")
         if event.note:
             self._line(f"{event.data}: {event.note}")
-        self._line(f"{event.method} on {event.data}: {event.epochs} epochs of {event.steps_per_epoch} steps")
+        paid = "" if event.macs is None else f", as many as {event.macs:.6g} training MACs pay for"
+        self._line(f"{event.method} on {event.data}: {event.epochs} epochs of {event.steps_per_epoch} steps{paid}")
         self._bars.start()
         self._task = self._bars.add_task(
             event.method,

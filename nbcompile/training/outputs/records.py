@@ -20,6 +20,7 @@ class Started:
         method: its name.
         data: the data set's name.
         epochs: of the whole run.
+        macs: the budget that they were chosen for; None where there is none.
         done: epochs that a resumed run has behind it; 0 for a new one.
         steps_per_epoch: optimiser steps.
         run_dir: where checkpoints and metrics go.
@@ -30,6 +31,7 @@ class Started:
     method: str
     data: str
     epochs: int
+    macs: float | None = None
     done: int
     steps_per_epoch: int
     run_dir: Path
@@ -116,7 +118,7 @@ class TrainResult:
             how many ``runs`` share them; None where there is none.
         output: the trained file.
         run_dir: config, metrics, checkpoints and curves; see ``run_folder.py``.
-        model: what was trained, or with ``config.ema`` its average, in eval mode on the CPU (netbooster: the linear
+        model: what was trained, or the average of its last weights, in eval mode on the CPU (netbooster: the linear
             giant).
     """
 

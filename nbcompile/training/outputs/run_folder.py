@@ -117,7 +117,7 @@ class RunFolder:
             )
         return None
 
-    def begin(self, config: TrainConfig, history: list[Epoch]) -> None:
+    def begin(self, config: TrainConfig, history: list[Epoch], steps_per_epoch: int = 1) -> None:
         """Make the folder, write the config and the metrics known so far.
 
         Raises:
@@ -133,7 +133,7 @@ class RunFolder:
             self.result.unlink(missing_ok=True)
             for anchor in self.anchors():
                 anchor.unlink()
-        self._write("config.json", json.dumps(_resolved(config), indent=2) + "\n")
+        self._write("config.json", json.dumps(_resolved(config, steps_per_epoch), indent=2) + "\n")
         self._write("metrics.jsonl", "".join(_line(epoch) for epoch in history))
         for package, missing in _EXTRAS.items():
             if not _is_there(package):
@@ -197,7 +197,9 @@ class RunFolder:
         return state
 
     def _check_same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
-        old = TrainConfig().to_json() | old  # options that have come since then were at their defaults
+        old = TrainConfig(ema=0.0).to_json() | old  # options that have come since then were at their first defaults
+        if new["macs"] is not None:
+            old = old | {"epochs": new["epochs"]}  # which follow from the budget when the run begins
         differ = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
         if differ:
             was = ", ".join(f"{name}={old.get(name)}" for name in differ)
@@ -219,9 +221,9 @@ def _is_there(package: str) -> bool:
         return False
 
 
-def _resolved(config: TrainConfig) -> dict[str, Any]:
+def _resolved(config: TrainConfig, steps_per_epoch: int) -> dict[str, Any]:
     """All fields, and for None what it stands for."""
-    found = config.to_json() | {"warmup_epochs": config.warmup}
+    found = config.to_json() | {"warmup_epochs": config.warmup, "ema": config.ema_decay(steps_per_epoch)}
     if config.expands:
         giant, decay, tune = config.phases
         found |= {"giant_epochs": decay - giant, "plt_epochs": tune - decay}
