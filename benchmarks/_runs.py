@@ -30,6 +30,9 @@ from nbcompile.training.seeds import seed_everything
 SHARED = 0.25
 """Equal compute is rounded up to a multiple of this part of the run, so that settings share their controls."""
 
+IN_DATA_ROOT = ("data", "unlabeled")
+"""Options that may name what is in the folder of the data sets."""
+
 IN_ROOT = ("teacher",)
 """Options that may name what is in the folder of the runs."""
 
@@ -79,9 +82,12 @@ class Run:
     def config(self) -> TrainConfig:
         """What it is told, with paths that can be opened here."""
         told = self.told
-        kind, colon, rest = told.data.partition(":")
-        data = f"{kind}:{self.data_root / rest}" if colon and self.data_root != Path() else told.data
-        return dataclasses.replace(told, data=data, **{name: self._in_root(getattr(told, name)) for name in IN_ROOT})
+        data = {name: self._in_data_root(getattr(told, name)) for name in IN_DATA_ROOT}
+        return dataclasses.replace(told, **data, **{name: self._in_root(getattr(told, name)) for name in IN_ROOT})
+
+    def _in_data_root(self, data: str | None) -> str | None:
+        kind, colon, rest = (data or "").partition(":")
+        return f"{kind}:{self.data_root / rest}" if colon and self.data_root != Path() else data
 
     def _in_root(self, path: str | None) -> str | None:
         return path if path in (None, SELF) or not (self.root / path).exists() else str(self.root / path)

@@ -115,17 +115,8 @@ class Sitting:
         self.console.print(f"at {self.least} epochs; twice as much wherever vanilla still gains by doubling them")
 
     def hours_per_epoch(self, network: str) -> float:
-        """Of plain training, on one core, as this machine is now; reading images is not counted."""
-        torch.set_num_threads(1)
-        size, batch = self.suite.size, self.suite.recipe["batch_size"]
-        model, images = built(network).train(), torch.randn(batch, 3, size, size)
-        labels = torch.zeros(batch, dtype=torch.int64)
-        cross_entropy(model(images), labels).backward()
-        began = time.perf_counter()
-        for _ in range(STEPS):
-            cross_entropy(model(images), labels).backward()
-        steps = len(self.data(network).train) // batch
-        return (time.perf_counter() - began) / STEPS * steps / 3600
+        """Of plain training."""
+        return plain_hours(network, self.suite.size, self.suite.recipe["batch_size"], len(self.data(network).train))
 
     def results(self) -> dict[str, Any]:
         """What is done so far."""
@@ -168,6 +159,18 @@ class Sitting:
             "epochs_compute": enough,
             "seconds": sum(known["seconds"] for run in cell.runs if (known := run.found())),
         }
+
+
+def plain_hours(network: str, size: int, batch: int, images: int) -> float:
+    """To train on so many images plainly, on one core, as this machine is now; reading them is not counted."""
+    torch.set_num_threads(1)
+    model, some = built(network).train(), torch.randn(batch, 3, size, size)
+    labels = torch.zeros(batch, dtype=torch.int64)
+    cross_entropy(model(some), labels).backward()
+    began = time.perf_counter()
+    for _ in range(STEPS):
+        cross_entropy(model(some), labels).backward()
+    return (time.perf_counter() - began) / STEPS * (images // batch) / 3600
 
 
 def run_suite(args: argparse.Namespace) -> None:

@@ -89,13 +89,13 @@ def test_a_run_is_known_by_what_it_was_told(runs: Any, tmp_path: Path) -> None:
 
 def test_runs_from_before_the_temperature_changed_keep_their_folders(runs: Any, tmp_path: Path) -> None:
     taught = {"method": "kd", "teacher": "t.pt", "epochs": 7}
-    old = runs.Run.of("2k", taught | {"temperature": 4.0}, tmp_path)
+    old = runs.Run.of("2k", taught | {"temperature": 4.0, "ema": 0.0}, tmp_path)
     assert json.loads(old.fields) == taught
     assert old.config.temperature == 4.0
-    new = runs.Run.of("2k", taught, tmp_path)
+    new = runs.Run.of("2k", taught | {"ema": 0.0}, tmp_path)
     assert json.loads(new.fields) == taught | {"temperature": 1.0}
     assert new.config.temperature == 1.0
-    plain = runs.Run.of("2k", {"method": "vanilla", "epochs": 7}, tmp_path)
+    plain = runs.Run.of("2k", {"method": "vanilla", "epochs": 7, "ema": 0.0}, tmp_path)
     assert json.loads(plain.fields) == {"method": "vanilla", "epochs": 7}
     for run, temperature in ((plain, 4.0), (old, 4.0)):  # what older versions wrote
         run.folder.mkdir()

@@ -9,6 +9,8 @@ ANSWERS, OTHER_VIEW = "answers", "other view"
 """In `Batch.more`: the teacher's answers, as logits ``(N, K)``; what the teacher sees in place of the images."""
 MIXTURE = "mixture"
 """In `Batch.more`: shares of the classes in each image, ``(N, K)``, where images are mixed."""
+UNLABELED = "unlabeled"
+"""What ``Batch.more`` calls images without labels, ``(M, C, H, W)``."""
 
 
 class Batch(NamedTuple):

@@ -12,8 +12,9 @@ from nbcompile.core.example import Origin, TensorSpec, origin_of, remember
 from nbcompile.expansion import record_again
 from nbcompile.training.batch import Batch
 from nbcompile.training.data.base import Data, Images
+from nbcompile.training.data.beside import with_unlabeled
 from nbcompile.training.learning_rate import WarmupCosine
-from nbcompile.training.loader import BatchOrder, Loader
+from nbcompile.training.loader import Batches, BatchOrder, Loader
 from nbcompile.training.options.config import TrainConfig
 from nbcompile.training.outputs.records import Epoch, Listener
 from nbcompile.training.outputs.run_folder import RunFolder
@@ -45,6 +46,7 @@ def set_up(
     """
     train, val = loader(fabric, config, data.train, shuffle=True), loader(fabric, config, data.val)
     steps = len(train)
+    batches: Batches = with_unlabeled(fabric, config, data, train) if config.mimics else train
     history = [Epoch(**epoch) for epoch in checkpoint["history"]] if checkpoint is not None else []
     method = config.method_row.start(config, steps, teacher)
     bare = method.prepare(_copied(model, data))
@@ -70,7 +72,7 @@ def set_up(
         optimizer=optimizer,
         average=average,
         schedule=_schedule(config, steps),
-        train=train,
+        train=batches,
         val=val,
         tell=tell,
         folder=folder,

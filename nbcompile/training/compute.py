@@ -132,8 +132,7 @@ class Prices:
                 example, side = self._example, phase[1]
                 if side is not None:
                     example = example.new_zeros(*example.shape[:2], side, side)
-                asked = 0 if method.teacher is None else cost(method.teacher, example).macs
-                self._known[phase] = (*method.macs(network, example), asked)
+                self._known[phase] = (*method.macs(network, example), method.asked(example))
 
 
 def training_cost(

@@ -1,7 +1,7 @@
 """In which order the batches of a data set come: a function of (seed, epoch) alone."""
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Sampler
@@ -46,6 +46,16 @@ class BatchOrder(Sampler[list[int]]):
                 yield mine
 
 
+class Batches(Protocol):
+    """What a run is trained on, on one process."""
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of epoch ``epoch``, counted from 0."""
+
+
 class Loader:
     """Batches of one set, on one process.
 
@@ -57,7 +67,7 @@ class Loader:
     """
 
     def __init__(self, images: "Images", order: BatchOrder, num_workers: int, place: "Place") -> None:
-        self.order, self._place = order, place
+        self.order, self.place = order, place
         self._generator = torch.Generator()
         self._loader: DataLoader[Any] = DataLoader(
             images,  # type: ignore[arg-type]  # a map of lists of indices, which DataLoader's types do not know
@@ -82,4 +92,4 @@ class Loader:
         for batch in self._loader:
             if isinstance(batch, UsageError):
                 raise batch
-            yield self._place(Batch(*batch))
+            yield self.place(Batch(*batch))

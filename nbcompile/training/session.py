@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
     from nbcompile.training.learning_rate import WarmupCosine
-    from nbcompile.training.loader import Loader
+    from nbcompile.training.loader import Batches, Loader
     from nbcompile.training.methods.base import Method
     from nbcompile.training.options.config import TrainConfig
     from nbcompile.training.outputs.records import Epoch, Listener
@@ -56,7 +56,7 @@ class Session:
     optimizer: Any
     average: Average | None
     schedule: "WarmupCosine"
-    train: "Loader"
+    train: "Batches"
     val: "Loader"
     tell: "Listener"
     folder: "RunFolder"

@@ -26,6 +26,10 @@ CONFIG: dict[str, Any] = {
     "accelerator": "cpu",
 }  # fmt: skip
 BOOSTED: dict[str, Any] = CONFIG | {"method": "netbooster", "where": "all", "ratio": 2}
+MIMIC: dict[str, Any] = CONFIG | {
+    "method": "mimic", "teacher": "another", "unlabeled": "ddp_train:unshifted", "unlabeled_batch": 32,
+    "adversarial": 0.5,
+}  # fmt: skip
 RUNS: dict[str, dict[str, Any]] = {
     "plain": CONFIG,
     "accumulated": CONFIG | {"accumulate": 2},
@@ -36,6 +40,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "netdistiller": CONFIG | {"method": "netdistiller", "divergence": "balanced"},
     "stored": CONFIG | {"method": "kd", "teacher": "net"},
     "branches": CONFIG | {"method": "grad-reparam", "branches": "dbb", "accumulate": 2},
+    "mimic": MIMIC,
+    "mimic apart": MIMIC | {"unlabeled_pass": "apart", "accumulate": 2},
     "killed": CONFIG | {"epochs": 3},
 }
 DIES_AT = 30
@@ -81,9 +87,10 @@ def losses(what: str, output: Path) -> dict[str, Any]:
         if isinstance(event, Stepped):
             found.append(event.loss)
 
-    network, options, teacher = Mortal() if what == "killed" else Net(), RUNS[what], None
+    network, options = Mortal() if what == "killed" else Net(), RUNS[what]
+    teacher = Net() if "mimic" in what or what == "stored" else None
     if what == "stored":
-        options, teacher = options | {"stored_labels": str(output.with_suffix(".labels"))}, Net()
+        options = options | {"stored_labels": str(output.with_suffix(".labels"))}
     try:
         result = train(network, TrainConfig(**options), output, on_event=listener, teacher=teacher)
     except NBCompileError as error:

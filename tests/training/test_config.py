@@ -79,7 +79,7 @@ def test_phases(options: dict[str, Any], phases: tuple[int, int, int]) -> None:
         ({"method": "kd"}, "method 'kd' needs a teacher: a file or a MODEL; netbooster\\+kd can have 'self'"),
         (
             {"method": "netbooster", "teacher": "self"},
-            "method .netbooster. has no teacher: choose kd or netbooster\\+kd or netaug\\+kd or grad-reparam\\+kd or rco",
+            "method .netbooster. has no teacher: choose kd or netbooster\\+kd or netaug\\+kd or mimic or netboos",
         ),
         (
             {"method": "kd", "teacher": "self"},
@@ -108,7 +108,7 @@ def test_refuses(options: dict[str, Any], sentence: str) -> None:
         TrainConfig(**options)
 
 
-EXPANDING = r"netbooster or netbooster\+kd or rocket or netbooster\+netaug"
+EXPANDING = r"netbooster or netbooster\+kd or netbooster\+mimic or rocket or netbooster\+netaug"
 TAUGHT = r"kd or netbooster\+kd or netaug\+kd or netdistiller or grad-reparam\+kd or rco or tf-kd"
 
 
@@ -121,7 +121,7 @@ TAUGHT = r"kd or netbooster\+kd or netaug\+kd or netdistiller or grad-reparam\+k
         (
             {"teacher": "t.pt", "kd_weight": 0.5, "collapse": True},
             False,
-            "collapse goes with method netbooster or netbooster\\+kd, not with kd",
+            "collapse goes with method netbooster or netbooster\\+kd or netbooster\\+mimic, not with kd",
         ),
     ],
 )

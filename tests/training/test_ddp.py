@@ -25,7 +25,19 @@ def ran(what: str, folder: Path) -> tuple[str, dict[str, dict[str, Any]]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "what", ["plain", "accumulated", "linear", "replaced", "netaug", "netdistiller", "stored", "branches"]
+    "what",
+    [
+        "plain",
+        "accumulated",
+        "linear",
+        "replaced",
+        "netaug",
+        "netdistiller",
+        "stored",
+        "branches",
+        "mimic",
+        "mimic apart",
+    ],
 )
 def test_two_processes_learn_what_one_learns_with_the_same_batches(tmp_path: Path, what: str) -> None:
     codes, found = ran(what, tmp_path)

@@ -14,6 +14,7 @@ from nbcompile.training import TrainConfig, TrainResult, train
 from tests.training.stopping import StopError, stop_after
 
 BOOSTED: dict[str, Any] = {"method": "netbooster", "where": "all", "ratio": 2, "giant_epochs": 1, "plt_epochs": 2}
+MIMIC: dict[str, Any] = {"method": "mimic", "teacher": "net", "unlabeled": "rest", "train_images": 600}
 CASES: dict[str, dict[str, Any]] = {
     "vanilla": {"method": "vanilla", "ema": 0.9, "restarts": (2, 4)},
     "accumulated, channels last": {"method": "vanilla", "accumulate": 2, "channels_last": True},
@@ -35,6 +36,8 @@ CASES: dict[str, dict[str, Any]] = {
     "muon": BOOSTED | {"optimizer": "muon", "inserted_lr": 0.5},
     "branches": {"method": "grad-reparam", "branches": "dbb", "draw_branches": True, "ema": 0.9},
     "a teacher": {"method": "kd", "teacher": "net", "precision": "bf16-mixed"},
+    "images without labels": MIMIC | {"adversarial": 0.1, "unlabeled_batch": 192, "ema": 0.9, "num_workers": 1},
+    "these apart": MIMIC | {"adversarial": 0.1, "unlabeled_pass": "apart", "accumulate": 2, "precision": "bf16-mixed"},
 }
 EPOCHS = 5
 SLOW = (
@@ -56,6 +59,8 @@ SLOW = (
     "a booster",
     "branches",
     "muon",
+    "images without labels",
+    "these apart",
 )
 
 

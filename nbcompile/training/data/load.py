@@ -22,7 +22,7 @@ def load_data(config: TrainConfig, default_size: int | None = None) -> Data:
     Raises:
         UsageError: if there is no such data set, or it is not usable.
     """
-    data = _loaded(config, default_size)
+    data = loaded(config, default_size)
     if len(data.classes) < 2:
         named = f", '{data.classes[0]}'" if data.classes else ""
         raise UsageError(f"{data.name} has {len(data.classes)} class{named}: training needs at least two")
@@ -47,8 +47,16 @@ def _mixed(data: Data, augment: str) -> Data:
     return replace(data, train=Mixed(data.train, augment, len(data.classes))) if augment in ALPHA else data
 
 
-def _loaded(config: TrainConfig, default_size: int | None) -> Data:
-    """The data set of the kind before the first colon; kinds are imported when they are asked for."""
+def loaded(config: TrainConfig, default_size: int | None) -> Data:
+    """All of the data set of the kind before the first colon; kinds are imported when they are asked for.
+
+    Args:
+        config: see `load_data`.
+        default_size: likewise.
+
+    Raises:
+        UsageError: as there; one class will do, and so will no image.
+    """
     kind, _, rest = config.data.partition(":")
     side, skip = config.side or default_size, config.skip_broken
     how = Preparation(augment=config.augment, largest=max(config.sizes, default=None), memory=config.memory)

@@ -33,6 +33,7 @@ class MethodRow:
         expands: whether it trains a giant; a network that is none yet is expanded.
         widens: whether it trains a giant in width; a network that is none yet is widened.
         distils: whether the network also learns what a teacher answers; then a run needs ``teacher``.
+        mimics: whether it does so on images without labels, too; then a run needs ``unlabeled``.
         takes: fields of ``TrainConfig`` that mean nothing to other methods.
     """
 
@@ -43,6 +44,7 @@ class MethodRow:
     expands: bool = False
     widens: bool = False
     distils: bool = False
+    mimics: bool = False
     takes: tuple[str, ...] = ()
 
     def start(self, config: "TrainConfig", steps_per_epoch: int, teacher: "nn.Module | None" = None) -> "Method":
@@ -53,7 +55,8 @@ class MethodRow:
         return made
 
 
-_TAUGHT = ("teacher", "teacher_model", "teacher_key", "temperature", "kd_weight", "labels")
+_TEACHER = ("teacher", "teacher_model", "teacher_key", "temperature")
+_TAUGHT = (*_TEACHER, "kd_weight", "labels")
 _SHOWN = ("kd_mixup", "same_view", "stored_labels", "stored_views", "stored_top")
 
 
@@ -67,6 +70,20 @@ def taught(row: MethodRow, name: str, measured: str) -> MethodRow:
         measured=measured,
         distils=True,
         takes=(*row.takes, *_TAUGHT, *_SHOWN),
+    )
+
+
+def mimicking(row: MethodRow, name: str, *more: str) -> MethodRow:
+    """The method of ``row`` with a teacher and images without labels; ``more`` are fields that it takes besides."""
+    return replace(
+        row,
+        name=name,
+        help=f"{row.name} with a teacher, and images without labels",
+        classes=("nbcompile.training.methods.mimicry:Mimic", *row.classes),
+        measured="not measured yet",
+        distils=True,
+        mimics=True,
+        takes=(*row.takes, *_TEACHER, "unlabeled", "unlabeled_batch", "unlabeled_pass", "mimic_weight", *more),
     )
 
 
@@ -125,6 +142,8 @@ METHODS: dict[str, MethodRow] = {
         taught(_NETBOOSTER, "netbooster+kd", f"+1.48 ± 0.25 {_SHORT}"),
         _NETAUG,
         taught(_NETAUG, "netaug+kd", _NETAUG.measured),
+        mimicking(_VANILLA, "mimic", "adversarial", "feature"),
+        mimicking(_NETBOOSTER, "netbooster+mimic"),
         _NETDISTILLER,
         _ROCKET,
         _GRAD_REPARAM,

@@ -96,6 +96,14 @@ class Method:
             trained = own
         return (0, trained) if trained > own else (trained, 0)
 
+    def asked(self, example: Tensor) -> int:
+        """Multiply-accumulates of the teacher's answers for one labelled image.
+
+        Args:
+            example: an image, ``(1, C, H, W)``.
+        """
+        return 0 if self.teacher is None else cost(self.teacher, example).macs
+
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """For the optimiser; a group's ``lr_scale`` multiplies its learning rate."""
         return parameter_groups(model, self.config.weight_decay)

@@ -15,13 +15,21 @@ from nbcompile.training.options.recipe import AVERAGED, RecipeOptions
 from nbcompile.training.options.reparam import ReparamOptions
 from nbcompile.training.options.rules import check, check_named, check_wide
 from nbcompile.training.options.teacher import TeacherOptions
+from nbcompile.training.options.unlabeled import UnlabeledOptions
 from nbcompile.training.options.width import WidthOptions
 
 
 @documented
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(
-    MachineOptions, TeacherOptions, ReparamOptions, WidthOptions, ExpansionOptions, RecipeOptions, DataOptions
+    MachineOptions,
+    UnlabeledOptions,
+    TeacherOptions,
+    ReparamOptions,
+    WidthOptions,
+    ExpansionOptions,
+    RecipeOptions,
+    DataOptions,
 ):
     """The reference recipe: SGD with Nesterov momentum, linear warm-up, one cosine to zero, label smoothing.
 
@@ -88,6 +96,16 @@ class TrainConfig(
         row = default_method(giant=giant, wide=wide, teacher=self.is_taught)
         check_named(self, row)
         return dataclasses.replace(self, method=row.name)
+
+    @property
+    def mimics(self) -> bool:
+        """Whether the method also learns from images without labels."""
+        return self.method_row.mimics
+
+    @property
+    def unlabeled_share(self) -> float:
+        """Images without labels per labelled one."""
+        return (self.unlabeled_batch or self.batch_size) / self.batch_size
 
     @property
     def warmup(self) -> float:

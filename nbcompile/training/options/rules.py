@@ -9,6 +9,7 @@ from nbcompile.core.errors import UsageError
 from nbcompile.core.options import options_of
 from nbcompile.core.width.factors import check_factors
 from nbcompile.training.methods import METHODS, ROUTE, SELF, MethodRow
+from nbcompile.training.options.unlabeled import REST, UnlabeledOptions
 
 if TYPE_CHECKING:
     from nbcompile.training.options.config import TrainConfig
@@ -35,6 +36,7 @@ def check(config: "TrainConfig") -> None:
     if config.widens:
         _check_widths(config)
     _check_teacher(config)
+    _check_unlabeled(config)
 
 
 def check_schedule(config: "TrainConfig") -> None:
@@ -110,7 +112,7 @@ def _check_phases(config: "TrainConfig") -> None:
 
 
 def _check_teacher(config: "TrainConfig") -> None:
-    own = " or ".join(row.name for row in METHODS.values() if row.distils and row.expands)
+    own = " or ".join(row.name for row in METHODS.values() if row.distils and row.expands and not row.mimics)
     if config.distils and not (config.is_taught and (config.teacher or "stored_labels" in config.method_row.takes)):
         raise UsageError(f"method '{config.method}' needs a teacher: a file or a MODEL; {own} can have '{SELF}'")
     if config.teacher is not None and not config.distils:
@@ -157,6 +159,35 @@ def _check_taught(config: "TrainConfig") -> None:
     for name in ("stored_views", "stored_top"):
         if config.stored_labels is None and getattr(config, name) is not None:
             raise UsageError(f"{name} goes with stored_labels, a folder")
+
+
+def _check_unlabeled(config: "TrainConfig") -> None:
+    if config.method is not None and not config.mimics:
+        _refuse_unlabeled(config)
+    if not config.mimics:
+        return
+    if config.unlabeled is None:
+        raise UsageError(f"method '{config.method}' needs images without labels: unlabeled, such as imagefolder:DIR")
+    if config.teacher == SELF:
+        raise UsageError(f"method '{config.method}' mimics a giant that has learnt: teacher must be a file or a MODEL")
+    if config.unlabeled == REST and config.train_images is None:
+        raise UsageError(f"unlabeled '{REST}' is what train_images leaves out, and there is no train_images")
+    if config.adversarial and config.expands:
+        raise UsageError(f"adversarial goes with a network that stays the same, not with method '{config.method}'")
+    if config.feature is not None and not config.adversarial:
+        raise UsageError("feature is what adversarial aligns, and that is 0")
+    if config.unlabeled_batch is not None and config.unlabeled_batch % config.accumulate:
+        raise UsageError(
+            f"unlabeled_batch {config.unlabeled_batch} must be a multiple of accumulate {config.accumulate}"
+        )
+
+
+def _refuse_unlabeled(config: "TrainConfig") -> None:
+    """Check that nothing is given which the method would not look at."""
+    for field in dataclasses.fields(UnlabeledOptions):
+        if getattr(config, field.name) != field.default:
+            known = " or ".join(row.name for row in METHODS.values() if row.mimics)
+            raise UsageError(f"{field.name} goes with method {known}, not with '{config.method}'")
 
 
 def check_named(config: "TrainConfig", row: MethodRow) -> None:

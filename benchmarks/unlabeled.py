@@ -1,0 +1,182 @@
+"""Do images without labels make a tiny network better, and does aligning a feature help where they are biased?
+
+The claim of Tang et al. 2019 (arXiv:1907.06065): labelled images only < mimicking a giant on images without labels <
+the same with low-level features of both sets aligned. A giant is trained on all images of ``--data``; the tiny network
+sees few of them with labels (``--images``), and beside them either the rest of the same set (no bias: aligning should
+change nothing), or another set (``--biased``). Controls: more epochs on the labelled images, for the compute of
+mimicry; the giant's answers on labelled images alone.
+
+Differences are means over seeds of paired differences, in points of accuracy on the held-out images, ± one standard
+error. Every run is a folder of ``--runs``: what is done is not repeated, what was killed goes on. The hours of each row
+are printed before the first run starts.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from _common import difference, parser, text, write
+from _runs import Run, built, by_seed, carried_out, compute
+from _studies import TINY_IMAGENET, Options
+from _suite_runs import TEACHER_SEED, complete, cost_of, finals, plain_hours, spread
+from _suites import SUITES
+from rich.console import Console
+from rich.table import Table
+
+from nbcompile.training import TrainConfig
+from nbcompile.training.data.load import load_data
+
+SEED = 0
+RECIPE: Options = {**SUITES["tiny-imagenet"].recipe, "channels_last": True}
+LABELLED, MIMIC = "labelled only", "+ mimic"
+
+
+class Cell(NamedTuple):
+    """A row of the table for one set without labels, and its runs by seed."""
+
+    unlabeled: str
+    name: str
+    runs: list[Run]
+
+
+def main() -> None:
+    made = parser("unlabeled", __doc__.partition("\n")[0])
+    made.add_argument("--data", required=True, help="imagefolder:DIR of Tiny-ImageNet")
+    made.add_argument("--biased", required=True, help="the other set: cifar10:FILE.zip, or as --unlabeled of train")
+    made.add_argument("--images", type=int, default=10_000, help="with labels; the giant has all")
+    made.add_argument("--network", default="residual-91k", choices=list(TINY_IMAGENET))
+    made.add_argument("--giant", default="residual-731k", choices=list(TINY_IMAGENET))
+    made.add_argument("--size", type=int, default=32)
+    made.add_argument("--epochs", type=int, default=120, help="of the labelled images")
+    made.add_argument("--giant-epochs", type=int, default=30, help="of all images")
+    made.add_argument("--adversarial", type=float, nargs="+", default=[0.1])
+    made.add_argument("--seeds", type=int, default=3)
+    made.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
+    made.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs")
+    made.add_argument("--accelerator", default="cpu", help="as of nbcompile train")
+    made.add_argument("--plan", action="store_true", help="print the hours of each row, and train nothing")
+    args = made.parse_args()
+    if args.quick:
+        args.epochs, args.giant_epochs, args.seeds = 3, 1, 2
+    giant = run(args, args.giant, {"epochs": args.giant_epochs, "seed": TEACHER_SEED, "train_images": None})
+    table = cells(args, giant)
+    plan(args, giant, table)
+    if args.plan:
+        return
+    carried_out([giant], 1)
+    carried_out(by_seed([one for cell in table for one in cell.runs]), args.jobs)
+    found = results(table)
+    show(args, found)
+    units = {
+        "final, finals": "accuracy on the held-out images, %",
+        "over_labelled, over_mimic": "paired difference, points: mean and standard error",
+        "epochs": "of the labelled images",
+        "told_apart": "share of places that the discriminator told rightly in the last epoch, by seed",
+    }
+    taught = cost_of(args.giant, args.size) | {"accuracy": 100 * finals([giant])[0]}
+    write(args, SEED, units, {"network": cost_of(args.network, args.size), "giant": taught, "rows": found})
+
+
+def run(args: argparse.Namespace, network: str, options: Options) -> Run:
+    """A run; paths are relative to the folder of the data, so that it is the same on another machine."""
+    kind, _, folder = args.data.partition(":")
+    shared = {
+        **RECIPE, "method": "vanilla", "data": f"{kind}:{Path(folder).name}", "input_size": args.size,
+        "train_images": args.images, "epochs": args.epochs, "accelerator": args.accelerator,
+    }  # fmt: skip
+    return Run.of(network, {**shared, **options}, args.runs, Path(folder).resolve().parent)
+
+
+def cells(args: argparse.Namespace, giant: Run) -> list[Cell]:
+    """The table: rows without images that have no labels, then those of both sets."""
+    kind, colon, path = args.biased.partition(":")
+    teacher = str(Path(giant.folder.name) / "trained.pt")
+    mimic = {"method": "mimic", "teacher": teacher, "unlabeled": "rest"}
+    probe = run(args, args.network, mimic).told
+    longer = math.ceil(compute(args.network, probe, built(args.giant)))
+    rows: list[tuple[str, str, Options]] = [
+        ("none", LABELLED, {}),
+        ("none", "labelled only, the compute of mimicry", {"epochs": longer}),
+        ("none", "the giant's answers, labelled only", {"method": "kd", "teacher": teacher}),
+    ]
+    for unlabeled in ("rest", f"{kind}{colon}{Path(path).resolve()}" if colon else kind):
+        told = {**mimic, "unlabeled": unlabeled}
+        shown = "rest" if unlabeled == "rest" else args.biased
+        rows.append((shown, MIMIC, told))
+        rows += [(shown, f"{MIMIC} + adversarial {x}", {**told, "adversarial": x}) for x in args.adversarial]
+    seeds = range(args.seeds)
+    return [Cell(which, name, [run(args, args.network, {**o, "seed": s}) for s in seeds]) for which, name, o in rows]
+
+
+def plan(args: argparse.Namespace, giant: Run, table: list[Cell]) -> None:
+    """Print hours per row before anything is started."""
+    config = giant.config
+    images = len(load_data(TrainConfig(data=config.data, input_size=args.size)).train)
+    printed = Table("unlabeled", "row", "x plain", "hours for all seeds, one core", "runs done")
+    hours = plain_hours(args.giant, args.size, config.batch_size, images) * args.giant_epochs
+    printed.add_row(
+        "", f"giant, {args.giant_epochs} epochs of {images} images", "1.00", f"{hours:.2f}", done_of([giant])
+    )
+    epoch = plain_hours(args.network, args.size, config.batch_size, args.images)
+    for which, name, runs in table:
+        spent = epochs_of(args, runs[0])
+        hours = f"{spent * epoch * len(runs):.2f}"
+        printed.add_row(which, name, f"{spent / runs[0].told.epochs:.2f}", hours, done_of(runs))
+    Console().print(printed)
+
+
+def epochs_of(args: argparse.Namespace, one: Run) -> float:
+    """What a run costs, in epochs of plain training."""
+    return compute(args.network, one.told, built(args.giant) if one.told.distils else None)
+
+
+def done_of(runs: list[Run]) -> str:
+    """How many of them are done."""
+    return f"{sum(one.found() is not None for one in runs)} of {len(runs)}"
+
+
+def results(table: list[Cell]) -> list[dict[str, Any]]:
+    """The rows, each beside labelled images alone, and beside mimicry without an adversary on the same set."""
+    by_name = {(cell.unlabeled, cell.name): finals(cell.runs) for cell in table}
+    found = []
+    for which, name, runs in table:
+        assert complete(runs)
+        ours, mimic = finals(runs), by_name.get((which, MIMIC))
+        adversarial = runs[0].told.adversarial > 0
+        found.append(
+            {
+                "unlabeled": which,
+                "row": name,
+                "final": spread(ours),
+                "finals": [100 * one for one in ours],
+                "over_labelled": None if name == LABELLED else difference(ours, by_name["none", LABELLED]),
+                "over_mimic": difference(ours, mimic) if adversarial and mimic else None,
+                "epochs": runs[0].told.epochs,
+                "told_apart": [told_apart(one) for one in runs] if adversarial else None,
+                "seconds": sum(known["seconds"] for one in runs if (known := one.found())),
+            }
+        )
+    return found
+
+
+def told_apart(one: Run) -> float:
+    """What the discriminator of a run that is done knew at its end."""
+    last = (one.folder / "metrics.jsonl").read_text().splitlines()[-1]
+    return float(json.loads(last)["measured"]["told_apart"])
+
+
+def show(args: argparse.Namespace, found: list[dict[str, Any]]) -> None:
+    """Print the table."""
+    names = ("unlabeled", "row", "final", "- labelled only", "- mimic", "told apart")
+    table = Table(*names, title=f"{args.network}, {args.images} labelled images, {args.seeds} seeds")
+    for one in found:
+        told = ", ".join(f"{x:.2f}" for x in one["told_apart"] or ())
+        over = (text(one["over_labelled"], "+"), text(one["over_mimic"], "+"))
+        table.add_row(one["unlabeled"], one["row"], text(one["final"]), *over, told)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
