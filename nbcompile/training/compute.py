@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 LEARNING = 3
 """Forward passes that a training step is worth."""
 
+DEAR = 3
+"""Times the MACs of plain training above which a run says so; the paper's giants of MobileNetV2-Tiny take 1.8 to 2.3."""
+
 MEASURED = 65_690
 """Parameters of the largest network in docs/accuracy.md."""
 
@@ -39,6 +42,7 @@ class TrainingCost:
         teacher: spent on a teacher's answers.
         plain_epoch: of an epoch that trains the network plainly.
         epochs: of the run.
+        dearest: of an epoch, the most that is spent in one on what is trained.
     """
 
     network: int
@@ -46,6 +50,7 @@ class TrainingCost:
     teacher: int
     plain_epoch: int
     epochs: int
+    dearest: int = 0
 
     @property
     def total(self) -> int:
@@ -90,7 +95,7 @@ def training_cost(
     network = copied(model)
     remember(network, Origin((TensorSpec(tuple(example.shape)),)))
     network, plain = method.prepare(network), cost(original_of(model), example).macs
-    spent, phase, own, larger, asked = {"network": 0, "giant": 0, "teacher": 0}, None, 0, 0, 0
+    spent, phase, own, larger, asked = {"network": 0, "giant": 0, "teacher": 0, "dearest": 0}, None, 0, 0, 0
     for epoch in range(config.epochs):
         network = method.advance(network, epoch)
         method.attach(network, epoch)
@@ -100,7 +105,18 @@ def training_cost(
         spent["network"] += images * LEARNING * own
         spent["giant"] += images * LEARNING * larger
         spent["teacher"] += images * asked
+        spent["dearest"] = max(spent["dearest"], images * LEARNING * (own + larger))
     return TrainingCost(**spent, plain_epoch=images * LEARNING * plain, epochs=config.epochs)
+
+
+def warning(row: MethodRow, spent: TrainingCost) -> str | None:
+    """What is to be known before a run by the method of ``row`` begins, if its giant is dear; None where it is not."""
+    times = spent.dearest / max(1, spent.plain_epoch)
+    if times <= DEAR:
+        return None
+    smaller = " or ".join(f"--{name}" for name in ("ratio", "factors") if name in row.takes)
+    less = f": smaller {smaller} take less" if smaller else ""
+    return f"an epoch takes up to {times:.1f} × the training MACs of a plain one{less}"
 
 
 def advice(row: MethodRow, spent: TrainingCost) -> str:

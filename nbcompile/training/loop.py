@@ -1,5 +1,6 @@
 """The one loop that all methods share."""
 
+import logging
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from nbcompile.training.accuracy import accuracy
 from nbcompile.training.batch import Batch
 from nbcompile.training.begin import set_up
 from nbcompile.training.check_fits import check_fits
-from nbcompile.training.compute import training_cost
+from nbcompile.training.compute import training_cost, warning
 from nbcompile.training.data.base import Data
 from nbcompile.training.data.load import load_data
 from nbcompile.training.engine import start_fabric
@@ -33,6 +34,8 @@ from nbcompile.training.outputs.run_folder import RunFolder
 from nbcompile.training.seeds import seed_everything
 from nbcompile.training.session import Session
 from nbcompile.wide.widths import widths_of
+
+log = logging.getLogger("nbcompile")
 
 SLOW = 10.0
 """Seconds of an epoch after which the picture of the curves is drawn anew; others wait for the end."""
@@ -99,6 +102,8 @@ def train(
         spent = training_cost(model, config, torch.zeros(1, *data.shape), images, teacher)
         fabric.barrier()  # every process has read the folder before the first one writes to it
         if fabric.is_global_zero:
+            if (dear := warning(config.method_row, spent)) is not None:
+                log.warning("%s", dear)
             folder.begin(config, session.history)
         tell(
             Started(
