@@ -150,8 +150,8 @@ class PLT:
         if slope != 0.0:
             order = "" if {ramp[1:] for ramp in found} == {(start, steps)} else " in another order"
             raise UsageError(
-                f"PLT: the giant stands at slope {slope:.6g} of a ramp with start={start} and steps={steps}{order}, not "
-                f"start={self.start} and steps={self.steps}: give PLT the same numbers"
+                f"PLT: the giant stands at slope {slope:.6g} of a ramp with start={start} and steps={steps}{order}, "
+                f"not start={self.start} and steps={self.steps}: give PLT the same numbers"
             )
         self._step = 0
 

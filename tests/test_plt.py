@@ -292,7 +292,9 @@ def test_an_order_survives_with_the_giant_or_with_the_state(fresh: Build) -> Non
 def test_another_order_is_refused_in_the_middle(fresh: Build) -> None:
     model = fresh()
     stepped(PLT(model, steps=10, order="from-input"), 4)
-    with pytest.raises(UsageError, match=r"a ramp with start=\d and steps=\d in another order, not start=0 and steps=10"):
+    with pytest.raises(
+        UsageError, match=r"a ramp with start=\d and steps=\d in another order, not start=0 and steps=10"
+    ):
         PLT(model, steps=10)
     fused = stepped(PLT(model, steps=10, order="from-input"), 6)
     assert fused.done

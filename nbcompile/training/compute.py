@@ -26,7 +26,7 @@ LEARNING = 3
 """Forward passes that a training step is worth."""
 
 DEAR = 3
-"""Times the MACs of plain training above which a run says so; the paper's giants of MobileNetV2-Tiny take 1.8 to 2.3."""
+"""Times the MACs of plain training above which a run says so; the paper's giants take 1.8 to 2.3."""
 
 MEASURED = 65_690
 """Parameters of the largest network in docs/accuracy.md."""

@@ -23,7 +23,8 @@ CASES: dict[str, dict[str, Any]] = {
     "collapsed": BOOSTED | {"collapse": True, "ema": 0.9, "restarts": (3,)},
     "its own teacher": BOOSTED | {"method": "netbooster+kd", "teacher": "self", "ema": 0.9},
     "one after the other": BOOSTED | {"rise": "from-input", "collapse": True, "decay": "cosine"},
-    "waiting": BOOSTED | {"rise": "cheapest-first", "plt_loss": 0.02, "giant_epochs": 1, "plt_epochs": 3, "accumulate": 2},
+    "waiting": BOOSTED
+    | {"rise": "cheapest-first", "plt_loss": 0.02, "giant_epochs": 1, "plt_epochs": 3, "accumulate": 2},
     "a wider one": {"method": "netaug", "ema": 0.9, "wide_epochs": 3, "sort_epochs": 4},
     "the widest": {"method": "netdistiller", "accumulate": 2},
     "deeper and wider": BOOSTED | {"method": "netbooster+netaug", "plain_epochs": 1, "contract_at": "decay"},

@@ -31,8 +31,8 @@ def divergence(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 class Distilled(Method):
     """Put before a method: its loss becomes ``(1 - w)`` times its own and ``w`` times the divergence from the teacher.
 
-    The teacher is the same in all phases; or it is the giant itself, while its slopes rise and after: the average of its
-    weights, where there is one.
+    The teacher is the same in all phases; or it is the giant itself, while its slopes rise and after: the average of
+    its weights, where there is one.
     """
 
     def attach(self, model: nn.Module, epoch: int) -> None:

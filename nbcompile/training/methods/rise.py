@@ -96,7 +96,7 @@ class Rise:
         return None if self._plt is None else self._plt.slope
 
     def measured(self) -> dict[str, float]:
-        """What a block costs, in the epoch in which that was found out; while the slopes rise, the loss they wait for."""
+        """What the blocks cost, in the epoch in which that was found out; the loss that is waited for, while it is."""
         _, decay, tune = self._phases
         rises = self._budget is not None and self._plt is not None and decay <= self._epoch < tune
         over = {"loss over the giant's": self._budget.over} if rises and self._budget is not None else {}
