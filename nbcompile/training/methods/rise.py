@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from nbcompile.core.blocks import sites
 from nbcompile.plt import PLT, block_ramps, linear_costs
-from nbcompile.training.accuracy import averaged
 from nbcompile.training.batch import Batch
 from nbcompile.training.methods.loss_budget import LossBudget
 from nbcompile.training.methods.passes import Passes
@@ -69,7 +68,7 @@ class Rise:
                 return float(F.cross_entropy(giant(batch.images).float(), batch.labels))
 
         found = linear_costs(self._giant, loss)
-        costs = dict(zip(found, averaged(passes.fabric, *found.values()), strict=True))
+        costs = dict(zip(found, passes.averaged(*found.values()), strict=True))
         self._order = sorted(costs, key=costs.__getitem__)
         self.attach(self._giant, self._epoch)
         self._costs = costs
@@ -80,7 +79,7 @@ class Rise:
             return
         self._loss += float(F.cross_entropy(logits.float(), batch.labels)) * passes.share
         if passes.last:
-            self._budget.see(*averaged(passes.fabric, self._loss))
+            self._budget.see(*passes.averaged(self._loss))
             self._loss = 0.0
 
     def step(self) -> None:
