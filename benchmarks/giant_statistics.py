@@ -1,12 +1,13 @@
 """Why a giant's validation accuracy lags while the learning rate is high: so do its norms' statistics.
 
 The first epochs of a run of ``nbcompile train`` at its own recipe, as ``vanilla`` and as a giant with slopes at 0.
-After every third epoch the same checkpoint is measured four times: as it is, which is what a run without ``--ema`` shows; with
-the statistics of its norms estimated anew from 2,560 training images; with its averaged weights (``--ema 0.99``); and
-both. The training accuracy beside them is that of the epoch, in train mode, where norms take the batch's statistics.
+After every third epoch the same checkpoint is measured four times: as it is, which is what a run without ``--ema``
+shows; with the statistics of its norms estimated anew from 2,560 training images; with its averaged weights
+(``--ema 0.99``); and both. The training accuracy beside them is that of the epoch, in train mode, where norms take the
+batch's statistics.
 
-Images: the ``train`` and ``val`` folders of a zip, each second one to train on, each fourth to measure, made smaller. One seed: an observation
-of a mechanism, no comparison of methods.
+Images: the ``train`` and ``val`` folders of a zip, each second one to train on, each fourth to measure, made smaller.
+One seed: an observation of a mechanism, no comparison of methods.
 """
 
 import argparse
