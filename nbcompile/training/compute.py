@@ -115,7 +115,7 @@ def warning(row: MethodRow, spent: TrainingCost) -> str | None:
     if times <= DEAR:
         return None
     smaller = " or ".join(f"--{name}" for name in ("ratio", "factors") if name in row.takes)
-    less = f": smaller {smaller} take less" if smaller else ""
+    less = f": a smaller {smaller} takes less" if smaller else ""
     return f"an epoch takes up to {times:.1f} × the training MACs of a plain one{less}"
 
 

@@ -125,7 +125,7 @@ def test_a_dear_giant_is_said_before_the_first_epoch(
         config = TrainConfig(**(OPTIONS | {"ratio": ratio}))
         with caplog.at_level(logging.WARNING, "nbcompile"), pytest.raises(KeyboardInterrupt):
             train(net, config, tmp_path / f"{ratio}.pt", on_event=listener)
-        found = [line for line in said if "× the training MACs of a plain one: smaller --ratio take less" in line]
+        found = [line for line in said if "× the training MACs of a plain one: a smaller --ratio takes less" in line]
         assert len(found) == wanted
 
 
