@@ -192,9 +192,15 @@ def linear_costs(giant: nn.Module, loss: Callable[[nn.Module], float]) -> dict[s
         The increase by the block's name; ``sorted(costs, key=costs.get)`` is an ``order`` of :class:`PLT` in which the
         cheapest block comes first.
 
+    Raises:
+        UsageError: if slopes have risen already.
+        PreconditionError: if ``giant`` has no expansion blocks.
+
     Source: ours.
     """
     blocks = _blocks(giant)
+    if slope := max(float(block.slope) for block in blocks.values()):
+        raise UsageError(f"linear_costs: the giant stands at slope {slope:.6g}: ask before its slopes rise")
     kept = {name: value.clone() for name, value in giant.named_buffers()}
     training = [(module, module.training) for module in giant.modules()]
     giant.eval()

@@ -341,7 +341,6 @@ def test_what_a_linear_block_costs() -> None:
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     order = sorted(costs, key=costs.__getitem__)
-    assert stepped(PLT(model, steps=4, order=order), 4).done
 
     def fails(giant: nn.Module) -> float:
         raise KeyError
@@ -349,6 +348,11 @@ def test_what_a_linear_block_costs() -> None:
     with pytest.raises(KeyError):
         linear_costs(model, fails)
     assert [module.training for module in model.modules()] == modes
+    stepped(PLT(model, steps=4, order=order), 3)
+    with pytest.raises(UsageError, match="linear_costs: the giant stands at slope 1: ask before its slopes rise"):
+        linear_costs(model, loss)
+    with pytest.raises(PreconditionError, match="PLT: Linear has no expansion blocks; expand it first"):
+        linear_costs(nn.Linear(1, 1), loss)
 
 
 def test_slopes_of_their_own_end_exact() -> None:
