@@ -55,6 +55,7 @@ def main() -> None:
         method: observed(method, data, EVERY if args.quick else args.epochs) for method in ("vanilla", "netbooster")
     }
     show(found)
+    args.zip = Path(args.zip.name)
     write(args, SEED, {"*": "% of images named rightly, but epoch and lr", "lr": "at the epoch's end"}, found)
 
 
