@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 LEARNING = 3
 """Forward passes that a training step is worth."""
 
+DEAR = 3
+"""Times the MACs of plain training above which a run says so; the paper's giants take 1.8 to 2.3."""
+
 MEASURED = 65_690
 """Parameters of the largest network in docs/accuracy.md."""
 
@@ -46,6 +49,7 @@ class TrainingCost:
         plain_epoch: of an epoch that trains the network plainly.
         epochs: of the run.
         budget: that the epochs were chosen for; None where they were given.
+        dearest: of an epoch, the most that is spent in one on what is trained.
     """
 
     network: int
@@ -54,6 +58,7 @@ class TrainingCost:
     plain_epoch: int
     epochs: int
     budget: float | None = None
+    dearest: int = 0
 
     @property
     def total(self) -> int:
@@ -114,6 +119,7 @@ class Prices:
             plain_epoch=self._images * LEARNING * self._plain,
             epochs=config.epochs,
             budget=config.macs,
+            dearest=self._images * LEARNING * max(sum(self._known[phase][:2]) for phase in phases),
         )
 
     def _start(self) -> nn.Module:
@@ -194,6 +200,16 @@ def _most_epochs(config: "TrainConfig", prices: Prices, budget: float) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if total(middle) <= budget else (low, middle)
     return low
+
+
+def warning(row: MethodRow, spent: TrainingCost) -> str | None:
+    """What is to be known before a run by the method of ``row`` begins, if its giant is dear; None where it is not."""
+    times = spent.dearest / max(1, spent.plain_epoch)
+    if times <= DEAR:
+        return None
+    smaller = " or ".join(f"--{name}" for name in ("ratio", "factors") if name in row.takes)
+    less = f": a smaller {smaller} takes less" if smaller else ""
+    return f"an epoch takes up to {times:.1f} × the training MACs of a plain one{less}"
 
 
 def advice(row: MethodRow, spent: TrainingCost) -> str:

@@ -1,5 +1,6 @@
 """The one loop that all methods share."""
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ from nbcompile.training.accuracy import accuracy
 from nbcompile.training.batch import Batch
 from nbcompile.training.begin import images_per_epoch, set_up
 from nbcompile.training.check_fits import check_fits
-from nbcompile.training.compute import Prices, within_budget
+from nbcompile.training.compute import Prices, warning, within_budget
 from nbcompile.training.data.base import Data
 from nbcompile.training.data.load import load_data
 from nbcompile.training.data.two_views import TwoViews
@@ -38,6 +39,8 @@ from nbcompile.training.seeds import seed_everything
 from nbcompile.training.session import Session
 from nbcompile.training.stored.labels import StoredLabels
 from nbcompile.wide.widths import widths_of
+
+log = logging.getLogger("nbcompile")
 
 SLOW = 10.0
 """Seconds of an epoch after which the picture of the curves is drawn anew; others wait for the end."""
@@ -113,6 +116,8 @@ def train(
             stored.begin(resumed=bool(session.history))
         fabric.barrier()  # every process has read the folder before the first one writes to it
         if fabric.is_global_zero:
+            if (dear := warning(config.method_row, spent)) is not None:
+                log.warning("%s", dear)
             folder.begin(config, session.history, len(session.train))
         tell(
             Started(

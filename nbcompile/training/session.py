@@ -74,6 +74,7 @@ class Session:
         if changed is not self.bare:
             self.bare = changed
             self.model, self.optimizer, self.average = wrapped(self.fabric, self.method, changed)
+        self.method.average = self.averaged()
         self.method.attach(self.bare, epoch)
         if self.stored is not None:
             self.stored.turn_to(epoch)
@@ -85,10 +86,15 @@ class Session:
 
     def network(self) -> nn.Module:
         """The network that is measured and saved: with averaged weights, where there is an average."""
+        average = self.averaged()
+        return self.method.kept(self.bare if average is None else average)
+
+    def averaged(self) -> nn.Module | None:
+        """``bare`` with averaged weights, where there is an average."""
         if self.average is None:
-            return self.method.kept(self.bare)
+            return None
         self.average.follow(self.bare)
-        return self.method.kept(self.average.model)
+        return self.average.model
 
     def state_dict(self) -> dict[str, Any]:
         """What ``set_up`` needs to go on from here."""

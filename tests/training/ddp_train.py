@@ -36,6 +36,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "linear": BOOSTED | {"giant_epochs": 0, "plt_epochs": 0, "collapse": True, "ema": 0.9},
     "replaced": BOOSTED
     | {"epochs": 4, "plain_epochs": 1, "giant_epochs": 1, "preserve": True, "contract_at": "decay", "ema": 0.9},
+    "waiting": BOOSTED | {"epochs": 2, "giant_epochs": 0, "plt_epochs": 2, "rise": "cheapest-first", "plt_loss": 0.2},
     "netaug": CONFIG | {"method": "netaug", "accumulate": 2, "ema": 0.9},
     "netdistiller": CONFIG | {"method": "netdistiller", "divergence": "balanced"},
     "stored": CONFIG | {"method": "kd", "teacher": "net"},

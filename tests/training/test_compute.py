@@ -89,7 +89,7 @@ def test_in_words() -> None:
     )
     assert taught.to_json() == {
         "network": 2_000, "giant": 6_000, "teacher": 500, "plain_epoch": 1_000, "epochs": 4, "total": 8_500,
-        "over_plain": 2.125, "plain_epochs": 8, "budget": None,
+        "over_plain": 2.125, "plain_epochs": 8, "budget": None, "dearest": 0,
     }  # fmt: skip
     plain = TrainingCost(network=4_000, giant=0, teacher=0, plain_epoch=1_000, epochs=4)
     assert str(plain) == "4e+03 training MACs, 1.00 × plain training of as many epochs"

@@ -23,6 +23,9 @@ CASES: dict[str, dict[str, Any]] = {
     "contracted": BOOSTED | {"contract_at": "decay", "ema": 0.9},
     "collapsed": BOOSTED | {"collapse": True, "ema": 0.9, "restarts": (3,)},
     "its own teacher": BOOSTED | {"method": "netbooster+kd", "teacher": "self", "ema": 0.9},
+    "one after the other": BOOSTED | {"rise": "from-input", "collapse": True, "decay": "cosine"},
+    "waiting": BOOSTED
+    | {"rise": "cheapest-first", "plt_loss": 0.02, "giant_epochs": 1, "plt_epochs": 3, "accumulate": 2},
     "a wider one": {"method": "netaug", "ema": 0.9, "wide_epochs": 3, "sort_epochs": 4},
     "the widest": {"method": "netdistiller", "accumulate": 2},
     "deeper and wider": BOOSTED | {"method": "netbooster+netaug", "plain_epochs": 1, "contract_at": "decay"},
@@ -53,6 +56,8 @@ SLOW = (
     "its own teacher",
     "collapsed",
     "plain first",
+    "one after the other",
+    "waiting",
     "a wider one",
     "the widest",
     "deeper and wider",

@@ -101,7 +101,7 @@ _NETBOOSTER = MethodRow(
     expands=True,
     takes=(
         *("where", "block", "ratio", "preserve", "plain_epochs", "giant_epochs", "plt_epochs", "decay"),
-        *("contract_at", "collapse", "inserted_lr", "inserted_weight_decay"),
+        *("contract_at", "collapse", "inserted_lr", "inserted_weight_decay", "rise", "plt_loss"),
     ),
 )
 _WIDTH = ("factors", "inner")
@@ -167,7 +167,7 @@ METHODS: dict[str, MethodRow] = {
             classes=(_NETAUG.classes[0], *_NETBOOSTER.classes),
             measured=_NETAUG.measured,
             widens=True,
-            takes=(*(name for name in _NETBOOSTER.takes if name != "collapse"), *_NETAUG.takes),
+            takes=(*(name for name in _NETBOOSTER.takes if name not in ("collapse", "plt_loss")), *_NETAUG.takes),
         ),
     )
 }

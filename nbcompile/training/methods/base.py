@@ -25,7 +25,12 @@ class Method:
         config: of the run.
         steps_per_epoch: optimiser steps.
         teacher: for methods that distil; frozen, in eval mode.
+
+    Attributes:
+        average: of the weights of what was trained so far, when ``attach`` is called; None where there is none.
     """
+
+    average: nn.Module | None = None
 
     def __init__(self, config: "TrainConfig", steps_per_epoch: int, teacher: nn.Module | None = None) -> None:
         self.config, self.steps_per_epoch, self.teacher = config, steps_per_epoch, teacher

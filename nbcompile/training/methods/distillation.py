@@ -50,8 +50,8 @@ def mixtures(batch: Batch, alpha: float) -> Batch:
 class Distilled(Method):
     """Put before a method: its loss becomes ``(1 - w)`` times its own and ``w`` times the divergence from the teacher.
 
-    The teacher is the same in all phases; or it is the giant itself, while its slopes rise and after. Where a batch
-    brings answers, no teacher is asked. Several teachers are averaged.
+    The teacher is the same in all phases; or it is the giant itself, while its slopes rise and after: the average of
+    its weights, where there is one. Where a batch brings answers, no teacher is asked. Several teachers are averaged.
     """
 
     def __init__(self, config: "TrainConfig", steps_per_epoch: int, teacher: nn.Module | None = None) -> None:
@@ -62,7 +62,8 @@ class Distilled(Method):
     def attach(self, model: nn.Module, epoch: int) -> None:
         """At the start of the decay a copy of the giant becomes its own teacher."""
         if self.config.teacher == SELF and epoch == self.config.phases.decay:
-            self.teacher = copied(model, training=False).requires_grad_(False)
+            giant = model if self.average is None else self.average
+            self.teacher = copied(giant, training=False).requires_grad_(False)
         super().attach(model, epoch)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -41,3 +42,10 @@ class Passes:
                 value, logits = loss()
             self.fabric.backward(value * self.share)
         return value.detach() * self.share, logits.detach()
+
+    def averaged(self, *values: float) -> list[float]:
+        """Each value, averaged over all processes."""
+        if self.fabric.world_size == 1:
+            return list(values)
+        mine = torch.tensor(values, dtype=torch.float64, device=self.fabric.device)
+        return [float(value) for value in self.fabric.all_reduce(mine, reduce_op="mean")]

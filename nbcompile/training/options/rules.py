@@ -64,8 +64,11 @@ def refuse_two_ends(*, epochs: bool, macs: bool) -> None:
 def _check_widths(config: "TrainConfig") -> None:
     for name in ("factors", "inner"):
         check_factors(name, getattr(config, name))
-    if config.collapse:
-        raise UsageError(f"collapse goes with one width alone, not with method '{config.method}'")
+    for name, given in (("collapse", config.collapse), ("plt_loss", config.plt_loss is not None)):
+        if given:
+            raise UsageError(f"{name} goes with one width alone, not with method '{config.method}'")
+    if config.rise == "cheapest-first":
+        raise UsageError(f"rise='cheapest-first' goes with one width alone, not with method '{config.method}'")
 
 
 def _check_sizes(config: "TrainConfig") -> None:
@@ -107,6 +110,9 @@ def _check_phases(config: "TrainConfig") -> None:
         )
     if tune == giant and config.contract_at == "decay":
         raise UsageError("contract_at='decay' needs giant_epochs or plt_epochs: nothing would be trained as a giant")
+    if tune == decay and (config.rise != "together" or config.plt_loss is not None):
+        name = "plt_loss" if config.rise == "together" else f"rise='{config.rise}'"
+        raise UsageError(f"{name} needs plt_epochs: with 0 all activations are removed at once")
     if config.collapse and config.contract_at == "decay":
         raise UsageError("collapse trains the giant in weight space, contract_at='decay' has none left: choose one")
 
