@@ -6,7 +6,6 @@ both modes, under the classifier's own keys. A captured graph (`nbcompile.core.t
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -137,5 +136,3 @@ def _channels(shapes: Shapes, node: fx.Node) -> int:
 def _is_impure(node: fx.Node) -> bool:
     """What must stay though nobody reads it: inputs and outputs; modules whose buffers change only with their use."""
     return node.op in ("placeholder", "output")
-
-

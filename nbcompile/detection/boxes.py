@@ -29,7 +29,7 @@ def overlaps(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def size_overlaps(sizes: Tensor, anchors: Tensor) -> Tensor:
-    """Intersection over union, ``(…, A)``, of boxes of ``sizes`` ``(…, 2)`` and anchors ``(A, 2)`` on the same centre."""
+    """Intersection over union, ``(…, A)``, of ``sizes`` ``(…, 2)`` and ``anchors`` ``(A, 2)`` on the same centre."""
     shared = torch.minimum(sizes[..., None, :], anchors).prod(-1)
     return shared / (sizes.prod(-1)[..., None] + anchors.prod(-1) - shared)
 

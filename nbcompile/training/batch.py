@@ -11,7 +11,7 @@ class Batch(NamedTuple):
 
     Attributes:
         images: ``(N, C, H, W)``.
-        labels: ``(N,)``, int64.
+        labels: as the task has them: ``(N,)``, int64; of a detector ``(N, M, 5)``, float32.
         more: what a method asked for, by name; a tensor's first dimension is divided with the images.
     """
 

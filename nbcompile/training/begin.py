@@ -46,6 +46,7 @@ def set_up(
         raise UsageError(f"batch_size {config.batch_size} is more than the {len(data.train)} images to train on")
     history = [Epoch(**epoch) for epoch in checkpoint["history"]] if checkpoint is not None else []
     method = config.method_row.start(config, steps, teacher)
+    method.task = data.task
     bare = method.prepare(_copied(model, data))
     for epoch in range(max(1, len(history))):
         bare = advanced(method, bare, epoch)

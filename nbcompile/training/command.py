@@ -17,6 +17,7 @@ from nbcompile.spec_strings import is_pretrained
 from nbcompile.training.engine import is_main_process
 from nbcompile.training.loop import train
 from nbcompile.training.methods import SELF
+from nbcompile.training.new_head import LIBRARIES
 from nbcompile.training.options.config import TrainConfig
 from nbcompile.training.outputs.progress import Display
 from nbcompile.training.outputs.records import TrainResult
@@ -24,8 +25,6 @@ from nbcompile.training.outputs.run_folder import RunFolder
 from nbcompile.training.seeds import seed_everything
 
 log = logging.getLogger("nbcompile")
-
-LIBRARIES = ("nbcompile", "torchvision", "timm")  # a package.module:factory in a file would run whatever it names
 
 
 def run_train(

@@ -26,7 +26,7 @@ from nbcompile.training.failures import explained
 from nbcompile.training.finish import finish
 from nbcompile.training.methods import SELF
 from nbcompile.training.methods.passes import Passes
-from nbcompile.training.new_head import with_classes
+from nbcompile.training.new_head import check_coding, fitted
 from nbcompile.training.options.config import TrainConfig
 from nbcompile.training.outputs.records import Epoch, Event, Listener, Started, TrainResult
 from nbcompile.training.outputs.run_folder import RunFolder
@@ -87,13 +87,12 @@ def train(
     fabric = start_fabric(config)
     with explained(config, folder):
         data = load_data(config, _input_side(model)) if data is None else data
-        if config.new_head:
-            seed_everything(config.seed)
-            model = with_classes(model, len(data.classes), torch.zeros(1, *data.shape))
+        model, data = fitted(model, data, config)
         check_fits(model, data)
         tell = on_event if on_event is not None and fabric.is_global_zero else _tell_nobody
         if teacher is not None:
             check_fits(teacher, data, f"the teacher {config.teacher}")
+            check_coding(teacher, data, f"the teacher {config.teacher}")
         session = set_up(fabric, config, model, data, folder, checkpoint, tell, _frozen(teacher, config))
         images = len(session.train) * config.batch_size
         spent = training_cost(model, config, torch.zeros(1, *data.shape), images, teacher)
@@ -104,6 +103,7 @@ def train(
             Started(
                 method=config.method_row.name,
                 data=data.name,
+                metric=data.task.metric,
                 epochs=config.epochs,
                 done=len(session.history),
                 steps_per_epoch=len(session.train),
@@ -128,7 +128,7 @@ def _run_epoch(session: Session, epoch: int) -> None:
         phase=session.method.phase(epoch),
         loss=loss,
         train_accuracy=train_accuracy,
-        val_accuracy=accuracy(session.fabric, session.network(), session.val),
+        val_accuracy=accuracy(session.fabric, session.network(), session.val, session.method.task),
         slope=session.method.slope,
         lr=session.schedule.lr(session.step - 1),
         seconds=time.perf_counter() - began,
@@ -171,7 +171,7 @@ def _gradients(session: Session, batch: Batch) -> tuple[Tensor, Tensor]:
         passes = Passes(session.fabric, session.model, 1 / parts, last=i == parts - 1)
         loss, logits = session.method.learn(passes, part)
         losses.append(loss)
-        right.append((logits.argmax(1) == part.labels).sum())
+        right.append(session.method.task.hits(logits, part.labels))
     return torch.stack(losses).sum(), torch.stack(right).sum()
 
 

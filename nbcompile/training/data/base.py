@@ -6,11 +6,13 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from nbcompile.core.errors import UsageError
+from nbcompile.training.tasks.base import Task
+from nbcompile.training.tasks.classification import CLASSIFICATION
 
 Labelled = tuple[Tensor, Tensor]
-"""Images ``(N, C, H, W)`` and their labels ``(N,)``."""
+"""Images ``(N, C, H, W)`` and their labels ``(N,)``, or what else their task has."""
 
-DATA_KINDS = "digits, cifar10:DIR, imagefolder:DIR, torchvision:NAME?root=DIR or package.module:factory"
+DATA_KINDS = "digits, cifar10:DIR, imagefolder:DIR, torchvision:NAME?root=DIR, voc:DIR or package.module:factory"
 
 
 class Images(Protocol):
@@ -40,7 +42,9 @@ class Data:
         val: as it is; accuracy is measured here.
         classes: names, in the order of the labels.
         shape: ``(C, H, W)`` of one image.
-        preprocessing: how raw images become inputs; kept in the trained file.
+        preprocessing: how raw images become inputs; kept in the trained file. Of a detector also ``boxes``: what its
+            maps mean, as `nbcompile.detection.decode.BoxCoding` has it.
+        task: what is learnt.
     """
 
     name: str
@@ -49,3 +53,4 @@ class Data:
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
     preprocessing: dict[str, Any] = field(default_factory=dict)
+    task: Task = CLASSIFICATION

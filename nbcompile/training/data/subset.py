@@ -38,7 +38,8 @@ def chosen(data: Data, count: int) -> Subset:
     """
     if count > len(data.train):
         raise UsageError(f"train_images {count} is more than the {len(data.train)} training images of {data.name}")
-    return Subset(data.train, evenly(data.train.labels, count))
+    labels = data.train.labels
+    return Subset(data.train, evenly(labels if labels.ndim == 1 else labels.new_zeros(len(labels)).long(), count))
 
 
 def evenly(labels: Tensor, count: int) -> Tensor:

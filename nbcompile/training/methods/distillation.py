@@ -24,8 +24,13 @@ def divergence(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         teacher: ``(N, K)``.
         temperature: T; the factor T² keeps the gradient's size.
     """
-    student, target = (F.log_softmax(x.float() / temperature, dim=1) for x in (logits, teacher))
-    return temperature**2 * F.kl_div(student, target, reduction="batchmean", log_target=True)
+    return temperature**2 * kl_divergence(logits.float() / temperature, teacher.float() / temperature)
+
+
+def kl_divergence(logits: Tensor, teacher: Tensor) -> Tensor:
+    """``KL(softmax(teacher) || softmax(logits))``, mean over the batch, in nats."""
+    student, target = (F.log_softmax(x, dim=1) for x in (logits, teacher))
+    return F.kl_div(student, target, reduction="batchmean", log_target=True)
 
 
 class Distilled(Method):
@@ -47,8 +52,9 @@ class Distilled(Method):
             return loss, logits
         with torch.no_grad():
             answers = self.teacher(batch.images)
-        weight = self.config.kd_weight
-        return (1 - weight) * loss + weight * divergence(logits, answers, self.config.temperature), logits
+        weight, temperature = self.config.kd_weight, self.config.temperature
+        far = temperature**2 * self.task.compared(kl_divergence, logits, answers, temperature)
+        return (1 - weight) * loss + weight * far, logits
 
     def state_dict(self) -> dict[str, Any]:
         """The weights of the giant that teaches itself; a foreign teacher is read again."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -30,7 +31,7 @@ class Passes:
         """Add the gradients of a loss.
 
         Args:
-            loss: computes it, and logits, with ``model``.
+            loss: computes it, and logits (or what else the task has), with ``model``.
             more: whether another pass of the same part follows, whose gradients are added to these.
 
         Returns:
@@ -40,4 +41,4 @@ class Passes:
             with self.fabric.autocast():
                 value, logits = loss()
             self.fabric.backward(value * self.share)
-        return value.detach() * self.share, logits.detach()
+        return value.detach() * self.share, tree_map(Tensor.detach, logits)

@@ -22,7 +22,7 @@ def check(config: "TrainConfig") -> None:
     """
     for name, said in options_of(type(config)).items():
         value = getattr(config, name)
-        if said.choices and value not in said.choices:
+        if said.choices and value not in said.choices and not (value is None and said.unset):
             raise UsageError(f"{name} must be one of {', '.join(said.choices)}, not '{value}'")
         if said.bound and value is not None and not (math.isfinite(value) and said.bound.keeps(value)):
             raise UsageError(f"{name} must be {said.bound.text}, not {value}")
