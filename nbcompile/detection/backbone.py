@@ -17,7 +17,7 @@ from nbcompile.core.graph.shapes import Shapes
 STRIDES = (16, 32)
 """Pixels of the image to a cell, of the two maps that a detector reads."""
 
-WIDE = 2.5
+WIDENED = 2.5
 """A map that has more channels than so many times those of the one before it is the inside of a block, or the
 classifier's own last layer: it is costly to read, and says no more than the one before it."""
 
@@ -123,7 +123,7 @@ def _before_wider(maps: list[_Map], last: int) -> int | None:
     """The last map before those of as many channels as ``maps[last]``, if it is much narrower."""
     for i in range(last - 1, -1, -1):
         if maps[i].channels != maps[last].channels:
-            return i if maps[last].channels > WIDE * maps[i].channels else None
+            return i if maps[last].channels > WIDENED * maps[i].channels else None
     return None
 
 

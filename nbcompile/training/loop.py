@@ -26,7 +26,7 @@ from nbcompile.training.failures import explained
 from nbcompile.training.finish import finish
 from nbcompile.training.methods import SELF
 from nbcompile.training.methods.passes import Passes
-from nbcompile.training.new_head import check_coding, fitted
+from nbcompile.training.new_head import check_coding, with_fitting_head
 from nbcompile.training.options.config import TrainConfig
 from nbcompile.training.outputs.records import Epoch, Event, Listener, Started, TrainResult
 from nbcompile.training.outputs.run_folder import RunFolder
@@ -87,7 +87,7 @@ def train(
     fabric = start_fabric(config)
     with explained(config, folder):
         data = load_data(config, _input_side(model)) if data is None else data
-        model, data = fitted(model, data, config)
+        model, data = with_fitting_head(model, data, config)
         check_fits(model, data)
         tell = on_event if on_event is not None and fabric.is_global_zero else _tell_nobody
         if teacher is not None:

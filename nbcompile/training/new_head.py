@@ -31,7 +31,7 @@ LIBRARIES = ("nbcompile", "torchvision", "timm")
 _LAYERS: tuple[type[nn.Module], ...] = (*CONVOLUTIONS, nn.Linear, Expanded)
 
 
-def fitted(model: nn.Module, data: "Data", config: "TrainConfig") -> "tuple[nn.Module, Data]":
+def with_fitting_head(model: nn.Module, data: "Data", config: "TrainConfig") -> "tuple[nn.Module, Data]":
     """What is trained, and on what.
 
     Args:
