@@ -32,7 +32,7 @@ class View(NamedTuple):
 WHOLE = View(0.0, 0.0, 1.0, 1.0, False)
 
 
-def drawn_window() -> View:
+def drawn_view() -> View:
     """One by torch's global generator: the image and its window overlap as far as their sizes allow."""
     scale, aspect, x, y, side = torch.rand(5, dtype=torch.float64).tolist()
     low, high = SCALES

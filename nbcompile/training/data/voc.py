@@ -21,7 +21,7 @@ from nbcompile.image_files import opened
 from nbcompile.training.data.base import Data, Labelled
 from nbcompile.training.data.in_files import MEAN, STD
 from nbcompile.training.data.pictures import GO_ON, readable
-from nbcompile.training.data.views_of_boxes import WHOLE, boxes_in, drawn_window, shown
+from nbcompile.training.data.views_of_boxes import WHOLE, boxes_in, drawn_view, shown
 from nbcompile.training.data.voc_files import Annotation, names_in, read_annotation, voc_root
 from nbcompile.training.engine import is_main_process
 from nbcompile.training.tasks.detection import Detection
@@ -69,7 +69,7 @@ class BoxImages:
 
     def _item(self, index: int) -> tuple[Tensor, Tensor]:
         image = read_image(self.annotations[index])
-        window = drawn_window() if self.augment else WHOLE
+        window = drawn_view() if self.augment else WHOLE
         from torchvision.transforms.v2.functional import pil_to_tensor
 
         pixels = pil_to_tensor(shown(image, window, self.size)).float() / 255
