@@ -72,5 +72,5 @@ def test_what_a_file_holds_is_read_again() -> None:
     ],
 )
 def test_what_is_malformed_is_refused(found: dict[str, object]) -> None:
-    with pytest.raises(UsageError, match="^the detector's boxes are malformed in its file"):
+    with pytest.raises(UsageError, match=r"^the detector's boxes are malformed in its file"):
         BoxCoding.from_json(found)
