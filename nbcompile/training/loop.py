@@ -92,7 +92,7 @@ def train(
         tell = on_event if on_event is not None and fabric.is_global_zero else _tell_nobody
         if teacher is not None:
             check_fits(teacher, data, f"the teacher {config.teacher}")
-            check_coding(teacher, data, f"the teacher {config.teacher}")
+            check_coding(teacher, data, f"the teacher {config.teacher}", anchors=True)
         session = set_up(fabric, config, model, data, folder, checkpoint, tell, _frozen(teacher, config))
         images = len(session.train) * config.batch_size
         spent = training_cost(model, config, torch.zeros(1, *data.shape), images, teacher)

@@ -60,7 +60,7 @@ def with_fitting_head(model: nn.Module, data: "Data", config: "TrainConfig") -> 
         )
     if known is None:
         return model, data
-    check_coding(model, data, type(model).__name__)
+    check_coding(model, data, "the detector")
     task = replace(data.task, coding=known)
     return model, replace(data, task=task, preprocessing=data.preprocessing | {"boxes": known.to_json()})
 
@@ -76,8 +76,14 @@ def coding_of(model: nn.Module) -> BoxCoding | None:
     return None if found is None else BoxCoding.from_json(found)
 
 
-def check_coding(model: nn.Module, data: "Data", who: str) -> None:
-    """Check that a detector finds what the data has, in the same order of channels; others always pass.
+def check_coding(model: nn.Module, data: "Data", who: str, *, anchors: bool = False) -> None:
+    """Check that a trained detector finds what the data has, in the same order of channels; others always pass.
+
+    Args:
+        model: the network.
+        data: what is learnt.
+        who: what messages call the network.
+        anchors: whether its maps must also mean the same.
 
     Raises:
         UsageError: if not.
@@ -89,6 +95,10 @@ def check_coding(model: nn.Module, data: "Data", who: str) -> None:
         raise UsageError(
             f"{who} finds {', '.join(known.classes)}, and {data.name} has {', '.join(data.classes)}: give the network "
             "that it stands on, which gets a head for those"
+        )
+    if anchors and known.anchors != data.task.coding.anchors:
+        raise UsageError(
+            f"{who} has other anchors than the network, so that its maps mean other boxes: train it on the same boxes"
         )
 
 
