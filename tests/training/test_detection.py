@@ -118,9 +118,11 @@ def test_a_detector_is_trained_on_with_the_anchors_of_its_file(voc: Path, tmp_pa
     boxes = [origin_of(one).preprocessing["boxes"] for one in (model, again.model)]  # type: ignore[union-attr]
     assert boxes[0] == boxes[1]
     with pytest.raises(
-        UsageError, match=r"^GraphModule finds blue, red, and voc:.* has red, blue: give the network that it"
+        UsageError, match=r"^the detector finds blue, red, and voc:.* has red, blue: give the network that it"
     ):
         trained(Path(f"{others}?classes=red,blue"), tmp_path / "three.pt", model=model)
+    with pytest.raises(UsageError, match=r"^the teacher net has other anchors than the network, so that its maps mean"):
+        trained(others, tmp_path / "three.pt", method="kd", teacher=model)
     with pytest.raises(
         UsageError, match=r"^new_head: a detector keeps its classes; give the network that it stands on"
     ):
