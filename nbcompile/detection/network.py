@@ -7,11 +7,13 @@ width; and where objectness starts: ours.
 
 import math
 from collections import OrderedDict
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nbcompile.core.blocks import sites
 from nbcompile.core.copies import copied
 from nbcompile.core.errors import UsageError
 from nbcompile.detection.backbone import STRIDES, cut_backbone
@@ -49,6 +51,7 @@ class Detector(nn.Module):
         fine, coarse = cut.channels
         outputs = ANCHORS * (COORDINATES + num_classes)
         self.backbone = cut.graph
+        _say_where(self.backbone, "backbone")
         self.from_fine, self.from_coarse = _conv_norm(fine, width, 1), _conv_norm(coarse, width, 1)
         self.neck_fine, self.neck_coarse = _separable(width), _separable(width)
         self.head_fine, self.head_coarse = nn.Conv2d(width, outputs, 1), nn.Conv2d(width, outputs, 1)
@@ -84,6 +87,14 @@ def with_new_classes(detector: Detector, num_classes: int) -> Detector:
         _initialise((fresh,), num_classes)
         setattr(new, name, fresh)
     return new
+
+
+def _say_where(giant: nn.Module, place: str) -> None:
+    """The blocks of ``giant`` know that they now stand in ``place``: a file is read by that."""
+    for block in sites(giant).values():
+        spec = block.spec
+        absorbers = tuple(f"{place}.{key}" for key in spec.absorbers)
+        block.spec = replace(spec, name=f"{place}.{spec.name}", absorbers=absorbers)
 
 
 def _conv_norm(c_in: int, c_out: int, kernel: int, groups: int = 1) -> nn.Sequential:

@@ -89,10 +89,8 @@ def test_every_method_trains_one(voc: Path, tmp_path: Path, method: str) -> None
     assert (result.fused_accuracy is None) == (not (METHODS[method].expands or METHODS[method].widens))
     loaded = nbcompile.load(tmp_path / "det.pt")
     require_same(nbcompile.fuse(loaded), loaded, 1e-3)
-    plain = sum(
-        p.numel() for p in nbcompile.fuse(Detector(tower(), 2), example_input=torch.zeros(1, 3, 64, 64)).parameters()
-    )
-    assert sum(p.numel() for p in nbcompile.fuse(loaded).parameters()) == plain
+    shapes = {name: tuple(p.shape) for name, p in Detector(tower(), 2).named_parameters() if p.ndim == 4}
+    assert {name: tuple(p.shape) for name, p in nbcompile.fuse(loaded).named_parameters() if p.ndim == 4} == shapes
 
 
 @pytest.mark.parametrize("method", [pytest.param("netbooster", marks=pytest.mark.slow), "vanilla"])
@@ -160,9 +158,11 @@ def test_from_the_command_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["train", "nbcompile:mobilenetv2_35", "--data", f"voc:{voc}", "--input-size", "64", "--epochs", "1"]
-    code = run_cli([*words, "--batch-size", "4", "--accelerator", "cpu", "-o", "det.pt"])
+    monkeypatch.setattr("sys.argv", ["nbcompile", *words, "--batch-size", "4", "--accelerator", "cpu", "-o", "det.pt"])
+    with pytest.raises(SystemExit) as stop:
+        run_cli()
     said = capsys.readouterr()
-    assert code == 0, said.err
+    assert not stop.value.code, said.err
     assert re.search(r"^AP50: \d+\.\d\d% \(vanilla on voc:", said.out, re.M)
     assert re.search(r"^epoch 1/1  train  loss \d+\.\d+  train \d+\.\d%  AP50 \d+\.\d%", said.err, re.M)
     loaded = nbcompile.load("det.pt")
@@ -173,7 +173,7 @@ def test_from_the_command_line(
 
 @pytest.mark.slow
 def test_int8_and_onnx_are_measured(voc: Path, tmp_path: Path) -> None:
-    result = trained(voc, tmp_path / "det.pt", epochs=40, batch_size=8, check_export=True)
+    result = trained(voc, tmp_path / "det.pt", epochs=60, batch_size=2, check_export=True)
     assert result.notes == ()
     assert result.accuracy > 0.1
     assert result.onnx_accuracy == pytest.approx(result.accuracy, abs=1e-4)
