@@ -85,10 +85,10 @@ def export_tflite(model: nn.Module, inputs: Inputs, path: Path, **options: Any) 
         correct_bias=wanted.correct_bias if recipe.calibrated else "never",
         prepared=f"Inputs are images prepared so: {dict(given)}" if given else "",
     )  # fmt: skip
+    more: dict[str, Any] = {"macs": cost(graph, inputs).macs, "executed_macs": cost(plain, inputs).macs}
     if boxes is not None and wanted.micro:
-        result = replace(result, companions=(*result.companions, _write_boxes(path, boxes)))  # type: ignore[arg-type]
-    macs = {"macs": cost(graph, inputs).macs, "executed_macs": cost(plain, inputs).macs}
-    return replace(result, **macs)  # type: ignore[arg-type]
+        more["companions"] = (*getattr(result, "companions", ()), _write_boxes(path, boxes))
+    return replace(result, **more)
 
 
 def _write_boxes(path: Path, boxes: Mapping[str, Any]) -> Path:
@@ -98,7 +98,7 @@ def _write_boxes(path: Path, boxes: Mapping[str, Any]) -> Path:
 
     file = read_file(path.read_bytes())
     ports = [file.tensors[index] for index in file.outputs]
-    maps = [OutputMap(*port.shape[-3:], quantized=port.quantization is not None) for port in ports]  # type: ignore[misc]
+    maps = [OutputMap(port.shape[-3:], port.quantization is not None) for port in ports]
     text = boxes_header(BoxCoding.from_json(boxes), maps, path.stem, identifier(path.stem), comment(path.stem))
     header = path.with_name(f"{path.stem}_boxes.h")
     with atomic(header) as temporary:

@@ -126,15 +126,11 @@ class OutputMap:
     """An output of the file, channels last.
 
     Attributes:
-        rows: of the map.
-        columns: of the map.
-        channels: of the map.
+        shape: rows, columns, channels.
         quantized: whether it has a scale and a zero point.
     """
 
-    rows: int
-    columns: int
-    channels: int
+    shape: tuple[int, ...]
     quantized: bool
 
 
@@ -152,17 +148,17 @@ def boxes_header(coding: BoxCoding, outputs: Sequence[OutputMap], stem: str, nam
         ExportError: if the outputs are not the maps of the detector.
     """
     wanted = ANCHORS * (COORDINATES + len(coding.classes))
-    if len(outputs) != len(coding.anchors) or any(one.channels != wanted for one in outputs):
+    if len(outputs) != len(coding.anchors) or any(one.shape[-1:] != (wanted,) for one in outputs):
         raise ExportError(f"{stem}_boxes.h: the file's outputs are not {len(coding.anchors)} maps of {wanted} channels")
     macro = name.upper()
-    finest_first = sorted(range(len(outputs)), key=lambda i: -outputs[i].rows)
+    finest_first = sorted(range(len(outputs)), key=lambda i: -outputs[i].shape[0])
     tables, calls = [], []
     for i, anchors in zip(finest_first, coding.anchors, strict=True):
         one, port = outputs[i], f"{macro}_OUTPUT_{i}"
         scale, zero = (f"{port}_SCALE", f"{port}_ZERO_POINT") if one.quantized else ("1.0f", "0")
         pairs = ", ".join(f"{{{_literal(w)}, {_literal(h)}}}" for w, h in anchors)
         tables.append(f"  static constexpr float anchors_{i}[{ANCHORS}][2] = {{{pairs}}};")
-        of_map = f"map_{i}, {one.rows}, {one.columns}, {scale}, {zero}, anchors_{i}"
+        of_map = f"map_{i}, {one.shape[0]}, {one.shape[1]}, {scale}, {zero}, anchors_{i}"
         calls.append(f"  count = Proposed({of_map}, score, boxes, count, room);")
     return _HEADER.substitute(
         stem=shown, file=stem, name=name, macro=macro,

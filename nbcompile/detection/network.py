@@ -99,10 +99,10 @@ def _say_where(giant: nn.Module, place: str) -> None:
 
 def _conv_norm(c_in: int, c_out: int, kernel: int, groups: int = 1) -> nn.Sequential:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    layers["conv"] = nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2, groups=groups, bias=False)
+    conv = layers["conv"] = nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2, groups=groups, bias=False)
     layers["norm"] = nn.BatchNorm2d(c_out)
     layers["act"] = nn.ReLU6(inplace=True)
-    nn.init.kaiming_normal_(layers["conv"].weight, mode="fan_out")
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out")
     return nn.Sequential(layers)
 
 

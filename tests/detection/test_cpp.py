@@ -59,7 +59,7 @@ def ports(order: tuple[int, int], quantized: bool) -> str:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 @pytest.mark.parametrize(("order", "quantized"), [((0, 1), True), ((1, 0), False)])
 def test_it_finds_what_python_finds(tmp_path: Path, order: tuple[int, int], quantized: bool) -> None:
-    outputs = [OutputMap(*GRIDS[which], 24, quantized) for which in order]
+    outputs = [OutputMap((*GRIDS[which], 24), quantized) for which in order]
     (tmp_path / "my-net.h").write_text(ports(order, quantized))
     (tmp_path / "my-net_boxes.h").write_text(boxes_header(CODING, outputs, "my-net", "my_net", "my-net"))
     (tmp_path / "program.cc").write_text(PROGRAM)
@@ -120,4 +120,4 @@ def test_it_reads_the_outputs_of_an_exported_file(tmp_path: Path) -> None:
 
 def test_other_outputs_are_refused() -> None:
     with pytest.raises(ExportError, match=r"^x_boxes.h: the file's outputs are not 2 maps of 24 channels$"):
-        boxes_header(CODING, [OutputMap(1, 1, 24, True)], "x", "x", "x")
+        boxes_header(CODING, [OutputMap((1, 1, 24), True)], "x", "x", "x")

@@ -101,7 +101,8 @@ def learnt_boxes(maps: Sequence[Tensor], labels: Tensor, coding: BoxCoding) -> L
     each = len(coding.anchors[0])
     image, row = torch.nonzero((labels[..., 0] >= 0) & (labels[..., 3:] > labels[..., 1:3]).all(-1), as_tuple=True)
     box = labels[image, row, 1:]
-    middle, sides = centre_form(box).split(2, -1)
+    centred = centre_form(box)
+    middle, sides = centred[:, :2], centred[:, 2:]
     best = size_overlaps(sides, anchors).argmax(1)
     grids = labels.new_tensor([[x.shape[3], x.shape[2]] for x in maps])
     starts = torch.cat([grids.new_zeros(1), (grids.prod(1) * each).cumsum(0)])
