@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nbcompile.core.errors import UsageError
+from nbcompile.core.errors import UsageError, missing_extra
 from nbcompile.detection.boxes import corner_form
 from nbcompile.detection.network import ANCHORS, COORDINATES
 
@@ -118,9 +118,14 @@ def decode(
             dropped.
         candidates: boxes of the highest scores that this is done for.
         kept: boxes of the highest scores that are given.
-    """
-    from torchvision.ops import batched_nms
 
+    Raises:
+        UsageError: if torchvision is not installed.
+    """
+    try:
+        from torchvision.ops import batched_nms
+    except ImportError as error:
+        raise missing_extra("train", "decoding boxes", "torchvision") from error
     boxes, scores = [], []
     for map_, anchors in zip(maps, coding.anchors, strict=True):
         cells = as_cells(map_.float())

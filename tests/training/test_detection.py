@@ -172,12 +172,13 @@ def test_from_the_command_line(
 
 
 @pytest.mark.slow
-def test_int8_and_onnx_are_measured(voc: Path, tmp_path: Path) -> None:
-    result = trained(voc, tmp_path / "det.pt", epochs=60, batch_size=2, check_export=True)
+def test_int8_and_onnx_are_measured(tmp_path: Path) -> None:
+    more = write_voc(tmp_path / "more", train=24, val=8)
+    result = trained(more, tmp_path / "det.pt", epochs=60, batch_size=8, check_export=True)
     assert result.notes == ()
-    assert result.accuracy > 0.1
-    assert result.onnx_accuracy == pytest.approx(result.accuracy, abs=1e-4)
-    assert result.int8_accuracy == pytest.approx(result.accuracy, abs=0.15)
+    assert result.accuracy > 0.01
+    assert result.onnx_accuracy == pytest.approx(result.accuracy, abs=1e-3)
+    assert result.int8_accuracy == pytest.approx(result.accuracy, abs=0.1)
 
 
 @pytest.mark.slow
