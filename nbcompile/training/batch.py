@@ -18,7 +18,8 @@ class Batch(NamedTuple):
 
     Attributes:
         images: ``(N, C, H, W)``.
-        labels: ``(N,)``, int64; of a mixture, that of the larger share.
+        labels: as the task has them: ``(N,)``, int64, of a mixture that of the larger share; of a detector
+            ``(N, M, 5)``, float32.
         more: what a method asked for, by name; a tensor's first dimension is divided with the images.
     """
 

@@ -49,6 +49,7 @@ def set_up(
     batches: Batches = with_unlabeled(fabric, config, data, train) if config.mimics else train
     history = [Epoch(**epoch) for epoch in checkpoint["history"]] if checkpoint is not None else []
     method = config.method_row.start(config, steps, teacher)
+    method.task = data.task
     bare = method.prepare(_copied(model, data))
     for epoch in range(max(1, len(history))):
         bare = advanced(method, bare, epoch)

@@ -19,6 +19,7 @@ from nbcompile.spec_strings import is_pretrained
 from nbcompile.training.engine import is_main_process
 from nbcompile.training.loop import train
 from nbcompile.training.methods import ROUTE, SELF
+from nbcompile.training.new_head import LIBRARIES
 from nbcompile.training.options.config import TrainConfig
 from nbcompile.training.options.rules import refuse_two_ends
 from nbcompile.training.outputs.progress import Display
@@ -27,8 +28,6 @@ from nbcompile.training.outputs.run_folder import RunFolder
 from nbcompile.training.seeds import seed_everything
 
 log = logging.getLogger("nbcompile")
-
-LIBRARIES = ("nbcompile", "torchvision", "timm")  # a package.module:factory in a file would run whatever it names
 
 
 def run_train(

@@ -30,14 +30,16 @@ from nbcompile.training.failures import explained
 from nbcompile.training.finish import finish
 from nbcompile.training.methods import SELF
 from nbcompile.training.methods.passes import Passes
-from nbcompile.training.new_head import with_classes
+from nbcompile.training.new_head import check_coding, with_fitting_head
 from nbcompile.training.options.config import TrainConfig
+from nbcompile.training.options.rules import check_classes
 from nbcompile.training.outputs.records import Epoch, Event, Listener, Started, TrainResult
 from nbcompile.training.outputs.run_folder import RunFolder
 from nbcompile.training.outputs.teacher_cost import cost_of_teachers
 from nbcompile.training.seeds import seed_everything
 from nbcompile.training.session import Session
 from nbcompile.training.stored.labels import StoredLabels
+from nbcompile.training.tasks.classification import CLASSIFICATION
 from nbcompile.wide.widths import widths_of
 
 log = logging.getLogger("nbcompile")
@@ -96,9 +98,9 @@ def train(
     fabric = start_fabric(config)
     with explained(config, folder):
         data = load_data(config, _input_side(model)) if data is None else data
-        if config.new_head:
-            seed_everything(config.seed)
-            model = with_classes(model, len(data.classes), torch.zeros(1, *data.shape))
+        if data.task is not CLASSIFICATION:
+            check_classes(config, data.name)
+        model, data = with_fitting_head(model, data, config)
         check_fits(model, data, sizes=config.sizes)
         tell = on_event if on_event is not None and fabric.is_global_zero else _tell_nobody
         taught, stored = _frozen(teacher, config, data), None
@@ -123,6 +125,7 @@ def train(
             Started(
                 method=config.method_row.name,
                 data=data.name,
+                metric=data.task.metric,
                 epochs=config.epochs,
                 macs=config.macs,
                 done=len(session.history),
@@ -151,7 +154,7 @@ def _run_epoch(session: Session, epoch: int) -> None:
         phase=session.phase(epoch),
         loss=loss,
         train_accuracy=train_accuracy,
-        val_accuracy=accuracy(session.fabric, session.network(), session.val),
+        val_accuracy=accuracy(session.fabric, session.network(), session.val, session.method.task),
         slope=session.method.slope,
         lr=session.schedule.lr(session.step - 1),
         seconds=time.perf_counter() - began,
@@ -195,7 +198,7 @@ def _gradients(session: Session, batch: Batch) -> tuple[Tensor, Tensor]:
         passes = Passes(session.fabric, session.model, 1 / parts, last=i == parts - 1)
         loss, logits = session.method.learn(passes, part)
         losses.append(loss)
-        right.append((logits.argmax(1) == part.labels).sum())
+        right.append(session.method.task.hits(logits, part.labels))
     return torch.stack(losses).sum(), torch.stack(right).sum()
 
 
@@ -218,6 +221,7 @@ def _frozen(teacher: nn.Module | Sequence[nn.Module] | None, config: TrainConfig
     )
     for name, one in zip(names, given, strict=True):
         check_fits(one, data, f"the teacher {name}", config.sizes)
+        check_coding(one, data, f"the teacher {name}", anchors=True)
     frozen = [copied(one, training=False).requires_grad_(False) for one in given]
     return nn.ModuleList(frozen) if len(frozen) > 1 else next(iter(frozen), None)
 

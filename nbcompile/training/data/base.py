@@ -11,14 +11,16 @@ from torch import Tensor
 
 from nbcompile.core.errors import UsageError
 from nbcompile.training.options.machine import MEMORY
+from nbcompile.training.tasks.base import Task
+from nbcompile.training.tasks.classification import CLASSIFICATION
 
 BRIGHTEST = 255
 """Value of a white pixel, where colours are bytes."""
 
 Labelled = tuple[Tensor, Tensor]
-"""Images ``(N, C, H, W)`` and their labels ``(N,)``."""
+"""Images ``(N, C, H, W)`` and their labels ``(N,)``, or what else their task has."""
 
-DATA_KINDS = "digits, cifar10:DIR, imagefolder:DIR, torchvision:NAME?root=DIR or package.module:factory"
+DATA_KINDS = "digits, cifar10:DIR, imagefolder:DIR, torchvision:NAME?root=DIR, voc:DIR or package.module:factory"
 
 
 class Images(Protocol):
@@ -121,9 +123,11 @@ class Data:
         val: as it is; accuracy is measured here.
         classes: names, in the order of the labels.
         shape: ``(C, H, W)`` of one image.
-        preprocessing: how raw images become inputs; kept in the trained file.
+        preprocessing: how raw images become inputs; kept in the trained file. Of a detector also ``boxes``: what its
+            maps mean, as `nbcompile.detection.decode.BoxCoding` has it.
         resize: lets ``train`` give out images of another side, in pixels, from the next batch on; None where it cannot.
         note: what is said of it when a run begins.
+        task: what is learnt.
     """
 
     name: str
@@ -134,3 +138,4 @@ class Data:
     preprocessing: dict[str, Any] = field(default_factory=dict)
     resize: Callable[[int], None] | None = None
     note: str = ""
+    task: Task = CLASSIFICATION

@@ -23,9 +23,11 @@ def load_data(config: TrainConfig, default_size: int | None = None) -> Data:
         UsageError: if there is no such data set, or it is not usable.
     """
     data = loaded(config, default_size)
-    if len(data.classes) < 2:
+    if len(data.classes) < data.task.fewest_classes:
         named = f", '{data.classes[0]}'" if data.classes else ""
         raise UsageError(f"{data.name} has {len(data.classes)} class{named}: training needs at least two")
+    if config.task not in (None, data.task.name):
+        raise UsageError(f"task {config.task}: the labels of {data.name} are for {data.task.name}")
     for part, images in (("train on", data.train), ("measure on", data.val)):
         if len(images) == 0:
             raise UsageError(f"{data.name} has no images to {part}")
@@ -76,6 +78,10 @@ def loaded(config: TrainConfig, default_size: int | None) -> Data:
         from nbcompile.training.data.torchvision import load_torchvision
 
         return load_torchvision(config.data, config.side, default_size, skip, how)
+    if kind == "voc" and rest:
+        from nbcompile.training.data.voc import load_voc
+
+        return load_voc(config.data, side, skip)
     if rest.partition("?")[0].isidentifier():
         from nbcompile.training.data.factory import load_factory
 

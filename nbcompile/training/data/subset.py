@@ -70,7 +70,8 @@ def chosen(data: Data, count: int) -> Subset | SubsetViews:
     """
     if count > len(data.train):
         raise UsageError(f"train_images {count} is more than the {len(data.train)} training images of {data.name}")
-    indices = evenly(data.train.labels, count)
+    labels = data.train.labels
+    indices = evenly(labels if labels.ndim == 1 else labels.new_zeros(len(labels)).long(), count)
     return SubsetViews(data.train, indices) if isinstance(data.train, Views) else Subset(data.train, indices)
 
 

@@ -34,6 +34,7 @@ class MethodRow:
         widens: whether it trains a giant in width; a network that is none yet is widened.
         distils: whether the network also learns what a teacher answers; then a run needs ``teacher``.
         mimics: whether it does so on images without labels, too; then a run needs ``unlabeled``.
+        classes_only: whether it goes with one class an image, and not with boxes.
         takes: fields of ``TrainConfig`` that mean nothing to other methods.
     """
 
@@ -45,6 +46,7 @@ class MethodRow:
     widens: bool = False
     distils: bool = False
     mimics: bool = False
+    classes_only: bool = False
     takes: tuple[str, ...] = ()
 
     def start(self, config: "TrainConfig", steps_per_epoch: int, teacher: "nn.Module | None" = None) -> "Method":
@@ -83,6 +85,7 @@ def mimicking(row: MethodRow, name: str, *more: str) -> MethodRow:
         measured="not measured yet",
         distils=True,
         mimics=True,
+        classes_only=True,
         takes=(*row.takes, *_TEACHER, "unlabeled", "unlabeled_batch", "unlabeled_pass", "mimic_weight", *more),
     )
 
@@ -152,12 +155,14 @@ METHODS: dict[str, MethodRow] = {
             taught(_VANILLA, ROUTE, "not measured yet"),
             help="vanilla with the networks of a teacher's route, one after the other",
             classes=("nbcompile.training.methods.rco:RouteDistilled", *_VANILLA.classes),
+            classes_only=True,
             takes=_TAUGHT,
         ),
         MethodRow(
             name="tf-kd",
             help="labels softened by a temperature in a teacher's place",
             classes=("nbcompile.training.methods.tf_kd:TeacherFree",),
+            classes_only=True,
             takes=("kd_weight", "virtual_correct", "virtual_temperature"),
         ),
         replace(

@@ -30,8 +30,13 @@ def divergence(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         teacher: ``(N, K)``.
         temperature: T; the factor T² keeps the gradient's size.
     """
-    student, target = (F.log_softmax(x.float() / temperature, dim=1) for x in (logits, teacher))
-    return temperature**2 * F.kl_div(student, target, reduction="batchmean", log_target=True)
+    return temperature**2 * kl_divergence(logits.float() / temperature, teacher.float() / temperature)
+
+
+def kl_divergence(logits: Tensor, teacher: Tensor) -> Tensor:
+    """``KL(softmax(teacher) || softmax(logits))``, mean over the batch, in nats."""
+    student, target = (F.log_softmax(x, dim=1) for x in (logits, teacher))
+    return F.kl_div(student, target, reduction="batchmean", log_target=True)
 
 
 def mixtures(batch: Batch, alpha: float) -> Batch:
@@ -75,18 +80,17 @@ class Distilled(Method):
         answers = self._answers(batch)
         if answers is None:
             return loss, logits
-        far = divergence(logits, answers, c.temperature)
+        far = c.temperature**2 * self.task.compared(kl_divergence, logits, answers, c.temperature)
         return (far if c.labels == "none" else (1 - c.kd_weight) * loss + c.kd_weight * far), logits
 
     @torch.no_grad()
-    def _answers(self, batch: Batch) -> Tensor | None:
-        """The teacher's logits ``(N, K)``, those that the batch brings first; None where there is no teacher yet."""
+    def _answers(self, batch: Batch) -> Any:
+        """The teacher's outputs, those that the batch brings first; None where there is no teacher yet."""
         if ANSWERS in batch.more:
             return batch.more[ANSWERS]
         if self.teacher is None:
             return None
-        answers: Tensor = self.teacher(batch.more.get(OTHER_VIEW, batch.images))
-        return answers
+        return self.teacher(batch.more.get(OTHER_VIEW, batch.images))
 
     def state_dict(self) -> dict[str, Any]:
         """The weights of the giant that teaches itself; a foreign teacher is read again."""

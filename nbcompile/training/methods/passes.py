@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -31,7 +32,7 @@ class Passes:
         """Add the gradients of a loss.
 
         Args:
-            loss: computes it, and logits, with ``model``.
+            loss: computes it, and logits (or what else the task has), with ``model``.
             more: whether another pass of the same part follows, whose gradients are added to these.
 
         Returns:
@@ -41,7 +42,7 @@ class Passes:
             with self.fabric.autocast():
                 value, logits = loss()
             self.fabric.backward(value * self.share)
-        return value.detach() * self.share, logits.detach()
+        return value.detach() * self.share, tree_map(Tensor.detach, logits)
 
     def averaged(self, *values: float) -> list[float]:
         """Each value, averaged over all processes."""

@@ -9,6 +9,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from nbcompile.core.blocks import Expanded, sites
 from nbcompile.core.copies import copied
@@ -68,7 +69,7 @@ class Rocket(Method):
         """Both cross entropies, and the hint."""
         logits, above = model(batch.images)
         own, boosted = (self.cross_entropy_of(x, batch.targets) for x in (logits, above))
-        hint = (above.detach().float() - logits.float()).square().sum(1).mean()
+        hint = self.task.distance(logits, tree_map(Tensor.detach, above))
         return own + boosted + self.config.hint_weight * hint, logits
 
     def kept(self, model: nn.Module) -> nn.Module:

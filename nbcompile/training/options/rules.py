@@ -23,7 +23,7 @@ def check(config: "TrainConfig") -> None:
     """
     for name, said in options_of(type(config)).items():
         value = getattr(config, name)
-        if said.choices and value not in said.choices:
+        if said.choices and value not in said.choices and not (value is None and said.unset):
             raise UsageError(f"{name} must be one of {', '.join(said.choices)}, not '{value}'")
         if said.bound and value is not None and not (math.isfinite(value) and said.bound.keeps(value)):
             raise UsageError(f"{name} must be {said.bound.text}, not {value}")
@@ -194,6 +194,25 @@ def _refuse_unlabeled(config: "TrainConfig") -> None:
         if getattr(config, field.name) != field.default:
             known = " or ".join(row.name for row in METHODS.values() if row.mimics)
             raise UsageError(f"{field.name} goes with method {known}, not with '{config.method}'")
+
+
+def check_classes(config: "TrainConfig", data: str) -> None:
+    """Check that nothing is asked for which goes with one class an image, where the labels of ``data`` are boxes.
+
+    Raises:
+        UsageError: with what is.
+    """
+    asked = {
+        f"method '{config.method_row.name}'": config.method_row.classes_only,
+        "stored_labels": config.stored_labels is not None,
+        "kd_mixup": config.kd_mixup > 0,
+        "other_view": not config.same_view,
+        "more than one teacher": len(config.teachers) > 1,
+        f"augment '{config.augment}'": config.augment != type(config).augment,
+        "sizes": bool(config.sizes),
+    }
+    if given := next((name for name, is_asked in asked.items() if is_asked), None):
+        raise UsageError(f"{given} goes with one class an image, and the labels of {data} are boxes")
 
 
 def check_named(config: "TrainConfig", row: MethodRow) -> None:

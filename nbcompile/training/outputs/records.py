@@ -19,6 +19,7 @@ class Started:
     Attributes:
         method: its name.
         data: the data set's name.
+        metric: what accuracies are: ``accuracy``, or ``AP50`` in detection.
         epochs: of the whole run.
         macs: the budget that they were chosen for; None where there is none.
         done: epochs that a resumed run has behind it; 0 for a new one.
@@ -30,6 +31,7 @@ class Started:
 
     method: str
     data: str
+    metric: str = "accuracy"
     epochs: int
     macs: float | None = None
     done: int
@@ -102,6 +104,8 @@ class TrainResult:
     Attributes:
         method: its name.
         data: the data set's name.
+        metric: what accuracies are: ``accuracy``, or ``AP50`` in detection, where those of training are the share of
+            boxes that their own cells find.
         history: one entry per epoch, those before a resume included.
         accuracy: on the held-out images, after the last epoch, in [0, 1].
         fused_accuracy: of the fused network on the same images; None where there is nothing to fuse.
@@ -124,6 +128,7 @@ class TrainResult:
 
     method: str
     data: str
+    metric: str = "accuracy"
     history: tuple[Epoch, ...]
     accuracy: float
     fused_accuracy: float | None
