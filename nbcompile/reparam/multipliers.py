@@ -63,6 +63,7 @@ class GradReparam:
         """
         if self._handles:
             return
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # inside of Accelerate's
         if optimizer is None or isinstance(optimizer, SGD):
             hooks = [(parameter, partial(_multiplied, self._all, parameter)) for parameter in self._all]
             self._handles = [parameter.register_hook(hook) for parameter, hook in hooks]  # type: ignore[no-untyped-call]

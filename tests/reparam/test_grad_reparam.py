@@ -334,3 +334,14 @@ def test_optimizers_that_are_not_known_are_refused() -> None:
         UsageError, match=r"^grad_reparam: branches with average pooling have no equal under AdamW: cho"
     ):
         grad_reparam(model, "dbb").attach(torch.optim.AdamW(parameters))
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_optimizers_are_found_inside_of_others(kind: type[torch.optim.Optimizer]) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    one, two = twins()
+    for model, wrap in ((one, lambda x: x), (two, accelerate.Accelerator(cpu=True).prepare)):
+        optimizer = wrap(kind(model.parameters(), lr=0.01))  # type: ignore[call-arg]
+        grad_reparam(model).attach(optimizer)
+        learn(model, optimizer, batches(3))
+    assert all(map(torch.equal, one.parameters(), two.parameters()))
