@@ -34,6 +34,7 @@ RUNS: dict[str, dict[str, Any]] = {
     | {"epochs": 4, "plain_epochs": 1, "giant_epochs": 1, "preserve": True, "contract_at": "decay", "ema": 0.9},
     "netaug": CONFIG | {"method": "netaug", "accumulate": 2, "ema": 0.9},
     "netdistiller": CONFIG | {"method": "netdistiller", "divergence": "balanced"},
+    "sizes": CONFIG | {"data": "digits", "augment": "none", "epochs": 2, "sizes": (10, 8)},
     "killed": CONFIG | {"epochs": 3},
 }
 DIES_AT = 30
@@ -54,7 +55,7 @@ class Net(nn.Sequential):
         torch.manual_seed(0)
         super().__init__(
             nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(),
-            nn.Flatten(), nn.Linear(72, 10),
+            nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(72, 10),
         )  # fmt: skip
 
 
