@@ -39,10 +39,14 @@ RUNS: dict[str, dict[str, Any]] = {
     "waiting": BOOSTED | {"epochs": 2, "giant_epochs": 0, "plt_epochs": 2, "rise": "cheapest-first", "plt_loss": 0.2},
     "netaug": CONFIG | {"method": "netaug", "accumulate": 2, "ema": 0.9},
     "netdistiller": CONFIG | {"method": "netdistiller", "divergence": "balanced"},
+<<<<<<< HEAD
     "stored": CONFIG | {"method": "kd", "teacher": "net"},
     "branches": CONFIG | {"method": "grad-reparam", "branches": "dbb", "accumulate": 2},
     "mimic": MIMIC,
     "mimic apart": MIMIC | {"unlabeled_pass": "apart", "accumulate": 2},
+=======
+    "sizes": CONFIG | {"data": "digits", "augment": "none", "epochs": 2, "sizes": (10, 8)},
+>>>>>>> p19_a
     "killed": CONFIG | {"epochs": 3},
 }
 DIES_AT = 30
@@ -63,7 +67,7 @@ class Net(nn.Sequential):
         torch.manual_seed(0)
         super().__init__(
             nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(),
-            nn.Flatten(), nn.Linear(72, 10),
+            nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(72, 10),
         )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from nbcompile.exporters.to_tflite.memory.draft import Draft
 from nbcompile.exporters.to_tflite.memory.emit import emit
 from nbcompile.exporters.to_tflite.memory.layout import place_groups
 from nbcompile.exporters.to_tflite.memory.order import reordered
-from nbcompile.exporters.to_tflite.memory.overlaps import overlapping_groups
+from nbcompile.exporters.to_tflite.memory.overlaps import IN_PLACE, OVER, overlapping_groups
 from nbcompile.exporters.to_tflite.memory.search import Way, ways
 from nbcompile.exporters.to_tflite.memory.strips import in_strips
 from nbcompile.exporters.to_tflite.memory.windows import stages
@@ -91,7 +91,9 @@ def arranged(
 ) -> Arranged:
     """The file ``content``, which is ``file``, by one way."""
     draft = in_strips(Draft.of(file), stages(file), way.regions)
-    places = place_groups(overlapping_groups(draft), draft.lifetimes(), scratch_of(read_file(emit(content, draft))))
+    alive, scratch = draft.lifetimes(), scratch_of(read_file(emit(content, draft)))
+    tried = (place_groups(overlapping_groups(draft, kind), alive, scratch) for kind in ("", IN_PLACE, OVER))
+    places = min(tried, key=lambda found: found.height)
     made = emit(content, draft, places.offsets)
     return Arranged(made, measure_arena(made, layers), content, way, found)
 

@@ -90,7 +90,7 @@ class Held:
         self.starts = [0, *np.cumsum([image.numel() for image in images]).tolist()]
         self.block = torch.empty(self.starts[-1], dtype=torch.uint8)
         for index in range(len(images) - 1, -1, -1):  # each is given back once it is copied
-            self._image(index).copy_(images.pop())
+            self.image(index).copy_(images.pop())
 
     def __len__(self) -> int:
         return len(self.sides)
@@ -98,7 +98,7 @@ class Held:
     def read(self, indices: list[int]) -> tuple[Tensor | list[Tensor], Tensor]:
         """See `Source`."""
         stacked = self.stacked
-        found = [self._image(index) for index in indices] if stacked is None else stacked[indices]
+        found = [self.image(index) for index in indices] if stacked is None else stacked[indices]
         return found, self.labels[indices]
 
     @property
@@ -110,7 +110,8 @@ class Held:
     def _alike(self) -> bool:
         return len(set(self.sides)) == 1
 
-    def _image(self, index: int) -> Tensor:
+    def image(self, index: int) -> Tensor:
+        """One of them, ``(3, H, W)``, uint8."""
         return self.block[self.starts[index] : self.starts[index + 1]].view(3, *self.sides[index])
 
 
