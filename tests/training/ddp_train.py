@@ -39,14 +39,11 @@ RUNS: dict[str, dict[str, Any]] = {
     "waiting": BOOSTED | {"epochs": 2, "giant_epochs": 0, "plt_epochs": 2, "rise": "cheapest-first", "plt_loss": 0.2},
     "netaug": CONFIG | {"method": "netaug", "accumulate": 2, "ema": 0.9},
     "netdistiller": CONFIG | {"method": "netdistiller", "divergence": "balanced"},
-<<<<<<< HEAD
     "stored": CONFIG | {"method": "kd", "teacher": "net"},
     "branches": CONFIG | {"method": "grad-reparam", "branches": "dbb", "accumulate": 2},
     "mimic": MIMIC,
     "mimic apart": MIMIC | {"unlabeled_pass": "apart", "accumulate": 2},
-=======
     "sizes": CONFIG | {"data": "digits", "augment": "none", "epochs": 2, "sizes": (10, 8)},
->>>>>>> p19_a
     "killed": CONFIG | {"epochs": 3},
 }
 DIES_AT = 30
