@@ -31,6 +31,7 @@ CASES: dict[str, dict[str, Any]] = {
     "another view": {"method": "kd", "teacher": "net", "same_view": False},
     "a route": {"method": "rco", "teacher": "net,other", "keep_anchors": 2},
     "a virtual teacher": {"method": "tf-kd"},
+    "sizes and mixtures": {"method": "vanilla", "sizes": (6, 10, 8), "augment": "mixup", "ema": 0.9, "num_workers": 1},
     "a teacher": {"method": "kd", "teacher": "net", "precision": "bf16-mixed"},
 }
 EPOCHS = 5
@@ -39,10 +40,12 @@ SLOW = (
     "at once",
     "contracted",
     "a teacher",
+    "stored labels",
     "soft labels of mixtures",
     "another view",
     "a route",
     "a virtual teacher",
+    "sizes and mixtures",
     "its own teacher",
     "collapsed",
     "plain first",

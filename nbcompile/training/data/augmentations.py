@@ -4,14 +4,16 @@ Sources: Zhang et al. 2018, arXiv:1710.09412 (mixup); Yun et al. 2019, arXiv:190
 arXiv:1805.09501 (AutoAugment).
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from nbcompile.core.errors import UsageError
 from nbcompile.training.batch import MIXTURE
-from nbcompile.training.data.base import Images
+
+if TYPE_CHECKING:
+    from nbcompile.training.data.base import Images
 
 _NETAUG = "NetAug, Cai et al. 2022, arXiv:2110.08890, fig. 2: MobileNetV2-Tiny falls from 52.4 to about"
 
@@ -38,7 +40,7 @@ class Mixed:
         classes: K.
     """
 
-    def __init__(self, images: Images, kind: str, classes: int) -> None:
+    def __init__(self, images: "Images", kind: str, classes: int) -> None:
         from torchvision.transforms import v2
 
         make: Any = {"mixup": v2.MixUp, "cutmix": v2.CutMix}[kind]

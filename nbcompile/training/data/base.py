@@ -12,6 +12,9 @@ from torch import Tensor
 from nbcompile.core.errors import UsageError
 from nbcompile.training.options.machine import MEMORY
 
+BRIGHTEST = 255
+"""Value of a white pixel, where colours are bytes."""
+
 Labelled = tuple[Tensor, Tensor]
 """Images ``(N, C, H, W)`` and their labels ``(N,)``."""
 

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from nbcompile.core.errors import UsageError
 from nbcompile.image_files import SUFFIXES
-from nbcompile.training.data.base import Data, Preparation
+from nbcompile.training.data.base import BRIGHTEST, Data, Preparation
 from nbcompile.training.data.imagefolder import Folders, parts_of
 from nbcompile.training.data.in_files import check_classes
-from nbcompile.training.data.in_memory import WHITE, tensor_data
+from nbcompile.training.data.in_memory import tensor_data
 from nbcompile.training.data.pictures import Files, readable
 from nbcompile.training.data.torchvision import from_torchvision
 
@@ -48,7 +48,7 @@ def load_cifar10(
     training = _decoded(train, f"{name}, training part", skip_broken)
     check_classes(name, training[1], classes)
     measured = _decoded(val, f"{name}, validation part", skip_broken)
-    about: Any = {"scale": 1 / WHITE, "size": size, "mirror": True, "augment": how.augment}
+    about: Any = {"scale": 1 / BRIGHTEST, "size": size, "mirror": True, "augment": how.augment}
     return tensor_data(name, training, measured, classes, **about)
 
 

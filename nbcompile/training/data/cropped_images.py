@@ -1,17 +1,18 @@
 """One part of a set of images of any size: in random crops, or in centre crops, to measure on; normalised."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from nbcompile.core.errors import UsageError
 from nbcompile.training.data.augmentations import AutoAugmented, drawn_seeds
-from nbcompile.training.data.base import SAMPLE, Labelled, Views, checksum_of
+from nbcompile.training.data.base import BRIGHTEST, SAMPLE, Labelled, Views, checksum_of
 from nbcompile.training.data.crops import RATIOS, drawn_crops, random_crops
-from nbcompile.training.data.held import Held, InFiles, Source
-from nbcompile.training.data.in_memory import WHITE
+
+if TYPE_CHECKING:
+    from nbcompile.training.data.held import InFiles, Source
 
 # Statistics of ImageNet: what pretrained networks expect.
 MEAN = (0.485, 0.456, 0.406)
@@ -31,7 +32,7 @@ class CroppedImages(Views):
     """
 
     def __init__(
-        self, source: Source, size: int, least: float, *, mirror: bool, change: AutoAugmented | None = None
+        self, source: "Source", size: int, least: float, *, mirror: bool, change: AutoAugmented | None = None
     ) -> None:
         self.source, self.size, self.least, self.mirror, self.change = source, size, least, mirror, change
         said = [f"crops of {least:g} to 1 of the area", "mirrored" if mirror else "", change.said if change else ""]
@@ -46,9 +47,7 @@ class CroppedImages(Views):
         return len(self.source)
 
     def checksum(self) -> str:
-        """Of labels and pixels: of all that are in memory, of some that are in files."""
-        if isinstance(self.source, Held):
-            return checksum_of(self.source.block, self.labels, more=str(self.source.sides))
+        """Of all labels, and of the bytes of some images: what is given out is rounded as each machine does it."""
         images, _ = self.source.read(list(range(0, len(self), max(1, len(self) // SAMPLE))))
         return checksum_of(self.labels, *images)
 
@@ -68,7 +67,7 @@ class CroppedImages(Views):
         x = random_crops(images, drawn, self.least, self.size)
         if self.change:
             x = self.change(x.round_().byte(), drawn[:, -1]).float()
-        mean, std = (torch.tensor(of).view(-1, 1, 1) * WHITE for of in (MEAN, STD))
+        mean, std = (torch.tensor(of).view(-1, 1, 1) * BRIGHTEST for of in (MEAN, STD))
         return x.sub_(mean).div_(std), labels
 
     def resize(self, side: int) -> None:
@@ -86,7 +85,7 @@ class CentredImages(Views):
 
     augmentation = "none"
 
-    def __init__(self, source: InFiles, size: int) -> None:
+    def __init__(self, source: "InFiles", size: int) -> None:
         self.source = source
         self.resize(size)
 

@@ -19,7 +19,7 @@ RATIOS = (3 / 4, 4 / 3)
 SMALL = 64
 """Sides in pixels up to which many images at once are ahead; of larger ones the matrices are mostly zeros."""
 
-AT_ONCE = 32
+CROPS_AT_ONCE = 32
 """Images whose crops are made at once: what is made on the way stays in the processor's cache."""
 
 
@@ -42,7 +42,7 @@ def random_crops(images: Tensor | list[Tensor], drawn: Tensor, least: float, out
     sides = [images.shape[2:]] if isinstance(images, Tensor) else [image.shape[1:] for image in images]
     box, mirror = boxes(drawn, torch.tensor(sides), least), drawn[:, 4] == 1
     if isinstance(images, Tensor) and max(images.shape[2:]) <= SMALL:
-        parts = (slice(start, start + AT_ONCE) for start in range(0, len(images), AT_ONCE))
+        parts = (slice(start, start + CROPS_AT_ONCE) for start in range(0, len(images), CROPS_AT_ONCE))
         return torch.cat([cropped_alike(images[part], box[part], mirror[part], out) for part in parts])
     each = zip(images, box.tolist(), mirror.tolist(), strict=True)
     return torch.stack([cropped(*one, out) for one in each])

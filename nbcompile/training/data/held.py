@@ -114,7 +114,7 @@ class Held:
         return self.block[self.starts[index] : self.starts[index + 1]].view(3, *self.sides[index])
 
 
-def held(pictures: Pictures, shape: Shape, what: str, *, skip_broken: bool) -> Held:
+def hold(pictures: Pictures, shape: Shape, what: str, *, skip_broken: bool) -> Held:
     """All images of ``pictures``, decoded once, in threads.
 
     Args:
@@ -131,7 +131,7 @@ def held(pictures: Pictures, shape: Shape, what: str, *, skip_broken: bool) -> H
 
 
 def needed(pictures: Pictures, shape: Shape) -> int:
-    """About how many bytes `held` would take: as many for each image as for some of them, on average."""
+    """About how many bytes `hold` would take: as many for each image as for some of them, on average."""
     count = len(pictures)
     found: list[int] = []
     for index in range(0, count, max(1, count // LOOKED_AT)):

@@ -7,26 +7,25 @@ from torch import Tensor
 
 from nbcompile.core.errors import UsageError
 from nbcompile.training.data.augmentations import AutoAugmented
-from nbcompile.training.data.base import Data, Preparation
+from nbcompile.training.data.base import BRIGHTEST, Data, Preparation
 from nbcompile.training.data.cropped_images import CROP, MEAN, STD, CentredImages, CroppedImages, centred, shrunk
-from nbcompile.training.data.held import Held, InFiles, Shape, held, needed
-from nbcompile.training.data.in_memory import WHITE, TensorImages
+from nbcompile.training.data.held import Held, InFiles, Shape, hold, needed
+from nbcompile.training.data.in_memory import TensorImages
 from nbcompile.training.data.pictures import Pictures, readable
 
 LIGHT = 0.5
-"""Least share of the image in a crop. Small networks under-fit, and want less distortion (Howard et al. 2017,
-arXiv:1704.04861, sec. 4; Zhang et al. 2018, arXiv:1707.01083, sec. 4). From here on crops have 3/4 of a square image on
-average, as the centre crop that is measured has (0.875²): things appear as large in training as in use, which random
-crops of 0.08 and more make them not (Touvron et al. 2019, arXiv:1906.06423, sec. 3)."""
+"""Least share of an image in a crop. Small networks under-fit, and want less distortion (Howard et al. 2017,
+arXiv:1704.04861, sec. 3.2; Zhang et al. 2018, arXiv:1707.01083, sec. 4). With this share, which is our choice, crops
+have 3/4 of a square image on average, as the centre crop that is measured has (0.875²): things appear as large in
+training as in use. With 0.08 they appear larger (Touvron et al. 2019, arXiv:1906.06423, sec. 3)."""
 
 STANDARD = 0.08
 """The same, for networks that are large enough: Szegedy et al. 2015, arXiv:1409.4842, sec. 6."""
 
-
 MEGABYTE = 1_000_000
 
 
-class Part(NamedTuple):
+class _Part(NamedTuple):
     """One part of a set.
 
     Attributes:
@@ -72,12 +71,12 @@ def transformed_data(
     largest = max(size, how.largest or size)
     least = None if how.augment == "none" else STANDARD if how.augment == "crops" else LIGHT
     shape = centred(largest) if least is None else partial(shrunk, size=largest, least=least)
-    parts = (Part(train, shape, f"{name}, training part"), Part(val, centred(size), f"{name}, validation part"))
+    parts = (_Part(train, shape, f"{name}, training part"), _Part(val, centred(size), f"{name}, validation part"))
     fits = sum(needed(part.pictures, part.shape) for part in parts) <= how.memory * MEGABYTE
     training, measured = (_held(part, skip_broken) if fits else _in_files(part, skip_broken) for part in parts)
     if skip_broken:
         check_classes(name, training.labels, classes)
-    preprocessing = {"scale": 1 / WHITE, "mean": list(MEAN), "std": list(STD), "size": size, "crop": CROP}
+    preprocessing = {"scale": 1 / BRIGHTEST, "mean": list(MEAN), "std": list(STD), "size": size, "crop": CROP}
     if least is None:
         images: CroppedImages | CentredImages | TensorImages = _centred_images(training, preprocessing)
     else:
@@ -95,11 +94,11 @@ def transformed_data(
     )
 
 
-def _held(part: Part, skip_broken: bool) -> Held:
-    return held(part.pictures, part.shape, part.what, skip_broken=skip_broken)
+def _held(part: _Part, skip_broken: bool) -> Held:
+    return hold(part.pictures, part.shape, part.what, skip_broken=skip_broken)
 
 
-def _in_files(part: Part, skip_broken: bool) -> InFiles:
+def _in_files(part: _Part, skip_broken: bool) -> InFiles:
     kept = list(range(len(part.pictures)))
     if skip_broken:
         kept, _, _ = readable(part.pictures, _nothing, part.what, skip_broken=True)

@@ -13,10 +13,7 @@ from torch import Tensor
 
 from nbcompile.core.errors import UsageError
 from nbcompile.training.data.augmentations import AutoAugmented, drawn_seeds
-from nbcompile.training.data.base import Data, Labelled, Views, checksum_of
-
-WHITE = 255
-"""Value of a white pixel, where colours are bytes."""
+from nbcompile.training.data.base import BRIGHTEST, Data, Labelled, Views, checksum_of
 
 SHIFT = 1 / 8
 """The most that an image is shifted, over its side."""
@@ -149,7 +146,7 @@ def tensor_data(
     Raises:
         UsageError: if such images cannot be augmented so.
     """
-    colour = train[0].shape[1] == 3 and scale == 1 / WHITE
+    colour = train[0].shape[1] == 3 and scale == 1 / BRIGHTEST
     if augment == "crops" or (augment == "autoaugment" and not colour):
         needs = "images of any size, in files" if augment == "crops" else "images of red, green and blue"
         raise UsageError(f"augment '{augment}' needs {needs}; those of {name} are shifted by 'light'")

@@ -12,9 +12,9 @@ from torch import Tensor
 from nbcompile.core.errors import UsageError, missing_extra
 from nbcompile.image_files import naming
 from nbcompile.spec_strings import close_to, installed, parse, said
-from nbcompile.training.data.base import Data, Preparation
+from nbcompile.training.data.base import BRIGHTEST, Data, Preparation
 from nbcompile.training.data.in_files import transformed_data
-from nbcompile.training.data.in_memory import WHITE, tensor_data
+from nbcompile.training.data.in_memory import tensor_data
 
 _BY_TRAIN = ("CIFAR10", "CIFAR100", "EMNIST", "FashionMNIST", "KMNIST", "MNIST", "USPS")
 """Sets whose class takes ``train=True`` or ``train=False``."""
@@ -123,7 +123,7 @@ def from_torchvision(
     mirror = name not in _NOT_MIRRORED
     if name in _IN_MEMORY:
         training, measured = (_tensors(spec, part, len(classes)) for part in (train, val))
-        about: Any = {"scale": 1 / WHITE, "size": input_size, "mirror": mirror, "augment": how.augment}
+        about: Any = {"scale": 1 / BRIGHTEST, "size": input_size, "mirror": mirror, "augment": how.augment}
         return tensor_data(spec, training, measured, classes, **about)
     return transformed_data(
         spec,

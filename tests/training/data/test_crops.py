@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional
 
-from nbcompile.training.data.crops import AT_ONCE, RATIOS, SMALL, boxes, drawn_crops, filters, random_crops
+from nbcompile.training.data.crops import CROPS_AT_ONCE, RATIOS, SMALL, boxes, drawn_crops, filters, random_crops
 
 SIDES = [(7, 5), (5, 7), (13, 29), (1, 1), (1, 9), (48, 48), (20, 33)]
 
@@ -18,7 +18,7 @@ def reference(image: torch.Tensor, box: list[int], mirror: bool, out: int) -> to
 @pytest.mark.parametrize("sides", SIDES)
 def test_crops_are_those_of_torchvision(sides: tuple[int, int], out: int) -> None:
     torch.manual_seed(out)
-    count = AT_ONCE + 3  # more than one turn
+    count = CROPS_AT_ONCE + 3  # more than one turn
     images, drawn = torch.randint(0, 256, (count, 3, *sides), dtype=torch.uint8), drawn_crops(count)
     at = boxes(drawn, torch.tensor([sides]), 0.05)
     expected = [reference(*one, out) for one in zip(images, at.tolist(), (drawn[:, 4] == 1).tolist(), strict=True)]
