@@ -49,6 +49,7 @@ SLOW = (
     "contracted",
     "a teacher",
     "sizes and mixtures",
+    "stored labels",
     "soft labels of mixtures",
     "another view",
     "a route",
