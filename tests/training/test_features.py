@@ -75,6 +75,13 @@ def test_the_last_map_at_stride_4_that_all_paths_go_through(network: type[nn.Mod
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+def test_a_network_that_never_gets_coarse() -> None:
+    """Its last map is no low-level one."""
+    layers = [nn.Conv2d(2, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Hardswish(), nn.Conv2d(4, 6, 1)]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
+    assert low_level_feature(model, X).module == "2"
+
+
 def test_names_of_layers_and_of_nodes() -> None:
     functional = Functional()
     assert named_feature(functional, X, "stem") == Feature("stem", "stem", True, (1, 4, 11, 8))

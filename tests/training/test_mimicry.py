@@ -99,9 +99,9 @@ def by_hand(one: Mimic, net: nn.Module, discriminator: nn.Module | None, images:
 
 @pytest.mark.parametrize("how", ["together", "apart"])
 def test_the_adversarial_gradient_is_turned_for_the_network_alone(how: str) -> None:
-    one, model = started(unlabeled_pass=how, adversarial=0.3, mimic_weight=0.7)
+    one, model = started(unlabeled_pass=how, adversarial=0.3, mimic_weight=0.7, feature="2")
     assert isinstance(model, Adversary)
-    assert (model.feature.name, model.feature.shape) == ("_2", (1, 6, 5, 3))
+    assert (model.feature.name, model.feature.shape) == ("2", (1, 6, 5, 3))
     images = [torch.cat([X, U])] if how == "together" else [X, U]
     losses, (task, told) = by_hand(one, model.network.train(), model.discriminator, images, 0.7)
     loss, found = learnt(one, model)
@@ -197,7 +197,7 @@ def test_statistics_are_those_of_the_labelled_set_where_the_other_passes_apart()
 
 
 def test_the_weight_rises_over_the_run_and_starts_where_an_epoch_does() -> None:
-    one, model = started(epoch=0, adversarial=0.4)
+    one, model = started(epoch=0, adversarial=0.4, feature="2")
     assert isinstance(model, Adversary)
     weights = [float(model.weight)]
     for _ in range(4 * STEPS):
@@ -206,7 +206,7 @@ def test_the_weight_rises_over_the_run_and_starts_where_an_epoch_does() -> None:
     assert weights == pytest.approx([0.4 * risen(i / (4 * STEPS)) for i in range(4 * STEPS + 1)])
     one.attach(model, 3)
     assert float(model.weight) == pytest.approx(0.4 * risen(3 / 4))
-    assert one.phase(3) == "train, aligned at _2"
+    assert one.phase(3) == "train, aligned at 2"
     assert one.measured() == {}
 
 

@@ -1,4 +1,4 @@
-"""Images of one set, given out like those of another: of their size, normalised and augmented in the same way."""
+"""Images of one set, given out like those of another: of their size, normalized and augmented in the same way."""
 
 from typing import Any, cast
 
@@ -70,7 +70,7 @@ class Listed:
         return self.pictures.read(self.indices[index])
 
 
-def alike(found: Files | Data, data: Data, named: str, *, skip_broken: bool) -> Images:
+def made_like(found: Files | Data, data: Data, named: str, *, skip_broken: bool) -> Images:
     """``found``, given out as the training images of ``data`` are.
 
     Args:
@@ -80,7 +80,7 @@ def alike(found: Files | Data, data: Data, named: str, *, skip_broken: bool) -> 
         skip_broken: leave out images that cannot be read.
 
     Raises:
-        UsageError: if there are other channels, images that cannot be read, or images whose normalisation is not known.
+        UsageError: if there are other channels, images that cannot be read, or images whose normalization is not known.
     """
     given: Any = getattr(data.train, "images", data.train)  # the set, of which some may have been chosen
     source = found if isinstance(found, Files) else found.train
@@ -103,7 +103,7 @@ def _as_it_is(found: Files | Data, data: Data, named: str) -> Images:
     """The images of a factory, which are ready for the network."""
     if isinstance(found, Files) or isinstance(found.train, TransformedImages | TensorImages):
         raise UsageError(
-            f"{named}: the factory of {data.name} normalises its images itself, so those without labels must come from "
+            f"{named}: the factory of {data.name} normalizes its images itself, so those without labels must come from "
             "a factory, too"
         )
     if found.shape != data.shape:

@@ -1,4 +1,4 @@
-"""Images without labels, given out as the labelled ones are: of their size, normalised and augmented like them."""
+"""Images without labels, given out as the labelled ones are: of their size, normalized and augmented like them."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ import torch
 
 from nbcompile.core.errors import UsageError
 from nbcompile.image_files import SUFFIXES
-from nbcompile.training.data.alike import alike
+from nbcompile.training.data.alike import made_like
 from nbcompile.training.data.base import Data, Images
 from nbcompile.training.data.load import loaded
 from nbcompile.training.data.pictures import Files
@@ -38,7 +38,7 @@ def load_unlabeled(config: TrainConfig, data: Data) -> Images:
     kind, _, rest = spec.partition(":")
     named = f"unlabeled {spec}"
     if kind == "imagefolder" and rest:
-        return alike(images_under(Path(rest), named), data, named, skip_broken=config.skip_broken)
+        return made_like(images_under(Path(rest), named), data, named, skip_broken=config.skip_broken)
     other = replace(config, data=spec, input_size=None, train_images=None)
     try:
         found = loaded(other, data.shape[-1])
@@ -47,7 +47,7 @@ def load_unlabeled(config: TrainConfig, data: Data) -> Images:
     if len(found.train) == 0:
         raise UsageError(f"{named} has no images to train on")
     _say_ignored(named)
-    return alike(found, data, named, skip_broken=config.skip_broken)
+    return made_like(found, data, named, skip_broken=config.skip_broken)
 
 
 def left_out(data: Data) -> Images:

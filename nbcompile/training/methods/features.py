@@ -4,8 +4,9 @@ A value of its graph is seen where a module gives it, or takes it first: no grap
 place, and what no module gives or takes cannot be seen.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -40,15 +41,15 @@ class Feature:
     shape: tuple[int, ...]
 
     def is_low_level(self, image: Tensor) -> bool:
-        """Whether the map, of more than one place, is at a stride of ``STRIDE`` or less from ``image``."""
-        sides = zip(self.shape[2:], image.shape[2:], strict=True)
-        return max(self.shape[2:]) > 1 and all(side >= whole // STRIDE for side, whole in sides)
+        """Whether the map is at a stride of ``STRIDE`` or less from ``image`` ``(1, C, H, W)``."""
+        return all(side >= whole // STRIDE for side, whole in zip(self.shape[2:], image.shape[2:], strict=True))
 
 
 def low_level_feature(model: nn.Module, image: Tensor) -> Feature:
     """The last map at stride ``STRIDE`` or less that every path from image to output goes through.
 
-    Where the network has no graph, the last that a module gives before any gives less.
+    In a network that never gets coarser that would be the last map of all: there it is the middle one. Where a network
+    has no graph, what its modules give stands for what all paths go through.
 
     Args:
         model: is left as it is.
@@ -60,22 +61,17 @@ def low_level_feature(model: nn.Module, image: Tensor) -> Feature:
     called = _modules(model, image)
     try:
         graph = capture(model, (image,))
-        values: Iterator[Feature | None] = _trunk(graph, image, called)
+        values: Iterable[Feature | None] = _trunk(graph, image, called)
     except CaptureError:
-        values = (shapes[0] for shapes in called.values() if len(shapes) == 1)
-    last = None
-    for feature in values:
-        if feature is None or len(feature.shape) != 4:
-            continue
-        if not feature.is_low_level(image):
-            break
-        last = feature
-    if last is None:
+        values = (given[0] for given in called.values() if len(given) == 1)
+    maps = [one for one in values if one is not None and len(one.shape) == 4 and max(one.shape[2:]) > 1]
+    low = list(takewhile(lambda one: one.is_low_level(image), maps))
+    if not low:
         raise UsageError(
             f"{type(model).__name__} has no map at stride {STRIDE} or less from its images of "
             f"{image.shape[2]}×{image.shape[3]} that can be aligned: name a feature, or leave adversarial at 0"
         )
-    return last
+    return low[-1] if len(low) < len(maps) else low[(len(low) - 1) // 2]
 
 
 def named_feature(model: nn.Module, image: Tensor, name: str) -> Feature:

@@ -41,5 +41,5 @@ class UnlabeledOptions:
         None,
         "The feature to align: a layer's name, or that of a node of the graph",
         metavar="NAME",
-        unset="the last that all paths go through at stride 4 or less",
+        unset="the last that all paths go through at stride 4 or less; in a network that stays there, the middle one",
     )

@@ -189,10 +189,10 @@ def test_a_factory_beside_a_factory(factories: None) -> None:
         (
             "made_here:noise",
             "imagefolder:FLAT",
-            "unlabeled .*flat: the factory of made_here:noise normalises its images itself, so those without labels "
+            "unlabeled .*flat: the factory of made_here:noise normalizes its images itself, so those without labels "
             "must come from a factory, too$",
         ),
-        ("made_here:noise", "digits", "unlabeled digits: the factory of made_here:noise normalises"),
+        ("made_here:noise", "digits", "unlabeled digits: the factory of made_here:noise normalizes"),
         ("cifar10:CIFAR", "imagefolder:BROKEN", ".*bad.png cannot be read as an image: .*; --skip-broken"),
     ],
 )  # fmt: skip
