@@ -32,7 +32,7 @@ from nbcompile.training.methods import SELF
 from nbcompile.training.methods.passes import Passes
 from nbcompile.training.new_head import check_coding, with_fitting_head
 from nbcompile.training.options.config import TrainConfig
-from nbcompile.training.options.rules import check_classes
+from nbcompile.training.options.rules import check_boxes
 from nbcompile.training.outputs.records import Epoch, Event, Listener, Started, TrainResult
 from nbcompile.training.outputs.run_folder import RunFolder
 from nbcompile.training.outputs.teacher_cost import cost_of_teachers
@@ -99,7 +99,7 @@ def train(
     with explained(config, folder):
         data = load_data(config, _input_side(model)) if data is None else data
         if data.task is not CLASSIFICATION:
-            check_classes(config, data.name)
+            check_boxes(config, data.name)
         model, data = with_fitting_head(model, data, config)
         check_fits(model, data, sizes=config.sizes)
         tell = on_event if on_event is not None and fabric.is_global_zero else _tell_nobody

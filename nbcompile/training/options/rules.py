@@ -196,7 +196,7 @@ def _refuse_unlabeled(config: "TrainConfig") -> None:
             raise UsageError(f"{field.name} goes with method {known}, not with '{config.method}'")
 
 
-def check_classes(config: "TrainConfig", data: str) -> None:
+def check_boxes(config: "TrainConfig", data: str) -> None:
     """Check that nothing is asked for which goes with one class an image, where the labels of ``data`` are boxes.
 
     Raises:
