@@ -24,7 +24,7 @@ from nbcompile.training import TrainConfig, train
 from nbcompile.training.compute import training_cost
 from nbcompile.training.data.base import Data
 from nbcompile.training.data.load import load_data
-from nbcompile.training.methods import SELF
+from nbcompile.training.methods import METHODS, SELF
 from nbcompile.training.seeds import seed_everything
 
 SHARED = 0.25
@@ -36,8 +36,16 @@ IN_DATA_ROOT = ("data", "unlabeled")
 IN_ROOT = ("teacher",)
 """Options that may name what is in the folder of the runs."""
 
-_UNSAID: dict[str, Any] = {"method": "netbooster"}
-"""What a run was told that says no method: the folders of older runs keep their names."""
+_UNSAID: dict[str, Any] = {"method": "netbooster", "ema": 0.0}
+"""What a run was told that does not say it: the folders of runs from before these defaults changed keep their names."""
+
+_TAUGHT: dict[str, Any] = {"temperature": 4.0}
+"""Likewise, where the method takes it; to others it means nothing, whatever it was."""
+
+
+def _unsaid(method: str) -> dict[str, Any]:
+    """The defaults of the day on which runs were first kept."""
+    return _UNSAID | {name: value for name, value in _TAUGHT.items() if name in METHODS[method].takes}
 
 
 @dataclass(frozen=True)
@@ -59,14 +67,16 @@ class Run:
     @classmethod
     def of(cls, network: str, options: Options, root: Path, data_root: Path = Path()) -> "Run":
         """A run that is told ``options``; those at their defaults are left out, so that new ones orphan no run."""
-        said, default = TrainConfig(**options).to_json(), TrainConfig(**_UNSAID).to_json()
+        said = TrainConfig(**options).to_json()
+        default = TrainConfig(**_UNSAID).to_json() | _unsaid(said["method"])
         fields = json.dumps({k: v for k, v in said.items() if v != default[k]}, sort_keys=True)
         return cls(network, fields, root, data_root)
 
     @property
     def told(self) -> TrainConfig:
         """What it is told."""
-        return TrainConfig.from_json(_UNSAID | json.loads(self.fields))
+        told = json.loads(self.fields)
+        return TrainConfig.from_json(_unsaid(told.get("method", _UNSAID["method"])) | told)
 
     @property
     def config(self) -> TrainConfig:
@@ -128,7 +138,8 @@ def found(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
         return None
     known: dict[str, Any] = json.loads(file.read_text())
     told, now = known.get("config", {}), config.to_json()
-    if changed := [name for name in told if name in now and told[name] != now[name]]:
+    means = now.keys() - (_TAUGHT.keys() - {*config.method_row.takes})
+    if changed := [name for name in told if name in means and told[name] != now[name]]:
         raise SystemExit(f"{folder} was run with other {', '.join(changed)}: choose another --runs")
     return known
 
@@ -169,7 +180,7 @@ def compute(network: str, config: TrainConfig, teacher: nn.Module | None = None)
 def controls(network: str, options: Options) -> tuple[Options, Options]:
     """Two vanilla runs: of the same epochs and schedule, and of the same compute on the schedule stretched to it."""
     config = TrainConfig(**options)
-    shared = ("data", "train_images", "epochs", "restarts", "seed", "ema", "accelerator", "channels_last", *RECIPE)
+    shared = ("data", "train_images", "epochs", "restarts", "seed", "accelerator", "channels_last", *RECIPE)
     same = {name: getattr(config, name) for name in shared} | {"method": "vanilla"}
     times = compute(network, config) / config.epochs
     longer = math.ceil(SHARED * math.ceil(round(times / SHARED, 6)) * config.epochs)

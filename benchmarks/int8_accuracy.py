@@ -162,8 +162,9 @@ def copy_images(source: Path, folder: Path, counts: dict[str, int]) -> None:
 def trained(name: str, folder: Path, args: Any) -> tuple[nn.Module, tuple[Tensor, Tensor], dict[str, Any]]:
     """The fused network, the held-out images with their labels, and what there is to say of the training."""
     config = TrainConfig(
-        data=f"imagefolder:{folder}", method="vanilla", epochs=args.epochs, batch_size=64, input_size=SIDE, seed=SEED
-    )
+        data=f"imagefolder:{folder}", method="vanilla", epochs=args.epochs, batch_size=64, input_size=SIDE, seed=SEED,
+        ema=0.0,
+    )  # fmt: skip
     seed_everything(SEED)
     output = args.work / f"{run_name(name, args)}.pt"
     result = train(NETWORKS[name](), config, output, resume=True, on_event=tell)

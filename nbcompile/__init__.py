@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from nbcompile.expansion import expand as expand
     from nbcompile.fusion import fuse as fuse
     from nbcompile.plt import PLT as PLT
+    from nbcompile.reparam.grad_reparam import grad_reparam as grad_reparam
+    from nbcompile.reparam.multipliers import GradReparam as GradReparam
     from nbcompile.verification import Verification as Verification
     from nbcompile.verification import verify as verify
     from nbcompile.widening import at_width as at_width
@@ -43,6 +45,8 @@ _HOME = {
     "widen": "nbcompile.widening",
     "at_width": "nbcompile.widening",
     "width_groups": "nbcompile.widening",
+    "grad_reparam": "nbcompile.reparam.grad_reparam",
+    "GradReparam": "nbcompile.reparam.multipliers",
     "fuse": "nbcompile.fusion",
     "verify": "nbcompile.verification",
     "Verification": "nbcompile.verification",

@@ -5,6 +5,8 @@
     torchvision:mobilenet_v2?width_mult=0.5     a builder of torchvision.models
     timm:resnet18?in_chans=1                    a timm model
     nbcompile:mcunet?num_classes=10             one of nbcompile.zoo
+    nbcompile:yolo?backbone=timm:resnet18&num_classes=3   a detector on any of these; in the backbone's own options,
+                                                & is written as ;
     package.module:factory?depth=3              any function or class; the current directory is searched first
     timm:resnet18?pretrained=true               with the library's weights, see `nbcompile.pretrained`
     torchvision:resnet18?weights=IMAGENET1K_V1  with those, of several
@@ -25,8 +27,9 @@ from torch import nn
 from nbcompile.core.errors import UsageError, missing_extra
 from nbcompile.core.example import Origin, TensorSpec, remember
 from nbcompile.core.progress import step
+from nbcompile.detection.network import PROBE, Detector
 from nbcompile.pretrained import fetch_torchvision, preprocessing_of, timm_weights, torchvision_weights, wants_weights
-from nbcompile.spec_strings import close_to, installed, named_factory, parse, said
+from nbcompile.spec_strings import DETECTOR, close_to, installed, is_pretrained, named_factory, parse, said
 from nbcompile.zoo import NETWORKS
 
 log = logging.getLogger("nbcompile")
@@ -140,9 +143,34 @@ def _timm(spec: str, name: str, options: dict[str, Any]) -> _Made:
 
 
 def _nbcompile(spec: str, name: str, options: dict[str, Any]) -> _Made:
-    _check_name(spec, "nbcompile.zoo", name, NETWORKS)
+    if name == DETECTOR:
+        return _detector(spec, options)
+    _check_name(spec, "nbcompile.zoo", name, [*NETWORKS, DETECTOR])
     factory, (batch, channels, height, width) = NETWORKS[name]
     return _Made(_call(spec, factory, options), (batch, options.get("in_channels", channels), height, width))
+
+
+def _detector(spec: str, options: dict[str, Any]) -> _Made:
+    """A detector; a trained file names it, so that its backbone is a library's and nothing is downloaded for it."""
+    inside = str(options.pop("backbone", "")).replace(";", "&")
+    home = inside.partition(":")[0]
+    if home not in ("torchvision", "timm", "nbcompile") or inside.startswith(f"nbcompile:{DETECTOR}"):
+        raise UsageError(
+            f"'{spec}' stands on a backbone of torchvision, timm or nbcompile: write "
+            f"nbcompile:{DETECTOR}?backbone=timm:mobilenetv2_035&num_classes=3"
+        )
+    if is_pretrained(inside):
+        raise UsageError(
+            f"'{spec}': a detector is built without weights; nbcompile train {inside} --data voc:DIR puts one on a "
+            f"pretrained backbone"
+        )
+    backbone = build(inside)
+    channels = backbone.inputs[0].shape[1]
+    try:
+        made = Detector(backbone.model, in_channels=channels, **{"num_classes": 20, **options})
+    except TypeError as error:  # an option that it does not have
+        raise UsageError(f"building '{spec}' failed: {said(error)}") from error
+    return _Made(made, (1, channels, 2 * PROBE, 2 * PROBE))
 
 
 def _call(spec: str, factory: Callable[..., Any], options: dict[str, Any]) -> nn.Module:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from nbcompile.core.blocks import Expanded, sites
 from nbcompile.core.errors import PreconditionError, UsageError
@@ -17,6 +18,9 @@ SHAPES: dict[str, Callable[[float], float]] = {
     "cosine": lambda t: 0.5 - 0.5 * math.cos(math.pi * t),
 }
 """The slope over the share of the ramp that is behind; from 0 at 0 to exactly 1 at 1."""
+
+ORDERS = ("together", "from-input")
+"""In which order blocks rise, by name; a list of the blocks' names is an order, too."""
 
 
 class PLT:
@@ -32,16 +36,26 @@ class PLT:
         start: optimiser steps before the ramp, >= 0.
         also: copies of the giant (EMA) whose slopes are *set* to the same values, never averaged.
         shape: ``linear``, as in the paper, or ``cosine``, slow at both ends; it is not saved.
+        order: ``together``, as in the paper; ``from-input``, one block after the other, in the order of the giant's
+            modules; or the names of all blocks, in any order, such as that of their :func:`linear_costs`. One after the
+            other, each block has its own share of the ``steps``.
 
     Raises:
-        UsageError: if the numbers or the shape do not fit, or the giant stands in the middle of another ramp.
+        UsageError: if the numbers, the shape or the order do not fit, or the giant stands in the middle of another
+            ramp.
         PreconditionError: if ``giant`` or one of ``also`` has no expansion blocks.
 
-    Source: NetBooster (arXiv 2306.13586) sec. 3.4: raised uniformly in each iteration.
+    Source: NetBooster (arXiv 2306.13586) sec. 3.4: raised uniformly in each iteration; one after the other is ours.
     """
 
     def __init__(
-        self, giant: nn.Module, steps: int, start: int = 0, also: Sequence[nn.Module] = (), shape: str = "linear"
+        self,
+        giant: nn.Module,
+        steps: int,
+        start: int = 0,
+        also: Sequence[nn.Module] = (),
+        shape: str = "linear",
+        order: str | Sequence[str] = "together",
     ) -> None:
         for name, value, least in (("steps", steps, 1), ("start", start, 0)):
             _require_count(name, value, least)
@@ -50,8 +64,11 @@ class PLT:
         self.steps = steps
         self.start = start
         self._shape = SHAPES[shape]
-        self._blocks = [block for model in (giant, *also) for block in _blocks(model)]
-        self._first = self._blocks[0]
+        models = [_blocks(model) for model in (giant, *also)]
+        self._names = list(models[0])
+        self._order = _checked(order, self._names)
+        self._blocks = [list(blocks.values()) for blocks in models]
+        self._first = self._blocks[0][0]
         self._step = 0
         self._loads = self._first.loads
         self._resume()
@@ -59,9 +76,10 @@ class PLT:
 
     @property
     def slope(self) -> float:
-        """The slope now, in [0, 1]; exactly 1.0 at the end."""
+        """The slope now, in [0, 1], the mean where blocks have slopes of their own; exactly 1.0 at the end."""
         self._notice_load()
-        return self._slope()
+        slopes = [self._slope(*ramp) for ramp in self._ramps()]
+        return slopes[0] if len({*slopes}) == 1 else sum(slopes) / len(slopes)
 
     @property
     def done(self) -> bool:
@@ -75,10 +93,11 @@ class PLT:
         self._step += 1
         self._apply()
 
-    def state_dict(self) -> dict[str, int]:
-        """Position and ramp, in optimiser steps."""
+    def state_dict(self) -> dict[str, Any]:
+        """Position and ramp, in optimiser steps; the order, where blocks do not rise together."""
         self._notice_load()
-        return {"step": self._step, "start": self.start, "steps": self.steps}
+        order = {} if self._order == "together" else {"order": self._order}
+        return {"step": self._step, "start": self.start, "steps": self.steps, **order}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state``, with its ramp; slopes are set at once.
@@ -86,25 +105,31 @@ class PLT:
         Raises:
             UsageError: if it is no state of a PLT.
         """
-        if set(state) != {"step", "start", "steps"}:
+        if set(state) - {"order"} != {"step", "start", "steps"}:
             raise UsageError(f"PLT.load_state_dict: needs step, start and steps, found {sorted(map(str, state))}")
         for name, least in (("step", 0), ("start", 0), ("steps", 1)):
             _require_count(f"load_state_dict: {name}", state[name], least)
+        self._order = _checked(state.get("order", "together"), self._names)
         self._step, self.start, self.steps = state["step"], state["start"], state["steps"]
         self._loads = self._first.loads
         self._apply()
 
-    def _slope(self) -> float:
-        return self._shape(min(max((self._step - self.start) / self.steps, 0.0), 1.0))
+    def _ramps(self) -> list[tuple[int, int]]:
+        """Start and length of each block's own ramp, in optimiser steps, in the order of the modules."""
+        return block_ramps(self._names, self.steps, self.start, self._order)
+
+    def _slope(self, start: int, steps: int) -> float:
+        return self._shape(min(max((self._step - start) / steps, 0.0), 1.0))
 
     @torch.no_grad()
     def _apply(self) -> None:
-        slope, ramp = self._slope(), (self._step, self.start, self.steps)
-        for block in self._blocks:
-            block.slope.fill_(slope)
-            for cell, value in zip(block.ramp, ramp, strict=True):
-                cell.fill_(value)  # copying a tensor would wait for the device
-            block.collapsed = block.collapsed and slope == 1.0
+        for blocks in self._blocks:
+            for block, (start, steps) in zip(blocks, self._ramps(), strict=True):
+                slope = self._slope(start, steps)
+                block.slope.fill_(slope)
+                for cell, value in zip(block.ramp, (self._step, start, steps), strict=True):
+                    cell.fill_(value)  # copying a tensor would wait for the device
+                block.collapsed = block.collapsed and slope == 1.0
 
     def _notice_load(self) -> None:
         """A state_dict loaded into the giant since the last step moves the ramp to where that one stood."""
@@ -114,16 +139,86 @@ class PLT:
             self._apply()
 
     def _resume(self) -> None:
-        step, start, steps = (int(v) for v in self._first.ramp)
-        if (start, steps) == (self.start, self.steps):
+        """Take the position at which the giant stands, if its blocks are on the same ramps."""
+        found = [tuple(int(v) for v in block.ramp) for block in self._blocks[0]]
+        step = found[0][0]
+        if found == [(step, *ramp) for ramp in self._ramps()]:
             self._step = step
-        elif float(self._first.slope) != 0.0:
+            return
+        standing = [(float(block.slope), ramp) for block, ramp in zip(self._blocks[0], found, strict=True)]
+        slope, (_, start, steps) = max(standing, key=lambda one: one[0])
+        if slope != 0.0:
+            order = "" if {ramp[1:] for ramp in found} == {(start, steps)} else " in another order"
             raise UsageError(
-                f"PLT: the giant stands at slope {float(self._first.slope):.6g} of a ramp with start={start} and "
-                f"steps={steps}, not start={self.start} and steps={self.steps}: give PLT the same numbers"
+                f"PLT: the giant stands at slope {slope:.6g} of a ramp with start={start} and steps={steps}{order}, "
+                f"not start={self.start} and steps={self.steps}: give PLT the same numbers"
             )
-        else:
-            self._step = 0
+        self._step = 0
+
+
+def block_ramps(names: Sequence[str], steps: int, start: int, order: str | Sequence[str]) -> list[tuple[int, int]]:
+    """Start and length of the ramp of each block, in optimiser steps.
+
+    Args:
+        names: of the blocks.
+        steps: length of the whole ramp, >= 1.
+        start: of the whole ramp.
+        order: as of :class:`PLT`. Where there are more blocks than steps, some of them rise in the same step.
+
+    Raises:
+        UsageError: if the order is not known, or not one of these blocks.
+    """
+    order = _checked(order, names)
+    if order == "together":
+        return [(start, steps)] * len(names)
+    share = {}
+    for i, name in enumerate(names if order == "from-input" else order):
+        begin, end = steps * i // len(names), steps * (i + 1) // len(names)
+        share[name] = (start + begin, max(1, end - begin))
+    return [share[name] for name in names]
+
+
+@torch.no_grad()
+def linear_costs(giant: nn.Module, loss: Callable[[nn.Module], float]) -> dict[str, float]:
+    """How much the loss rises where one block is made linear, the others as they are.
+
+    Args:
+        giant: with blocks at slope 0; it ends as it was.
+        loss: of the giant that it is given, on the same images at every call. Its batch norms then take the
+            statistics of the batch, since those that they have kept belong to blocks that are not linear; all else is
+            in eval mode.
+
+    Returns:
+        The increase by the block's name; ``sorted(costs, key=costs.get)`` is an ``order`` of :class:`PLT` in which the
+        cheapest block comes first.
+
+    Raises:
+        UsageError: if slopes have risen already.
+        PreconditionError: if ``giant`` has no expansion blocks.
+
+    Source: ours.
+    """
+    blocks = _blocks(giant)
+    if slope := max(float(block.slope) for block in blocks.values()):
+        raise UsageError(f"linear_costs: the giant stands at slope {slope:.6g}: ask before its slopes rise")
+    kept = {name: value.clone() for name, value in giant.named_buffers()}
+    training = [(module, module.training) for module in giant.modules()]
+    giant.eval()
+    for module in giant.modules():
+        if isinstance(module, _BatchNorm):
+            module.train()
+    try:
+        at_0, found = loss(giant), {}
+        for name, block in blocks.items():
+            block.slope.fill_(1.0)
+            found[name] = loss(giant) - at_0
+            block.slope.fill_(0.0)
+    finally:
+        for module, mode in training:
+            module.training = mode
+        for name, value in giant.named_buffers():
+            value.copy_(kept[name])
+    return found
 
 
 def _require_count(name: str, value: object, least: int) -> None:
@@ -131,9 +226,17 @@ def _require_count(name: str, value: object, least: int) -> None:
         raise UsageError(f"PLT: {name}={value!r} must be a whole number of optimiser steps, at least {least}")
 
 
-def _blocks(model: nn.Module) -> list[Expanded]:
+def _checked(order: str | Sequence[str], names: Sequence[str]) -> str | list[str]:
+    if isinstance(order, str) and order in ORDERS:
+        return order
+    if isinstance(order, str) or sorted(map(str, order)) != sorted(names):
+        raise UsageError(f"PLT: order={order!r} must be {', '.join(ORDERS)} or a list of all of {', '.join(names)}")
+    return list(order)
+
+
+def _blocks(model: nn.Module) -> dict[str, Expanded]:
     model = unwrap(model)
-    blocks = list(sites(model).values())
+    blocks = sites(model)
     if not blocks:
         refuse_wide(model, "PLT", "it has no slopes and needs none; fuse gives the original back as it is")
         raise PreconditionError(f"PLT: {type(model).__name__} has no expansion blocks; expand it first")

@@ -18,6 +18,9 @@ from nbcompile.zoo import NETWORKS
 
 GRAMMAR = "torchvision:NAME, timm:NAME, nbcompile:NAME or package.module:factory, then ?key=value&key=value"
 
+DETECTOR = "yolo"
+"""What ``nbcompile:`` calls a detector on a backbone."""
+
 _LIBRARIES, _WEIGHTS = ("torchvision", "timm"), ("pretrained", "weights")  # what has weights, and what asks for them
 
 
@@ -111,6 +114,16 @@ def said(error: Exception) -> str:
     """The first line of an exception, with its class."""
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+
+
+def detector_on(backbone: str, num_classes: int) -> str:
+    """The MODEL string of a detector on the one that ``backbone`` names, without its weights.
+
+    Raises:
+        UsageError: if it is no MODEL string.
+    """
+    inside = without_weights(backbone).replace("&", ";")
+    return _joined("nbcompile", DETECTOR, {"backbone": inside, "num_classes": num_classes})
 
 
 def _joined(home: str, name: str, options: dict[str, Any]) -> str:

@@ -72,9 +72,9 @@ def test_a_run_is_known_by_what_it_was_told(runs: Any, tmp_path: Path) -> None:
     assert run.config == TrainConfig(method="vanilla", epochs=7)
     assert run == runs.Run.of("2k", {"method": "vanilla", "epochs": 7, "momentum": 0.9}, tmp_path)
     assert run.folder != runs.Run.of("2k", {"method": "vanilla", "epochs": 7, "seed": 1}, tmp_path).folder
-    giant = runs.Run.of("2k", {"method": "netbooster", "epochs": 7}, tmp_path)
-    assert giant.fields == '{"epochs": 7}', "the folders of runs from before the default changed"
-    assert giant.config == TrainConfig(method="netbooster", epochs=7)
+    giant = runs.Run.of("2k", {"method": "netbooster", "epochs": 7, "ema": 0.0}, tmp_path)
+    assert giant.fields == '{"epochs": 7}', "the folders of runs from before the defaults changed"
+    assert giant.config == TrainConfig(method="netbooster", epochs=7, ema=0.0)
     assert run.found() is None
     run.folder.mkdir()
     known = {"config": run.config.to_json(), "final": 0.5}
@@ -85,3 +85,19 @@ def test_a_run_is_known_by_what_it_was_told(runs: Any, tmp_path: Path) -> None:
     (run.folder / "found.json").write_text(json.dumps(known))
     with pytest.raises(SystemExit, match=r"was run with other lr: choose another --runs$"):
         run.found()
+
+
+def test_runs_from_before_the_temperature_changed_keep_their_folders(runs: Any, tmp_path: Path) -> None:
+    taught = {"method": "kd", "teacher": "t.pt", "epochs": 7}
+    old = runs.Run.of("2k", taught | {"temperature": 4.0, "ema": 0.0}, tmp_path)
+    assert json.loads(old.fields) == taught
+    assert old.config.temperature == 4.0
+    new = runs.Run.of("2k", taught | {"ema": 0.0}, tmp_path)
+    assert json.loads(new.fields) == taught | {"temperature": 1.0}
+    assert new.config.temperature == 1.0
+    plain = runs.Run.of("2k", {"method": "vanilla", "epochs": 7, "ema": 0.0}, tmp_path)
+    assert json.loads(plain.fields) == {"method": "vanilla", "epochs": 7}
+    for run, temperature in ((plain, 4.0), (old, 4.0)):  # what older versions wrote
+        run.folder.mkdir()
+        (run.folder / "found.json").write_text(json.dumps({"config": run.config.to_json() | {"temperature": 4.0}}))
+        assert run.found()["config"]["temperature"] == temperature

@@ -20,10 +20,12 @@ INSTALLS = {
     "exporters/to_onnx": ["onnx"],
     "exporters/to_tflite": ["tflite"],
     "nbcompile/deploy/calibration_images.py": ["tflite"],
+    "nbcompile/detection/decode.py": ["train"],
     "nbcompile/image_files.py": ["tflite", "train"],
     "nbcompile/report": ["train"],
     "nbcompile/training": ["train"],
     "nbcompile/training/deployed_accuracy.py": ["train onnx"],
+    "nbcompile/training/tasks/detection.py": ["train detect"],
     "tests": ["dev"],
 }
 """By file or folder, the most specific of which counts: the installs, each with these extras, in which it must run."""

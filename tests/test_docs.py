@@ -71,7 +71,7 @@ def _is_trained(space: dict[str, Any]) -> None:
 
 
 def test_the_frameworks_have_programs() -> None:
-    assert [title for page, title, _ in PROGRAMS if page == "docs/training.md"] == list(FRAMEWORKS)
+    assert [title for page, title, _ in PROGRAMS if page == "docs/training.md"][: len(FRAMEWORKS)] == list(FRAMEWORKS)
 
 
 def command_lines() -> Iterator[tuple[str, list[str]]]:

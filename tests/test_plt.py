@@ -2,17 +2,21 @@
 
 import copy
 import io
+import itertools
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import nbcompile
 from nbcompile import PLT, zoo
 from nbcompile.core.blocks import sites
 from nbcompile.core.errors import PreconditionError, UsageError
+from nbcompile.plt import block_ramps, linear_costs
 
 Build = Callable[[], nn.Module]
 
@@ -229,3 +233,132 @@ def test_a_network_without_blocks(fresh: Build) -> None:
         PLT(zoo.dscnn(), steps=1)
     with pytest.raises(PreconditionError, match="PLT: Linear has no expansion blocks; expand it first"):
         PLT(fresh(), steps=1, also=[nn.Linear(1, 1)])
+
+
+def table(model: nn.Module) -> list[float]:
+    return [float(block.slope) for block in sites(model).values()]
+
+
+def test_one_after_the_other_each_in_its_own_share(fresh: Build) -> None:
+    model = fresh()
+    names = list(sites(model))
+    backwards = names[::-1]
+    steps = 3 * len(names) + 1  # shares of unlike length
+    plt, seen = PLT(model, steps=steps, start=2, order=backwards), []
+    for _ in range(2 + steps):
+        assert not plt.done
+        plt.step()
+        seen.append(table(model)[::-1])
+        assert plt.slope == pytest.approx(sum(table(model)) / len(names), abs=1e-6)
+    assert (plt.slope, slopes(model)) == (1.0, {1.0})
+    assert seen[:2] == [[0.0] * len(names)] * 2
+    for now, then in itertools.pairwise(seen[1:]):
+        assert all(a <= b for a, b in zip(now, then, strict=True))
+        assert sum(a != b for a, b in zip(now, then, strict=True)) == 1, "one block at a time"
+        assert then == sorted(then, reverse=True), "the first is the furthest"
+
+
+def test_shares_by_hand() -> None:
+    names = ["a", "b", "c"]
+    assert block_ramps(names, 7, 5, "together") == [(5, 7)] * 3
+    assert block_ramps(names, 7, 5, "from-input") == [(5, 2), (7, 2), (9, 3)]
+    assert block_ramps(names, 7, 5, ["c", "a", "b"]) == [(7, 2), (9, 3), (5, 2)]
+    assert block_ramps(names, 2, 0, "from-input") == [(0, 1), (0, 1), (1, 1)]
+    for steps in range(1, 20):
+        assert max(start + length for start, length in block_ramps(names, steps, 4, "from-input")) == 4 + steps
+
+
+def test_an_order_survives_with_the_giant_or_with_the_state(fresh: Build) -> None:
+    model = fresh()
+    order = sorted(sites(model), key=lambda name: name[::-1])
+    plt = stepped(PLT(model, steps=11, start=1, order=order), 7)
+    saved = through_a_file({"model": model.state_dict(), "plt": plt.state_dict()})
+    resumed = fresh()
+    resumed.load_state_dict(saved["model"])
+    again = PLT(resumed, steps=11, start=1, order=order)
+    other, average = fresh(), fresh()
+    third = PLT(other, steps=1, also=[average])
+    third.load_state_dict(saved["plt"])
+    for _ in range(6):
+        assert table(model) == table(resumed) == table(other) == table(average)
+        assert plt.slope == again.slope == third.slope
+        for one in (plt, again, third):
+            one.step()
+    assert plt.done
+    assert again.done
+    assert third.done
+
+
+def test_another_order_is_refused_in_the_middle(fresh: Build) -> None:
+    model = fresh()
+    stepped(PLT(model, steps=10, order="from-input"), 4)
+    with pytest.raises(
+        UsageError, match=r"a ramp with start=\d and steps=\d in another order, not start=0 and steps=10"
+    ):
+        PLT(model, steps=10)
+    fused = stepped(PLT(model, steps=10, order="from-input"), 6)
+    assert fused.done
+
+
+@pytest.mark.parametrize("order", ["sideways", "", ["a"], []])
+def test_a_wrong_order(fresh: Build, order: Any) -> None:
+    said = re.escape(f"PLT: order={order!r} must be together, from-input or a list of all of features.")
+    with pytest.raises(UsageError, match=said):
+        PLT(fresh(), steps=3, order=order)
+
+
+def test_what_a_linear_block_costs() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(6, 3, 7, 5, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0, 1])
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4),
+        nn.ReLU(), nn.Flatten(), nn.LazyLinear(4),
+    ).double()  # fmt: skip
+    network(x)
+    model = nbcompile.expand(network, x, where=["0", "4"], ratio=2).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+
+    def loss(giant: nn.Module) -> float:
+        with torch.no_grad():
+            return float(F.cross_entropy(giant(x), y))
+
+    def at(linear: str | None) -> float:
+        """By hand: dropout off, statistics of the batch."""
+        copied = copy.deepcopy(model).eval()
+        for name, module in copied.named_modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.train()
+            if name == linear:
+                module.slope.fill_(1.0)
+        return loss(copied)
+
+    costs = linear_costs(model, loss)
+    assert list(costs) == ["0", "4"]
+    for name, cost in costs.items():
+        assert cost == pytest.approx(at(name) - at(None), abs=1e-12)
+        assert cost != 0
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    order = sorted(costs, key=costs.__getitem__)
+
+    def fails(giant: nn.Module) -> float:
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        linear_costs(model, fails)
+    assert [module.training for module in model.modules()] == modes
+    stepped(PLT(model, steps=4, order=order), 3)
+    with pytest.raises(UsageError, match="linear_costs: the giant stands at slope 1: ask before its slopes rise"):
+        linear_costs(model, loss)
+    with pytest.raises(PreconditionError, match="PLT: Linear has no expansion blocks; expand it first"):
+        linear_costs(nn.Linear(1, 1), loss)
+
+
+def test_slopes_of_their_own_end_exact() -> None:
+    torch.manual_seed(0)
+    model = giant().eval()
+    x: Tensor = torch.randn(3, 1, 8, 8)
+    stepped(PLT(model, steps=5, order="from-input"), 5)
+    assert nbcompile.verify(model, nbcompile.fuse(model)).passed
+    torch.testing.assert_close(nbcompile.fuse(model)(x), model(x), rtol=1e-4, atol=1e-5)

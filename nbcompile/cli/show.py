@@ -49,18 +49,24 @@ def show_verify(found: dict[str, Any], console: Console) -> None:
 
 def show_train(found: dict[str, Any], console: Console) -> None:
     """Where the run ended."""
-    say(console, f"accuracy: {found['accuracy']:.2%} ({found['method']} on {found['data']})")
+    metric = found.get("metric", "accuracy")
+    say(console, f"{metric}: {found['accuracy']:.2%} ({found['method']} on {found['data']})")
     for key, what in (
         ("fused_accuracy", "the fused network"),
         ("onnx_accuracy", "tiny.onnx in ONNX Runtime"),
         ("int8_accuracy", "tiny.tflite in LiteRT, int8"),
     ):
         if found.get(key) is not None:
-            say(console, f"accuracy of {what}: {found[key]:.2%}")
+            say(console, f"{metric} of {what}: {found[key]:.2%}")
     for note in found.get("notes", ()):
         say(console, note)
     say(console, f"written: {found['output']}, run folder {found['run_dir']}")
     say(console, f"this run cost {found['cost']['in_words']}")
+    if found["teacher_cost"] is not None:
+        say(console, f"its teacher's own training cost {found['teacher_cost']:.3g} MACs, which are not in that")
+    if stored := found["stored_labels"]:
+        share = f"runs that share them: {stored['runs']}"
+        say(console, f"stored labels: {stored['views']} views, {stored['macs']:.3g} MACs, {share}")
     say(console, found["advice"])
 
 

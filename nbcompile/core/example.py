@@ -37,7 +37,8 @@ class Origin:
     Attributes:
         inputs: one spec per positional input of ``forward``; for a structure of tensors, that structure of specs.
         model: the MODEL string it was built from (``nbcompile:mcunet``), if known.
-        preprocessing: how images become inputs (mean, std, size), if known.
+        preprocessing: how images become inputs (mean, std, size), if known; and of a detector what its maps mean
+            (``boxes``).
     """
 
     inputs: tuple[Any, ...]

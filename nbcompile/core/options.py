@@ -44,6 +44,7 @@ POSITIVE = Bound("> 0", lambda x: x > 0)
 NOT_NEGATIVE = Bound(">= 0", lambda x: x >= 0)
 BELOW_1 = Bound("in [0, 1)", lambda x: 0 <= x < 1)
 SHARE = Bound("in [0, 1]", lambda x: 0 <= x <= 1)
+BETWEEN_0_AND_1 = Bound("in (0, 1)", lambda x: 0 < x < 1)
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,15 @@ from torch import fx, nn
 
 from nbcompile.core.cost import cost
 from nbcompile.core.example import Inputs, change_tensors, origin_of
+from nbcompile.core.files import atomic
 from nbcompile.core.graph.channel_ranges import ChannelRanges, channel_ranges
 from nbcompile.core.options import keywords_of
 from nbcompile.core.progress import step
 from nbcompile.deploy.calibration import Calibration, calibration
 from nbcompile.deploy.deploy_form import deploy
 from nbcompile.deploy.options import DeviceOptions
+from nbcompile.detection.cpp import OutputMap, boxes_header
+from nbcompile.detection.decode import BoxCoding
 from nbcompile.exporters import TFLITE
 from nbcompile.exporters.base import ExportResult
 from nbcompile.exporters.to_tflite.file.options import AS_IT_IS, Recipe, held_out
@@ -61,6 +64,8 @@ def export_tflite(model: nn.Module, inputs: Inputs, path: Path, **options: Any) 
     origin = origin_of(model)
     recorded = origin.preprocessing if origin else {}
     given = recorded if wanted.preprocessing is None else wanted.preprocessing
+    boxes = recorded.get("boxes")
+    given = {name: value for name, value in given.items() if name != "boxes"}
     source = wanted.calibration
     data = Calibration((), ()) if source is None else calibration(source, inputs, given)
     samples, checked = held_out(data.samples)
@@ -78,8 +83,25 @@ def export_tflite(model: nn.Module, inputs: Inputs, path: Path, **options: Any) 
         correct_bias=wanted.correct_bias if recipe.calibrated else "never",
         prepared=f"Inputs are images prepared so: {dict(given)}" if given else "",
     )  # fmt: skip
-    macs = {"macs": cost(graph, inputs).macs, "executed_macs": cost(plain, inputs).macs}
-    return replace(result, **macs)  # type: ignore[arg-type]
+    more: dict[str, Any] = {"macs": cost(graph, inputs).macs, "executed_macs": cost(plain, inputs).macs}
+    if boxes is not None and wanted.micro:
+        more["companions"] = (*getattr(result, "companions", ()), _write_boxes(path, boxes))
+    return replace(result, **more)
+
+
+def _write_boxes(path: Path, boxes: Mapping[str, Any]) -> Path:
+    """``STEM_boxes.h``: what the outputs of the file mean."""
+    from nbcompile.exporters.to_tflite.file.flatbuffer import read_file  # the file is written: all is installed
+    from nbcompile.exporters.to_tflite.targets.micro_sources import comment, identifier
+
+    file = read_file(path.read_bytes())
+    ports = [file.tensors[index] for index in file.outputs]
+    maps = [OutputMap(port.shape[-3:], port.quantization is not None) for port in ports]
+    text = boxes_header(BoxCoding.from_json(boxes), maps, path.stem, identifier(path.stem), comment(path.stem))
+    header = path.with_name(f"{path.stem}_boxes.h")
+    with atomic(header) as temporary:
+        temporary.write_text(text)
+    return header
 
 
 @dataclass

@@ -8,10 +8,12 @@
     options/               what a run is told, and what that must keep
     methods/               the table of methods; what differs between them
     data/                  the table of data sets; a file for each
+    stored/                a teacher's answers in a folder
+    tasks/                 what is learnt: its loss, what is measured, which networks fit
     loader.py              batches and their order           seeds.py     random numbers
     batch.py               what a step gets
     learning_rate.py       warm-up and cosine                weight_average.py   of the last steps
-    check_fits.py          does the model fit the data?      new_head.py  a new last layer
+    check_fits.py          does the model fit the data?      new_head.py  a new last layer, a detector's head
     accuracy.py            on held-out images                epoch_meter.py      loss and accuracy of an epoch
     deployed_accuracy.py   of deploy files                   compute.py   what a run costs
     outputs/               the run folder, what a run tells, its pictures, bars and lines

@@ -1,36 +1,40 @@
-"""Accuracy, and sums over processes."""
+"""What is measured on held-out images (accuracy, AP50), and sums over processes."""
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from nbcompile.training.loader import Loader
+from nbcompile.training.tasks.base import Task
+from nbcompile.training.tasks.classification import CLASSIFICATION
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 
 @torch.no_grad()
-def accuracy(fabric: "Fabric", model: nn.Module, batches: Loader) -> float:
-    """Share of the images that ``model`` names rightly, in [0, 1]; each image counts once, on one process.
+def accuracy(fabric: "Fabric", model: nn.Module, batches: Loader, task: Task = CLASSIFICATION) -> float:
+    """The metric of ``task``, in [0, 1]: share of the images that ``model`` names rightly, or AP50.
+
+    Each image counts once, on one process.
 
     Args:
         fabric: the engine.
         model: the bare network; put into eval mode. Not as Fabric wraps it: processes may have different
             numbers of batches, and DDP's forward waits for all of them.
         batches: this process's share of the images.
+        task: what it does.
     """
     model.eval()
     if fabric.world_size > 1:  # batch norm's statistics differ by one step between processes
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, src=0)
-    correct, seen = torch.zeros((), dtype=torch.int64, device=fabric.device), 0
+    score = task.score()
     for images, labels, _ in batches.epoch(0):
-        correct += (model(images).argmax(1) == labels).sum()  # fetched once, at the end
-        seen += len(labels)
-    correct_everywhere, seen_everywhere = summed(fabric, int(correct), seen)
-    return correct_everywhere / seen_everywhere
+        score.add(model(images), labels)
+    return score.result(partial(summed, fabric))
 
 
 def summed(fabric: "Fabric", *values: float) -> list[float]:

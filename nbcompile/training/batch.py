@@ -5,6 +5,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+ANSWERS, OTHER_VIEW = "answers", "other view"
+"""In `Batch.more`: the teacher's answers, as logits ``(N, K)``; what the teacher sees in place of the images."""
+MIXTURE = "mixture"
+"""In `Batch.more`: shares of the classes in each image, ``(N, K)``, where images are mixed."""
 UNLABELED = "unlabeled"
 """What ``Batch.more`` calls images without labels, ``(M, C, H, W)``."""
 
@@ -14,13 +18,19 @@ class Batch(NamedTuple):
 
     Attributes:
         images: ``(N, C, H, W)``.
-        labels: ``(N,)``, int64.
+        labels: as the task has them: ``(N,)``, int64, of a mixture that of the larger share; of a detector
+            ``(N, M, 5)``, float32.
         more: what a method asked for, by name; a tensor's first dimension is divided with the images.
     """
 
     images: Tensor
     labels: Tensor
     more: dict[str, Tensor] = {}  # noqa: RUF012  a field's default, which nobody changes
+
+    @property
+    def targets(self) -> Tensor:
+        """What a network should answer: labels ``(N,)``, or shares of classes ``(N, K)``, where images are mixed."""
+        return self.more.get(MIXTURE, self.labels)
 
     def parts(self, count: int) -> "Iterator[Batch]":
         """The batch in ``count`` equal parts."""

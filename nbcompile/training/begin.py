@@ -25,6 +25,8 @@ from nbcompile.widening import describe_again
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
+    from nbcompile.training.stored.labels import StoredLabels
+
 
 def set_up(
     fabric: "Fabric",
@@ -35,19 +37,19 @@ def set_up(
     checkpoint: dict[str, Any] | None,
     tell: Listener,
     teacher: nn.Module | None = None,
+    stored: "StoredLabels | None" = None,
 ) -> Session:
     """A session on a copy of ``model``, after the last epoch of ``checkpoint`` if there is one.
 
     Raises:
-        UsageError: if the training set is smaller than a batch, or the checkpoint holds another network.
+        UsageError: if the checkpoint holds another network.
     """
     train, val = loader(fabric, config, data.train, shuffle=True), loader(fabric, config, data.val)
     steps = len(train)
-    if steps == 0:
-        raise UsageError(f"batch_size {config.batch_size} is more than the {len(data.train)} images to train on")
     batches: Batches = with_unlabeled(fabric, config, data, train) if config.mimics else train
     history = [Epoch(**epoch) for epoch in checkpoint["history"]] if checkpoint is not None else []
     method = config.method_row.start(config, steps, teacher)
+    method.task = data.task
     bare = method.prepare(_copied(model, data))
     for epoch in range(max(1, len(history))):
         bare = advanced(method, bare, epoch)
@@ -77,7 +79,21 @@ def set_up(
         folder=folder,
         history=history,
         step=len(history) * steps,
+        stored=stored,
+        resize=data.resize,
     )
+
+
+def images_per_epoch(config: TrainConfig, data: Data) -> int:
+    """How many images an epoch trains on: those of whole batches.
+
+    Raises:
+        UsageError: if there is not one whole batch.
+    """
+    steps = len(BatchOrder(len(data.train), config.batch_size, seed=config.seed))
+    if steps == 0:
+        raise UsageError(f"batch_size {config.batch_size} is more than the {len(data.train)} images to train on")
+    return steps * config.batch_size
 
 
 def _schedule(config: TrainConfig, steps: int) -> WarmupCosine:

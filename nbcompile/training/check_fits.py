@@ -1,5 +1,8 @@
 """Does this network fit this data set? Asked once, before anything is trained."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -7,20 +10,29 @@ from nbcompile.core.copies import copied
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import origin_of
 from nbcompile.training.data.base import Data
+from nbcompile.training.tasks.classification import CLASSIFICATION
 
 
-def check_fits(model: nn.Module, data: Data, who: str | None = None) -> None:
-    """Run a copy of ``model`` once in train mode, on two images of zeros.
+def check_fits(model: nn.Module, data: Data, who: str | None = None, sizes: Sequence[int] = ()) -> None:
+    """Run a copy of ``model`` once in train mode, on two images of zeros of each size.
 
     Args:
         model: the network to train, or a teacher.
         data: the data set.
         who: what messages call a network that is not trained here, such as ``the teacher resnet.pt``; None is the
             network to train, called by its class.
+        sizes: sides of images that are trained on, in pixels; none: as ``data`` gives them.
 
     Raises:
         UsageError: if it cannot take the images, or does not give one logit per class.
     """
+    if not sizes:
+        _check_size(model, data, who, "another input_size")
+    for side in dict.fromkeys(sizes):
+        _check_size(model, replace(data, shape=(data.shape[0], side, side)), who, "other sizes")
+
+
+def _check_size(model: nn.Module, data: Data, who: str | None, choose: str) -> None:
     named = type(model).__name__ if who is None else f"{who} ({type(model).__name__})"
     trial = copied(model, training=True)
     parameter = next(trial.parameters(), None)
@@ -31,23 +43,23 @@ def check_fits(model: nn.Module, data: Data, who: str | None = None) -> None:
     trained = f"it must have been trained on {data.name}, or on the same classes"
     try:
         with torch.no_grad():
-            logits = trial(images)
+            outputs = trial(images)
     except Exception as error:  # whatever layers, and code that looks at sizes or waits for targets, raise
-        advice = f"write {_fitting_model(model, data)}, or choose another input_size" if who is None else trained
+        advice = f"write {_fitting_model(model, data)}, or choose {choose}" if who is None else trained
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(f"{named} cannot take the images of {data.name}, {size} ({reason}): {advice}") from error
-    if not isinstance(logits, Tensor):
+    if data.task is CLASSIFICATION and not isinstance(outputs, Tensor):
         raise UsageError(
-            f"{named} gives a {type(logits).__name__} in training, not a tensor of logits: "
+            f"{named} gives a {type(outputs).__name__} in training, not a tensor of logits: "
             f"switch its auxiliary heads off, as in MODEL?aux_logits=False"
         )
-    if logits.shape != (2, len(data.classes)):
+    if misfit := data.task.misfit(outputs, len(data.classes)):
         example = f"as in nbcompile:dscnn?num_classes={len(data.classes)}&in_channels={data.shape[0]}"
-        advice = f"write {_fitting_model(model, data)}, {example}" if who is None else trained
-        raise UsageError(
-            f"{named} gives outputs of shape {tuple(logits.shape[1:])}, but {data.name} has "
-            f"{len(data.classes)} classes: {advice}"
-        )
+        fitting = f"write {_fitting_model(model, data)}, {example}"
+        if data.task is not CLASSIFICATION:
+            fitting = f"give a detector num_classes={len(data.classes)}, or the network that it stands on"
+        advice = fitting if who is None else trained
+        raise UsageError(f"{named} {misfit}, but {data.name} has {len(data.classes)} classes: {advice}")
 
 
 def _fitting_model(model: nn.Module, data: Data) -> str:

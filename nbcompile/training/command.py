@@ -1,6 +1,7 @@
 """What ``nbcompile train`` does: a MODEL string or a file in, a trained file out."""
 
 import logging
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from nbcompile.checkpoint import check_output
+from nbcompile.core.errors import UsageError
 from nbcompile.core.example import origin_of
 from nbcompile.core.files import require_own_files
 from nbcompile.core.progress import listening
@@ -16,16 +18,16 @@ from nbcompile.open_network import is_file, open_network
 from nbcompile.spec_strings import is_pretrained
 from nbcompile.training.engine import is_main_process
 from nbcompile.training.loop import train
-from nbcompile.training.methods import SELF
+from nbcompile.training.methods import ROUTE, SELF
+from nbcompile.training.new_head import LIBRARIES
 from nbcompile.training.options.config import TrainConfig
+from nbcompile.training.options.rules import refuse_two_ends
 from nbcompile.training.outputs.progress import Display
 from nbcompile.training.outputs.records import TrainResult
 from nbcompile.training.outputs.run_folder import RunFolder
 from nbcompile.training.seeds import seed_everything
 
 log = logging.getLogger("nbcompile")
-
-LIBRARIES = ("nbcompile", "torchvision", "timm")  # a package.module:factory in a file would run whatever it names
 
 
 def run_train(
@@ -62,13 +64,16 @@ def run_train(
         UsageError: if an option is unknown or out of range; else as ``train``.
         CheckpointError: if ``source`` is a file that cannot be read.
     """
-    config = TrainConfig.from_json({name: value for name, value in options.items() if value is not None})
+    given = {name: value for name, value in options.items() if value is not None}
+    refuse_two_ends(epochs="epochs" in given, macs="macs" in given)
+    config = TrainConfig.from_json(given)
     check_output(output)
-    read = [path for path in (source, config.teacher) if path is not None and is_file(path)]
+    teachers = _named_teachers(config)
+    read = [path for path in (source, *teachers) if is_file(path)]
     require_own_files([*map(Path, also), Path(output), *RunFolder.beside(output, run_dir).files], read)
     seed_everything(config.seed)  # the initial weights
     network = _network(source, model, input_shape, key)
-    teacher = _teacher(config, input_shape)
+    teacher = _teachers(config, teachers, input_shape)
     # A run shows itself: no lines of its parts beside its bars.
     with listening(None), nullcontext() if quiet or not is_main_process() else Display() as display:
         return train(
@@ -76,13 +81,31 @@ def run_train(
         )
 
 
-def _teacher(config: TrainConfig, input_shape: str | None) -> nn.Module | None:
-    """The foreign teacher that the config names."""
-    if config.teacher is None or config.teacher == SELF:
-        return None
-    if not (is_file(config.teacher) or is_pretrained(config.teacher)) and is_main_process():
-        log.warning("%s: the teacher is a MODEL without weights, it has learnt nothing yet", config.teacher)
-    return _network(config.teacher, config.teacher_model, input_shape, config.teacher_key)
+def _named_teachers(config: TrainConfig) -> list[str]:
+    """The foreign teachers that the config names; of a run folder the anchors in it.
+
+    Raises:
+        UsageError: if a folder has none, or the method learns from no route.
+    """
+    named: list[str] = []
+    for name in () if config.teacher == SELF else config.teachers:
+        if not os.path.isdir(name):
+            named.append(name)
+        elif config.method_row.name != ROUTE:
+            raise UsageError(f"the teacher {name} is a folder: name a file in it, or choose method {ROUTE}")
+        elif anchors := RunFolder(Path(name)).anchors():
+            named.extend(map(str, anchors))
+        else:
+            raise UsageError(f"the teacher {name} holds no anchors: train it with --keep-anchors 4")
+    return named
+
+
+def _teachers(config: TrainConfig, named: Sequence[str], input_shape: str | None) -> list[nn.Module] | None:
+    """The foreign teachers, with their weights."""
+    for name in named:
+        if not (is_file(name) or is_pretrained(name)) and is_main_process():
+            log.warning("%s: the teacher is a MODEL without weights, it has learnt nothing yet", name)
+    return [_network(name, config.teacher_model, input_shape, config.teacher_key) for name in named] or None
 
 
 def _network(source: str, model: str | None, input_shape: str | None, key: str | None = None) -> nn.Module:

@@ -8,6 +8,7 @@ Source: Kaplan et al. 2020, arXiv:2001.08361, sec. 2.1, for the factor.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 
 from nbcompile.core.copies import copied
 from nbcompile.core.cost import cost
+from nbcompile.core.errors import UsageError
 from nbcompile.core.example import Origin, TensorSpec, remember
 from nbcompile.results.layer_costs import original_of
 from nbcompile.training.methods import MethodRow, default_method
+from nbcompile.training.options.rules import check_schedule, refuse_two_ends
 
 if TYPE_CHECKING:
     from nbcompile.training.options.config import TrainConfig
@@ -25,8 +28,14 @@ if TYPE_CHECKING:
 LEARNING = 3
 """Forward passes that a training step is worth."""
 
+DEAR = 3
+"""Times the MACs of plain training above which a run says so; the paper's giants take 1.8 to 2.3."""
+
 MEASURED = 65_690
 """Parameters of the largest network in docs/accuracy.md."""
+
+MOST_EPOCHS = 100_000
+"""Epochs that no budget pays for: it must be a mistake."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +48,8 @@ class TrainingCost:
         teacher: spent on a teacher's answers.
         plain_epoch: of an epoch that trains the network plainly.
         epochs: of the run.
+        budget: that the epochs were chosen for; None where they were given.
+        dearest: of an epoch, the most that is spent in one on what is trained.
     """
 
     network: int
@@ -46,6 +57,8 @@ class TrainingCost:
     teacher: int
     plain_epoch: int
     epochs: int
+    budget: float | None = None
+    dearest: int = 0
 
     @property
     def total(self) -> int:
@@ -71,36 +84,132 @@ class TrainingCost:
         parts = {"giant": self.giant, "network": self.network, "teacher": self.teacher}
         listed = ", ".join(f"{name} {macs:.3g}" for name, macs in parts.items() if macs)
         split = "" if self.total == self.network else f" ({listed})"
-        return f"{self.total:.3g} training MACs{split}, {self.over_plain:.2f} × plain training of as many epochs"
+        within = "" if self.budget is None else f" of a budget of {self.budget:.6g}"
+        plain = f"{self.over_plain:.2f} × plain training of as many epochs"
+        return f"{self.total:.3g} training MACs{within}{split}, {plain}"
+
+
+class Prices:
+    """What runs cost that differ in their epochs: what each phase trains is found out once.
+
+    Args:
+        model: what the runs start from, a giant or not; stays as it is.
+        example: an image, ``(1, C, H, W)``.
+        images: that an epoch trains on.
+        teacher: a foreign one.
+    """
+
+    def __init__(self, model: nn.Module, example: Tensor, images: int, teacher: nn.Module | None = None) -> None:
+        self._model, self._example, self._images, self._teacher = model, example, images, teacher
+        self._plain = cost(original_of(self._start()), example).macs
+        self._known: dict[tuple[str, int | None], tuple[int, int, int]] = {}
+
+    def of(self, config: "TrainConfig") -> TrainingCost:
+        """Count the multiply-accumulates of a run, from what its method trains in which epoch; nothing is trained."""
+        method = config.method_row.start(config, 1, self._teacher)
+        sides = [config.side_in(epoch) if config.sizes else None for epoch in range(config.epochs)]
+        phases = [(method.phase(epoch), side) for epoch, side in enumerate(sides)]
+        if not self._known.keys() >= set(phases):
+            self._find_out(config, phases)
+        own, larger, asked = (sum(self._known[phase][i] for phase in phases) for i in range(3))
+        return TrainingCost(
+            network=self._images * LEARNING * own,
+            giant=self._images * LEARNING * larger,
+            teacher=self._images * asked,
+            plain_epoch=self._images * LEARNING * self._plain,
+            epochs=config.epochs,
+            budget=config.macs,
+            dearest=self._images * LEARNING * max(sum(self._known[phase][:2]) for phase in phases),
+        )
+
+    def _start(self) -> nn.Module:
+        network = copied(self._model)
+        remember(network, Origin((TensorSpec(tuple(self._example.shape)),)))
+        return network
+
+    def _find_out(self, config: "TrainConfig", phases: Sequence[tuple[str, int | None]]) -> None:
+        """What an image costs in each phase, at each size: the network, what is larger, a teacher's answer."""
+        method = config.method_row.start(config, 1, self._teacher)
+        network = method.prepare(self._start())
+        for epoch, phase in enumerate(phases):
+            network = method.advance(network, epoch)
+            method.attach(network, epoch)
+            if phase not in self._known:
+                example, side = self._example, phase[1]
+                if side is not None:
+                    example = example.new_zeros(*example.shape[:2], side, side)
+                self._known[phase] = (*method.macs(network, example), method.asked(example))
 
 
 def training_cost(
     model: nn.Module, config: "TrainConfig", example: Tensor, images: int, teacher: nn.Module | None = None
 ) -> TrainingCost:
-    """Count the multiply-accumulates of a run, from what its method trains in which epoch; nothing is trained.
+    """What one run costs; see `Prices`."""
+    return Prices(model, example, images, teacher).of(config)
+
+
+def within_budget(config: "TrainConfig", prices: Prices, begun: int | None = None) -> "TrainConfig":
+    """``config`` with as many epochs as its ``macs`` pay for; itself, where it has none.
+
+    The whole schedule, phases and cosine, is that of a run of so many epochs.
 
     Args:
-        model: what the run starts from, a giant or not; stays as it is.
         config: of the run.
-        example: an image, ``(1, C, H, W)``.
-        images: that an epoch trains on.
-        teacher: a foreign one.
+        prices: of its network.
+        begun: how many epochs a run has that is resumed; it keeps them.
+
+    Raises:
+        UsageError: if ``epochs`` are given, too, or the budget is too small for one epoch, for the schedule that is
+            asked for, or so large that it must be a mistake.
     """
-    method = config.method_row.start(config, 1, teacher)
-    network = copied(model)
-    remember(network, Origin((TensorSpec(tuple(example.shape)),)))
-    network, plain = method.prepare(network), cost(original_of(model), example).macs
-    spent, phase, own, larger, asked = {"network": 0, "giant": 0, "teacher": 0}, None, 0, 0, 0
-    for epoch in range(config.epochs):
-        network = method.advance(network, epoch)
-        method.attach(network, epoch)
-        if phase != (phase := method.phase(epoch)):
-            own, larger = method.macs(network, example)
-            asked = method.asked(example)
-        spent["network"] += images * LEARNING * own
-        spent["giant"] += images * LEARNING * larger
-        spent["teacher"] += images * asked
-    return TrainingCost(**spent, plain_epoch=images * LEARNING * plain, epochs=config.epochs)
+    if config.macs is None:
+        return config
+    budget = config.macs
+    refuse_two_ends(epochs=config.epochs != type(config).epochs, macs=True)
+    if begun is not None:
+        return dataclasses.replace(config, epochs=begun)
+
+    low = _most_epochs(config, prices, budget)
+    found = dataclasses.replace(config, epochs=low)
+    try:
+        check_schedule(found)
+    except UsageError as error:
+        raise UsageError(f"macs {budget:.6g} pays for {low} epoch{'s' * (low != 1)}: {error}") from error
+    return found
+
+
+def _most_epochs(config: "TrainConfig", prices: Prices, budget: float) -> int:
+    """How many epochs ``budget`` pays for; a longer run never costs less.
+
+    Raises:
+        UsageError: if there is not one, or there are more than anybody wants.
+    """
+
+    def total(epochs: int) -> int:
+        return prices.of(dataclasses.replace(config, epochs=epochs)).total
+
+    total(config.epochs)  # a run of usual length has all phases: others need not find out any
+    if (one := total(1)) > budget:
+        raise UsageError(f"macs {budget:.6g} is less than one epoch costs: {one:.6g} by '{config.method_row.name}'")
+    low, high = 1, 2
+    while total(high) <= budget:
+        low, high = high, 2 * high
+        if high > MOST_EPOCHS:
+            raise UsageError(f"macs {budget:.6g} pays for more than {MOST_EPOCHS:,} epochs of {one:.6g}: give less")
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if total(middle) <= budget else (low, middle)
+    return low
+
+
+def warning(row: MethodRow, spent: TrainingCost) -> str | None:
+    """What is to be known before a run by the method of ``row`` begins, if its giant is dear; None where it is not."""
+    times = spent.dearest / max(1, spent.plain_epoch)
+    if times <= DEAR:
+        return None
+    smaller = " or ".join(f"--{name}" for name in ("ratio", "factors") if name in row.takes)
+    less = f": a smaller {smaller} takes less" if smaller else ""
+    return f"an epoch takes up to {times:.1f} × the training MACs of a plain one{less}"
 
 
 def advice(row: MethodRow, spent: TrainingCost) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,8 @@ CALIBRATION = 200
 _BATCH = 100
 _ERRORS_ONLY = 3  # ONNX Runtime's log severity
 
-Runner = Callable[[Tensor], Tensor]
-"""Images ``(N, C, H, W)`` to logits ``(N, K)``."""
+Runner = Callable[[Tensor], Any]
+"""Images ``(N, C, H, W)`` to logits ``(N, K)``, or a tuple of maps."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ def check_files(tiny: nn.Module, data: "Data", config: "TrainConfig", folder: Pa
 
 def _accuracy(run: Runner, data: "Data", config: "TrainConfig") -> float:
     order = BatchOrder(len(data.val), _BATCH, seed=None)
-    right = 0
+    score = data.task.score()
     for images, labels, _ in Loader(data.val, order, config.num_workers, lambda batch: batch).epoch(0):
-        right += int((run(images).argmax(1) == labels).sum())
-    return right / len(data.val)
+        score.add(run(images), labels)
+    return score.result(lambda *numbers: list(numbers))
 
 
 def _calibration(data: "Data", config: "TrainConfig") -> Tensor:
@@ -100,7 +100,7 @@ def _onnx_runner(path: Path) -> Runner:
     options.log_severity_level = _ERRORS_ONLY
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     (port,) = session.get_inputs()
-    return lambda images: torch.as_tensor(session.run(None, {port.name: images.numpy()})[0])
+    return lambda images: _outputs([torch.as_tensor(x) for x in session.run(None, {port.name: images.numpy()})])
 
 
 def _int8_runner(path: Path) -> Runner:
@@ -108,8 +108,15 @@ def _int8_runner(path: Path) -> Runner:
 
     content = path.read_bytes()
 
-    def runner(images: Tensor) -> Tensor:
+    def runner(images: Tensor) -> Any:
         samples = [(x.movedim(0, -1)[None].contiguous().numpy(),) for x in images]  # channels last
-        return torch.cat([torch.from_numpy(y) for (y,) in run_file(content, samples)])
+        columns = zip(*run_file(content, samples), strict=True)
+        outputs = [torch.cat([torch.from_numpy(y) for y in column]) for column in columns]
+        return _outputs([x.movedim(-1, 1) if x.ndim == 4 else x for x in outputs])
 
     return runner
+
+
+def _outputs(found: list[Tensor]) -> Any:
+    """One tensor as it is, several as a tuple."""
+    return found[0] if len(found) == 1 else tuple(found)

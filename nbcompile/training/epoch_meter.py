@@ -89,7 +89,7 @@ class Meter:
                     accuracy=self._right / self._images,
                     slope=step.slope,
                     lr=step.lr,
-                    phase=self._session.method.phase(self._epoch),
+                    phase=self._session.phase(self._epoch),
                 )
             )
         self._waiting.clear()

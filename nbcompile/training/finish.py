@@ -10,7 +10,9 @@ from nbcompile.training.compute import TrainingCost, advice
 from nbcompile.training.data.base import Data
 from nbcompile.training.deployed_accuracy import NOT_CHECKED, Deployed, check_files
 from nbcompile.training.outputs.records import TrainResult
+from nbcompile.training.outputs.teacher_cost import cost_of_teachers
 from nbcompile.training.session import Session
+from nbcompile.training.tasks.classification import CLASSIFICATION
 
 
 def finish(session: Session, data: Data, output: Path, check_export: bool, spent: TrainingCost) -> TrainResult:
@@ -25,7 +27,7 @@ def finish(session: Session, data: Data, output: Path, check_export: bool, spent
     """
     model = session.network().eval()
     fused = session.method.fused(model)
-    fused_accuracy = None if fused is None else accuracy(session.fabric, fused, session.val)
+    fused_accuracy = None if fused is None else accuracy(session.fabric, fused, session.val, data.task)
     model.cpu().to(memory_format=torch.contiguous_format)
     files = NOT_CHECKED
     if session.fabric.is_global_zero:
@@ -33,10 +35,12 @@ def finish(session: Session, data: Data, output: Path, check_export: bool, spent
         session.folder.draw(session.history)
         if check_export:
             files = check_files(model if fused is None else fused, data, session.config, session.folder.path)
+    stored = session.stored
     found: Deployed = session.fabric.broadcast(files)
     result = TrainResult(
         method=session.config.method_row.name,
         data=data.name,
+        metric=data.task.metric,
         history=tuple(session.history),
         accuracy=session.history[-1].val_accuracy,
         fused_accuracy=fused_accuracy,
@@ -45,7 +49,9 @@ def finish(session: Session, data: Data, output: Path, check_export: bool, spent
         notes=found.notes,
         seconds=sum(epoch.seconds for epoch in session.history),
         cost=spent,
-        advice=advice(session.config.method_row, spent),
+        advice=_advice(session, data, spent),
+        teacher_cost=cost_of_teachers(session.config.teachers) if stored is None else stored.training,
+        stored_labels=None if stored is None else stored.shared(),
         output=output,
         run_dir=session.folder.path,
         model=model,
@@ -54,3 +60,9 @@ def finish(session: Session, data: Data, output: Path, check_export: bool, spent
         session.folder.keep_result(result)
     session.tell(result)
     return result
+
+
+def _advice(session: Session, data: Data, spent: TrainingCost) -> str:
+    if data.task is CLASSIFICATION:
+        return advice(session.config.method_row, spent)
+    return f"docs/accuracy.md measures classification, and has nothing on {data.task.name} yet"

@@ -1,6 +1,9 @@
 """The one loop that all methods share."""
 
+import logging
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,24 +18,31 @@ from nbcompile.core.files import require_own_files
 from nbcompile.core.wrappers import require_loaded, unwrap
 from nbcompile.training.accuracy import accuracy
 from nbcompile.training.batch import Batch
-from nbcompile.training.begin import set_up
+from nbcompile.training.begin import images_per_epoch, set_up
 from nbcompile.training.check_fits import check_fits
-from nbcompile.training.compute import training_cost
+from nbcompile.training.compute import Prices, warning, within_budget
 from nbcompile.training.data.base import Data
 from nbcompile.training.data.load import load_data
+from nbcompile.training.data.two_views import TwoViews
 from nbcompile.training.engine import start_fabric
 from nbcompile.training.epoch_meter import Meter
 from nbcompile.training.failures import explained
 from nbcompile.training.finish import finish
 from nbcompile.training.methods import SELF
 from nbcompile.training.methods.passes import Passes
-from nbcompile.training.new_head import with_classes
+from nbcompile.training.new_head import check_coding, with_fitting_head
 from nbcompile.training.options.config import TrainConfig
+from nbcompile.training.options.rules import check_boxes
 from nbcompile.training.outputs.records import Epoch, Event, Listener, Started, TrainResult
 from nbcompile.training.outputs.run_folder import RunFolder
+from nbcompile.training.outputs.teacher_cost import cost_of_teachers
 from nbcompile.training.seeds import seed_everything
 from nbcompile.training.session import Session
+from nbcompile.training.stored.labels import StoredLabels
+from nbcompile.training.tasks.classification import CLASSIFICATION
 from nbcompile.wide.widths import widths_of
+
+log = logging.getLogger("nbcompile")
 
 SLOW = 10.0
 """Seconds of an epoch after which the picture of the curves is drawn anew; others wait for the end."""
@@ -45,7 +55,7 @@ def train(
     run_dir: str | Path | None = None,
     resume: bool = False,
     on_event: Listener | None = None,
-    teacher: nn.Module | None = None,
+    teacher: nn.Module | Sequence[nn.Module] | None = None,
     check_export: bool = False,
     data: Data | None = None,
 ) -> TrainResult:
@@ -62,7 +72,8 @@ def train(
         resume: go on from the run folder's checkpoint, if there is one. On the CPU the numbers are those of
             a run that was never stopped, to the bit.
         on_event: told what happens, on the first process only.
-        teacher: for a method that distils, unless ``config.teacher`` is ``self``; one logit per class.
+        teacher: for a method that distils, unless ``config.teacher`` is ``self``, or all its answers are stored; one
+            logit per class. Of several the answers are averaged; for ``rco`` they are the anchors, in order.
         check_export: at the end also write ``tiny.onnx`` and ``tiny.tflite`` (int8) into the run folder, and measure
             them in their own runtimes on the same images.
         data: what ``config.data`` names, where it is loaded already; None loads it.
@@ -87,32 +98,47 @@ def train(
     fabric = start_fabric(config)
     with explained(config, folder):
         data = load_data(config, _input_side(model)) if data is None else data
-        if config.new_head:
-            seed_everything(config.seed)
-            model = with_classes(model, len(data.classes), torch.zeros(1, *data.shape))
-        check_fits(model, data)
+        if data.task is not CLASSIFICATION:
+            check_boxes(config, data.name)
+        model, data = with_fitting_head(model, data, config)
+        check_fits(model, data, sizes=config.sizes)
         tell = on_event if on_event is not None and fabric.is_global_zero else _tell_nobody
-        if teacher is not None:
-            check_fits(teacher, data, f"the teacher {config.teacher}")
-        session = set_up(fabric, config, model, data, folder, checkpoint, tell, _frozen(teacher, config))
-        images = len(session.train) * config.batch_size
-        spent = training_cost(model, config, torch.zeros(1, *data.shape), images, teacher)
+        taught, stored = _frozen(teacher, config, data), None
+        asked = None if taught is None else copied(taught)  # stays on the CPU, where costs are counted
+        prices = Prices(model, torch.zeros(1, *data.shape), images_per_epoch(config, data), asked)
+        config = within_budget(config, prices, None if checkpoint is None else checkpoint["config"]["epochs"])
+        if config.stored_labels is not None:
+            cost = cost_of_teachers(config.teachers)
+            stored, taught = StoredLabels(config, data, taught, fabric, folder.path, cost), None
+        seen = stored.images if stored is not None else data.train if config.same_view else TwoViews(data.train)
+        shown = replace(data, train=seen)
+        session = set_up(fabric, config, model, shown, folder, checkpoint, tell, taught, stored)
+        spent = prices.of(config)
+        if stored is not None and fabric.is_global_zero:
+            stored.begin(resumed=bool(session.history))
         fabric.barrier()  # every process has read the folder before the first one writes to it
         if fabric.is_global_zero:
-            folder.begin(config, session.history)
+            if (dear := warning(config.method_row, spent)) is not None:
+                log.warning("%s", dear)
+            folder.begin(config, session.history, len(session.train))
         tell(
             Started(
                 method=config.method_row.name,
                 data=data.name,
+                metric=data.task.metric,
                 epochs=config.epochs,
+                macs=config.macs,
                 done=len(session.history),
                 steps_per_epoch=len(session.train),
                 run_dir=folder.path,
                 resume_found_nothing=resume and checkpoint is None,
+                note=data.note,
             )
         )
         for epoch in range(len(session.history), config.epochs):
             _run_epoch(session, epoch)
+        if stored is not None:
+            spent = replace(spent, teacher=stored.spent)
         return finish(session, data, output, check_export, spent)
 
 
@@ -125,10 +151,10 @@ def _run_epoch(session: Session, epoch: int) -> None:
     record = Epoch(
         epoch=epoch + 1,
         step=session.step,
-        phase=session.method.phase(epoch),
+        phase=session.phase(epoch),
         loss=loss,
         train_accuracy=train_accuracy,
-        val_accuracy=accuracy(session.fabric, session.network(), session.val),
+        val_accuracy=accuracy(session.fabric, session.network(), session.val, session.method.task),
         slope=session.method.slope,
         lr=session.schedule.lr(session.step - 1),
         seconds=time.perf_counter() - began,
@@ -137,6 +163,7 @@ def _run_epoch(session: Session, epoch: int) -> None:
     session.history.append(record)
     if session.fabric.is_global_zero:
         session.folder.keep(session.network(), session.history)
+        session.folder.keep_anchor(session.network(), len(session.history), session.config)
         session.folder.save(session.state_dict(), record)
         if record.seconds > SLOW:
             session.folder.draw(session.history)
@@ -171,22 +198,32 @@ def _gradients(session: Session, batch: Batch) -> tuple[Tensor, Tensor]:
         passes = Passes(session.fabric, session.model, 1 / parts, last=i == parts - 1)
         loss, logits = session.method.learn(passes, part)
         losses.append(loss)
-        right.append((logits.argmax(1) == part.labels).sum())
+        right.append(session.method.task.hits(logits, part.labels))
     return torch.stack(losses).sum(), torch.stack(right).sum()
 
 
-def _frozen(teacher: nn.Module | None, config: TrainConfig) -> nn.Module | None:
-    """A copy of ``teacher`` that answers and does not learn.
+def _frozen(teacher: nn.Module | Sequence[nn.Module] | None, config: TrainConfig, data: Data) -> nn.Module | None:
+    """A copy of ``teacher`` that answers and does not learn; of several a ``ModuleList``.
 
     Raises:
-        UsageError: if the method needs one and there is none, or has no use for it.
+        UsageError: if the method needs one and there is none, or has no use for it; if it does not fit the data.
     """
-    foreign = config.distils and config.teacher != SELF
-    if foreign == (teacher is None):
+    given = [teacher] if isinstance(teacher, nn.Module) else list(teacher or ())
+    foreign = config.distils and config.teacher not in (None, SELF)
+    if foreign != bool(given):
         raise UsageError(
             f"method '{config.method}' needs teacher=, a network" if foreign else "teacher= goes with a foreign teacher"
         )
-    return None if teacher is None else copied(teacher, training=False).requires_grad_(False)
+    names = (
+        config.teachers
+        if len(config.teachers) == len(given)
+        else [f"{config.teacher} ({i})" for i in range(len(given))]
+    )
+    for name, one in zip(names, given, strict=True):
+        check_fits(one, data, f"the teacher {name}", config.sizes)
+        check_coding(one, data, f"the teacher {name}", anchors=True)
+    frozen = [copied(one, training=False).requires_grad_(False) for one in given]
+    return nn.ModuleList(frozen) if len(frozen) > 1 else next(iter(frozen), None)
 
 
 def _input_side(model: nn.Module) -> int | None:

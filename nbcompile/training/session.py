@@ -7,10 +7,13 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
+from nbcompile.training.methods.muon import SGDWithMuon, with_matrices
 from nbcompile.training.seeds import seed_everything
 from nbcompile.training.weight_average import Average
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lightning.fabric import Fabric
 
     from nbcompile.training.learning_rate import WarmupCosine
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from nbcompile.training.options.config import TrainConfig
     from nbcompile.training.outputs.records import Epoch, Listener
     from nbcompile.training.outputs.run_folder import RunFolder
+    from nbcompile.training.stored.labels import StoredLabels
 
 
 @dataclass(kw_only=True)
@@ -40,6 +44,8 @@ class Session:
         folder: the run on disk.
         history: one entry per finished epoch.
         step: finished optimiser steps.
+        stored: the teacher's answers, where they are kept in a folder.
+        resize: as of `Data`.
     """
 
     fabric: "Fabric"
@@ -56,21 +62,39 @@ class Session:
     folder: "RunFolder"
     history: "list[Epoch]"
     step: int
+    stored: "StoredLabels | None" = None
+    resize: "Callable[[int], None] | None" = None
 
     def advance(self, epoch: int) -> None:
         """Train what the method trains in ``epoch``: with a fresh optimiser, where that is another network."""
+        side = self.config.side_in(epoch)
+        if self.config.sizes and self.resize is not None and side is not None:
+            self.resize(side)
         changed = advanced(self.method, self.bare, epoch)
         if changed is not self.bare:
             self.bare = changed
             self.model, self.optimizer, self.average = wrapped(self.fabric, self.method, changed)
+        self.method.average = self.averaged()
         self.method.attach(self.bare, epoch)
+        if self.stored is not None:
+            self.stored.turn_to(epoch)
+
+    def phase(self, epoch: int) -> str:
+        """What happens in ``epoch``, counted from 0, in a few words."""
+        said = self.method.phase(epoch)
+        return f"{said}, {self.config.side_in(epoch)} px" if self.config.sizes else said
 
     def network(self) -> nn.Module:
         """The network that is measured and saved: with averaged weights, where there is an average."""
+        average = self.averaged()
+        return self.method.kept(self.bare if average is None else average)
+
+    def averaged(self) -> nn.Module | None:
+        """``bare`` with averaged weights, where there is an average."""
         if self.average is None:
-            return self.method.kept(self.bare)
+            return None
         self.average.follow(self.bare)
-        return self.method.kept(self.average.model)
+        return self.average.model
 
     def state_dict(self) -> dict[str, Any]:
         """What ``set_up`` needs to go on from here."""
@@ -99,9 +123,13 @@ def wrapped(fabric: "Fabric", method: "Method", model: nn.Module) -> tuple[Any, 
     optimizer: Any = _optimizer(method, model)
     trained: Any = torch.compile(model) if c.compile else model
     trained, optimizer = fabric.setup(trained, optimizer)
-    return trained, optimizer, Average(model, c.ema) if c.ema else None
+    decay = c.ema_decay(method.steps_per_epoch)
+    return trained, optimizer, Average(model, decay) if decay else None
 
 
 def _optimizer(method: "Method", model: nn.Module) -> SGD:
-    c = method.config
-    return SGD(method.parameter_groups(model), lr=c.lr, momentum=c.momentum, nesterov=c.momentum > 0)
+    c, groups = method.config, method.parameter_groups(model)
+    kind = SGD
+    if c.optimizer == "muon":
+        kind, groups = SGDWithMuon, with_matrices(groups, model)
+    return kind(groups, lr=c.lr, momentum=c.momentum, nesterov=c.momentum > 0)

@@ -36,10 +36,14 @@ RUNS: dict[str, dict[str, Any]] = {
     "linear": BOOSTED | {"giant_epochs": 0, "plt_epochs": 0, "collapse": True, "ema": 0.9},
     "replaced": BOOSTED
     | {"epochs": 4, "plain_epochs": 1, "giant_epochs": 1, "preserve": True, "contract_at": "decay", "ema": 0.9},
+    "waiting": BOOSTED | {"epochs": 2, "giant_epochs": 0, "plt_epochs": 2, "rise": "cheapest-first", "plt_loss": 0.2},
     "netaug": CONFIG | {"method": "netaug", "accumulate": 2, "ema": 0.9},
     "netdistiller": CONFIG | {"method": "netdistiller", "divergence": "balanced"},
+    "stored": CONFIG | {"method": "kd", "teacher": "net"},
+    "branches": CONFIG | {"method": "grad-reparam", "branches": "dbb", "accumulate": 2},
     "mimic": MIMIC,
     "mimic apart": MIMIC | {"unlabeled_pass": "apart", "accumulate": 2},
+    "sizes": CONFIG | {"data": "digits", "augment": "none", "epochs": 2, "sizes": (10, 8)},
     "killed": CONFIG | {"epochs": 3},
 }
 DIES_AT = 30
@@ -60,7 +64,7 @@ class Net(nn.Sequential):
         torch.manual_seed(0)
         super().__init__(
             nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(),
-            nn.Flatten(), nn.Linear(72, 10),
+            nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(72, 10),
         )  # fmt: skip
 
 
@@ -85,9 +89,12 @@ def losses(what: str, output: Path) -> dict[str, Any]:
         if isinstance(event, Stepped):
             found.append(event.loss)
 
-    network, teacher = Mortal() if what == "killed" else Net(), Net() if "mimic" in what else None
+    network, options = Mortal() if what == "killed" else Net(), RUNS[what]
+    teacher = Net() if "mimic" in what or what == "stored" else None
+    if what == "stored":
+        options = options | {"stored_labels": str(output.with_suffix(".labels"))}
     try:
-        result = train(network, TrainConfig(**RUNS[what]), output, on_event=listener, teacher=teacher)
+        result = train(network, TrainConfig(**options), output, on_event=listener, teacher=teacher)
     except NBCompileError as error:
         return {"error": str(error)}
     weights = sum(float(p.detach().double().sum()) for p in result.model.parameters())

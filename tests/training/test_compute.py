@@ -89,7 +89,7 @@ def test_in_words() -> None:
     )
     assert taught.to_json() == {
         "network": 2_000, "giant": 6_000, "teacher": 500, "plain_epoch": 1_000, "epochs": 4, "total": 8_500,
-        "over_plain": 2.125, "plain_epochs": 8,
+        "over_plain": 2.125, "plain_epochs": 8, "budget": None, "dearest": 0,
     }  # fmt: skip
     plain = TrainingCost(network=4_000, giant=0, teacher=0, plain_epoch=1_000, epochs=4)
     assert str(plain) == "4e+03 training MACs, 1.00 × plain training of as many epochs"
@@ -100,7 +100,8 @@ def test_in_words() -> None:
     assert "recommends at this cost: vanilla for 9 epochs (vanilla: " in advice(METHODS["vanilla"], still_a_giant)
     assert advice(METHODS["kd"], taught) == (
         "docs/accuracy.md, up to 65,690 parameters, recommends at this cost: vanilla for 8 epochs "
-        "(kd: +1.73 ± 0.20 points at the same epochs where training is short, behind at the same compute)"
+        "(kd: +1.73 ± 0.20 points at the same epochs where training is short, at temperature 4; "
+        "behind at the same compute)"
     )
 
 

@@ -52,6 +52,24 @@ def test_phases(options: dict[str, Any], phases: tuple[int, int, int]) -> None:
         ({"input_size": 0}, "input_size must be > 0, not 0"),
         ({"plt_epochs": -1}, "plt_epochs must be >= 0, not -1"),
         ({"decay": "sudden"}, "decay must be one of linear, cosine, not 'sudden'"),
+        ({"rise": "sideways"}, "rise must be one of together, from-input, cheapest-first, not 'sideways'"),
+        ({"plt_loss": 0.0}, "plt_loss must be > 0, not 0.0"),
+        (
+            {"method": "netbooster", "plt_epochs": 0, "rise": "from-input"},
+            "rise='from-input' needs plt_epochs: with 0 all activations are removed at once",
+        ),
+        (
+            {"method": "netbooster", "plt_epochs": 0, "plt_loss": 0.1},
+            "plt_loss needs plt_epochs: with 0 all activations are removed at once",
+        ),
+        (
+            {"method": "netbooster+netaug", "plt_loss": 0.1},
+            r"plt_loss goes with one width alone, not with method 'netbooster\+netaug'",
+        ),
+        (
+            {"method": "netbooster+netaug", "rise": "cheapest-first"},
+            r"rise='cheapest-first' goes with one width alone, not with method 'netbooster\+netaug'",
+        ),
         ({"contract_at": "noon"}, "contract_at must be one of end, decay, not 'noon'"),
         ({"temperature": 0}, "temperature must be > 0, not 0"),
         ({"kd_weight": 1.5}, r"kd_weight must be in \[0, 1\], not 1.5"),
@@ -109,7 +127,7 @@ def test_refuses(options: dict[str, Any], sentence: str) -> None:
 
 
 EXPANDING = r"netbooster or netbooster\+kd or netbooster\+mimic or rocket or netbooster\+netaug"
-TAUGHT = r"kd or netbooster\+kd or netaug\+kd or netdistiller"
+TAUGHT = r"kd or netbooster\+kd or netaug\+kd or netdistiller or grad-reparam\+kd or rco or tf-kd"
 
 
 @pytest.mark.parametrize(

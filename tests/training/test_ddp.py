@@ -11,7 +11,8 @@ import pytest
 import torch
 
 STEPS = 1437 // 64
-FUSED = ("linear", "netaug", "netdistiller")
+FUSED = ("linear", "waiting", "netaug", "netdistiller")
+EPOCHS = {"replaced": 4, "waiting": 2, "sizes": 2}
 
 
 def ran(what: str, folder: Path) -> tuple[str, dict[str, dict[str, Any]]]:
@@ -25,13 +26,27 @@ def ran(what: str, folder: Path) -> tuple[str, dict[str, dict[str, Any]]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "what", ["plain", "accumulated", "linear", "replaced", "netaug", "netdistiller", "mimic", "mimic apart"]
+    "what",
+    [
+        "plain",
+        "accumulated",
+        "linear",
+        "replaced",
+        "waiting",
+        "netaug",
+        "netdistiller",
+        "stored",
+        "branches",
+        "mimic",
+        "mimic apart",
+        "sizes",
+    ],
 )
 def test_two_processes_learn_what_one_learns_with_the_same_batches(tmp_path: Path, what: str) -> None:
     codes, found = ran(what, tmp_path)
     assert codes == "[0, 0, 0]"
     alone, first, second = found["alone"], found["0"], found["1"]
-    assert len(first["losses"]) == len(alone["losses"]) == STEPS * (4 if what == "replaced" else 1) > 20
+    assert len(first["losses"]) == len(alone["losses"]) == STEPS * EPOCHS.get(what, 1) > 20
     assert first["losses"][:20] == pytest.approx(alone["losses"][:20], abs=1e-5)
     assert first["losses"] == pytest.approx(alone["losses"], abs=1e-3)  # rounding grows
     assert second["losses"] == [], "more than one process told what happens"

@@ -76,7 +76,8 @@ def test_vanilla_learns_and_leaves_what_it_promises(net: nn.Module, tmp_path: Pa
 
     run = tmp_path / "trained-run"
     assert result.run_dir == run
-    assert TrainConfig.from_json(json.loads((run / "config.json").read_text())) == config(epochs=8)
+    told = TrainConfig.from_json(json.loads((run / "config.json").read_text()))
+    assert told == config(epochs=8, ema=1 - 1 / (0.04 * 8 * 22))
     assert [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] == [
         epoch.to_json() for epoch in result.history
     ]

@@ -23,10 +23,21 @@ CASES: dict[str, dict[str, Any]] = {
     "contracted": BOOSTED | {"contract_at": "decay", "ema": 0.9},
     "collapsed": BOOSTED | {"collapse": True, "ema": 0.9, "restarts": (3,)},
     "its own teacher": BOOSTED | {"method": "netbooster+kd", "teacher": "self", "ema": 0.9},
+    "one after the other": BOOSTED | {"rise": "from-input", "collapse": True, "decay": "cosine"},
+    "waiting": BOOSTED
+    | {"rise": "cheapest-first", "plt_loss": 0.02, "giant_epochs": 1, "plt_epochs": 3, "accumulate": 2},
     "a wider one": {"method": "netaug", "ema": 0.9, "wide_epochs": 3, "sort_epochs": 4},
     "the widest": {"method": "netdistiller", "accumulate": 2},
     "deeper and wider": BOOSTED | {"method": "netbooster+netaug", "plain_epochs": 1, "contract_at": "decay"},
     "a booster": {"method": "rocket", "where": "last:1", "ratio": 2, "ema": 0.9},
+    "sizes and mixtures": {"method": "vanilla", "sizes": (6, 10, 8), "augment": "mixup", "ema": 0.9, "num_workers": 1},
+    "stored labels": {"method": "kd", "teacher": "net", "stored_labels": "labels", "stored_views": 3, "accumulate": 2},
+    "soft labels of mixtures": {"method": "kd", "teacher": "net", "labels": "none", "kd_mixup": 0.5},
+    "another view": {"method": "kd", "teacher": "net", "same_view": False},
+    "a route": {"method": "rco", "teacher": "net,other", "keep_anchors": 2},
+    "a virtual teacher": {"method": "tf-kd"},
+    "muon": BOOSTED | {"optimizer": "muon", "inserted_lr": 0.5},
+    "branches": {"method": "grad-reparam", "branches": "dbb", "draw_branches": True, "ema": 0.9},
     "a teacher": {"method": "kd", "teacher": "net", "precision": "bf16-mixed"},
     "images without labels": MIMIC | {"adversarial": 0.1, "unlabeled_batch": 192, "ema": 0.9, "num_workers": 1},
     "these apart": MIMIC | {"adversarial": 0.1, "unlabeled_pass": "apart", "accumulate": 2, "precision": "bf16-mixed"},
@@ -37,13 +48,23 @@ SLOW = (
     "at once",
     "contracted",
     "a teacher",
+    "sizes and mixtures",
+    "stored labels",
+    "soft labels of mixtures",
+    "another view",
+    "a route",
+    "a virtual teacher",
     "its own teacher",
     "collapsed",
     "plain first",
+    "one after the other",
+    "waiting",
     "a wider one",
     "the widest",
     "deeper and wider",
     "a booster",
+    "branches",
+    "muon",
     "images without labels",
     "these apart",
 )
@@ -68,14 +89,27 @@ def differing(one: Any, two: Any, where: str = "") -> list[str]:
     return [] if one == two else [where]
 
 
+def weakened(net: nn.Module, times: int) -> nn.Module:
+    """A network of its own for each number."""
+    with torch.no_grad():
+        for x in net.parameters():
+            x.mul_(0.5**times)
+    return net
+
+
 @pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow if c in SLOW else ()) for c in CASES])
-def test_a_stopped_run_ends_with_the_same_bits(net_for: Callable[[], nn.Module], tmp_path: Path, case: str) -> None:
+def test_a_stopped_run_ends_with_the_same_bits(
+    net_for: Callable[[], nn.Module], tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     defaults = {"epochs": EPOCHS, "batch_size": 256, "warmup_epochs": 1, "accelerator": "cpu"}
     config = TrainConfig(**(defaults | CASES[case]))
-    teacher = net_for() if config.teacher == "net" else None
+    teacher = [weakened(net_for(), number) for number, _ in enumerate(config.teachers)]
+    if config.teacher == "self":
+        teacher = []
 
     def run(name: str, **options: Any) -> TrainResult:
-        return train(net_for(), config, tmp_path / f"{name}.pt", teacher=teacher, **options)
+        return train(net_for(), config, tmp_path / f"{name}.pt", teacher=teacher or None, **options)
 
     whole = run("whole")
     for epoch in range(1, EPOCHS + 1):  # the last one is stopped, too: nothing but the end is missing then
@@ -92,10 +126,10 @@ def test_a_stopped_run_ends_with_the_same_bits(net_for: Callable[[], nn.Module],
     assert (whole.fused_accuracy is None) == (not (config.expands or config.widens) or config.contract_at == "decay")
 
 
-def test_options_that_an_older_run_does_not_know_are_at_their_defaults(net: nn.Module, tmp_path: Path) -> None:
+def test_options_that_an_older_run_does_not_know_are_at_their_first_defaults(net: nn.Module, tmp_path: Path) -> None:
     options: dict[str, Any] = {"method": "vanilla", "epochs": 2, "batch_size": 256, "accelerator": "cpu"}
     with pytest.raises(StopError):
-        train(net, TrainConfig(**options), tmp_path / "trained.pt", on_event=stop_after(1))
+        train(net, TrainConfig(**options, ema=0.0), tmp_path / "trained.pt", on_event=stop_after(1))
     checkpoint = tmp_path / "trained-run" / "last.ckpt"
     state = torch.load(checkpoint, weights_only=True)
     for new in ("ema", "restarts", "collapse", "teacher"):
@@ -103,5 +137,7 @@ def test_options_that_an_older_run_does_not_know_are_at_their_defaults(net: nn.M
     torch.save(state, checkpoint)
     with pytest.raises(UsageError, match=r"was started with ema=0.0, restarts=\[\], not ema=0.9, restarts=\[1\]: res"):
         train(net, TrainConfig(**options, ema=0.9, restarts=(1,)), tmp_path / "trained.pt", resume=True)
-    result = train(net, TrainConfig(**options), tmp_path / "trained.pt", resume=True)
+    with pytest.raises(UsageError, match=r"was started with ema=0.0, not ema=None: resume"):
+        train(net, TrainConfig(**options), tmp_path / "trained.pt", resume=True)
+    result = train(net, TrainConfig(**options, ema=0.0), tmp_path / "trained.pt", resume=True)
     assert len(result.history) == 2

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,3 +104,41 @@ def test_the_average_is_measured_and_written_and_does_not_touch_the_training(
     with torch.no_grad():
         right = (loaded(images).argmax(1) == labels).sum().item()
     assert right / 360 == averaged.accuracy
+
+
+@pytest.mark.parametrize(
+    ("options", "steps", "decay"),
+    [
+        ({"epochs": 60}, 44, 1 - 1 / 105.6),
+        ({"epochs": 30}, 390, 1 - 1 / 468),
+        ({"epochs": 3}, 5, 0.0),  # 4 % of it is not one step
+        ({"epochs": 60, "ema": 0.999}, 44, 0.999),
+        ({"epochs": 60, "ema": 0.0}, 44, 0.0),
+    ],
+)
+def test_by_default_it_spans_a_share_of_the_run(options: dict[str, Any], steps: int, decay: float) -> None:
+    assert TrainConfig(**options).ema_decay(steps) == pytest.approx(decay)
+
+
+METHODS = ("netbooster", "rocket", "netaug", "netdistiller", "netbooster+netaug")
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=pytest.mark.slow if m != "netbooster" else ()) for m in METHODS]
+)
+def test_what_is_fused_is_the_average(net: nn.Module, tmp_path: Path, method: str) -> None:
+    """By default, in every method whose network changes, or whose slopes do."""
+    where = "last:1" if method == "rocket" else "all"
+    config = TrainConfig(method=method, epochs=5, where=where, ratio=2, train_images=640, accelerator="cpu")
+    result = train(net, config, tmp_path / "trained.pt")
+    last = torch.load(tmp_path / "trained-run" / "last.ckpt", weights_only=True)
+    average, live = (last[key] for key in ("average", "model"))
+    prefix = "network." if method == "rocket" else ""
+    for name, value in result.model.state_dict().items():
+        assert torch.equal(value, average["model"][prefix + name]), name
+    assert any(not torch.equal(value, live[prefix + name]) for name, value in result.model.state_dict().items())
+    assert all(float(block.slope) == 1 for block in sites(result.model).values())
+    assert result.accuracy == result.history[-1].val_accuracy
+    if result.fused_accuracy is not None:
+        assert result.fused_accuracy == pytest.approx(result.accuracy, abs=1.5 / 360)
+    assert (result.fused_accuracy is None) == (method == "rocket")

@@ -14,7 +14,7 @@ import numpy as np
 from nbcompile.core.memory.arena import Buffer, aligned, covered
 from nbcompile.exporters.to_tflite.memory.overlaps import Group
 
-ROUNDS = 300
+SHUFFLES = 300
 """How often something is placed earlier."""
 
 HIGH, OFTEN = 0.97, 0.7
@@ -59,7 +59,7 @@ def place_groups(groups: Sequence[Group], alive: dict[int, Buffer], scratch: Seq
     order = min(orders, key=lambda order: _placed(shapes, order)[1])
     rng = random.Random(0)
     best = now = _placed(shapes, order)
-    for _ in range(ROUNDS):
+    for _ in range(SHUFFLES):
         if best[1] <= least:
             break
         high = [i for i in order if now[0][i] + shapes[i].size > HIGH * now[1]]

@@ -22,22 +22,32 @@ Group = dict[int, int]
 """Tensors whose places depend on each other: offset of each in bytes, from a common one."""
 
 
+INSIDE, OVER, IN_PLACE = "part", "over", "in place"
+"""Why a tensor is to lie in another: as a part of it; over what is no longer needed; element by element."""
+
+
 class Wish(NamedTuple):
     """That a tensor lies in another."""
 
     inner: int
     outer: int
     offset: int
+    why: str
 
 
-def overlapping_groups(draft: Draft) -> list[Group]:
-    """All tensors that are computed, in groups: as many as can lie in each other do."""
+def overlapping_groups(draft: Draft, without: str = "") -> list[Group]:
+    """All tensors that are computed, in groups: as many as can lie in each other do.
+
+    Args:
+        draft: their graph.
+        without: wishes that are not heard: what lies in each other cannot lie elsewhere.
+    """
     contents = Contents(draft)
     alive = draft.lifetimes()
     home: dict[int, Group] = {n: {n: 0} for n in alive}
     for wish in wishes(draft, alive):
         one, other = home[wish.outer], home[wish.inner]
-        if one is other:
+        if one is other or wish.why == without:
             continue
         shift = one[wish.outer] + wish.offset - other[wish.inner]
         both = one | {n: offset + shift for n, offset in other.items()}
@@ -54,18 +64,18 @@ def wishes(draft: Draft, alive: Mapping[int, Buffer]) -> Iterator[Wish]:
             offset = 0
             for part in step.inputs:
                 if part not in draft.kept:
-                    yield Wish(part, step.outputs[0], offset)
+                    yield Wish(part, step.outputs[0], offset, INSIDE)
                 offset += draft.tensor(part).nbytes
         elif step.op is None and step.name == "SLICE" and step.outputs[0] not in draft.kept:
-            yield Wish(step.outputs[0], step.inputs[0], first_byte(draft, step))
+            yield Wish(step.outputs[0], step.inputs[0], first_byte(draft, step), INSIDE)
     for source, out in draft.streams:
         if alive[out].nbytes <= alive[source].nbytes and alive[source].last < alive[out].first:
-            yield Wish(out, source, 0)
+            yield Wish(out, source, 0, OVER)
     for number, step in enumerate(draft.steps):
         if step.name in BY_ELEMENT or step.name in _SAME_BYTES:
             for source in draft.activations(step.inputs):
                 if alive[source].last == number and alive[source].nbytes == alive[step.outputs[0]].nbytes:
-                    yield Wish(step.outputs[0], source, 0)
+                    yield Wish(step.outputs[0], source, 0, IN_PLACE)
 
 
 def rows_alone(draft: Draft, step: DraftStep) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nbcompile.core.errors import UsageError
 from nbcompile.image_files import SUFFIXES
-from nbcompile.training.data.base import Data
+from nbcompile.training.data.base import BRIGHTEST, Data, Preparation
 from nbcompile.training.data.imagefolder import Folders, parts_of
 from nbcompile.training.data.in_files import check_classes
 from nbcompile.training.data.in_memory import tensor_data
@@ -26,32 +26,37 @@ from nbcompile.training.data.torchvision import from_torchvision
 SIDE = 32
 
 
-def load_cifar10(address: str, size: int | None = None, skip_broken: bool = False) -> Data:
+def load_cifar10(
+    address: str, size: int | None = None, skip_broken: bool = False, how: Preparation | None = None
+) -> Data:
     """CIFAR-10, scaled to zero mean and unit variance of the training part, per channel.
 
     Args:
         address: ``DIR``, or a .zip.
         size: side of the images given out, in pixels; None is their own, 32.
         skip_broken: leave out images that cannot be read.
+        how: gives augmentation.
 
     Raises:
-        UsageError: if the folder is not as described above, or an image is broken or of another size.
+        UsageError: if the folder is not as described above, an image is broken or of another size, or cannot be
+            augmented so.
     """
-    root, name = Path(address), f"cifar10:{address}"
+    root, name, how = Path(address), f"cifar10:{address}", how or Preparation()
     if (root / "cifar-10-batches-py").is_dir():
-        return from_torchvision(name, "CIFAR10", {"root": address}, size, None, skip_broken)
+        return from_torchvision(name, "CIFAR10", {"root": address}, size, None, skip_broken, how)
     train, val, classes = _zipped(root) if root.suffix == ".zip" else parts_of(root)
     training = _decoded(train, f"{name}, training part", skip_broken)
     check_classes(name, training[1], classes)
     measured = _decoded(val, f"{name}, validation part", skip_broken)
-    return tensor_data(name, training, measured, classes, scale=1 / 255, size=size, mirror=True)
+    about: Any = {"scale": 1 / BRIGHTEST, "size": size, "mirror": True, "augment": how.augment}
+    return tensor_data(name, training, measured, classes, **about)
 
 
 def _decoded(files: Files, what: str, skip_broken: bool) -> tuple[Tensor, Tensor]:
     """Pixels ``(N, 3, 32, 32)``, uint8, and labels ``(N,)``."""
-    indices, images = readable(files, _pixels, what, skip_broken=skip_broken)
+    _, labels, images = readable(files, _pixels, what, skip_broken=skip_broken)
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-    return pixels, torch.tensor([files.label(index) for index in indices])
+    return pixels, torch.tensor(labels)
 
 
 def _pixels(image: Any, name: str) -> np.ndarray:

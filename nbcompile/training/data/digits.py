@@ -16,14 +16,15 @@ SPLIT_SEED = 0
 WHITE = 16  # pixels are counts of 4×4 cells: 0 to 16
 
 
-def load_digits(size: int | None = None) -> Data:
+def load_digits(size: int | None = None, augment: str = "light") -> Data:
     """The digits, scaled to zero mean and unit variance of the training part, shifted by up to a pixel to train on.
 
     Args:
         size: side of the images, in pixels; None is their own, 8.
+        augment: as in `nbcompile.training.options.data`.
 
     Raises:
-        UsageError: if scikit-learn is not installed.
+        UsageError: if scikit-learn is not installed, or digits cannot be augmented so.
     """
     try:
         from sklearn.datasets import load_digits as bundled
@@ -42,4 +43,5 @@ def load_digits(size: int | None = None) -> Data:
         scale=1 / WHITE,
         size=size,
         mirror=False,
+        augment=augment,
     )

@@ -1,10 +1,10 @@
 """A folder of images: ``DIR/train/CLASS/*.jpg`` and ``DIR/val/CLASS/*.jpg`` (or ``DIR/test``)."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nbcompile.core.errors import UsageError, missing_extra
-from nbcompile.training.data.base import Data
+from nbcompile.training.data.base import Data, Preparation
 from nbcompile.training.data.in_files import transformed_data
 from nbcompile.training.data.pictures import Files
 
@@ -17,8 +17,8 @@ class Folders(NamedTuple):
     classes: tuple[str, ...]
 
 
-def load_imagefolder(folder: str, size: int | None, skip_broken: bool = False) -> Data:
-    """A folder of images at ``size`` pixels, as `transformed_images` makes them.
+def load_imagefolder(folder: str, size: int | None, skip_broken: bool = False, how: Preparation | None = None) -> Data:
+    """A folder of images at ``size`` pixels: see `transformed_data`.
 
     Raises:
         UsageError: if torchvision is missing, no size is known, the folder is not as described above, or an image
@@ -26,7 +26,8 @@ def load_imagefolder(folder: str, size: int | None, skip_broken: bool = False) -
     """
     train, val, classes = parts_of(Path(folder))
     name = f"imagefolder:{folder}"
-    return transformed_data(name, train, val, classes, size=size, mirror=True, skip_broken=skip_broken)
+    about: Any = {"size": size, "mirror": True, "skip_broken": skip_broken, "how": how or Preparation()}
+    return transformed_data(name, train, val, classes, **about)
 
 
 def parts_of(root: Path) -> Folders:

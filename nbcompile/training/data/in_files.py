@@ -1,50 +1,42 @@
-"""Images of any size, read and transformed one at a time by torchvision's v2 transforms.
+"""A data set of images of any size: held in memory, if it fits, or read from files as it is needed."""
 
-Random crops (Szegedy et al. 2015, arXiv:1409.4842, sec. 6) and mirror images to train on, centre crops to measure on.
-"""
+from functools import partial
+from typing import Any, NamedTuple
 
-from functools import cached_property
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from nbcompile.core.errors import UsageError
-from nbcompile.training.data.base import Data, Labelled
-from nbcompile.training.data.pictures import GO_ON, Pictures, readable
+from nbcompile.training.data.augmentations import AutoAugmented
+from nbcompile.training.data.base import BRIGHTEST, Data, Preparation
+from nbcompile.training.data.cropped_images import CROP, MEAN, STD, CentredImages, CroppedImages, centred, shrunk
+from nbcompile.training.data.held import Held, InFiles, Shape, hold, needed
+from nbcompile.training.data.in_memory import TensorImages
+from nbcompile.training.data.pictures import Pictures, readable
 
-# Statistics of ImageNet: what pretrained networks expect.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-CROP = 0.875  # side of the centre crop over the resized shorter side
+LIGHT = 0.5
+"""Least share of an image in a crop. Small networks under-fit, and want less distortion (Howard et al. 2017,
+arXiv:1704.04861, sec. 3.2; Zhang et al. 2018, arXiv:1707.01083, sec. 4). With this share, which is our choice, crops
+have 3/4 of a square image on average, as the centre crop that is measured has (0.875²): things appear as large in
+training as in use. With 0.08 they appear larger (Touvron et al. 2019, arXiv:1906.06423, sec. 3)."""
+
+STANDARD = 0.08
+"""The same, for networks that are large enough: Szegedy et al. 2015, arXiv:1409.4842, sec. 6."""
+
+MEGABYTE = 1_000_000
 
 
-class TransformedImages:
-    """One part of a set, read a batch at a time.
+class _Part(NamedTuple):
+    """One part of a set.
 
-    Args:
-        pictures: the images.
-        indices: those that are used.
-        transform: image of Pillow to tensor ``(3, H, W)``.
+    Attributes:
+        pictures: its images.
+        shape: what is held of an image.
+        what: the part, in messages.
     """
 
-    def __init__(self, pictures: Pictures, indices: list[int], transform: Any) -> None:
-        self.pictures, self.indices, self.transform = pictures, indices, transform
-
-    @cached_property
-    def labels(self) -> Tensor:
-        """Labels ``(N,)``."""
-        return torch.tensor([self.pictures.label(index) for index in self.indices])
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, indices: list[int]) -> Labelled | UsageError:
-        try:
-            pairs = [self.pictures.read(self.indices[index]) for index in indices]
-        except UsageError as error:
-            return UsageError(f"{error}; {GO_ON}")
-        return torch.stack([self.transform(image) for image, _ in pairs]), torch.tensor([label for _, label in pairs])
+    pictures: Pictures
+    shape: Shape
+    what: str
 
 
 def transformed_data(
@@ -56,6 +48,7 @@ def transformed_data(
     size: int | None,
     mirror: bool,
     skip_broken: bool,
+    how: Preparation,
 ) -> Data:
     """A data set of images at ``size`` pixels, normalised as ImageNet is.
 
@@ -68,36 +61,62 @@ def transformed_data(
         mirror: whether a mirror image means the same.
         skip_broken: read all images now, and leave out those that cannot be read: the order of the others, which
             must be the same on all processes and after resuming, is then a function of the files alone.
+        how: gives augmentation, and when images are held.
 
     Raises:
-        UsageError: if no size is known, or a class loses all its images.
+        UsageError: if no size is known, a class loses all its images, or one that is to be held cannot be read.
     """
-    from torchvision.transforms import v2
-
     if size is None:
         raise UsageError(f"{name} needs input_size: the model remembers no square input")
-    to_input = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
-    flip = [v2.RandomHorizontalFlip()] if mirror else []
-    augment = v2.Compose([v2.RandomResizedCrop(size), *flip, *to_input])
-    centre = v2.Compose([v2.Resize(round(size / CROP)), v2.CenterCrop(size), *to_input])
-
-    def part(pictures: Pictures, transform: Any, what: str) -> TransformedImages:
-        kept = list(range(len(pictures)))
-        if skip_broken:
-            kept, _ = readable(pictures, _nothing, f"{name}, {what}", skip_broken=True)
-        return TransformedImages(pictures, kept, transform)
-
-    training = part(train, augment, "training part")
+    largest = max(size, how.largest or size)
+    least = None if how.augment == "none" else STANDARD if how.augment == "crops" else LIGHT
+    shape = centred(largest) if least is None else partial(shrunk, size=largest, least=least)
+    parts = (_Part(train, shape, f"{name}, training part"), _Part(val, centred(size), f"{name}, validation part"))
+    fits = sum(needed(part.pictures, part.shape) for part in parts) <= how.memory * MEGABYTE
+    training, measured = (_held(part, skip_broken) if fits else _in_files(part, skip_broken) for part in parts)
     if skip_broken:
         check_classes(name, training.labels, classes)
+    preprocessing = {"scale": 1 / BRIGHTEST, "mean": list(MEAN), "std": list(STD), "size": size, "crop": CROP}
+    if least is None:
+        images: CroppedImages | CentredImages | TensorImages = _centred_images(training, preprocessing)
+    else:
+        change = AutoAugmented("imagenet") if how.augment == "autoaugment" else None
+        images = CroppedImages(training, size, least, mirror=mirror, change=change)
     return Data(
         name=name,
-        train=training,
-        val=part(val, centre, "validation part"),
+        train=images,
+        val=_centred_images(measured, preprocessing),
         classes=classes,
         shape=(3, size, size),
-        preprocessing={"scale": 1 / 255, "mean": list(MEAN), "std": list(STD), "size": size, "crop": CROP},
+        preprocessing=preprocessing,
+        resize=images.resize,
+        note=_note(training, measured),
     )
+
+
+def _held(part: _Part, skip_broken: bool) -> Held:
+    return hold(part.pictures, part.shape, part.what, skip_broken=skip_broken)
+
+
+def _in_files(part: _Part, skip_broken: bool) -> InFiles:
+    kept = list(range(len(part.pictures)))
+    if skip_broken:
+        kept, _, _ = readable(part.pictures, _nothing, part.what, skip_broken=True)
+    return InFiles(part.pictures, kept)
+
+
+def _centred_images(source: Held | InFiles, preprocessing: dict[str, Any]) -> CentredImages | TensorImages:
+    """Centre crops of images, held as such or read from files."""
+    if isinstance(source, InFiles):
+        return CentredImages(source, preprocessing["size"])
+    assert source.stacked is not None
+    return TensorImages(source.stacked, source.labels, preprocessing, augment=False)
+
+
+def _note(*parts: Held | InFiles) -> str:
+    blocks = [part.block.numel() for part in parts if isinstance(part, Held)]
+    count = sum(map(len, parts))
+    return f"{count:,} images, {sum(blocks) / MEGABYTE:,.0f} MB, held in memory" if blocks else ""
 
 
 def check_classes(name: str, labels: Tensor, classes: tuple[str, ...]) -> None:

@@ -1,17 +1,21 @@
 """The data set that ``--data`` names."""
 
+import logging
 from dataclasses import replace
 
 from nbcompile.core.errors import UsageError
-from nbcompile.training.data.base import DATA_KINDS, Data
+from nbcompile.training.data.base import DATA_KINDS, Data, Preparation
+from nbcompile.training.engine import is_main_process
 from nbcompile.training.options.config import TrainConfig
+
+log = logging.getLogger("nbcompile")
 
 
 def load_data(config: TrainConfig, default_size: int | None = None) -> Data:
     """The data set that ``config.data`` names.
 
     Args:
-        config: also gives ``input_size``, ``train_images`` and ``skip_broken``.
+        config: also gives ``input_size`` or ``sizes``, ``train_images``, ``augment``, ``memory`` and ``skip_broken``.
         default_size: side of the model's input, in pixels, if known; sets whose images differ in size need one of
             the two.
 
@@ -19,17 +23,30 @@ def load_data(config: TrainConfig, default_size: int | None = None) -> Data:
         UsageError: if there is no such data set, or it is not usable.
     """
     data = loaded(config, default_size)
-    if len(data.classes) < 2:
+    if len(data.classes) < data.task.fewest_classes:
         named = f", '{data.classes[0]}'" if data.classes else ""
         raise UsageError(f"{data.name} has {len(data.classes)} class{named}: training needs at least two")
+    if config.task not in (None, data.task.name):
+        raise UsageError(f"task {config.task}: the labels of {data.name} are for {data.task.name}")
     for part, images in (("train on", data.train), ("measure on", data.val)):
         if len(images) == 0:
             raise UsageError(f"{data.name} has no images to {part}")
-    if config.train_images is None:
-        return data
-    from nbcompile.training.data.subset import chosen
+    if config.sizes and data.resize is None:
+        raise UsageError(f"sizes: {data.name} decides the size of its images itself")
+    if config.train_images is not None:
+        from nbcompile.training.data.subset import chosen
 
-    return replace(data, train=chosen(data, config.train_images))
+        data = replace(data, train=chosen(data, config.train_images))
+    return _mixed(data, config.augment)
+
+
+def _mixed(data: Data, augment: str) -> Data:
+    """With batches whose images are mixed, if ``augment`` says so."""
+    from nbcompile.training.data.augmentations import ALPHA, HURTS, Mixed
+
+    if augment in HURTS and is_main_process():
+        log.warning("augment %s is reported to cost tiny networks accuracy: %s", augment, HURTS[augment])
+    return replace(data, train=Mixed(data.train, augment, len(data.classes))) if augment in ALPHA else data
 
 
 def loaded(config: TrainConfig, default_size: int | None) -> Data:
@@ -43,25 +60,32 @@ def loaded(config: TrainConfig, default_size: int | None) -> Data:
         UsageError: as there; one class will do, and so will no image.
     """
     kind, _, rest = config.data.partition(":")
-    side, skip = config.input_size or default_size, config.skip_broken
+    side, skip = config.side or default_size, config.skip_broken
+    how = Preparation(augment=config.augment, largest=max(config.sizes, default=None), memory=config.memory)
     if kind == "digits" and not rest:
         from nbcompile.training.data.digits import load_digits
 
-        return load_digits(config.input_size)
+        return load_digits(config.side, config.augment)
     if kind == "cifar10" and rest:
         from nbcompile.training.data.cifar10 import load_cifar10
 
-        return load_cifar10(rest, config.input_size, skip)
+        return load_cifar10(rest, config.side, skip, how)
     if kind == "imagefolder" and rest:
         from nbcompile.training.data.imagefolder import load_imagefolder
 
-        return load_imagefolder(rest, side, skip)
+        return load_imagefolder(rest, side, skip, how)
     if kind == "torchvision" and rest:
         from nbcompile.training.data.torchvision import load_torchvision
 
-        return load_torchvision(config.data, config.input_size, default_size, skip)
+        return load_torchvision(config.data, config.side, default_size, skip, how)
+    if kind == "voc" and rest:
+        from nbcompile.training.data.voc import load_voc
+
+        return load_voc(config.data, side, skip)
     if rest.partition("?")[0].isidentifier():
         from nbcompile.training.data.factory import load_factory
 
-        return load_factory(config.data, config.input_size)
+        if config.augment in ("crops", "autoaugment", "none"):
+            raise UsageError(f"augment '{config.augment}': '{config.data}' augments its images itself")
+        return load_factory(config.data, config.side)
     raise UsageError(f"data must be {DATA_KINDS}, not '{config.data}'")

@@ -82,7 +82,7 @@ class Files:
 
 def readable(
     pictures: Pictures, take: Callable[[Any, str], T], what: str, *, skip_broken: bool
-) -> tuple[list[int], list[T]]:
+) -> tuple[list[int], list[int], list[T]]:
     """``take`` of every image, each read once, in threads.
 
     Args:
@@ -92,37 +92,37 @@ def readable(
         skip_broken: leave out images that cannot be read, with one warning.
 
     Returns:
-        Indices of the images that can be read, rising, and what was taken of each.
+        Indices of the images that can be read, rising, their labels, and what was taken of each.
 
     Raises:
         UsageError: for the first image that cannot be read, unless ``skip_broken``; and if none can.
     """
 
-    def taken(start: int) -> list[T | _Broken]:
+    def taken(start: int) -> list[tuple[int, T] | _Broken]:
         return [_take(pictures, index, take) for index in range(start, min(start + CHUNK, len(pictures)))]
 
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
-        found: list[T | _Broken] = []
+        found: list[tuple[int, T] | _Broken] = []
         for chunk in pool.map(taken, range(0, len(pictures), CHUNK)):
             found += chunk
             if not skip_broken and (broken := next((x for x in chunk if isinstance(x, _Broken)), None)):
                 pool.shutdown(cancel_futures=True)
                 raise UsageError(f"{broken.why}; {GO_ON}")
     _report(what, [x.why for x in found if isinstance(x, _Broken)], len(pictures))
-    kept = [(index, x) for index, x in enumerate(found) if not isinstance(x, _Broken)]
-    return [index for index, _ in kept], [x for _, x in kept]
+    kept = [(index, *x) for index, x in enumerate(found) if not isinstance(x, _Broken)]
+    return [index for index, _, _ in kept], [label for _, label, _ in kept], [x for _, _, x in kept]
 
 
 class _Broken(NamedTuple):
     why: str
 
 
-def _take(pictures: Pictures, index: int, take: Callable[[Any, str], T]) -> T | _Broken:
+def _take(pictures: Pictures, index: int, take: Callable[[Any, str], T]) -> tuple[int, T] | _Broken:
     try:
-        image, _ = pictures.read(index)
+        image, label = pictures.read(index)
     except UsageError as error:
         return _Broken(str(error))
-    return take(image, pictures.name(index))
+    return label, take(image, pictures.name(index))
 
 
 def _report(what: str, broken: list[str], total: int) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from nbcompile.core.errors import UsageError
-from nbcompile.training.data.base import Data, Images, Labelled
+from nbcompile.training.data.base import Data, Images, Labelled, Views, checksum_of
 
 
 class Subset:
@@ -30,7 +30,39 @@ class Subset:
         return self.images[self.indices[indices].tolist()]
 
 
-def chosen(data: Data, count: int) -> Subset:
+class SubsetViews(Views):
+    """As `Subset`, where views of the images can be repeated.
+
+    Args:
+        images: the set.
+        indices: which of them, ``(n,)``.
+    """
+
+    def __init__(self, images: Views, indices: Tensor) -> None:
+        self.images, self.indices, self.augmentation = images, indices, images.augmentation
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels ``(n,)``."""
+        return self.images.labels[self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def checksum(self) -> str:
+        """Of the whole set, and of which images are taken."""
+        return checksum_of(self.indices, more=self.images.checksum())
+
+    def draw(self, count: int) -> Tensor:
+        """As of the whole set."""
+        return self.images.draw(count)
+
+    def view(self, indices: list[int], drawn: Tensor) -> Labelled | UsageError:
+        """As of the whole set."""
+        return self.images.view(self.indices[indices].tolist(), drawn)
+
+
+def chosen(data: Data, count: int) -> Subset | SubsetViews:
     """``count`` of the training images of ``data``.
 
     Raises:
@@ -38,7 +70,9 @@ def chosen(data: Data, count: int) -> Subset:
     """
     if count > len(data.train):
         raise UsageError(f"train_images {count} is more than the {len(data.train)} training images of {data.name}")
-    return Subset(data.train, evenly(data.train.labels, count))
+    labels = data.train.labels
+    indices = evenly(labels if labels.ndim == 1 else labels.new_zeros(len(labels)).long(), count)
+    return SubsetViews(data.train, indices) if isinstance(data.train, Views) else Subset(data.train, indices)
 
 
 def evenly(labels: Tensor, count: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from nbcompile.core.errors import UsageError, missing_extra
 from nbcompile.image_files import naming
 from nbcompile.spec_strings import close_to, installed, parse, said
-from nbcompile.training.data.base import Data
+from nbcompile.training.data.base import BRIGHTEST, Data, Preparation
 from nbcompile.training.data.in_files import transformed_data
 from nbcompile.training.data.in_memory import tensor_data
 
@@ -74,7 +74,13 @@ class DatasetPictures:
             return image.convert("RGB"), int(label)
 
 
-def load_torchvision(spec: str, input_size: int | None, default_size: int | None, skip_broken: bool = False) -> Data:
+def load_torchvision(
+    spec: str,
+    input_size: int | None,
+    default_size: int | None,
+    skip_broken: bool = False,
+    how: Preparation | None = None,
+) -> Data:
     """The data set that ``spec`` names.
 
     Args:
@@ -82,16 +88,24 @@ def load_torchvision(spec: str, input_size: int | None, default_size: int | None
         input_size: side of the images given out, in pixels; None is their own, or ``default_size``.
         default_size: for sets whose images differ in size.
         skip_broken: leave out images that cannot be read.
+        how: gives augmentation, and when images are held in memory.
 
     Raises:
-        UsageError: if torchvision is missing, has no such set, does not find it, or does not take an option.
+        UsageError: if torchvision is missing, has no such set, does not find it, or does not take an option; if the
+            images cannot be augmented so.
     """
     _, name, options = parse(spec)
-    return from_torchvision(spec, name, options, input_size, default_size, skip_broken)
+    return from_torchvision(spec, name, options, input_size, default_size, skip_broken, how or Preparation())
 
 
 def from_torchvision(
-    spec: str, name: str, options: dict[str, Any], input_size: int | None, default_size: int | None, skip_broken: bool
+    spec: str,
+    name: str,
+    options: dict[str, Any],
+    input_size: int | None,
+    default_size: int | None,
+    skip_broken: bool,
+    how: Preparation,
 ) -> Data:
     """As ``load_torchvision``, of a ``spec`` that is parsed."""
     datasets = installed("torchvision.datasets", missing_extra("train", f"'{spec}'", "torchvision"))
@@ -109,7 +123,8 @@ def from_torchvision(
     mirror = name not in _NOT_MIRRORED
     if name in _IN_MEMORY:
         training, measured = (_tensors(spec, part, len(classes)) for part in (train, val))
-        return tensor_data(spec, training, measured, classes, scale=1 / 255, size=input_size, mirror=mirror)
+        about: Any = {"scale": 1 / BRIGHTEST, "size": input_size, "mirror": mirror, "augment": how.augment}
+        return tensor_data(spec, training, measured, classes, **about)
     return transformed_data(
         spec,
         DatasetPictures(train, f"{spec}, training part"),
@@ -118,6 +133,7 @@ def from_torchvision(
         size=input_size or default_size,
         mirror=mirror,
         skip_broken=skip_broken,
+        how=how,
     )
 
 

@@ -38,7 +38,7 @@ def load_unlabeled(config: TrainConfig, data: Data) -> Images:
     kind, _, rest = spec.partition(":")
     named = f"unlabeled {spec}"
     if kind == "imagefolder" and rest:
-        return made_like(images_under(Path(rest), named), data, named, skip_broken=config.skip_broken)
+        return made_like(images_under(Path(rest), named), data, named, config)
     other = replace(config, data=spec, input_size=None, train_images=None)
     try:
         found = loaded(other, data.shape[-1])
@@ -47,7 +47,7 @@ def load_unlabeled(config: TrainConfig, data: Data) -> Images:
     if len(found.train) == 0:
         raise UsageError(f"{named} has no images to train on")
     _say_ignored(named)
-    return made_like(found, data, named, skip_broken=config.skip_broken)
+    return made_like(found, data, named, config)
 
 
 def left_out(data: Data) -> Images:
@@ -56,7 +56,7 @@ def left_out(data: Data) -> Images:
     Raises:
         UsageError: if none are left.
     """
-    chosen: Any = data.train
+    chosen: Any = data.train  # some of the images of its set
     left = torch.ones(len(chosen.images), dtype=torch.bool)
     left[chosen.indices] = False
     if not left.any():

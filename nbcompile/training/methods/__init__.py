@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 SELF = "self"
 """The teacher of a giant that is its own."""
 
+ROUTE = "rco"
+"""The method whose teachers are anchors, one after the other; all others average several."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MethodRow:
@@ -31,6 +34,7 @@ class MethodRow:
         widens: whether it trains a giant in width; a network that is none yet is widened.
         distils: whether the network also learns what a teacher answers; then a run needs ``teacher``.
         mimics: whether it does so on images without labels, too; then a run needs ``unlabeled``.
+        classes_only: whether it goes with one class an image, and not with boxes.
         takes: fields of ``TrainConfig`` that mean nothing to other methods.
     """
 
@@ -42,6 +46,7 @@ class MethodRow:
     widens: bool = False
     distils: bool = False
     mimics: bool = False
+    classes_only: bool = False
     takes: tuple[str, ...] = ()
 
     def start(self, config: "TrainConfig", steps_per_epoch: int, teacher: "nn.Module | None" = None) -> "Method":
@@ -53,6 +58,8 @@ class MethodRow:
 
 
 _TEACHER = ("teacher", "teacher_model", "teacher_key", "temperature")
+_TAUGHT = (*_TEACHER, "kd_weight", "labels")
+_SHOWN = ("kd_mixup", "same_view", "stored_labels", "stored_views", "stored_top")
 
 
 def taught(row: MethodRow, name: str, measured: str) -> MethodRow:
@@ -64,7 +71,7 @@ def taught(row: MethodRow, name: str, measured: str) -> MethodRow:
         classes=("nbcompile.training.methods.distillation:Distilled", *row.classes),
         measured=measured,
         distils=True,
-        takes=(*row.takes, *_TEACHER, "kd_weight"),
+        takes=(*row.takes, *_TAUGHT, *_SHOWN),
     )
 
 
@@ -78,6 +85,7 @@ def mimicking(row: MethodRow, name: str, *more: str) -> MethodRow:
         measured="not measured yet",
         distils=True,
         mimics=True,
+        classes_only=True,
         takes=(*row.takes, *_TEACHER, "unlabeled", "unlabeled_batch", "unlabeled_pass", "mimic_weight", *more),
     )
 
@@ -96,7 +104,7 @@ _NETBOOSTER = MethodRow(
     expands=True,
     takes=(
         *("where", "block", "ratio", "preserve", "plain_epochs", "giant_epochs", "plt_epochs", "decay"),
-        *("contract_at", "collapse", "inserted_lr", "inserted_weight_decay"),
+        *("contract_at", "collapse", "inserted_lr", "inserted_weight_decay", "rise", "plt_loss"),
     ),
 )
 _WIDTH = ("factors", "inner")
@@ -120,7 +128,13 @@ _ROCKET = MethodRow(
     classes=("nbcompile.training.methods.rocket:Rocket",),
     takes=("where", "block", "ratio", "hint_weight"),
 )
-_SHORT = "points at the same epochs where training is short, behind at the same compute"
+_GRAD_REPARAM = MethodRow(
+    name="grad-reparam",
+    help="let layers learn as sums of branches, at no cost",
+    classes=("nbcompile.training.methods.grad_reparam:GradReparameterized",),
+    takes=("branches", "draw_branches"),
+)
+_SHORT = "points at the same epochs where training is short, at temperature 4; behind at the same compute"
 
 METHODS: dict[str, MethodRow] = {
     row.name: row
@@ -135,6 +149,22 @@ METHODS: dict[str, MethodRow] = {
         mimicking(_NETBOOSTER, "netbooster+mimic"),
         _NETDISTILLER,
         _ROCKET,
+        _GRAD_REPARAM,
+        taught(_GRAD_REPARAM, "grad-reparam+kd", _GRAD_REPARAM.measured),
+        replace(
+            taught(_VANILLA, ROUTE, "not measured yet"),
+            help="vanilla with the networks of a teacher's route, one after the other",
+            classes=("nbcompile.training.methods.rco:RouteDistilled", *_VANILLA.classes),
+            classes_only=True,
+            takes=_TAUGHT,
+        ),
+        MethodRow(
+            name="tf-kd",
+            help="labels softened by a temperature in a teacher's place",
+            classes=("nbcompile.training.methods.tf_kd:TeacherFree",),
+            classes_only=True,
+            takes=("kd_weight", "virtual_correct", "virtual_temperature"),
+        ),
         replace(
             _NETBOOSTER,
             name="netbooster+netaug",
@@ -142,7 +172,7 @@ METHODS: dict[str, MethodRow] = {
             classes=(_NETAUG.classes[0], *_NETBOOSTER.classes),
             measured=_NETAUG.measured,
             widens=True,
-            takes=(*(name for name in _NETBOOSTER.takes if name != "collapse"), *_NETAUG.takes),
+            takes=(*(name for name in _NETBOOSTER.takes if name not in ("collapse", "plt_loss")), *_NETAUG.takes),
         ),
     )
 }

@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nbcompile.core.blocks import sites
@@ -11,6 +10,8 @@ from nbcompile.results.layer_costs import original_of
 from nbcompile.training.batch import Batch
 from nbcompile.training.methods.groups import parameter_groups
 from nbcompile.training.methods.passes import Passes
+from nbcompile.training.tasks.base import Task
+from nbcompile.training.tasks.classification import CLASSIFICATION
 
 if TYPE_CHECKING:
     from nbcompile.training.options.config import TrainConfig
@@ -25,7 +26,14 @@ class Method:
         config: of the run.
         steps_per_epoch: optimiser steps.
         teacher: for methods that distil; frozen, in eval mode.
+
+    Attributes:
+        average: of the weights of what was trained so far, when ``attach`` is called; None where there is none.
+        task: what is learnt; the loop sets it.
     """
+
+    average: nn.Module | None = None
+    task: Task = CLASSIFICATION
 
     def __init__(self, config: "TrainConfig", steps_per_epoch: int, teacher: nn.Module | None = None) -> None:
         self.config, self.steps_per_epoch, self.teacher = config, steps_per_epoch, teacher
@@ -62,20 +70,17 @@ class Method:
         return passes.learn(lambda: self.loss(passes.model, batch))
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Loss (a scalar) and logits ``(N, K)`` of a batch."""
+        """Loss (a scalar) and outputs of a batch: logits ``(N, K)``, or what else the task has."""
         return self.cross_entropy(model, batch)
 
     def cross_entropy(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Cross entropy against ``(1 - e) * one_hot + e / K``, and the logits ``(N, K)``.
-
-        Source: Szegedy et al. 2016, arXiv:1512.00567, sec. 7.
-        """
+        """The loss of the task against the labels, in classification cross entropy; and the outputs."""
         logits = model(batch.images)
-        return self.cross_entropy_of(logits, batch.labels), logits
+        return self.cross_entropy_of(logits, batch.targets), logits
 
-    def cross_entropy_of(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """As :meth:`cross_entropy`, of logits that are there."""
-        return F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+    def cross_entropy_of(self, logits: Any, targets: Tensor) -> Tensor:
+        """As :meth:`cross_entropy`, of outputs that are there; targets as of `Batch`."""
+        return self.task.loss(logits, targets, self.config.label_smoothing)
 
     def before_step(self, model: nn.Module) -> None:
         """The gradients of a whole batch are there."""

@@ -2,13 +2,12 @@
 
 Source: Yu et al. 2023, arXiv:2306.13586, sec. 3; one learning-rate cosine over all phases is ours (the paper does not
 say what happens to the learning rate when the slopes start to rise), and so are the phase before the giant, training
-in weight space, and contracting early.
+in weight space, and contracting early; `rise.py` says how slopes go up.
 """
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nbcompile.collapse import collapse_
 from nbcompile.core.blocks import sites
@@ -16,9 +15,11 @@ from nbcompile.core.errors import UsageError
 from nbcompile.core.example import inputs_for
 from nbcompile.expansion import expand
 from nbcompile.fusion import fuse
-from nbcompile.plt import PLT
+from nbcompile.training.batch import Batch
 from nbcompile.training.methods.base import Method
 from nbcompile.training.methods.groups import inserted_groups
+from nbcompile.training.methods.passes import Passes
+from nbcompile.training.methods.rise import Rise
 
 if TYPE_CHECKING:
     from nbcompile.training.options.config import TrainConfig
@@ -30,7 +31,7 @@ class NetBooster(Method):
     def __init__(self, config: "TrainConfig", steps_per_epoch: int, teacher: nn.Module | None = None) -> None:
         super().__init__(config, steps_per_epoch, teacher)
         self._phases = config.phases
-        self._plt: PLT | None = None
+        self._rise = Rise(config, steps_per_epoch)
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """The network itself.
@@ -54,13 +55,13 @@ class NetBooster(Method):
             (example,) = inputs_for(model, None, who="train")
             model = expand(model, example, where=c.where, block=c.block, ratio=c.ratio, preserve=c.preserve)
         if epoch == phases.tune and sites(model) and (c.collapse or c.contract_at == "decay"):
-            self._schedule(model, epoch)
+            self._rise.attach(model, epoch)
             model = collapse_(model) if c.collapse else fuse(model)
         return model
 
     def attach(self, model: nn.Module, epoch: int) -> None:
         """From now on the slopes of ``model`` are moved."""
-        self._plt = self._schedule(model, epoch) if sites(model) else None
+        self._rise.attach(model, epoch)
 
     def phase(self, epoch: int) -> str:
         """``plain``, ``giant``, ``plt``, then ``fine-tune``."""
@@ -71,15 +72,25 @@ class NetBooster(Method):
             return "giant"
         return "plt" if epoch < tune else "fine-tune"
 
+    def learn(self, passes: Passes, batch: Batch) -> tuple[Tensor, Tensor]:
+        """See `Method.learn`; the slopes may follow the loss."""
+        self._rise.look(passes, batch)
+        loss, logits = super().learn(passes, batch)
+        self._rise.see(passes, logits, batch)
+        return loss, logits
+
     def after_step(self) -> None:
         """The slopes go up."""
-        if self._plt is not None:
-            self._plt.step()
+        self._rise.step()
 
     @property
     def slope(self) -> float | None:
         """0 while the giant is trained, 1 when it is linear; None where the network is not expanded."""
-        return None if self._plt is None else self._plt.slope
+        return self._rise.slope
+
+    def measured(self) -> dict[str, float]:
+        """What the slopes cost, where they follow the loss."""
+        return super().measured() | self._rise.measured()
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Inserted layers may learn at a rate, and decay at a rate, of their own."""
@@ -90,13 +101,12 @@ class NetBooster(Method):
         """The original architecture again."""
         return fuse(model) if sites(model) else None
 
-    def _schedule(self, model: nn.Module, epoch: int) -> PLT:
-        """The ramp of ``model`` at the start of ``epoch``."""
-        giant, decay, tune = self._phases
-        steps, start = max(1, (tune - decay) * self.steps_per_epoch), (decay - giant) * self.steps_per_epoch
-        step = (epoch - giant) * self.steps_per_epoch
-        if epoch >= tune:
-            step = max(step, start + steps)  # a decay without a length has no steps of its own
-        for block in sites(model).values():
-            block.ramp.copy_(torch.tensor([step, start, steps]))
-        return PLT(model, steps=steps, start=start, shape=self.config.decay)
+    def state_dict(self) -> dict[str, Any]:
+        """How the slopes follow the loss."""
+        return super().state_dict() | {"rise": self._rise.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of ``state_dict``; a run that an older version began knows no such thing."""
+        super().load_state_dict(state)
+        if "rise" in state:
+            self._rise.load_state_dict(state["rise"])

@@ -60,7 +60,7 @@ class NetDistiller(Widened):
         def taught() -> tuple[Tensor, Tensor]:
             loss, logits = self.loss(passes.model, batch)
             c = self.config
-            far = self._divergence(logits.float() / c.temperature, answers.float() / c.temperature)
+            far = self.task.compared(self._divergence, logits, answers, c.temperature)
             return (1 - c.kd_weight) * loss + c.kd_weight * c.temperature**2 * far, logits
 
         return passes.learn(taught)

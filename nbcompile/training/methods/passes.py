@@ -4,7 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -30,7 +32,7 @@ class Passes:
         """Add the gradients of a loss.
 
         Args:
-            loss: computes it, and logits, with ``model``.
+            loss: computes it, and logits (or what else the task has), with ``model``.
             more: whether another pass of the same part follows, whose gradients are added to these.
 
         Returns:
@@ -40,4 +42,11 @@ class Passes:
             with self.fabric.autocast():
                 value, logits = loss()
             self.fabric.backward(value * self.share)
-        return value.detach() * self.share, logits.detach()
+        return value.detach() * self.share, tree_map(Tensor.detach, logits)
+
+    def averaged(self, *values: float) -> list[float]:
+        """Each value, averaged over all processes."""
+        if self.fabric.world_size == 1:
+            return list(values)
+        mine = torch.tensor(values, dtype=torch.float64, device=self.fabric.device)
+        return [float(value) for value in self.fabric.all_reduce(mine, reduce_op="mean")]

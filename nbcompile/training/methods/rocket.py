@@ -9,6 +9,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from nbcompile.core.blocks import Expanded, sites
 from nbcompile.core.copies import copied
@@ -67,8 +68,8 @@ class Rocket(Method):
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Both cross entropies, and the hint."""
         logits, above = model(batch.images)
-        own, boosted = (self.cross_entropy_of(x, batch.labels) for x in (logits, above))
-        hint = (above.detach().float() - logits.float()).square().sum(1).mean()
+        own, boosted = (self.cross_entropy_of(x, batch.targets) for x in (logits, above))
+        hint = self.task.distance(logits, tree_map(Tensor.detach, above))
         return own + boosted + self.config.hint_weight * hint, logits
 
     def kept(self, model: nn.Module) -> nn.Module:

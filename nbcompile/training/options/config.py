@@ -1,6 +1,7 @@
 """What a training run is told: one frozen object, checked once, saved as JSON in the run folder."""
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,8 @@ from nbcompile.training.methods import METHODS, MethodRow, default_method
 from nbcompile.training.options.data import DataOptions
 from nbcompile.training.options.expansion import ExpansionOptions, Phases
 from nbcompile.training.options.machine import MachineOptions
-from nbcompile.training.options.recipe import RecipeOptions
+from nbcompile.training.options.recipe import AVERAGED, RecipeOptions
+from nbcompile.training.options.reparam import ReparamOptions
 from nbcompile.training.options.rules import check, check_named, check_wide
 from nbcompile.training.options.teacher import TeacherOptions
 from nbcompile.training.options.unlabeled import UnlabeledOptions
@@ -20,7 +22,14 @@ from nbcompile.training.options.width import WidthOptions
 @documented
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(
-    MachineOptions, UnlabeledOptions, TeacherOptions, WidthOptions, ExpansionOptions, RecipeOptions, DataOptions
+    MachineOptions,
+    UnlabeledOptions,
+    TeacherOptions,
+    ReparamOptions,
+    WidthOptions,
+    ExpansionOptions,
+    RecipeOptions,
+    DataOptions,
 ):
     """The reference recipe: SGD with Nesterov momentum, linear warm-up, one cosine to zero, label smoothing.
 
@@ -28,20 +37,37 @@ class TrainConfig(
 
     Source: NetAug's recipe (Cai et al. 2022, arXiv:2110.08890), on which NetBooster builds (Yu et al. 2023,
     arXiv:2306.13586, sec. 4.1). ``lr``, ``batch_size`` and ``weight_decay`` were tuned on digits, for ``vanilla``
-    alone. ``temperature`` and ``kd_weight``: Tian et al. 2020, arXiv:1910.10699.
+    alone. ``temperature``: at 1 the target is a distribution, a mixture of label and answer. At 4, with which Tian et
+    al. 2020, arXiv:1910.10699, have ``kd_weight`` 0.9, all classes count about the same: that helps on ten classes; on
+    200 it was more than a network short of capacity could follow, and fell 1.7 points behind plain training.
     """
 
     def __post_init__(self) -> None:
         if not isinstance(self.where, str):
             object.__setattr__(self, "where", tuple(self.where))
-        for name in ("restarts", "factors", "inner"):
+        for name in ("restarts", "factors", "inner", "sizes"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         check(self)
 
     @property
     def method_row(self) -> MethodRow:
         """The method; where none is named, that for a network which is no giant yet."""
-        return default_method(teacher=self.teacher is not None) if self.method is None else METHODS[self.method]
+        return default_method(teacher=self.is_taught) if self.method is None else METHODS[self.method]
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether there is a teacher, or what one has answered."""
+        return self.teacher is not None or self.stored_labels is not None
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Each of the teachers by itself; commas in parentheses, as in ``?dims=(1,2)``, divide nothing."""
+        return () if self.teacher is None else tuple(re.split(r",(?![^()]*\))", self.teacher))
+
+    @property
+    def views(self) -> int:
+        """Stored views of each image that the run uses."""
+        return self.epochs if self.stored_views is None else self.stored_views
 
     @property
     def expands(self) -> bool:
@@ -67,7 +93,7 @@ class TrainConfig(
         if self.method is not None:
             check_wide(self, wide)
             return self
-        row = default_method(giant=giant, wide=wide, teacher=self.teacher is not None)
+        row = default_method(giant=giant, wide=wide, teacher=self.is_taught)
         check_named(self, row)
         return dataclasses.replace(self, method=row.name)
 
@@ -85,6 +111,27 @@ class TrainConfig(
     def warmup(self) -> float:
         """Length of the linear warm-up, in epochs."""
         return min(2.0, self.epochs / 5) if self.warmup_epochs is None else self.warmup_epochs
+
+    def ema_decay(self, steps_per_epoch: int) -> float:
+        """Per optimiser step, of the average of the weights; 0 where there is none.
+
+        By default ``1 - 1 / n``, where ``n`` steps are 4 % of the run: an average spans about ``n`` steps. That is the
+        share of torchvision's references, whose decay follows from batch size and epochs (0.99998 to the power of
+        ``32 B / E`` every 32 steps: 50,000 images an epoch of the run, 3.9 % of ImageNet); a run of so few steps that
+        ``n`` is 1 keeps none.
+        """
+        if self.ema is not None:
+            return self.ema
+        return 1 - 1 / max(1.0, AVERAGED * self.epochs * steps_per_epoch)
+
+    @property
+    def side(self) -> int | None:
+        """Of the images that are measured, in pixels; None: the data set's own, or the model's."""
+        return self.sizes[-1] if self.sizes else self.input_size
+
+    def side_in(self, epoch: int) -> int | None:
+        """Of the images that ``epoch``, counted from 0, trains on; None where none are named."""
+        return self.sizes[epoch * len(self.sizes) // self.epochs] if self.sizes else self.input_size
 
     @property
     def phases(self) -> Phases:

@@ -56,6 +56,19 @@ class ExpansionOptions:
         unset="20 % of those after --giant-epochs, at least 1",
     )
     decay: str = option("linear", "How the slopes rise", metavar="SHAPE", choices=("linear", "cosine"))
+    rise: str = option(
+        "together",
+        "Whether the blocks' slopes rise together, or one after the other",
+        metavar="ORDER",
+        choices=("together", "from-input", "cheapest-first"),
+    )
+    plt_loss: float | None = option(
+        None,
+        "Nats by which the training loss may exceed the giant's while the slopes rise: they wait where it does, and "
+        "have risen after --plt-epochs at the latest",
+        bound=POSITIVE,
+        unset="they rise evenly",
+    )
     contract_at: str = option(
         "end",
         "When the giant becomes the tiny network: at the end of the run, or of the rise (it then trains on)",

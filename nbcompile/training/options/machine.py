@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from nbcompile.core.options import NOT_NEGATIVE, POSITIVE, option
 
+MEMORY = 4000
+"""Megabytes of images that are held, by default."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MachineOptions:
@@ -11,6 +14,12 @@ class MachineOptions:
 
     num_workers: int = option(
         0, "Processes that read and augment images, per training process", panel="Machine", bound=NOT_NEGATIVE
+    )
+    memory: int = option(
+        MEMORY,
+        "Megabytes up to which images in files are decoded once and held in memory, by each training process; larger "
+        "sets, and all at 0, are read from files",
+        bound=NOT_NEGATIVE,
     )
     accelerator: str = option(
         "auto",

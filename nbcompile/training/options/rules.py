@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nbcompile.core.errors import UsageError
 from nbcompile.core.options import options_of
 from nbcompile.core.width.factors import check_factors
-from nbcompile.training.methods import METHODS, SELF, MethodRow
+from nbcompile.training.methods import METHODS, ROUTE, SELF, MethodRow
 from nbcompile.training.options.unlabeled import REST, UnlabeledOptions
 
 if TYPE_CHECKING:
@@ -23,26 +23,66 @@ def check(config: "TrainConfig") -> None:
     """
     for name, said in options_of(type(config)).items():
         value = getattr(config, name)
-        if said.choices and value not in said.choices:
+        if said.choices and value not in said.choices and not (value is None and said.unset):
             raise UsageError(f"{name} must be one of {', '.join(said.choices)}, not '{value}'")
         if said.bound and value is not None and not (math.isfinite(value) and said.bound.keeps(value)):
             raise UsageError(f"{name} must be {said.bound.text}, not {value}")
     if config.method not in (None, *METHODS):
         raise UsageError(f"method must be one of {', '.join(METHODS)}, not '{config.method}'")
-    _check_rate(config)
-    if config.expands:
-        _check_phases(config)
+    if config.optimizer == "muon" and "branches" in config.method_row.takes:
+        raise UsageError(f"method '{config.method}' goes with optimizer sgd: Muon undoes what multiplies gradients")
+    if config.macs is None:
+        check_schedule(config)
     if config.widens:
         _check_widths(config)
     _check_teacher(config)
     _check_unlabeled(config)
 
 
+def check_schedule(config: "TrainConfig") -> None:
+    """Check what depends on ``epochs``; with a budget those are known when its run begins.
+
+    Raises:
+        UsageError: with what does not fit.
+    """
+    _check_sizes(config)
+    _check_rate(config)
+    if config.expands:
+        _check_phases(config)
+
+
+def refuse_two_ends(*, epochs: bool, macs: bool) -> None:
+    """Check that not both are given.
+
+    Raises:
+        UsageError: if they are.
+    """
+    if epochs and macs:
+        raise UsageError("epochs and macs both say when the run ends: give one of them")
+
+
 def _check_widths(config: "TrainConfig") -> None:
     for name in ("factors", "inner"):
         check_factors(name, getattr(config, name))
-    if config.collapse:
-        raise UsageError(f"collapse goes with one width alone, not with method '{config.method}'")
+    for name, given in (("collapse", config.collapse), ("plt_loss", config.plt_loss is not None)):
+        if given:
+            raise UsageError(f"{name} goes with one width alone, not with method '{config.method}'")
+    if config.rise == "cheapest-first":
+        raise UsageError(f"rise='cheapest-first' goes with one width alone, not with method '{config.method}'")
+
+
+def _check_sizes(config: "TrainConfig") -> None:
+    sizes, listed = config.sizes, ", ".join(map(str, config.sizes))
+    if not sizes:
+        return
+    if any(not isinstance(size, int) or size < 1 for size in sizes):
+        raise UsageError(f"sizes must be whole numbers of pixels, > 0, not {listed}")
+    if len(sizes) < 2:
+        raise UsageError(f"sizes must be two or more, not {listed} alone: for one there is input_size")
+    if len(sizes) > config.epochs:
+        raise UsageError(f"sizes {listed} are more than the epochs, {config.epochs}")
+    if config.input_size not in (None, sizes[-1]):
+        raise UsageError(f"sizes end with {sizes[-1]}, and input_size is {config.input_size}: leave one of the two out")
 
 
 def _check_rate(config: "TrainConfig") -> None:
@@ -54,6 +94,8 @@ def _check_rate(config: "TrainConfig") -> None:
             f"restarts must rise, between the warm-up of {config.warmup:g} epochs and epochs {config.epochs}, "
             f"not {', '.join(map(str, config.restarts))}"
         )
+    if config.keep_anchors > config.epochs:
+        raise UsageError(f"keep_anchors {config.keep_anchors} is more than epochs {config.epochs}")
     if config.batch_size % config.accumulate:
         raise UsageError(f"batch_size {config.batch_size} must be a multiple of accumulate {config.accumulate}")
 
@@ -68,13 +110,16 @@ def _check_phases(config: "TrainConfig") -> None:
         )
     if tune == giant and config.contract_at == "decay":
         raise UsageError("contract_at='decay' needs giant_epochs or plt_epochs: nothing would be trained as a giant")
+    if tune == decay and (config.rise != "together" or config.plt_loss is not None):
+        name = "plt_loss" if config.rise == "together" else f"rise='{config.rise}'"
+        raise UsageError(f"{name} needs plt_epochs: with 0 all activations are removed at once")
     if config.collapse and config.contract_at == "decay":
         raise UsageError("collapse trains the giant in weight space, contract_at='decay' has none left: choose one")
 
 
 def _check_teacher(config: "TrainConfig") -> None:
     own = " or ".join(row.name for row in METHODS.values() if row.distils and row.expands and not row.mimics)
-    if config.distils and config.teacher is None:
+    if config.distils and not (config.is_taught and (config.teacher or "stored_labels" in config.method_row.takes)):
         raise UsageError(f"method '{config.method}' needs a teacher: a file or a MODEL; {own} can have '{SELF}'")
     if config.teacher is not None and not config.distils:
         known = " or ".join(row.name for row in METHODS.values() if row.distils)
@@ -84,6 +129,42 @@ def _check_teacher(config: "TrainConfig") -> None:
     for name in ("teacher_model", "teacher_key"):
         if getattr(config, name) is not None and config.teacher in (None, SELF):
             raise UsageError(f"{name} goes with a file of weights as teacher")
+    if config.teacher != SELF and SELF in config.teachers:
+        raise UsageError(f"teacher '{SELF}' cannot be one of several: no giant is there before its own training")
+    if config.distils:
+        _check_taught(config)
+
+
+def _check_taught(config: "TrainConfig") -> None:
+    """What shows the teacher something else, or is learnt from it alone."""
+    shown = {
+        "kd_mixup": bool(config.kd_mixup),
+        "other_view": not config.same_view,
+        "stored_labels": config.stored_labels,
+    }
+    given = [name for name, value in shown.items() if value]
+    if len(given) > 1:
+        raise UsageError(f"{given[0]} and {given[1]} both say what the teacher sees: choose one")
+    alone = config.labels == "none"
+    if config.teacher == SELF and (given or alone):
+        raise UsageError(f"{'labels none' if alone else given[0]} needs a teacher from the start, not '{SELF}'")
+    if given and config.method_row.name == ROUTE:
+        raise UsageError(
+            f"{given[0]} goes with one teacher for the whole run, not with the anchors of method '{ROUTE}'"
+        )
+    if config.kd_mixup and not alone:
+        raise UsageError("kd_mixup leaves mixtures no label but the teacher's answer: add labels 'none'")
+    if config.augment in ("mixup", "cutmix") and (config.kd_mixup or not config.same_view):
+        raise UsageError(
+            f"augment '{config.augment}' mixes images with each other: other_view and kd_mixup go with another one"
+        )
+    if config.stored_labels is not None and config.sizes:
+        raise UsageError(
+            "stored_labels are answers to images of one size: leave sizes out, or ask the teacher in each run"
+        )
+    for name in ("stored_views", "stored_top"):
+        if config.stored_labels is None and getattr(config, name) is not None:
+            raise UsageError(f"{name} goes with stored_labels, a folder")
 
 
 def _check_unlabeled(config: "TrainConfig") -> None:
@@ -113,6 +194,25 @@ def _refuse_unlabeled(config: "TrainConfig") -> None:
         if getattr(config, field.name) != field.default:
             known = " or ".join(row.name for row in METHODS.values() if row.mimics)
             raise UsageError(f"{field.name} goes with method {known}, not with '{config.method}'")
+
+
+def check_boxes(config: "TrainConfig", data: str) -> None:
+    """Check that nothing is asked for which goes with one class an image, where the labels of ``data`` are boxes.
+
+    Raises:
+        UsageError: with what is.
+    """
+    asked = {
+        f"method '{config.method_row.name}'": config.method_row.classes_only,
+        "stored_labels": config.stored_labels is not None,
+        "kd_mixup": config.kd_mixup > 0,
+        "other_view": not config.same_view,
+        "more than one teacher": len(config.teachers) > 1,
+        f"augment '{config.augment}'": config.augment != type(config).augment,
+        "sizes": bool(config.sizes),
+    }
+    if given := next((name for name, is_asked in asked.items() if is_asked), None):
+        raise UsageError(f"{given} goes with one class an image, and the labels of {data} are boxes")
 
 
 def check_named(config: "TrainConfig", row: MethodRow) -> None:

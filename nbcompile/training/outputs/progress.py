@@ -32,6 +32,7 @@ class Display:
         )
         self._task: TaskID | None = None
         self._epochs = 0
+        self._metric = "accuracy"
 
     def __enter__(self) -> "Display":
         return self
@@ -49,17 +50,20 @@ class Display:
             self._stepped(event)
         elif isinstance(event, Epoch):
             left = timedelta(seconds=round(event.seconds * (self._epochs - event.epoch)))
-            self._line(f"epoch {event.epoch}/{self._epochs}  {_numbers(event)}  left {left}")
+            self._line(f"epoch {event.epoch}/{self._epochs}  {_numbers(event, self._metric)}  left {left}")
         elif isinstance(event, TrainResult):
             self._bars.stop()
 
     def _started(self, event: Started) -> None:
-        self._epochs = event.epochs
+        self._epochs, self._metric = event.epochs, event.metric
         if event.resume_found_nothing:
             self._line(f"no checkpoint in {event.run_dir}: starting from the beginning")
         if event.done:
             self._line(f"resuming {event.run_dir} after epoch {event.done} of {event.epochs}")
-        self._line(f"{event.method} on {event.data}: {event.epochs} epochs of {event.steps_per_epoch} steps")
+        if event.note:
+            self._line(f"{event.data}: {event.note}")
+        paid = "" if event.macs is None else f", as many as {event.macs:.6g} training MACs pay for"
+        self._line(f"{event.method} on {event.data}: {event.epochs} epochs of {event.steps_per_epoch} steps{paid}")
         self._bars.start()
         self._task = self._bars.add_task(
             event.method,
@@ -70,11 +74,12 @@ class Display:
 
     def _stepped(self, event: Stepped) -> None:
         if self._task is not None:
+            found = self._metric if self._metric == "accuracy" else "found"
             self._bars.update(
                 self._task,
                 completed=event.step,
                 description=f"{event.phase} {event.epoch}/{self._epochs}",
-                numbers=f"loss {event.loss:.3f}  accuracy {event.accuracy:.1%}{_slope(event.slope)}",
+                numbers=f"loss {event.loss:.3f}  {found} {event.accuracy:.1%}{_slope(event.slope)}",
             )
 
     def _line(self, text: str) -> None:
@@ -82,9 +87,10 @@ class Display:
         self.console.print(Text(printable(text)), soft_wrap=True)
 
 
-def _numbers(epoch: Epoch) -> str:
+def _numbers(epoch: Epoch, metric: str) -> str:
+    val = "val" if metric == "accuracy" else metric
     return (
-        f"{epoch.phase}  loss {epoch.loss:.3f}  train {epoch.train_accuracy:.1%}  val {epoch.val_accuracy:.1%}"
+        f"{epoch.phase}  loss {epoch.loss:.3f}  train {epoch.train_accuracy:.1%}  {val} {epoch.val_accuracy:.1%}"
         f"{_slope(epoch.slope)}  lr {epoch.lr:.2g}  {epoch.seconds:.1f} s"
     )
 

@@ -19,20 +19,26 @@ class Started:
     Attributes:
         method: its name.
         data: the data set's name.
+        metric: what accuracies are: ``accuracy``, or ``AP50`` in detection.
         epochs: of the whole run.
+        macs: the budget that they were chosen for; None where there is none.
         done: epochs that a resumed run has behind it; 0 for a new one.
         steps_per_epoch: optimiser steps.
         run_dir: where checkpoints and metrics go.
         resume_found_nothing: True if resuming was asked for and there was no checkpoint yet.
+        note: what is said of the data set; empty if nothing.
     """
 
     method: str
     data: str
+    metric: str = "accuracy"
     epochs: int
+    macs: float | None = None
     done: int
     steps_per_epoch: int
     run_dir: Path
     resume_found_nothing: bool
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +104,8 @@ class TrainResult:
     Attributes:
         method: its name.
         data: the data set's name.
+        metric: what accuracies are: ``accuracy``, or ``AP50`` in detection, where those of training are the share of
+            boxes that their own cells find.
         history: one entry per epoch, those before a resume included.
         accuracy: on the held-out images, after the last epoch, in [0, 1].
         fused_accuracy: of the fused network on the same images; None where there is nothing to fuse.
@@ -108,14 +116,19 @@ class TrainResult:
         seconds: wall time of all epochs.
         cost: multiply-accumulates of its training.
         advice: what docs/accuracy.md recommends at that cost.
+        teacher_cost: multiply-accumulates of the teachers' own training, which are not in ``cost``; None where there is
+            no teacher, or nobody knows.
+        stored_labels: of the folder of the teacher's answers: how many ``views`` it holds, the ``macs`` they took, and
+            how many ``runs`` share them; None where there is none.
         output: the trained file.
         run_dir: config, metrics, checkpoints and curves; see ``run_folder.py``.
-        model: what was trained, or with ``config.ema`` its average, in eval mode on the CPU (netbooster: the linear
+        model: what was trained, or the average of its last weights, in eval mode on the CPU (netbooster: the linear
             giant).
     """
 
     method: str
     data: str
+    metric: str = "accuracy"
     history: tuple[Epoch, ...]
     accuracy: float
     fused_accuracy: float | None
@@ -125,6 +138,8 @@ class TrainResult:
     seconds: float
     cost: "TrainingCost"
     advice: str
+    teacher_cost: int | None = None
+    stored_labels: dict[str, int] | None = None
     output: Path
     run_dir: Path
     model: nn.Module

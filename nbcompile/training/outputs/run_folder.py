@@ -8,6 +8,7 @@
 ``last.ckpt``       where a resumed run goes on
 ``best.ckpt``       the best network so far, as ``nbcompile.save`` writes it
 ``result.json``     what the finished run came to, and what it cost
+``anchor-1.pt``     the networks of its route, where some are kept, the last one at its end
 ==================  =====================================================================================
 
 A checkpoint is written after every epoch, and replaces the one before it in one stroke. It holds no generator state:
@@ -43,6 +44,9 @@ _NAMES = (
     *("config.json", "metrics.jsonl", "curves.png", "last.ckpt", "best.ckpt", "result.json"),
     *("tiny.onnx", "tiny.tflite"),  # to measure the accuracy of a file
 )
+
+ANCHOR = "anchor-"
+"""What the files of a route begin with; a number from 1 follows."""
 
 _EXTRAS = {"tensorboard": "no events for TensorBoard", "matplotlib": "no curves.png"}
 """Packages that some files need, and what is not written without them."""
@@ -85,7 +89,12 @@ class RunFolder:
     @property
     def files(self) -> tuple[Path, ...]:
         """All that have names of their own."""
-        return tuple(self.path / name for name in _NAMES)
+        return (*(self.path / name for name in _NAMES), *self.anchors())
+
+    def anchors(self) -> list[Path]:
+        """The networks of its route that are kept, in order."""
+        found = [path for path in self.path.glob(f"{ANCHOR}*.pt") if path.stem.removeprefix(ANCHOR).isdecimal()]
+        return sorted(found, key=lambda path: int(path.stem.removeprefix(ANCHOR)))
 
     def open(self, config: TrainConfig, *, resume: bool) -> dict[str, Any] | None:
         """The checkpoint to go on from, or None for a run that begins. Writes nothing.
@@ -108,7 +117,7 @@ class RunFolder:
             )
         return None
 
-    def begin(self, config: TrainConfig, history: list[Epoch]) -> None:
+    def begin(self, config: TrainConfig, history: list[Epoch], steps_per_epoch: int = 1) -> None:
         """Make the folder, write the config and the metrics known so far.
 
         Raises:
@@ -122,7 +131,9 @@ class RunFolder:
             self.checkpoint.unlink(missing_ok=True)
             self.best.unlink(missing_ok=True)
             self.result.unlink(missing_ok=True)
-        self._write("config.json", json.dumps(_resolved(config), indent=2) + "\n")
+            for anchor in self.anchors():
+                anchor.unlink()
+        self._write("config.json", json.dumps(_resolved(config, steps_per_epoch), indent=2) + "\n")
         self._write("metrics.jsonl", "".join(_line(epoch) for epoch in history))
         for package, missing in _EXTRAS.items():
             if not _is_there(package):
@@ -146,6 +157,12 @@ class RunFolder:
         """
         if max(history, key=lambda epoch: (epoch.slope in (None, 1.0), epoch.val_accuracy)) is history[-1]:
             save(copied(model).cpu(), self.best)
+
+    def keep_anchor(self, model: nn.Module, done: int, config: TrainConfig) -> None:
+        """Write ``model`` if the run keeps one after ``done`` epochs; before ``save``, as `keep`."""
+        ends = [number * config.epochs // config.keep_anchors for number in range(1, config.keep_anchors + 1)]
+        if done in ends:
+            save(copied(model).cpu(), self.path / f"{ANCHOR}{ends.index(done) + 1}.pt")
 
     def draw(self, history: Sequence[Epoch]) -> None:
         """Write the picture of the curves."""
@@ -180,7 +197,9 @@ class RunFolder:
         return state
 
     def _check_same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
-        old = TrainConfig().to_json() | old  # options that have come since then were at their defaults
+        old = TrainConfig(ema=0.0).to_json() | old  # options that have come since then were at their first defaults
+        if new["macs"] is not None:
+            old = old | {"epochs": new["epochs"]}  # which follow from the budget when the run begins
         differ = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
         if differ:
             was = ", ".join(f"{name}={old.get(name)}" for name in differ)
@@ -202,9 +221,9 @@ def _is_there(package: str) -> bool:
         return False
 
 
-def _resolved(config: TrainConfig) -> dict[str, Any]:
+def _resolved(config: TrainConfig, steps_per_epoch: int) -> dict[str, Any]:
     """All fields, and for None what it stands for."""
-    found = config.to_json() | {"warmup_epochs": config.warmup}
+    found = config.to_json() | {"warmup_epochs": config.warmup, "ema": config.ema_decay(steps_per_epoch)}
     if config.expands:
         giant, decay, tune = config.phases
         found |= {"giant_epochs": decay - giant, "plt_epochs": tune - decay}

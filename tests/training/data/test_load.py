@@ -5,6 +5,7 @@ import torch
 
 from nbcompile import UsageError
 from nbcompile.training import TrainConfig
+from nbcompile.training.data.base import Views
 from nbcompile.training.data.digits import load_digits
 from nbcompile.training.data.load import load_data
 from nbcompile.training.data.subset import evenly
@@ -90,6 +91,17 @@ def test_train_images_are_the_same_for_every_seed() -> None:
     assert labels.tolist() == same_labels.tolist() == few[0].train.labels[[0, 99]].tolist()
 
 
+def test_a_subset_has_the_views_of_the_whole() -> None:
+    few, everything = load_data(TrainConfig(train_images=100)).train, load_digits().train
+    assert isinstance(few, Views)
+    assert isinstance(everything, Views)
+    drawn = few.draw(2)
+    images, _ = few.view([3, 99], drawn)  # type: ignore[misc]
+    same, _ = everything.view(few.indices[[3, 99]].tolist(), drawn)  # type: ignore[misc, attr-defined]
+    assert torch.equal(images, same)
+    assert few.augmentation == everything.augmentation == "shifted by up to 1 px"
+
+
 def test_refuses_more_images_than_there_are() -> None:
     assert len(load_data(TrainConfig(train_images=1437)).train) == 1437
     with pytest.raises(UsageError, match=r"^train_images 1438 is more than the 1437 training images of digits$"):
@@ -131,13 +143,14 @@ def test_workers_give_the_same_batches_in_every_run(folder: Path) -> None:
 def test_a_broken_image_is_named(folder: Path, workers: int) -> None:
     broken = folder / "train" / "dog" / "1.png"
     broken.write_bytes(broken.read_bytes()[:60])
-    data = load_data(TrainConfig(data=f"imagefolder:{folder}"), 16)
-    loader = Loader(data.train, BatchOrder(6, 2, seed=0), workers, lambda batch: batch)
-    with pytest.raises(
-        UsageError,
-        match=rf"^{broken} cannot be read as an image: .*; --skip-broken \(skip_broken=True\) passes over such images$",
-    ):
-        list(loader.epoch(0))
+    sentence = rf"^{broken} cannot be read as an image: .*; --skip-broken \(skip_broken=True\) passes over such images$"
+    with pytest.raises(UsageError, match=sentence):
+        load(folder)
+    for augment in ("light", "none"):
+        data = load_data(TrainConfig(data=f"imagefolder:{folder}", memory=0, augment=augment), 16)
+        loader = Loader(data.train, BatchOrder(6, 2, seed=0), workers, lambda batch: batch)
+        with pytest.raises(UsageError, match=sentence):
+            list(loader.epoch(0))
 
 
 def test_refuses_a_missing_folder(tmp_path: Path) -> None:

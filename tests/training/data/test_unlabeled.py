@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nbcompile import UsageError
 from nbcompile.training import TrainConfig, train
 from nbcompile.training.data.base import Data, Images
-from nbcompile.training.data.in_files import MEAN, STD
+from nbcompile.training.data.cropped_images import MEAN, STD
 from nbcompile.training.data.load import load_data
 from nbcompile.training.data.unlabeled import load_unlabeled
 

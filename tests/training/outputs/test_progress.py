@@ -1,5 +1,6 @@
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,11 @@ def test_log_lines_where_there_is_no_terminal() -> None:
 )
 def test_says_what_resuming_found(event: Started, line: str) -> None:
     assert shown(event, terminal=False).splitlines()[0] == line
+
+
+def test_says_what_is_said_of_the_data() -> None:
+    event = replace(started(), note="10 images, 3 MB, held in memory")
+    assert shown(event, terminal=False).splitlines()[0] == "digits: 10 images, 3 MB, held in memory"
 
 
 def test_bars_on_a_terminal() -> None:

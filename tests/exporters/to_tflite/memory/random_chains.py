@@ -10,7 +10,7 @@ from tests.exporters.to_tflite.small_tflite import converted
 
 
 @cache
-def chain_file(seed: int) -> bytes:
+def chain_file(seed: int, int8: bool = True) -> bytes:
     """A file of five to ten steps on a map of 13 to 21 rows."""
     rng = random.Random(seed)
     values = np.random.default_rng(seed)
@@ -22,7 +22,7 @@ def chain_file(seed: int) -> bytes:
             x = step(x)
         return tf.reduce_mean(x, (1, 2)) if seed % 3 else x
 
-    return converted(call, shape)
+    return converted(call, shape, int8=int8)
 
 
 def _step(rng: random.Random, values: np.random.Generator):  # type: ignore[no-untyped-def]

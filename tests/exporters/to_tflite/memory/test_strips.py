@@ -68,6 +68,31 @@ def test_random_files_in_strips(seeds: range) -> None:
     assert [one for seed in seeds for one in wrong(seed, 4)] == []
 
 
+def test_a_float_file_in_strips() -> None:
+    for seed in range(3):
+        content = chain_file(seed, int8=False)
+        made = arranged(content, read_file(content), Way(drawn(content, random.Random(seed)), 0, 0, 0, 0))
+        prove_equal(content, made.content)
+
+
+def test_where_strips_would_change_the_outputs_there_are_none(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = chain_file(2)
+    proved = arranging.prove_equal
+
+    def strict(before: bytes, after: bytes) -> None:
+        if len(read_file(after).ops) != len(read_file(before).ops):
+            raise ExportError("they differ")
+        proved(before, after)
+
+    monkeypatch.setattr(arranging, "_chosen", lambda found, limits, made: made(found[-1]))
+    assert arrange(content, Limits()).way.regions != ()
+    monkeypatch.setattr(arranging, "prove_equal", strict)
+    assert arrange(content, Limits(least_sram=True)).way.regions == ()
+    assert "nothing is computed in strips: they differ" in caplog.text
+
+
 def test_a_file_with_everything_has_regions() -> None:
     names = {op.name for seed in range(4) for op in read_file(chain_file(seed)).ops}
     assert {"CONV_2D", "DEPTHWISE_CONV_2D", "ADD"} <= names

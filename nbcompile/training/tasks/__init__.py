@@ -1,0 +1,1 @@
+"""What is learnt: classification, detection; each says what is lost, what is measured, and which networks fit."""
