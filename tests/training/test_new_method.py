@@ -106,7 +106,8 @@ def test_python_knows_it_from_its_row_on(
     both = TrainConfig(**options | {"method": "squared+kd", "teacher": "its own", "kd_weight": 0.0})  # type: ignore[arg-type]
     assert train(net, both, tmp_path / "b.pt", teacher=net).history[0].loss == plain.history[0].loss
     with pytest.raises(
-        UsageError, match=r"^method 'squared' has no teacher: choose kd or netbooster\+kd or netaug\+kd or squared\+kd$"
+        UsageError,
+        match=r"^method 'squared' has no teacher: choose kd or netbooster\+kd or netaug\+kd or rco or squared\+kd$",
     ):
         TrainConfig(**options | {"teacher": "its own"})  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"^method must be one of .*, squared, squared\+kd, not 'magic'$"):
