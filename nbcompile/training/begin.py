@@ -12,7 +12,7 @@ from nbcompile.core.example import Origin, TensorSpec, origin_of, remember
 from nbcompile.expansion import record_again
 from nbcompile.training.batch import Batch
 from nbcompile.training.data.base import Data, Images
-from nbcompile.training.data.beside import with_unlabeled
+from nbcompile.training.data.unlabeled.beside import with_unlabeled
 from nbcompile.training.learning_rate import WarmupCosine
 from nbcompile.training.loader import Batches, BatchOrder, Loader
 from nbcompile.training.options.config import TrainConfig

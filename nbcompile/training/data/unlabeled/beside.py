@@ -9,7 +9,7 @@ import torch
 from nbcompile.core.errors import UsageError
 from nbcompile.training.batch import UNLABELED, Batch
 from nbcompile.training.data.base import Data
-from nbcompile.training.data.unlabeled import load_unlabeled
+from nbcompile.training.data.unlabeled.load_unlabeled import load_unlabeled
 from nbcompile.training.loader import Batches, BatchOrder, Loader
 from nbcompile.training.options.config import TrainConfig
 from nbcompile.training.seeds import derived_seed
