@@ -21,10 +21,11 @@ from torch import nn
 
 import nbcompile
 from nbcompile.training import TrainConfig, train
+from nbcompile.training.command import named_teachers
 from nbcompile.training.compute import training_cost
 from nbcompile.training.data.base import Data
 from nbcompile.training.data.load import load_data
-from nbcompile.training.methods import METHODS, SELF
+from nbcompile.training.methods import METHODS
 from nbcompile.training.seeds import seed_everything
 
 SHARED = 0.25
@@ -33,8 +34,6 @@ SHARED = 0.25
 IN_DATA_ROOT = ("data", "unlabeled")
 """Options that may name what is in the folder of the data sets."""
 
-IN_ROOT = ("teacher",)
-"""Options that may name what is in the folder of the runs."""
 
 _UNSAID: dict[str, Any] = {"method": "netbooster", "ema": 0.0}
 """What a run was told that does not say it: the folders of runs from before these defaults changed keep their names."""
@@ -83,14 +82,16 @@ class Run:
         """What it is told, with paths that can be opened here."""
         told = self.told
         data = {name: self._in_data_root(getattr(told, name)) for name in IN_DATA_ROOT}
-        return dataclasses.replace(told, **data, **{name: self._in_root(getattr(told, name)) for name in IN_ROOT})
+        teacher, labels = told.teacher, told.stored_labels
+        if teacher is not None and (self.root / teacher).exists():
+            teacher = str(self.root / teacher)
+        return dataclasses.replace(
+            told, **data, teacher=teacher, stored_labels=None if labels is None else str(self.root / labels)
+        )
 
     def _in_data_root(self, data: str | None) -> str | None:
         kind, colon, rest = (data or "").partition(":")
         return f"{kind}:{self.data_root / rest}" if colon and self.data_root != Path() else data
-
-    def _in_root(self, path: str | None) -> str | None:
-        return path if path in (None, SELF) or not (self.root / path).exists() else str(self.root / path)
 
     @property
     def folder(self) -> Path:
@@ -160,9 +161,9 @@ def train_in(folder: Path, model: nn.Module, config: TrainConfig, data: Data, to
     (folder / "found.json").write_text(json.dumps(known))
 
 
-def teacher_of(config: TrainConfig) -> nn.Module | None:
-    """The foreign teacher of a run."""
-    return nbcompile.load(config.teacher) if config.teacher not in (None, SELF) else None
+def teacher_of(config: TrainConfig) -> list[nn.Module] | None:
+    """The foreign teachers of a run."""
+    return [nbcompile.load(name) for name in named_teachers(config)] or None
 
 
 def compute(network: str, config: TrainConfig, teacher: nn.Module | None = None) -> float:
@@ -174,7 +175,8 @@ def compute(network: str, config: TrainConfig, teacher: nn.Module | None = None)
         teacher: in place of the file that ``config`` names, where that is not written yet.
     """
     x = torch.zeros(1, 3, config.input_size or 32, config.input_size or 32)
-    return training_cost(built(network), config, x, 1, teacher or teacher_of(config)).over_plain * config.epochs
+    taught = teacher or next(iter(teacher_of(config) or ()), None)  # several of them cost the same
+    return training_cost(built(network), config, x, 1, taught).over_plain * config.epochs
 
 
 def controls(network: str, options: Options) -> tuple[Options, Options]:

@@ -14,13 +14,16 @@ from _studies import Options
 from _suites import SUITES, Place, Row, Suite
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 import nbcompile
 from nbcompile.training.data.base import Data
-from nbcompile.training.methods import SELF
+from nbcompile.training.methods import ROUTE, SELF
 
 TEACHER_SEED = 100
+ANCHORS = 3
+"""Networks of the teacher's route that are kept."""
 STEPS = 20
 """Of plain training, that are timed for the plan."""
 
@@ -66,11 +69,11 @@ class Sitting:
 
     def teacher(self) -> Run:
         """The teacher's run."""
-        return self.run(self.suite.teacher, self.least, TEACHER_SEED, {"method": "vanilla"})
+        return self.run(self.suite.teacher, self.least, TEACHER_SEED, {"method": "vanilla", "keep_anchors": ANCHORS})
 
     def data(self, network: str) -> Data:
         """The data set."""
-        told = self.run(network, 1, 0, {}).config
+        told = self.run(network, 1, 0, {"method": "vanilla"}).config
         return data_of(told.data, told.train_images, told.input_size)
 
     def done(self, runs: Sequence[Run]) -> bool:
@@ -98,7 +101,10 @@ class Sitting:
         for row in self.rows:
             runs = [self.run(network, epochs, seed, row.options(place)) for seed in self.seeds]
             told = runs[0].told
-            yield Cell(row, runs, compute(network, told, teacher if told.distils and told.teacher != SELF else None))
+            taught = teacher if told.distils and told.teacher != SELF else None
+            if told.method == ROUTE:
+                taught = nn.ModuleList([teacher] * ANCHORS)
+            yield Cell(row, runs, compute(network, told, taught))
 
     def plan(self) -> None:
         """Print hours per row before anything is started."""

@@ -68,7 +68,7 @@ def run_train(
     refuse_two_ends(epochs="epochs" in given, macs="macs" in given)
     config = TrainConfig.from_json(given)
     check_output(output)
-    teachers = _named_teachers(config)
+    teachers = named_teachers(config)
     read = [path for path in (source, *teachers) if is_file(path)]
     require_own_files([*map(Path, also), Path(output), *RunFolder.beside(output, run_dir).files], read)
     seed_everything(config.seed)  # the initial weights
@@ -81,7 +81,7 @@ def run_train(
         )
 
 
-def _named_teachers(config: TrainConfig) -> list[str]:
+def named_teachers(config: TrainConfig) -> list[str]:
     """The foreign teachers that the config names; of a run folder the anchors in it.
 
     Raises:
