@@ -10,7 +10,6 @@ import torch
 
 from nbcompile.core.errors import UsageError
 from nbcompile.image_files import SUFFIXES
-from nbcompile.training.data.alike import made_like
 from nbcompile.training.data.base import Data, Images
 from nbcompile.training.data.load import loaded
 from nbcompile.training.data.pictures import Files
@@ -18,6 +17,7 @@ from nbcompile.training.data.subset import Subset
 from nbcompile.training.engine import is_main_process
 from nbcompile.training.options.config import TrainConfig
 from nbcompile.training.options.unlabeled import REST
+from nbcompile.training.unlabeled.alike import made_like
 
 log = logging.getLogger("nbcompile")
 
