@@ -126,7 +126,7 @@ def _listed(source: Any) -> Pictures:
     """Those images in files that can be read."""
     if isinstance(source.pictures, Files):
         samples = [source.pictures.samples[i] for i in source.indices]
-        return Files(samples, None if source.pictures.archive is None else Path(source.pictures.archive.filename))
+        return Files(samples, None if source.pictures.archive is None else Path(str(source.pictures.archive.filename)))
     pictures: Pictures = source.pictures
     return pictures
 
