@@ -11,8 +11,8 @@ from nbcompile.core.errors import UsageError
 from nbcompile.core.example import Origin, TensorSpec, origin_of, remember
 from nbcompile.expansion import record_again
 from nbcompile.training.batch import Batch
-from nbcompile.training.beside import with_unlabeled
 from nbcompile.training.data.base import Data, Images
+from nbcompile.training.data.unlabeled.beside import with_unlabeled
 from nbcompile.training.learning_rate import WarmupCosine
 from nbcompile.training.loader import Batches, BatchOrder, Loader
 from nbcompile.training.options.config import TrainConfig
@@ -38,7 +38,6 @@ def set_up(
     tell: Listener,
     teacher: nn.Module | None = None,
     stored: "StoredLabels | None" = None,
-    unlabeled: Images | None = None,
 ) -> Session:
     """A session on a copy of ``model``, after the last epoch of ``checkpoint`` if there is one.
 
@@ -47,7 +46,7 @@ def set_up(
     """
     train, val = loader(fabric, config, data.train, shuffle=True), loader(fabric, config, data.val)
     steps = len(train)
-    batches: Batches = with_unlabeled(fabric, config, unlabeled, train) if unlabeled is not None else train
+    batches: Batches = with_unlabeled(fabric, config, data, train) if config.mimics else train
     history = [Epoch(**epoch) for epoch in checkpoint["history"]] if checkpoint is not None else []
     method = config.method_row.start(config, steps, teacher)
     method.task = data.task

@@ -40,7 +40,6 @@ from nbcompile.training.seeds import seed_everything
 from nbcompile.training.session import Session
 from nbcompile.training.stored.labels import StoredLabels
 from nbcompile.training.tasks.classification import CLASSIFICATION
-from nbcompile.training.unlabeled.images import load_unlabeled
 from nbcompile.wide.widths import widths_of
 
 log = logging.getLogger("nbcompile")
@@ -113,8 +112,7 @@ def train(
             stored, taught = StoredLabels(config, data, taught, fabric, folder.path, cost), None
         seen = stored.images if stored is not None else data.train if config.same_view else TwoViews(data.train)
         shown = replace(data, train=seen)
-        more = load_unlabeled(config, data) if config.mimics else None
-        session = set_up(fabric, config, model, shown, folder, checkpoint, tell, taught, stored, more)
+        session = set_up(fabric, config, model, shown, folder, checkpoint, tell, taught, stored)
         spent = prices.of(config)
         if stored is not None and fabric.is_global_zero:
             stored.begin(resumed=bool(session.history))

@@ -79,7 +79,7 @@ def loaded(config: TrainConfig, default_size: int | None) -> Data:
 
         return load_torchvision(config.data, config.side, default_size, skip, how)
     if kind == "voc" and rest:
-        from nbcompile.training.data.voc import load_voc
+        from nbcompile.training.data.boxes.voc import load_voc
 
         return load_voc(config.data, side, skip)
     if rest.partition("?")[0].isidentifier():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nbcompile.core.copies import copied
 from nbcompile.training.methods.features import Feature
 
-HIDDEN = 64
+HIDDEN_CHANNELS = 64
 """Hidden channels of the discriminator."""
 
 
@@ -60,7 +60,9 @@ class Adversary(nn.Module):
     def __init__(self, network: nn.Module, feature: Feature) -> None:
         super().__init__()
         self.network, self.feature = network, feature
-        self.discriminator = nn.Sequential(nn.Conv2d(feature.shape[1], HIDDEN, 1), nn.ReLU(), nn.Conv2d(HIDDEN, 1, 1))
+        self.discriminator = nn.Sequential(
+            nn.Conv2d(feature.shape[1], HIDDEN_CHANNELS, 1), nn.ReLU(), nn.Conv2d(HIDDEN_CHANNELS, 1, 1)
+        )
         self.register_buffer("weight", torch.zeros(()), persistent=False)
         self._seen: Tensor | None = None
         self._hook = _looking(self, network.get_submodule(feature.module))

@@ -30,7 +30,7 @@ class DataOptions:
         None,
         "What is learnt from it",
         panel=READ,
-        metavar="TASK",
+        metavar="NAME",
         choices=("classification", "detection"),
         unset="what its labels are for: boxes (voc:) are detected, a MODEL that is no detector gets a head for that",
     )

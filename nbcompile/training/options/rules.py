@@ -178,8 +178,8 @@ def _check_unlabeled(config: "TrainConfig") -> None:
         raise UsageError(f"method '{config.method}' mimics a giant that has learnt: teacher must be a file or a MODEL")
     if config.unlabeled == REST and config.train_images is None:
         raise UsageError(f"unlabeled '{REST}' is what train_images leaves out, and there is no train_images")
-    if config.augment in ("mixup", "cutmix") or config.sizes:
-        what = "sizes" if config.sizes else f"augment '{config.augment}'"
+    if config.augment in ("mixup", "cutmix") or config.sizes or not config.same_view:
+        what = "sizes" if config.sizes else "other_view" if not config.same_view else f"augment '{config.augment}'"
         raise UsageError(f"{what} would change the labelled images alone: it does not go with method '{config.method}'")
     if config.adversarial and config.expands:
         raise UsageError(f"adversarial goes with a network that stays the same, not with method '{config.method}'")

@@ -27,7 +27,7 @@ class TeacherOptions:
     labels: str = option(
         "given",
         "What is learnt beside the teacher's answers; with none the answers are all there is",
-        metavar="WHICH",
+        metavar="NAME",
         choices=("given", "none"),
     )
     kd_mixup: float = option(

@@ -10,8 +10,8 @@ from PIL import Image
 from nbcompile.core.errors import UsageError
 from nbcompile.training import TrainConfig
 from nbcompile.training.data.base import Data
+from nbcompile.training.data.boxes.views_of_boxes import WHOLE, View, boxes_in, drawn_view, shown
 from nbcompile.training.data.load import load_data
-from nbcompile.training.data.views_of_boxes import WHOLE, View, boxes_in, drawn_view, shown
 from nbcompile.training.tasks.detection import Detection
 from tests.boxes import annotation, write_voc
 

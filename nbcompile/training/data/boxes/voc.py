@@ -19,10 +19,10 @@ from nbcompile.detection.decode import BoxCoding
 from nbcompile.detection.network import ANCHORS, grid_of
 from nbcompile.image_files import opened
 from nbcompile.training.data.base import Data, Labelled
+from nbcompile.training.data.boxes.views_of_boxes import WHOLE, boxes_in, drawn_view, shown
+from nbcompile.training.data.boxes.voc_files import Annotation, names_in, read_annotation, voc_root
 from nbcompile.training.data.cropped_images import MEAN, STD
 from nbcompile.training.data.pictures import GO_ON, readable
-from nbcompile.training.data.views_of_boxes import WHOLE, boxes_in, drawn_view, shown
-from nbcompile.training.data.voc_files import Annotation, names_in, read_annotation, voc_root
 from nbcompile.training.engine import is_main_process
 from nbcompile.training.tasks.detection import Detection
 

@@ -14,10 +14,10 @@ from nbcompile.training.data.base import Data, Images
 from nbcompile.training.data.load import loaded
 from nbcompile.training.data.pictures import Files
 from nbcompile.training.data.subset import Subset
+from nbcompile.training.data.unlabeled.alike import made_like
 from nbcompile.training.engine import is_main_process
 from nbcompile.training.options.config import TrainConfig
 from nbcompile.training.options.unlabeled import REST
-from nbcompile.training.unlabeled.alike import made_like
 
 log = logging.getLogger("nbcompile")
 

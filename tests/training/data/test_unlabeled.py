@@ -17,7 +17,7 @@ from nbcompile.training import TrainConfig, train
 from nbcompile.training.data.base import Data, Images
 from nbcompile.training.data.cropped_images import MEAN, STD
 from nbcompile.training.data.load import load_data
-from nbcompile.training.unlabeled.images import load_unlabeled
+from nbcompile.training.data.unlabeled.load_unlabeled import load_unlabeled
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
 FACTORY = """
@@ -150,7 +150,7 @@ def test_images_in_memory_beside_others(factories: None) -> None:
 
 
 def test_another_scale_of_pixels(tmp_path: Path, factories: None) -> None:
-    import nbcompile.training.unlabeled.alike as alike
+    import nbcompile.training.data.unlabeled.alike as alike
 
     pixels = torch.full((2, 1, 6, 6), 255, dtype=torch.uint8)
     resized = alike._resized(pixels, (8, 8), (1 / 255) / (1 / 16))

@@ -8,14 +8,14 @@ import torch
 
 from nbcompile.core.errors import UsageError
 from nbcompile.training.batch import UNLABELED, Batch
+from nbcompile.training.data.base import Data
+from nbcompile.training.data.unlabeled.load_unlabeled import load_unlabeled
 from nbcompile.training.loader import Batches, BatchOrder, Loader
 from nbcompile.training.options.config import TrainConfig
 from nbcompile.training.seeds import derived_seed
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
-
-    from nbcompile.training.data.base import Images
 
 STREAM = 1
 """Added to the seed of a run: the two sets are shuffled and augmented apart."""
@@ -78,16 +78,17 @@ class Pairs:
             yield batch._replace(more=batch.more | {self.name: other.images})
 
 
-def with_unlabeled(fabric: "Fabric", config: TrainConfig, images: "Images", labelled: Loader) -> Pairs:
-    """The batches of ``labelled``, each with some of the ``images`` without labels.
+def with_unlabeled(fabric: "Fabric", config: TrainConfig, data: Data, labelled: Loader) -> Pairs:
+    """The batches of ``labelled``, each with its images without labels.
 
     Raises:
-        UsageError: if a batch of them cannot be divided among the processes.
+        UsageError: as `load_unlabeled`; if a batch of them cannot be divided among the processes.
     """
     size, world = config.unlabeled_batch or config.batch_size, fabric.world_size
     if size % (world * config.accumulate):
         parts = "" if config.accumulate == 1 else f", times accumulate {config.accumulate}"
         raise UsageError(f"unlabeled_batch {size} must be a multiple of {world}, the number of processes{parts}")
+    images = load_unlabeled(config, data)
     seed, rank = derived_seed(config.seed, STREAM), fabric.global_rank
     order = Endless(len(images), size, len(labelled), seed=seed, rank=rank, world=world)
     return Pairs(labelled, Loader(images, order, config.num_workers, labelled.place), UNLABELED)

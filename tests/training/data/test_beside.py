@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from nbcompile.training.beside import Endless
+from nbcompile.training.data.unlabeled.beside import Endless
 
 
 def batches(epoch: int, **options: int) -> list[list[int]]:
