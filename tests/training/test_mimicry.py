@@ -28,7 +28,7 @@ X, U = (torch.randn(n, 1, 7, 5, generator=GENERATOR, dtype=torch.float64) for n 
 Y = torch.tensor([0, 1, 2, 0])
 OPTIONS: dict[str, Any] = {
     "method": "mimic", "teacher": "giant.pt", "unlabeled": "imagefolder:more", "epochs": 4, "batch_size": 4,
-    "unlabeled_batch": 8, "warmup_epochs": 0,
+    "unlabeled_batch": 8, "warmup_epochs": 0, "temperature": 4.0, "label_smoothing": 0.1,
 }  # fmt: skip
 STEPS = 5
 
@@ -326,6 +326,8 @@ def test_what_it_costs() -> None:
             {"method": "netbooster+mimic", "adversarial": 0.1},
             "adversarial goes with a network that stays the same, not with method 'netbooster\\+mimic'",
         ),
+        ({"augment": "mixup"}, "augment 'mixup' would change the labelled images alone: it does not go"),
+        ({"sizes": (16, 32)}, "sizes would change the labelled images alone"),
         ({"feature": "0"}, "feature is what adversarial aligns, and that is 0"),
         ({"unlabeled_batch": 7, "accumulate": 2}, "unlabeled_batch 7 must be a multiple of accumulate 2"),
         ({"unlabeled_batch": 0}, "unlabeled_batch must be > 0, not 0"),

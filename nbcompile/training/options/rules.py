@@ -180,6 +180,9 @@ def _check_unlabeled(config: "TrainConfig") -> None:
         raise UsageError("sizes are those of labelled images alone: leave them out where there are unlabeled ones")
     if config.unlabeled == REST and config.train_images is None:
         raise UsageError(f"unlabeled '{REST}' is what train_images leaves out, and there is no train_images")
+    if config.augment in ("mixup", "cutmix") or config.sizes or not config.same_view:
+        what = "sizes" if config.sizes else "other_view" if not config.same_view else f"augment '{config.augment}'"
+        raise UsageError(f"{what} would change the labelled images alone: it does not go with method '{config.method}'")
     if config.adversarial and config.expands:
         raise UsageError(f"adversarial goes with a network that stays the same, not with method '{config.method}'")
     if config.feature is not None and not config.adversarial:
