@@ -176,8 +176,6 @@ def _check_unlabeled(config: "TrainConfig") -> None:
         raise UsageError(f"method '{config.method}' needs images without labels: unlabeled, such as imagefolder:DIR")
     if config.teacher == SELF:
         raise UsageError(f"method '{config.method}' mimics a giant that has learnt: teacher must be a file or a MODEL")
-    if config.sizes:
-        raise UsageError("sizes are those of labelled images alone: leave them out where there are unlabeled ones")
     if config.unlabeled == REST and config.train_images is None:
         raise UsageError(f"unlabeled '{REST}' is what train_images leaves out, and there is no train_images")
     if config.augment in ("mixup", "cutmix") or config.sizes or not config.same_view:
