@@ -40,7 +40,8 @@ def with_fitting_head(model: nn.Module, data: "Data", config: "TrainConfig") -> 
         config: gives ``new_head``, and the seed of what is new.
 
     Raises:
-        UsageError: if a head cannot be put on ``model``, or a detector finds others than ``data`` has.
+        UsageError: if a head cannot be put on ``model``, a detector finds others than ``data`` has, or what measures it
+            is not installed.
         PreconditionError: if it is a giant in width that would get one.
     """
     if not isinstance(data.task, Detection):
@@ -49,6 +50,7 @@ def with_fitting_head(model: nn.Module, data: "Data", config: "TrainConfig") -> 
             model = with_classes(model, len(data.classes), torch.zeros(1, *data.shape))
         return model, data
     grid_of(data.shape[1])
+    data.task.score()  # what it needs is missed now, not after an epoch
     known = coding_of(model)
     if known is None and not isinstance(model, Detector):
         seed_everything(config.seed)

@@ -144,6 +144,25 @@ def test_what_does_not_fit_is_refused(voc: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_measures_it_is_missed_before_the_first_epoch(
+    voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(UsageError, match=r"^measuring AP50 needs pycocotools, which is not installed"):
+        trained(voc, tmp_path / "x.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_half_precision_and_another_memory_format(voc: Path, tmp_path: Path) -> None:
+    options = {"precision": "bf16-mixed", "channels_last": True}
+    teacher = trained(voc, tmp_path / "teacher.pt", **options).model
+    for method in ("kd", "netdistiller"):
+        more = {"teacher": teacher} if method == "kd" else {}
+        result = trained(voc, tmp_path / f"{method}.pt", method=method, **options, **more)
+        assert torch.isfinite(torch.tensor(result.history[0].loss))
+
+
 @pytest.mark.slow
 def test_a_giant_gets_a_head_and_stays_one(voc: Path, tmp_path: Path) -> None:
     giant = nbcompile.expand(tower().eval(), torch.zeros(1, 3, 64, 64), where="uniform:0.5", ratio=2)

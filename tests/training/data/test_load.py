@@ -194,7 +194,9 @@ def test_refuses_an_unknown_size(folder: Path) -> None:
         load(folder, None)
 
 
-KINDS = r"data must be digits, cifar10:DIR, imagefolder:DIR, torchvision:NAME\?root=DIR or package.module:factory"
+KINDS = (
+    r"data must be digits, cifar10:DIR, imagefolder:DIR, torchvision:NAME\?root=DIR, voc:DIR or package.module:factory"
+)
 
 
 @pytest.mark.parametrize("name", ["cifar", "imagefolder:", "cifar10:", "digits:8", "./images", "a.b:", ""])
