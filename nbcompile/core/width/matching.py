@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from nbcompile.core.width.follow import Follow, Kinds
+from nbcompile.core.width.follow import Follow, Kinds, compact
 from nbcompile.core.width.labels import GROUPS, NO_CHANNEL, Block, Slot, distinct
 from nbcompile.core.width.layout import NoLayoutError, WidthLayout, check_groups
 from nbcompile.core.width.spaces import Space, in_order, occurrence
@@ -44,6 +45,7 @@ def lay_out(base: Follow, seen: Follow, spaces: list[Space], steps: Sequence[int
             own[slot] = places
     if wrong := matching.wrong + wrong:
         raise NoLayoutError(f"'{wrong[0].tensor}' does not read there what it reads, or in another order", wrong)
+    matching.check_values()
     layout = WidthLayout(spaces, wide, matching.unit, matching.space, own, base.grouped)
     check_groups(layout, [0] * len(steps))
     return layout
@@ -144,6 +146,28 @@ class _Matching:
         free = self.given[old] == _NONE
         self.given[old[free]] = new[places][free]
         return True
+
+    def check_values(self) -> None:
+        """Of each value, the original's channels at the widest are those that it has at the original's width, in order.
+
+        Labels of values that are added are the same, whichever of them a layer reads: what it reads does not tell
+        whether half of one has become more than half.
+
+        Raises:
+            NoLayoutError: naming the spaces of a value of which that is not so.
+        """
+        for (function, before), (same, after) in zip(self.base.calls, self.seen.calls, strict=False):
+            if function is not same:
+                return
+            for old, new in zip(tree_leaves(before), tree_leaves(after), strict=False):
+                roots, wide = self.base.of(old), self.seen.of(new)
+                if roots is None or wide is None:
+                    continue
+                roots, wide = compact(roots).flatten(), compact(wide).flatten()
+                if not torch.equal(self.given[roots], wide[self.unit[wide] < 0]):
+                    name = getattr(function, "__name__", "an operator")
+                    slots = [*self.base.labels.homes(roots)]
+                    raise NoLayoutError(f"'{name}' gives other channels at other widths", slots)
 
     @property
     def _runs(self) -> tuple[Follow, Follow]:

@@ -23,6 +23,11 @@ from nbcompile.core.words import first_line
 WIDTHS_TRIED = 4
 """Widths at which a layout is checked, besides the widest and the original's."""
 
+WIDTHS_OF_PARTS = 16
+"""As many where channels are cut in parts: where that fits at one width in two, few widths may not show it."""
+
+_CUTS = {"chunk", "split", "tensor_split", "split_with_sizes", "narrow", "getitem", "glu", "unbind"}
+
 
 def planned(model: nn.Module, inputs: Inputs, widest: Callable[[Space], float]) -> WidthLayout:
     """The layout of ``model`` at its widest.
@@ -83,7 +88,8 @@ class _Plan:
         """The layout, which holds at the widest and at drawn widths."""
         layout = self.laid_out(steps)
         rng = random.Random(0)
-        for _ in range(WIDTHS_TRIED if any(steps) else 0):
+        cuts = any(getattr(function, "__name__", "").strip("_") in _CUTS for function, _ in self.base.calls)
+        for _ in range((WIDTHS_OF_PARTS if cuts else WIDTHS_TRIED) if any(steps) else 0):
             drawn = [rng.randint(0, most) for most in steps]
             try:
                 check_width(self.model, self.inputs, self.base, layout, drawn)
