@@ -2,6 +2,7 @@
 
 import copy
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -51,8 +52,14 @@ def widened(network: nn.Module, x: Tensor) -> nn.Module | None:
         return None
 
 
-@pytest.mark.parametrize("seeds", [range(10), pytest.param(range(10, 300), marks=pytest.mark.slow)], ids=["10", "300"])
-def test_networks_are_widened_and_come_back(seeds: range) -> None:
+HALVES = (988, 3572, 4605, 5971, 8850, 9017)
+"""Of 10,000, those in which a half became more than a half at another width."""
+
+
+@pytest.mark.parametrize(
+    "seeds", [[*range(10), *HALVES], pytest.param(range(10, 300), marks=pytest.mark.slow)], ids=["10", "300"]
+)
+def test_networks_are_widened_and_come_back(seeds: Sequence[int]) -> None:
     assert {seed: found for seed in seeds if (found := wrong(seed))} == {}
 
 
