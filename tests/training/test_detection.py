@@ -74,12 +74,8 @@ def test_a_classifier_gets_a_head_and_its_file_describes_itself(voc: Path, tmp_p
     assert boxes == task.coding.to_json()
 
 
-METHODS_QUICK = ("kd",)
-
-
-@pytest.mark.parametrize(
-    "method", [m if m in METHODS_QUICK else pytest.param(m, marks=pytest.mark.slow) for m in METHODS if m != "vanilla"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "vanilla"])
 def test_every_method_trains_one(voc: Path, tmp_path: Path, method: str) -> None:
     options: dict[str, Any] = {"where": "last:2"} if "rocket" in METHODS[method].name else {}
     if METHODS[method].distils:
@@ -93,7 +89,8 @@ def test_every_method_trains_one(voc: Path, tmp_path: Path, method: str) -> None
     assert {name: tuple(p.shape) for name, p in nbcompile.fuse(loaded).named_parameters() if p.ndim == 4} == shapes
 
 
-@pytest.mark.parametrize("method", [pytest.param("netbooster", marks=pytest.mark.slow), "vanilla"])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["netbooster", "vanilla"])
 def test_a_stopped_run_ends_with_the_same_bits(voc: Path, tmp_path: Path, method: str) -> None:
     options = SHORT | {"epochs": 2, "ema": 0.9, "accumulate": 2}
     whole = trained(voc, tmp_path / "whole.pt", method=method, **options)
@@ -172,6 +169,7 @@ def test_a_giant_gets_a_head_and_stays_one(voc: Path, tmp_path: Path) -> None:
     require_same(nbcompile.fuse(loaded), loaded, 1e-3)
 
 
+@pytest.mark.slow
 def test_from_the_command_line(
     voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
