@@ -93,7 +93,7 @@ SUITES = {
             Row("RocketLaunch", lambda at: {"method": "rocket", "where": "last:3"}),
             Row("gradient re-parameterisation", lambda at: {"method": "grad-reparam"}),
             Row("NetBooster, the paper's phases", _giant),
-            Row("NetBooster", lambda at: {"method": "netbooster"}),
+            Row("NetBooster, layers preserved", lambda at: {"method": "netbooster", "preserve": True}),
             Row("NetAug", lambda at: {"method": "netaug"}),
             Row("NetDistiller", lambda at: {"method": "netdistiller"}),
             Row("NetBooster + KD", lambda at: {**_taught(at), "method": "netbooster+kd"}),
