@@ -25,6 +25,7 @@ VERBS = {
     "nbcompile.deploy.to_device": ("export_tflite",),
     "nbcompile.expansion": ("expand", "candidates"),
     "nbcompile.fusion": ("fuse", "fused"),
+    "nbcompile.reparam.grad_reparam": ("grad_reparam",),
     "nbcompile.report.errors_by_layer": ("per_layer_error",),
     "nbcompile.report.collect": ("report_on",),
     "nbcompile.verification": ("verify", "verify_merged"),

@@ -20,7 +20,7 @@ from nbcompile.training.accuracy import accuracy
 from nbcompile.training.batch import Batch
 from nbcompile.training.begin import images_per_epoch, set_up
 from nbcompile.training.check_fits import check_fits
-from nbcompile.training.compute import Prices, warning, within_budget
+from nbcompile.training.compute import Prices, TrainingCost, warning, within_budget
 from nbcompile.training.data.base import Data
 from nbcompile.training.data.load import load_data
 from nbcompile.training.data.two_views import TwoViews
@@ -103,10 +103,11 @@ def train(
         model, data = with_fitting_head(model, data, config)
         check_fits(model, data, sizes=config.sizes)
         tell = on_event if on_event is not None and fabric.is_global_zero else _tell_nobody
-        taught, stored = _frozen(teacher, config, data), None
+        taught = _frozen(teacher, config, data)
         asked = None if taught is None else copied(taught)  # stays on the CPU, where costs are counted
         prices = Prices(model, torch.zeros(1, *data.shape), images_per_epoch(config, data), asked)
         config = within_budget(config, prices, None if checkpoint is None else checkpoint["config"]["epochs"])
+        stored = None
         if config.stored_labels is not None:
             cost = cost_of_teachers(config.teachers)
             stored, taught = StoredLabels(config, data, taught, fabric, folder.path, cost), None
@@ -114,32 +115,38 @@ def train(
         shown = replace(data, train=seen)
         session = set_up(fabric, config, model, shown, folder, checkpoint, tell, taught, stored)
         spent = prices.of(config)
-        if stored is not None and fabric.is_global_zero:
-            stored.begin(resumed=bool(session.history))
-        fabric.barrier()  # every process has read the folder before the first one writes to it
-        if fabric.is_global_zero:
-            if (dear := warning(config.method_row, spent)) is not None:
-                log.warning("%s", dear)
-            folder.begin(config, session.history, len(session.train))
-        tell(
-            Started(
-                method=config.method_row.name,
-                data=data.name,
-                metric=data.task.metric,
-                epochs=config.epochs,
-                macs=config.macs,
-                done=len(session.history),
-                steps_per_epoch=len(session.train),
-                run_dir=folder.path,
-                resume_found_nothing=resume and checkpoint is None,
-                note=data.note,
-            )
-        )
+        _begin(session, data, spent, resumed_nothing=resume and checkpoint is None)
         for epoch in range(len(session.history), config.epochs):
             _run_epoch(session, epoch)
         if stored is not None:
             spent = replace(spent, teacher=stored.spent)
         return finish(session, data, output, check_export, spent)
+
+
+def _begin(session: Session, data: Data, spent: TrainingCost, *, resumed_nothing: bool) -> None:
+    """Make the run folder, and say what begins."""
+    config, main = session.config, session.fabric.is_global_zero
+    if session.stored is not None and main:
+        session.stored.begin(resumed=bool(session.history))
+    session.fabric.barrier()  # every process has read the folder before the first one writes to it
+    if main:
+        if (dear := warning(config.method_row, spent)) is not None:
+            log.warning("%s", dear)
+        session.folder.begin(config, session.history, len(session.train))
+    session.tell(
+        Started(
+            method=config.method_row.name,
+            data=data.name,
+            metric=data.task.metric,
+            epochs=config.epochs,
+            macs=config.macs,
+            done=len(session.history),
+            steps_per_epoch=len(session.train),
+            run_dir=session.folder.path,
+            resume_found_nothing=resumed_nothing,
+            note=data.note,
+        )
+    )
 
 
 def _run_epoch(session: Session, epoch: int) -> None:

@@ -382,7 +382,7 @@ def test_fuse_for_a_microcontroller(run, tmp_path: Path) -> None:
     assert {"tiny.cc", "tiny.h", "tiny_ops.h", "tiny_main.cc"} < {path.name for path in tmp_path.iterdir()}
     refused = run(*words, *few, "--sram", "2K", "-o", "other.tflite")
     assert refused.code == 1
-    assert "does not fit 2,048 bytes: the best that was reached is" in refused.err
+    assert "B more than the 2,048 B of SRAM. It is the least of " in refused.err
     assert not (tmp_path / "other.tflite").exists()
 
 

@@ -15,7 +15,7 @@ import nbcompile
 from nbcompile import UsageError
 from nbcompile.training import TrainConfig, train
 from nbcompile.training.batch import ANSWERS, OTHER_VIEW, Batch
-from nbcompile.training.command import _named_teachers, run_train
+from nbcompile.training.command import named_teachers, run_train
 from nbcompile.training.data.digits import load_digits
 from nbcompile.training.data.two_views import TwoViews
 from nbcompile.training.methods.base import Method
@@ -145,14 +145,14 @@ def test_a_run_keeps_its_route_and_a_network_learns_from_it(tmp_path: Path, net:
     assert all(torch.equal(x, made.model.state_dict()[name]) for name, x in last.state_dict().items())
     assert not torch.equal(next(first.parameters()), next(last.parameters()))
     config = TrainConfig(method="rco", teacher=str(run), epochs=3, **SHORT)
-    assert _named_teachers(config) == [*map(str, anchors)]
+    assert named_teachers(config) == [*map(str, anchors)]
     taught = train(net, config, tmp_path / "a.pt", teacher=[first, last])
     assert [epoch.phase for epoch in taught.history] == ["anchor 1", "anchor 1", "anchor 2"]
     assert taught.teacher_cost == made.cost.total == cost_of_teachers([*map(str, anchors)]), "one run counts once"
     with pytest.raises(
         UsageError, match=r"the teacher .*big-run is a folder: name a file in it, or choose method rco$"
     ):
-        _named_teachers(replace(config, method="kd"))
+        named_teachers(replace(config, method="kd"))
     options: dict[str, Any] = {"quiet": True, "method": "rco", "teacher": str(run), "epochs": 3}
     with pytest.raises(UsageError, match=r"^cannot write .*anchor-1.pt: it is what is read"):
         run_train(MODEL, output=tmp_path / "c.pt", run_dir=run, **options)

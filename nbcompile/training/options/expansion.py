@@ -59,7 +59,7 @@ class ExpansionOptions:
     rise: str = option(
         "together",
         "Whether the blocks' slopes rise together, or one after the other",
-        metavar="ORDER",
+        metavar="NAME",
         choices=("together", "from-input", "cheapest-first"),
     )
     plt_loss: float | None = option(

@@ -136,11 +136,11 @@ def test_what_is_said_to_hurt_is_said(caplog: pytest.LogCaptureFixture, monkeypa
         load("digits", augment)
     assert caplog.text == ""
     load("digits", "mixup")
-    (message,) = (record.getMessage() for record in caplog.records)
-    assert message == (
+    messages = {record.getMessage() for record in caplog.records if record.name == "nbcompile"}
+    assert messages == {
         "augment mixup is reported to cost tiny networks accuracy: NetAug, Cai et al. 2022, arXiv:2110.08890, fig. 2: "
         "MobileNetV2-Tiny falls from 52.4 to about 51.7 %"
-    )
+    }
     assert set(HURTS) == {*ALPHA, "autoaugment"}
 
 
