@@ -91,7 +91,7 @@ SUITES = {
             Row("tf-KD", lambda at: {"method": "tf-kd"}),
             Row("RCO-KD", lambda at: {"method": "rco", "teacher": str(at.teacher)}),
             Row("RocketLaunch", lambda at: {"method": "rocket", "where": "last:3"}),
-            Row("gradient re-parameterisation", lambda at: {"method": "grad-reparam"}),
+            Row("gradient re-parameterization", lambda at: {"method": "grad-reparam"}),
             Row("NetBooster, the paper's phases", _giant),
             Row("NetBooster, layers preserved", lambda at: {"method": "netbooster", "preserve": True}),
             Row("NetAug", lambda at: {"method": "netaug"}),
