@@ -103,6 +103,7 @@ def test_a_stopped_run_ends_with_the_same_bits(voc: Path, tmp_path: Path, method
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+@pytest.mark.slow
 def test_a_detector_is_trained_on_with_the_anchors_of_its_file(voc: Path, tmp_path: Path) -> None:
     trained(voc, tmp_path / "one.pt")
     model = nbcompile.load(tmp_path / "one.pt")
