@@ -21,6 +21,7 @@ from nbcompile.training import TrainConfig, TrainResult, train
 from nbcompile.training.command import run_train
 from nbcompile.training.data.load import load_data
 from nbcompile.training.methods import METHODS
+from nbcompile.training.options.rules import check_boxes
 from nbcompile.training.tasks.detection import Detection
 from tests.boxes import Tower, annotation, write_voc
 from tests.training.stopping import StopError, stop_after
@@ -75,7 +76,9 @@ def test_a_classifier_gets_a_head_and_its_file_describes_itself(voc: Path, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "vanilla"])
+@pytest.mark.parametrize(
+    "method", [row.name for row in METHODS.values() if row.name != "vanilla" and not row.classes_only]
+)
 def test_every_method_trains_one(voc: Path, tmp_path: Path, method: str) -> None:
     options: dict[str, Any] = {"where": "last:2"} if "rocket" in METHODS[method].name else {}
     if METHODS[method].distils:
@@ -87,6 +90,29 @@ def test_every_method_trains_one(voc: Path, tmp_path: Path, method: str) -> None
     require_same(nbcompile.fuse(loaded), loaded, 1e-3)
     shapes = {name: tuple(p.shape) for name, p in Detector(tower(), 2).named_parameters() if p.ndim == 4}
     assert {name: tuple(p.shape) for name, p in nbcompile.fuse(loaded).named_parameters() if p.ndim == 4} == shapes
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"method": "tf-kd"}, "method 'tf-kd'"),
+        ({"method": "rco", "teacher": "a.pt,b.pt"}, "method 'rco'"),
+        ({"method": "mimic", "teacher": "a.pt", "unlabeled": "digits"}, "method 'mimic'"),
+        ({"method": "kd", "teacher": "a.pt", "stored_labels": "labels"}, "stored_labels"),
+        ({"method": "kd", "teacher": "a.pt", "labels": "none", "kd_mixup": 0.2}, "kd_mixup"),
+        ({"method": "kd", "teacher": "a.pt", "same_view": False}, "other_view"),
+        ({"method": "kd", "teacher": "a.pt,b.pt"}, "more than one teacher"),
+        ({"augment": "cutmix"}, "augment 'cutmix'"),
+        ({"sizes": (64, 96), "input_size": 96, "epochs": 2}, "sizes"),
+        ({"method": "netbooster", "epochs": 4, "rise": "cheapest-first"}, "rise 'cheapest-first'"),
+        ({"method": "netbooster", "epochs": 4, "plt_loss": 0.1}, "plt_loss"),
+    ],
+)
+def test_what_goes_with_one_class_an_image(options: dict[str, Any], what: str) -> None:
+    given = {"method": "vanilla", **SHORT, **options}
+    with pytest.raises(UsageError, match=f"^{what} goes with one class an image, and the labels of voc:DIR are boxes$"):
+        check_boxes(TrainConfig(**given), "voc:DIR")
+    check_boxes(TrainConfig(method="kd", teacher="a.pt"), "voc:DIR")
 
 
 @pytest.mark.slow

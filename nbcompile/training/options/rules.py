@@ -213,6 +213,8 @@ def check_boxes(config: "TrainConfig", data: str) -> None:
         "more than one teacher": len(config.teachers) > 1,
         f"augment '{config.augment}'": config.augment != type(config).augment,
         "sizes": bool(config.sizes),
+        f"rise '{config.rise}'": config.rise == "cheapest-first",
+        "plt_loss": config.plt_loss is not None,
     }
     if given := next((name for name, is_asked in asked.items() if is_asked), None):
         raise UsageError(f"{given} goes with one class an image, and the labels of {data} are boxes")
