@@ -62,6 +62,7 @@ def test_story_from_model_to_onnx(run, tmp_path: Path) -> None:
     nbcompile.zoo.dscnn().load_state_dict(nbcompile.load("tiny.safetensors", model=nbcompile.zoo.dscnn()).state_dict())
 
 
+@pytest.mark.slow
 def test_story_in_width(run, tmp_path: Path) -> None:
     model = scramble_(nbcompile.zoo.dscnn()).eval()
     torch.save(model.state_dict(), "tiny.pt")

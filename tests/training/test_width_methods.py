@@ -355,6 +355,7 @@ def test_what_a_step_costs() -> None:
     assert own == plain < larger < widest
 
 
+@pytest.mark.slow
 def test_a_giant_in_width_that_is_given(tmp_path: Path) -> None:
     torch.manual_seed(0)
     giant = widen(nbcompile.zoo.dscnn(), torch.zeros(1, 1, 8, 8), factors=(1, 2), inner=(1, 3))
