@@ -126,7 +126,7 @@ def test_it_says_what_it_does(tmp_path: Path) -> None:
         *("comparing it with the file as it was", *["running samples"] * 4, "making what goes beside it"),
     ]
     assert all(event.done == event.total for event in events if event.ended and event.total is not None)
-    assert {event.total for event in events if event.path[-1] == "calibrating"} == {1, 48}
+    assert {event.total for event in events if event.path[-1] == "calibrating"} == {48}
 
 
 @pytest.mark.slow
@@ -411,10 +411,10 @@ def test_what_the_report_says(tmp_path: Path) -> None:
     assert (device.arena_budget, device.flash_budget) == (264 * 1024, 2 * 1024**2)
     assert (device.arena_head, device.arena_total) == (result.arena.head, result.arena.needed)
     assert [row.name for row in device.interpreters] == ["LiteRT, XNNPACK", "LiteRT, reference kernels", "TFLite Micro"]
-    assert [row.name for row in device.layers] == ["2", "4", "7", "8", "9", "11"]
+    assert [row.name for row in device.layers] == ["0/pad", "2", "4", "7", "8", "9", "11"]
     assert all(row.in_band and row.scale and row.sqnr and row.sqnr > 20 for row in device.layers)
     assert max(row.end for row in device.tensors) == device.arena_head
-    assert device.macs_executed > device.macs_logical
+    assert device.macs_executed == device.macs_logical
     assert len([note for note in device.notes if note.endswith(", taken")]) == 1
     assert json.loads(json.dumps(json_ready(result.to_json())))["chosen"] == result.chosen
 
