@@ -15,7 +15,7 @@ from nbcompile.exporters.to_tflite.file.parts import File, FileOp
 from nbcompile.exporters.to_tflite.memory.draft import Draft, DraftStep
 from nbcompile.exporters.to_tflite.memory.overlaps import wishes
 from nbcompile.exporters.to_tflite.memory.strips import Region, RowChain, chain, one_in_strips
-from nbcompile.exporters.to_tflite.memory.windows import RowStage, stages
+from nbcompile.exporters.to_tflite.memory.windows import stages
 
 COUNTS = (2, 3, 4, 5, 6, 8, 9, 10, 12, 14, 16, 18, 24)
 """Numbers of strips that are tried."""
@@ -117,39 +117,35 @@ def _edges(file: File) -> Iterator[WayPart]:
     held = [sum(b.nbytes for b in alive.values() if b.first <= at <= b.last) for at in range(len(file.ops))]
     for at, height in enumerate(held):
         yield WayPart(Region(at, at + 1, 1), height, 0, 0)
-    known = stages(file)
+    known, least = stages(file), max(held) // 16
     for first in range(len(file.ops)):
         for last in range(first + 2, min(first + LONGEST, len(file.ops)) + 1):
             if last - 1 not in known:
                 break
-            found = chain(draft, known, first, last)
-            if found is None or max(held[first:last]) < max(held) // 16:
+            found = chain(draft, known, first, last) if max(held[first:last]) >= least else None
+            if found is None:
                 continue
             ends = {found.source, found.out}
             beside = sum(b.nbytes for n, b in alive.items() if n not in ends and b.first < first and b.last >= last)
-            yield from _in_strips(file, known, found, Region(first, last, 1), beside, alive[found.source].last >= last)
+            yield from _in_strips(draft, found, Region(first, last, 1), beside, alive[found.source].last >= last)
 
 
-def _in_strips(
-    file: File, known: Mapping[int, RowStage], found: RowChain, region: Region, beside: int, stays: bool
-) -> Iterator[WayPart]:
+def _in_strips(before: Draft, found: RowChain, region: Region, beside: int, stays: bool) -> Iterator[WayPart]:
     """A region in several numbers of strips, as long as more of them hold less.
 
     Args:
-        file: that it is of.
-        known: operators that can be computed in strips.
+        before: the file as it is.
         found: the region.
         region: its operators.
         beside: bytes that are held meanwhile for others.
         stays: whether the region's input is needed after it.
     """
-    before = Draft.of(file)
     plain = _kept(before, region.first, region.last)
     least = None
     for count in COUNTS:
-        if count > file.tensors[found.out].shape[1]:
+        if count > before.tensor(found.out).shape[1]:
             return
-        draft = one_in_strips(file, found, count)
+        draft = one_in_strips(before.file, found, count)
         peak = beside + _most_held(draft, found, stays)
         if least is None or peak < least:
             least = peak

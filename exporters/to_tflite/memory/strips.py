@@ -216,11 +216,11 @@ def in_strips(draft: Draft, stages: Mapping[int, RowStage], regions: Iterable[Re
     new = Draft(draft.file)
     at = 0
     for region in sorted(regions):
-        new.steps += Draft.of(draft.file).steps[at : region.first]
+        new.steps += draft.steps[at : region.first]
         found = chain(draft, stages, region.first, region.last)
         if found is None or at > region.first:
             raise PreconditionError(f"operators {region.first} to {region.last - 1} cannot be computed in strips")
         _Strips(new, found, region.strips).write()
         at = region.last
-    new.steps += Draft.of(draft.file).steps[at:]
+    new.steps += draft.steps[at:]
     return new

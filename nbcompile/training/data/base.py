@@ -40,6 +40,25 @@ class Images(Protocol):
         """
 
 
+class ImagesOver:
+    """What a set has in common with the one that it shows in another way.
+
+    Args:
+        images: the other.
+    """
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    @property
+    def labels(self) -> Tensor:
+        """As the other's."""
+        return self.images.labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
 SAMPLE = 1024
 """Images that a checksum looks at, where all would take long."""
 

@@ -2,30 +2,17 @@
 
 from typing import Any
 
-from torch import Tensor
-
 from nbcompile.core.errors import UsageError
 from nbcompile.training.batch import OTHER_VIEW
-from nbcompile.training.data.base import Images
+from nbcompile.training.data.base import ImagesOver
 
 
-class TwoViews:
+class TwoViews(ImagesOver):
     """A set whose images come twice, each time augmented anew.
 
     Args:
         images: the set.
     """
-
-    def __init__(self, images: Images) -> None:
-        self.images = images
-
-    @property
-    def labels(self) -> Tensor:
-        """Labels ``(N,)``."""
-        return self.images.labels
-
-    def __len__(self) -> int:
-        return len(self.images)
 
     def __getitem__(self, indices: list[int]) -> Any:
         """Images, labels and, by name, the same images once more: see `nbcompile.training.batch.Batch`."""

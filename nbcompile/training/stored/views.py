@@ -19,10 +19,10 @@ from torch import Tensor
 from nbcompile.core.errors import UsageError
 from nbcompile.core.files import atomic
 from nbcompile.training.batch import ANSWERS
-from nbcompile.training.data.base import Views
+from nbcompile.training.data.base import ImagesOver, Views
 
 
-class ShownView:
+class ShownView(ImagesOver):
     """One view of each image of a set.
 
     Args:
@@ -31,21 +31,14 @@ class ShownView:
     """
 
     def __init__(self, images: Views, drawn: Tensor) -> None:
-        self.images, self.drawn = images, drawn
-
-    @property
-    def labels(self) -> Tensor:
-        """Labels ``(N,)``."""
-        return self.images.labels
-
-    def __len__(self) -> int:
-        return len(self.images)
+        super().__init__(images)
+        self.views, self.drawn = images, drawn
 
     def __getitem__(self, indices: list[int]) -> Any:
-        return self.images.view(indices, self.drawn[indices])
+        return self.views.view(indices, self.drawn[indices])
 
 
-class AnsweredViews:
+class AnsweredViews(ImagesOver):
     """A set, of which one stored view at a time is seen, with the answers to it.
 
     Args:
@@ -54,21 +47,14 @@ class AnsweredViews:
     """
 
     def __init__(self, images: Views, classes: int) -> None:
-        self.images, self.classes = images, classes
+        super().__init__(images)
+        self.views, self.classes = images, classes
         self.rows: Any = None
-
-    @property
-    def labels(self) -> Tensor:
-        """Labels ``(N,)``."""
-        return self.images.labels
-
-    def __len__(self) -> int:
-        return len(self.images)
 
     def __getitem__(self, indices: list[int]) -> Any:
         """Images, labels and, by name, answers ``(N, K)``: see `nbcompile.training.batch.Batch`."""
         rows = self.rows[indices]
-        found = self.images.view(indices, torch.from_numpy(rows["drawn"]))
+        found = self.views.view(indices, torch.from_numpy(rows["drawn"]))
         return found if isinstance(found, UsageError) else (*found, {ANSWERS: unpacked(rows, self.classes)})
 
 
