@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nbcompile.core.blocks import sites
-from nbcompile.core.copies import copied
 from nbcompile.core.errors import UsageError
 from nbcompile.detection.backbone import STRIDES, cut_backbone
 
@@ -75,18 +74,6 @@ def grid_of(size: int) -> tuple[tuple[int, int], ...]:
     if size % coarse or size <= coarse:
         raise UsageError(f"a detector's input_size is a multiple of {coarse}, {2 * coarse} or more, not {size}")
     return tuple((size // stride, size // stride) for stride in STRIDES)
-
-
-def with_new_classes(detector: Detector, num_classes: int) -> Detector:
-    """A copy of ``detector`` that finds others: its last layers are new, of random weights."""
-    new = copied(detector)
-    assert isinstance(new, Detector)
-    for name in ("head_fine", "head_coarse"):
-        old: nn.Conv2d = getattr(new, name)
-        fresh = nn.Conv2d(old.in_channels, ANCHORS * (COORDINATES + num_classes), 1).to(old.weight)
-        _initialise((fresh,), num_classes)
-        setattr(new, name, fresh)
-    return new
 
 
 def _say_where(giant: nn.Module, place: str) -> None:
