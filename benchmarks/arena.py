@@ -103,12 +103,14 @@ def row(content: bytes, ordered: bytes, way: Way, free: bool) -> dict[str, Any]:
 
 def table(name: str, found: dict[str, Any]) -> Table:
     """As it is converted, and by each way."""
-    heads = ("activations", "stays", "whole arena", "file", "more work", "strips")
+    heads = ("activations", "at once", "stays", "whole arena", "file", "more work", "strips")
     made = Table("", *heads, title=f"{name}, {found['ways']} ways in {found['search']:.0f} s")
     one = found["converted"]
-    made.add_row("as converted", *(f"{one[key]:,}" for key in ("head", "tail", "needed", "file")), "", "")
+    made.add_row(
+        "as converted", *f"{one['head']:,}", "", *(f"{one[key]:,}" for key in ("tail", "needed", "file")), "", ""
+    )
     for way in found["rows"]:
-        numbers = (f"{way[key]:,}" for key in ("head", "tail", "needed", "file"))
+        numbers = (f"{way[key]:,}" for key in ("head", "at_once", "tail", "needed", "file"))
         strips = " ".join(f"{a}:{b}:{n}" for a, b, n in way["regions"])
         made.add_row("default" if way["without_a_budget"] else "", *numbers, f"{way['work']:.1%}", strips)
     return made

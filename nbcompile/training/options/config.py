@@ -38,8 +38,8 @@ class TrainConfig(
     Source: NetAug's recipe (Cai et al. 2022, arXiv:2110.08890), on which NetBooster builds (Yu et al. 2023,
     arXiv:2306.13586, sec. 4.1). ``lr``, ``batch_size`` and ``weight_decay`` were tuned on digits, for ``vanilla``
     alone. ``temperature``: at 1 the target is a distribution, a mixture of label and answer. At 4, with which Tian et
-    al. 2020, arXiv:1910.10699, have ``kd_weight`` 0.9, all classes count about the same: that helps on ten classes; on
-    200 it was more than a network short of capacity could follow, and fell 1.7 points behind plain training.
+    al. 2020, arXiv:1910.10699, have ``kd_weight`` 0.9, all classes count about the same: that helps on ten classes
+    (docs/accuracy.md); for many classes 1 is our choice, and has not been measured.
     """
 
     def __post_init__(self) -> None:
