@@ -20,7 +20,8 @@ SEED = 0
 SIZE, BATCH = 144, 32
 GROUPS = {
     "convolution": ("convolution",),
-    "batch norm": ("batch_norm",),
+    "matrix product": ("bmm", "baddbmm"),
+    "batch norm": ("batch_norm", "group_norm"),
     "linearised activation": ("lerp",),
     "activation": ("hardtanh", "clamp", "threshold", "relu"),
     "optimiser": ("_foreach", "sgd"),

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 aten = torch.ops.aten
@@ -64,6 +65,9 @@ class Activation:
     name: str
     parameter: float | str | None = field(default=None)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Activation":
+        return self  # it cannot change
+
     def __post_init__(self) -> None:
         if self.name not in _PHI:
             raise ValueError(f"activation '{self.name}' is none that can be linearised: {KNOWN}")
@@ -72,6 +76,24 @@ class Activation:
             raise ValueError(f"activation '{self.name}' cannot have parameter {self.parameter!r}")
         if isinstance(self.parameter, float) and not self.parameter >= 0:
             raise ValueError(f"a negative slope of {self.parameter} turns the sign: the output does not tell the piece")
+
+    def bend(self, x: Tensor, slope: float) -> Tensor:
+        """The activation of ``x`` at ``slope``, without arithmetic at the ends: ``x`` itself at 1; not recorded."""
+        if slope == 1:
+            return x
+        y = _PHI[self.name].forward(x, self.parameter)
+        return y if slope == 0 else y.lerp_(x, slope)
+
+    def bend_gradient(self, gradient: Tensor, x: Tensor, slope: float) -> Tensor:
+        """The gradient of ``x`` by that of what :meth:`bend` made of it."""
+        if slope == 1:
+            return gradient
+        through = _PHI[self.name].backward(gradient, x, self.parameter)  # the input tells the piece, too
+        return through if slope == 0 else through.lerp_(gradient, slope)
+
+    def blend(self, x: Tensor, slope: float | Tensor) -> Tensor:
+        """The activation of ``x`` at ``slope``, by functions that can be differentiated in every way."""
+        return torch.lerp(_PHI[self.name].forward(x, self.parameter), x, slope)
 
     @classmethod
     def of(cls, module: nn.Module) -> "Activation | None":
@@ -126,5 +148,13 @@ def linearised(x: Tensor, slope: Tensor, name: str, parameter: float | str | Non
 
     Source: NetBooster (arXiv 2306.13586) Eq. 1-2; both corners of ReLU6: facebookresearch/DepthShrinker.
     """
-    result: Tensor = _Linearised.apply(x, slope, Activation(name, parameter))
+    activation = Activation(name, parameter)
+    if not torch.compiler.is_compiling() and is_transformed():
+        return activation.blend(x, slope.to(x.dtype))
+    result: Tensor = _Linearised.apply(x, slope, activation)
     return result
+
+
+def is_transformed() -> bool:
+    """Whether code runs under torch.func or forward-mode AD, which see no further than torch's own functions."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0

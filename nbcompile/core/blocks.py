@@ -22,8 +22,11 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from nbcompile.core import record
 from nbcompile.core.activations import Activation, linearised
 from nbcompile.core.algebra import AffineMap, add, compose
+from nbcompile.core.channelwise.pointwise import as_product
+from nbcompile.core.channelwise.runs import run_ends, run_stages
+from nbcompile.core.copies import copied
 from nbcompile.core.errors import CheckpointError
-from nbcompile.core.layers import LayerSpec, Scale, lift, memory_format, stored_weight
+from nbcompile.core.layers import LayerSpec, Scale, Template, lift, memory_format, stored_weight
 from nbcompile.core.site_spec import SiteSpec, planned_layers
 
 fx.wrap("linearised")  # a leaf for every tracer, so that a block can be traced into
@@ -46,7 +49,11 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor, slope: Tensor) -> Tensor:
         """``(N, C, *spatial)`` to ``(N, hidden, *spatial')``."""
-        y = self.layer(x)
+        compiling = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+        return self.bent(as_product(self.layer, x) if compiling else self.layer(x), slope)
+
+    def bent(self, y: Tensor, slope: Tensor) -> Tensor:
+        """What follows the layer."""
         if self.norm is not None:
             y = self.norm(y)
         return linearised(y, slope, self.activation.name, self.activation.parameter)
@@ -95,7 +102,7 @@ class Expanded(nn.Module):
         self.register_buffer("ramp", torch.zeros(3, dtype=torch.int64, device=weight.device))
         self.loads = 0
         self.collapsed = False
-        self._template = (_hollow(layer),)  # a tuple hides it from the module tree
+        self._template = Template(layer)
         self._record = record.encode_record({"site": spec.to_json()})
         self.train(layer.training)
         for module in (self.stages, self.last, self.last_norm):
@@ -115,15 +122,8 @@ class Expanded(nn.Module):
         """As the layer it replaces."""
         if self.collapsed and not isinstance(cast(object, x), fx.Proxy):  # a tracer is shown the layers
             return self.as_one_layer(x)
-        y: Tensor = x
-        for stage in self.stages:
-            y = stage(y, self.slope)
-        y = self.last(y)
-        if self.last_norm is not None:
-            y = self.last_norm(y)
-        if self.original is not None:
-            y = self.original(x) + y
-        return y
+        y = run_stages(self.stages, x, self.slope)
+        return run_ends(self.last, self.last_norm, self.original, y, x)
 
     def as_one_layer(self, x: Tensor) -> Tensor:
         """The merged layer on ``x``: what a collapsed block computes.
@@ -135,7 +135,7 @@ class Expanded(nn.Module):
             whole = self.merged(torch.promote_types(own, torch.float32))
             weight, bias = stored_weight(whole).to(own), None if whole.bias is None else whole.bias.to(own)
             weight = weight.reshape(-1).view(weight.shape)  # strides of a 1×1 kernel can say channels-last by chance
-        like = self._template[0]
+        like = self._template.layer
         if isinstance(like, _ConvTransposeNd):
             convolve = _TRANSPOSED[self.spec.layer.axes]
             more = (like.stride, like.padding, like.output_padding, like.groups, like.dilation)
@@ -165,7 +165,7 @@ class Expanded(nn.Module):
     def layer(self) -> nn.Module:
         """A layer of the original's class and hyper-parameters, on the block's device; its weights are not set."""
         weight = cast(Tensor, self.last.weight)
-        fresh = copy.deepcopy(self._template[0]).to(weight.dtype).to_empty(device=weight.device)
+        fresh = copy.deepcopy(self._template.layer).to(weight.dtype).to_empty(device=weight.device)
         return fresh.train(self.training)
 
     def attach_record(self, payload: dict[str, Any]) -> None:
@@ -173,13 +173,16 @@ class Expanded(nn.Module):
         self._record = record.encode_record({"site": self.spec.to_json(), **payload})
 
     @classmethod
-    def from_record(cls, value: Tensor, where: str, layer: nn.Module | None = None) -> "Expanded":
+    def from_record(
+        cls, value: Tensor, where: str, layer: nn.Module | None = None, known: dict[SiteSpec, "Expanded"] | None = None
+    ) -> "Expanded":
         """The block that wrote ``value`` as its extra state, with the same record; its weights are not set.
 
         Args:
             value: the extra state.
             where: its key, named in errors.
             layer: the layer it replaces; None makes one of the recorded hyper-parameters.
+            known: a block of each kind, of which the one that is returned is a copy; it gets those that it lacks.
 
         Raises:
             CheckpointError: if it is no record of a block.
@@ -187,10 +190,19 @@ class Expanded(nn.Module):
         data = record.decode_record(value, where)
         try:
             spec = SiteSpec.from_json(data["site"])
-            block = cls(spec, spec.layer.build() if layer is None else layer)
+            block = cls(spec, layer or spec.layer.build()) if known is None else cls._twin(spec, known)
         except Exception as error:
             raise CheckpointError(f"the record '{where}' is of no block: {type(error).__name__}: {error}") from None
         block._record = record.as_bytes(value)
+        return block
+
+    @classmethod
+    def _twin(cls, spec: SiteSpec, known: dict[SiteSpec, "Expanded"]) -> "Expanded":
+        kind = spec.kind
+        if kind not in known:
+            known[kind] = cls(kind, kind.layer.build())
+        block = cast(Expanded, copied(known[kind]))
+        block.spec = spec
         return block
 
     def get_extra_state(self) -> Tensor:
@@ -266,14 +278,6 @@ def _no_autocast(device: str) -> AbstractContextManager[Any]:
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch 2.9 cannot compile the question
 def _has_autocast(device: str) -> bool:
     return torch.amp.is_autocast_available(device)
-
-
-def _hollow(layer: nn.Module) -> nn.Module:
-    """A copy of ``layer`` without data."""
-    memo: dict[int, Any] = {}
-    for parameter in layer.parameters():
-        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
-    return copy.deepcopy(layer, memo)
 
 
 def _offered(layer: LayerSpec) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def test_its_graph_computes_what_it_does(kind: str, inner: str, preserve: bool, 
     block.slope.fill_(0.3)
     gm, x = opened_block(block), torch.randn(2, 4, 7, 5)
     with torch.no_grad():
-        assert torch.equal(gm(x), block(x))
+        torch.testing.assert_close(gm(x), block(x))  # the block runs some parts as one
     assert {id(p) for p in gm.parameters()} == {id(p) for p in block.parameters()}
     assert {n.target for n in gm.graph.nodes if n.op == "call_module"} == {
         name for name, part in block.named_modules() if name and not any(part.children())
