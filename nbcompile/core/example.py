@@ -39,11 +39,14 @@ class Origin:
         model: the MODEL string it was built from (``nbcompile:mcunet``), if known.
         preprocessing: how images become inputs (mean, std, size), if known; and of a detector what its maps mean
             (``boxes``).
+        int8: the ranges that quantization-aware training found, which belong to these very weights; empty where there
+            was none.
     """
 
     inputs: tuple[Any, ...]
     model: str | None = None
     preprocessing: dict[str, Any] = field(default_factory=dict)
+    int8: dict[str, Any] = field(default_factory=dict)
 
 
 def origin_of(model: nn.Module) -> Origin | None:

@@ -9,6 +9,7 @@
     methods/               the table of methods; what differs between them
     data/                  the table of data sets; a file for each
     stored/                a teacher's answers in a folder
+    int8/                  the finish for int8 files
     tasks/                 what is learnt: its loss, what is measured, which networks fit
     loader.py              batches and their order           seeds.py     random numbers
     batch.py               what a step gets

@@ -51,7 +51,8 @@ def set_up(
     method = config.method_row.start(config, steps, teacher)
     method.task = data.task
     bare = method.prepare(_copied(model, data))
-    for epoch in range(max(1, len(history))):
+    done = min(len(history), config.epochs)  # those of the finish train another network
+    for epoch in range(max(1, done)):
         bare = advanced(method, bare, epoch)
         method.attach(bare, epoch)
     if checkpoint is not None:
@@ -78,7 +79,7 @@ def set_up(
         tell=tell,
         folder=folder,
         history=history,
-        step=len(history) * steps,
+        step=done * steps,
         stored=stored,
         resize=data.resize,
     )

@@ -14,8 +14,7 @@ from nbcompile.core.errors import UsageError
 from nbcompile.core.example import origin_of
 from nbcompile.core.files import require_own_files
 from nbcompile.core.progress import listening
-from nbcompile.open_network import is_file, open_network
-from nbcompile.spec_strings import is_pretrained
+from nbcompile.open_network import is_file, open_network, why_untrained
 from nbcompile.training.engine import is_main_process
 from nbcompile.training.loop import train
 from nbcompile.training.methods import ROUTE, SELF
@@ -102,10 +101,11 @@ def named_teachers(config: TrainConfig) -> list[str]:
 
 def _teachers(config: TrainConfig, named: Sequence[str], input_shape: str | None) -> list[nn.Module] | None:
     """The foreign teachers, with their weights."""
-    for name in named:
-        if not (is_file(name) or is_pretrained(name)) and is_main_process():
-            log.warning("%s: the teacher is a MODEL without weights, it has learnt nothing yet", name)
-    return [_network(name, config.teacher_model, input_shape, config.teacher_key) for name in named] or None
+    teachers = [_network(name, config.teacher_model, input_shape, config.teacher_key) for name in named]
+    for name, teacher in zip(named, teachers, strict=True):
+        if is_main_process() and (why := why_untrained(name, teacher)):
+            log.warning("the teacher '%s' %s: it has learned nothing yet", name, why)
+    return teachers or None
 
 
 def _network(source: str, model: str | None, input_shape: str | None, key: str | None = None) -> nn.Module:

@@ -113,11 +113,11 @@ class Prices:
             self._find_out(config, phases)
         own, larger, asked = (sum(self._known[phase][i] for phase in phases) for i in range(3))
         return TrainingCost(
-            network=self._images * LEARNING * own,
+            network=self._images * LEARNING * (own + (config.int8 or 0) * self._plain),
             giant=self._images * LEARNING * larger,
             teacher=self._images * asked,
             plain_epoch=self._images * LEARNING * self._plain,
-            epochs=config.epochs,
+            epochs=config.all_epochs,
             budget=config.macs,
             dearest=self._images * LEARNING * max(sum(self._known[phase][:2]) for phase in phases),
         )

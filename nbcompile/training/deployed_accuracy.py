@@ -69,7 +69,7 @@ def check_files(tiny: nn.Module, data: "Data", config: "TrainConfig", folder: Pa
         return _onnx_runner(export(tiny, folder / "tiny.onnx", example).path)
 
     def int8() -> Runner:
-        images = _calibration(data, config)
+        images = calibration_images(data, config)
         return _int8_runner(export(tiny, folder / "tiny.tflite", example, calibration=images).path)
 
     return Deployed(measured(onnx, "tiny.onnx"), measured(int8, "tiny.tflite"), tuple(notes))
@@ -83,7 +83,7 @@ def _accuracy(run: Runner, data: "Data", config: "TrainConfig") -> float:
     return score.result(lambda *numbers: list(numbers))
 
 
-def _calibration(data: "Data", config: "TrainConfig") -> Tensor:
+def calibration_images(data: "Data", config: "TrainConfig") -> Tensor:
     """Training images, evenly chosen, ``(N, C, H, W)``."""
     count = min(CALIBRATION, len(data.train))
     seed_everything(config.seed, config.epochs)

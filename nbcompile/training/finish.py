@@ -25,7 +25,11 @@ def finish(session: Session, data: Data, output: Path, check_export: bool, spent
         check_export: also write and measure deploy files.
         spent: what the run cost.
     """
-    model = session.network().eval()
+    model = session.saved().eval()
+    own = session.history[-1].val_accuracy
+    if session.config.int8:  # what was measured is the simulation
+        model.to(session.fabric.device)
+        own = accuracy(session.fabric, model, session.val, data.task)
     fused = session.method.fused(model)
     fused_accuracy = None if fused is None else accuracy(session.fabric, fused, session.val, data.task)
     model.cpu().to(memory_format=torch.contiguous_format)
@@ -42,7 +46,8 @@ def finish(session: Session, data: Data, output: Path, check_export: bool, spent
         data=data.name,
         metric=data.task.metric,
         history=tuple(session.history),
-        accuracy=session.history[-1].val_accuracy,
+        accuracy=own,
+        simulated_accuracy=session.history[-1].val_accuracy if session.config.int8 else None,
         fused_accuracy=fused_accuracy,
         onnx_accuracy=found.onnx,
         int8_accuracy=found.int8,

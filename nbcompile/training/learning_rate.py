@@ -14,6 +14,7 @@ class WarmupCosine:
         peak: learning rate at the end of the warm-up.
         warmup: length of the warm-up, in optimiser steps, >= 0.
         steps: length of the whole run, in optimiser steps, > ``warmup``.
+        start: optimiser steps before it begins.
         restarts: optimiser steps at which another cosine begins, rising, between ``warmup`` and ``steps``.
 
     Source: Loshchilov and Hutter 2017, arXiv:1608.03983.
@@ -22,10 +23,12 @@ class WarmupCosine:
     peak: float
     warmup: int
     steps: int
+    start: int = 0
     restarts: Sequence[int] = ()
 
     def lr(self, step: int) -> float:
-        """Learning rate of optimiser step ``step``, counted from 0; exactly 0 from ``steps`` on."""
+        """Learning rate of optimiser step ``step``, counted from 0; exactly 0 from ``start + steps`` on."""
+        step -= self.start
         if step < self.warmup:
             return self.peak * (step + 1) / self.warmup
         if step >= self.steps:

@@ -18,7 +18,7 @@ from nbcompile.core.files import require_own_files
 from nbcompile.core.wrappers import require_loaded, unwrap
 from nbcompile.training.accuracy import accuracy
 from nbcompile.training.batch import Batch
-from nbcompile.training.begin import images_per_epoch, set_up
+from nbcompile.training.begin import images_per_epoch, loader, set_up
 from nbcompile.training.check_fits import check_fits
 from nbcompile.training.compute import Prices, TrainingCost, warning, within_budget
 from nbcompile.training.data.base import Data
@@ -28,6 +28,7 @@ from nbcompile.training.engine import start_fabric
 from nbcompile.training.epoch_meter import Meter
 from nbcompile.training.failures import explained
 from nbcompile.training.finish import finish
+from nbcompile.training.int8.finish import begin_finish, require_finish
 from nbcompile.training.methods import SELF
 from nbcompile.training.methods.passes import Passes
 from nbcompile.training.new_head import check_coding, with_fitting_head
@@ -102,6 +103,8 @@ def train(
             check_boxes(config, data.name)
         model, data = with_fitting_head(model, data, config)
         check_fits(model, data, sizes=config.sizes)
+        if config.int8:
+            require_finish(model, data, config)
         tell = on_event if on_event is not None and fabric.is_global_zero else _tell_nobody
         taught = _frozen(teacher, config, data)
         asked = None if taught is None else copied(taught)  # stays on the CPU, where costs are counted
@@ -118,6 +121,11 @@ def train(
         _begin(session, data, spent, resumed_nothing=resume and checkpoint is None)
         for epoch in range(len(session.history), config.epochs):
             _run_epoch(session, epoch)
+        if config.int8:
+            plain = loader(fabric, config, data.train, shuffle=True)
+            session = begin_finish(session, data, plain, checkpoint)
+            for epoch in range(len(session.history), config.all_epochs):
+                _run_epoch(session, epoch)
         if stored is not None:
             spent = replace(spent, teacher=stored.spent)
         return finish(session, data, output, check_export, spent)
@@ -138,7 +146,7 @@ def _begin(session: Session, data: Data, spent: TrainingCost, *, resumed_nothing
             method=config.method_row.name,
             data=data.name,
             metric=data.task.metric,
-            epochs=config.epochs,
+            epochs=config.all_epochs,
             macs=config.macs,
             done=len(session.history),
             steps_per_epoch=len(session.train),
@@ -169,7 +177,7 @@ def _run_epoch(session: Session, epoch: int) -> None:
     )
     session.history.append(record)
     if session.fabric.is_global_zero:
-        session.folder.keep(session.network(), session.history)
+        session.folder.keep(session.saved(), session.rivals())
         session.folder.keep_anchor(session.network(), len(session.history), session.config)
         session.folder.save(session.state_dict(), record)
         if record.seconds > SLOW:

@@ -12,7 +12,7 @@ from nbcompile.training.seeds import seed_everything
 from nbcompile.training.weight_average import Average
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from lightning.fabric import Fabric
 
@@ -88,6 +88,14 @@ class Session:
         """The network that is measured and saved: with averaged weights, where there is an average."""
         average = self.averaged()
         return self.method.kept(self.bare if average is None else average)
+
+    def saved(self) -> nn.Module:
+        """The network that is written."""
+        return self.network()
+
+    def rivals(self) -> "Sequence[Epoch]":
+        """The epochs of which the best one is kept."""
+        return self.history
 
     def averaged(self) -> nn.Module | None:
         """``bare`` with averaged weights, where there is an average."""

@@ -44,6 +44,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "mimic": MIMIC,
     "mimic apart": MIMIC | {"unlabeled_pass": "apart", "accumulate": 2},
     "sizes": CONFIG | {"data": "digits", "augment": "none", "epochs": 2, "sizes": (10, 8)},
+    "int8": CONFIG | {"int8": 1},
     "killed": CONFIG | {"epochs": 3},
 }
 DIES_AT = 30

@@ -144,7 +144,7 @@ def test_a_file_can_teach(tmp_path: Path, caplog: pytest.LogCaptureFixture, monk
     taught = run_train(MODEL, output=tmp_path / "a.pt", teacher=str(tmp_path / "teacher.pt"), **options)
     assert caplog.text == ""
     guessed = run_train(MODEL, output=tmp_path / "b.pt", teacher=MODEL, **options)
-    assert f"{MODEL}: the teacher is a MODEL without weights, it has learnt nothing yet" in caplog.text
+    assert f"the teacher '{MODEL}' is built without weights: it has learned nothing yet" in caplog.text
     assert taught.history[-1].loss != guessed.history[-1].loss
     weights = tmp_path / "weights.pt"
     torch.save(nbcompile.load(tmp_path / "teacher.pt").state_dict(), weights)

@@ -12,7 +12,7 @@ import torch
 
 STEPS = 1437 // 64
 FUSED = ("linear", "waiting", "netaug", "netdistiller")
-EPOCHS = {"replaced": 4, "waiting": 2, "sizes": 2}
+EPOCHS = {"replaced": 4, "waiting": 2, "sizes": 2, "int8": 2}
 
 
 def ran(what: str, folder: Path) -> tuple[str, dict[str, dict[str, Any]]]:
@@ -40,6 +40,7 @@ def ran(what: str, folder: Path) -> tuple[str, dict[str, dict[str, Any]]]:
         "mimic",
         "mimic apart",
         "sizes",
+        "int8",
     ],
 )
 def test_two_processes_learn_what_one_learns_with_the_same_batches(tmp_path: Path, what: str) -> None:

@@ -22,8 +22,9 @@ import numpy as np
 from nbcompile.core.errors import PreconditionError, UsageError
 from nbcompile.core.progress import step
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, read_file
-from nbcompile.exporters.to_tflite.file.options import RANGES, require_choice
+from nbcompile.exporters.to_tflite.file.options import ESTIMATORS, require_choice
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
+from nbcompile.exporters.to_tflite.once import once
 from nbcompile.exporters.to_tflite.run.interpreters import Sample, tensors
 
 TAIL = 1e-4
@@ -86,7 +87,7 @@ def measure_ranges(
     Args:
         model: the float file.
         samples: in the file's layout, batch 1, float32.
-        estimator: one of `file.options.RANGES`.
+        estimator: one of `file.options.ESTIMATORS`.
         levels: how many values an integer has: 256 for int8, 65536 for int16.
 
     Raises:
@@ -96,15 +97,14 @@ def measure_ranges(
     Source:
         Nagel et al. 2021, arXiv:2106.08295, section 3.1 (min-max and mean-squared error).
     """
-    require_choice("ranges", estimator, RANGES)
+    require_choice("ranges", estimator, ESTIMATORS)
     if not samples:
         raise UsageError("the ranges of int8 and int16x8 files are measured: give calibration samples, there are none")
     file = read_file(model.content)
     seen = _seen(model, samples)
     kept = dict(seen)
     if estimator != "minmax":
-        inner = {i: limits for i, limits in seen.items() if i not in file.outputs and limits[0] < limits[1]}
-        for i, histogram in _histograms(model, samples, inner).items():
+        for i, histogram in _histograms(model, samples).items():
             kept[i] = histogram.without_tails() if estimator == "percentile" else histogram.least_error(levels)
     for name, share in FLAT.items():
         for i in seen.keys() & _only_read_by(file, name).keys():
@@ -131,6 +131,7 @@ def _floats(model: FloatModel, samples: Sequence[Sample]) -> Iterator[dict[int, 
         yield {i: x for i, x in values.items() if x.dtype == np.float32}
 
 
+@once
 def _seen(model: FloatModel, samples: Sequence[Sample]) -> dict[int, Range]:
     ranges: dict[int, Range] = {}
     scores = scores_of(read_file(model.content))
@@ -212,7 +213,11 @@ class _Histogram:
         return float(bottoms[bottom, 0]), float(tops[top, 0])
 
 
-def _histograms(model: FloatModel, samples: Sequence[Sample], limits: Mapping[int, Range]) -> dict[int, _Histogram]:
+@once
+def _histograms(model: FloatModel, samples: Sequence[Sample]) -> dict[int, _Histogram]:
+    """Of all tensors but outputs and those with one value throughout."""
+    outputs = read_file(model.content).outputs
+    limits = {i: seen for i, seen in _seen(model, samples).items() if i not in outputs and seen[0] < seen[1]}
     counts, zeros = {i: np.zeros(BINS) for i in limits}, dict.fromkeys(limits, 0)
     with step("counting values", len(samples)) as advance:
         for values in _floats(model, samples):

@@ -13,6 +13,7 @@ a result that is wider         gets a copy of its operand in its own scale, if t
 =============================  ======================================================================================
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -73,7 +74,7 @@ def with_shared_scales(model: FloatModel, ranges: Ranges) -> tuple[FloatModel, R
             kept[result] = _hull([kept[result], *(kept[i] for i in operands)])
         if operands:
             held |= {*results}
-    return _with_copies(model, file, copies), replace(ranges, kept=_with_range_of_copies(file, kept, copies))
+    return with_copies(model, file, copies), replace(ranges, kept=_with_range_of_copies(file, kept, copies))
 
 
 def _passed(file: File, op: FileOp) -> list[int]:
@@ -102,13 +103,32 @@ def _width(limits: Range) -> float:
     return limits[1] - limits[0]
 
 
-def _with_copies(model: FloatModel, file: File, copies: list[tuple[FileOp, int]]) -> FloatModel:
+def name_of_copy(source: str, result: str) -> str:
+    """What the copy of a tensor is called that is made for the operator which computes ``result``."""
+    return f"{source}/for {result}"
+
+
+def copies_in(file: File) -> dict[int, tuple[int, int]]:
+    """The copies in ``file``: what each of them is of, and the result of the operator that reads it."""
+    found = {}
+    for op in file.ops:
+        for i in op.inputs:
+            made = file.writers.get(i)
+            named = (file.tensors[j].name for j in (i, made.inputs[0], op.outputs[0])) if made is not None else ()
+            match list(named):
+                case [copy, source, result] if made is not None and copy == name_of_copy(source, result):
+                    found[i] = made.inputs[0], op.outputs[0]
+    return found
+
+
+def with_copies(model: FloatModel, file: File, copies: Sequence[tuple[FileOp, int]]) -> FloatModel:
+    """``model``, in which some operators read a copy of a tensor, with a scale of its own, in its place."""
     if not copies:
         return model
     edited = unpack(model.content)
     graph, before = edited.subgraphs[0], dict[int, list[object]]()
     name = {tensor.index: tensor.name for tensor in file.tensors}
-    names = [f"{name[i]}/for {name[op.outputs[0]]}" for op, i in copies]
+    names = [name_of_copy(name[i], name[op.outputs[0]]) for op, i in copies]
     taken = [add_tensor(edited, i, copy) for (_, i), copy in zip(copies, names, strict=True)]
     one = add_number(edited, _ONE, "one")
     for (op, operand), copy in zip(copies, taken, strict=True):

@@ -74,6 +74,7 @@ def _head(model: nn.Module, origin: Origin) -> dict[str, Any]:
         "inputs": [spec_to_json(spec) for spec in origin.inputs],
         "spec": origin.model,
         "preprocessing": origin.preprocessing,
+        "int8": origin.int8,
         "shared": shared_keys(model),
     }
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from nbcompile.core.blocks import Expanded, check_absorbers
+from nbcompile.core.blocks import check_absorbers
 from nbcompile.core.errors import CheckpointError
 from nbcompile.core.example import Origin, TensorSpec, remember
 from nbcompile.core.record import as_bytes, is_record
-from nbcompile.core.serialization.bounds import MAX_ELEMENTS, bounded, check_bounds
+from nbcompile.core.serialization.bounds import MAX_ELEMENTS, check_bounds
 from nbcompile.core.serialization.graph_json import DTYPES, PATH, graph_from_json, match
-from nbcompile.core.serialization.module_json import module_from_json, resize
+from nbcompile.core.serialization.modules_of_a_file import Modules
 from nbcompile.core.serialization.stand_in import StandIn, alias, fill, hollow, order, tie
 from nbcompile.core.serialization.weight_files import EXTRA
 from nbcompile.core.tracing.capture import TAKEN
@@ -61,7 +61,7 @@ def origin_from_json(data: Mapping[str, Any]) -> Origin:
     """The inputs and preprocessing of a description."""
     try:
         inputs = tuple(_spec(entry) for entry in data["inputs"])
-        preprocessing = dict(data.get("preprocessing") or {})
+        preprocessing, int8 = (dict(data.get(name) or {}) for name in ("preprocessing", "int8"))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"the record's inputs are malformed: {type(error).__name__}: {error}") from None
     specs = tree_leaves(inputs)
@@ -72,7 +72,7 @@ def origin_from_json(data: Mapping[str, Any]) -> Origin:
             f"8 dimensions, and at most {MAX_ELEMENTS:,} elements, are read from a file"
         )
     spec = data.get("spec")
-    return Origin(inputs, spec if isinstance(spec, str) else None, preprocessing)
+    return Origin(inputs, spec if isinstance(spec, str) else None, preprocessing, int8)
 
 
 def _spec(entry: Any) -> Any:
@@ -104,14 +104,8 @@ def _rebuild(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[fx
     tensors = {k: as_bytes(v) if is_record(v) else v for k, v in with_shared(data, tensors).items()}
     _require_keys(tensors, _names(data, "keys"))
     notes: list[str] = []
-    root: dict[str, Any] = {}
-    for name, module_data in _mapping(data, "modules").items():
-        key = f"{name}.{EXTRA}"
-        if key in tensors:
-            with bounded():
-                root[name] = Expanded.from_record(tensors[key], key).eval()
-        else:
-            root[name] = resize(name, module_from_json(module_data), tensors, notes)
+    modules = Modules(_mapping(data, "modules"), tensors, notes)
+    root: dict[str, Any] = dict(modules.made)
     graph = graph_from_json(data["graph"])
     constants = _constants_from_json(_mapping(data, "constants"))
     parameters = set(_names(data, "parameters"))
@@ -131,7 +125,7 @@ def _rebuild(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[fx
     for name, target in aliases.items():
         alias(gm, name, target)
     fill(gm, hollow(tensors), hollow(constants), parameters)  # the file's sizes and dtypes, in no memory
-    check_bounds(gm, origin.inputs)
+    check_bounds(gm, origin.inputs, modules.kinds)
     fill(gm, tensors, constants, parameters)
     if left := [key for key, value in gm.state_dict().items() if isinstance(value, Tensor) and value.is_meta]:
         raise CheckpointError(f"the file lacks '{left[0]}' ({len(left)} such)")

@@ -10,6 +10,7 @@ from nbcompile.core.options import documented
 from nbcompile.training.methods import METHODS, MethodRow, default_method
 from nbcompile.training.options.data import DataOptions
 from nbcompile.training.options.expansion import ExpansionOptions, Phases
+from nbcompile.training.options.int8 import Int8Options
 from nbcompile.training.options.machine import MachineOptions
 from nbcompile.training.options.recipe import AVERAGED, RecipeOptions
 from nbcompile.training.options.reparam import ReparamOptions
@@ -23,6 +24,7 @@ from nbcompile.training.options.width import WidthOptions
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(
     MachineOptions,
+    Int8Options,
     UnlabeledOptions,
     TeacherOptions,
     ReparamOptions,
@@ -112,8 +114,22 @@ class TrainConfig(
         """Length of the linear warm-up, in epochs."""
         return min(2.0, self.epochs / 5) if self.warmup_epochs is None else self.warmup_epochs
 
-    def ema_decay(self, steps_per_epoch: int) -> float:
+    @property
+    def all_epochs(self) -> int:
+        """Epochs of the run, with those of the finish."""
+        return self.epochs + (self.int8 or 0)
+
+    @property
+    def finish_lr(self) -> float:
+        """Peak learning rate of the finish."""
+        return self.lr / 100 if self.int8_lr is None else self.int8_lr
+
+    def ema_decay(self, steps_per_epoch: int, epochs: int | None = None) -> float:
         """Per optimiser step, of the average of the weights; 0 where there is none.
+
+        Args:
+            steps_per_epoch: optimiser steps.
+            epochs: that it is of; None: all but those of the finish.
 
         By default ``1 - 1 / n``, where ``n`` steps are 4 % of the run: an average spans about ``n`` steps. That is the
         share of torchvision's references, whose decay follows from batch size and epochs (0.99998 to the power of
@@ -122,7 +138,7 @@ class TrainConfig(
         """
         if self.ema is not None:
             return self.ema
-        return 1 - 1 / max(1.0, AVERAGED * self.epochs * steps_per_epoch)
+        return 1 - 1 / max(1.0, AVERAGED * (epochs or self.epochs) * steps_per_epoch)
 
     @property
     def side(self) -> int | None:

@@ -35,6 +35,7 @@ def check(config: "TrainConfig") -> None:
         check_schedule(config)
     if config.widens:
         _check_widths(config)
+    _check_finish(config)
     _check_teacher(config)
     _check_unlabeled(config)
 
@@ -59,6 +60,13 @@ def refuse_two_ends(*, epochs: bool, macs: bool) -> None:
     """
     if epochs and macs:
         raise UsageError("epochs and macs both say when the run ends: give one of them")
+
+
+def _check_finish(config: "TrainConfig") -> None:
+    if config.int8 is None and config.int8_lr is not None:
+        raise UsageError("int8_lr goes with int8, the epochs of the finish")
+    if config.int8 is not None and config.precision != "32-true":
+        raise UsageError(f"int8 needs precision 32-true: {config.precision} rounds more than int8 files do")
 
 
 def _check_widths(config: "TrainConfig") -> None:

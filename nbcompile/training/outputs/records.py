@@ -109,6 +109,7 @@ class TrainResult:
         history: one entry per epoch, those before a resume included.
         accuracy: on the held-out images, after the last epoch, in [0, 1].
         fused_accuracy: of the fused network on the same images; None where there is nothing to fuse.
+        simulated_accuracy: with the rounding of its int8 file, after a finish for that; else None.
         onnx_accuracy: of ``tiny.onnx`` in ONNX Runtime on the same images; None where it was not asked for, or see
             ``notes``.
         int8_accuracy: of ``tiny.tflite`` in LiteRT; likewise.
@@ -132,6 +133,7 @@ class TrainResult:
     history: tuple[Epoch, ...]
     accuracy: float
     fused_accuracy: float | None
+    simulated_accuracy: float | None = None
     onnx_accuracy: float | None = None
     int8_accuracy: float | None = None
     notes: tuple[str, ...] = ()

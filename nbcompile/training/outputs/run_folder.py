@@ -106,7 +106,7 @@ class RunFolder:
         if not self.checkpoint.exists():
             return None
         state = self._read()
-        done, epochs = state["epoch"], state["config"]["epochs"]
+        done, epochs = state["epoch"], state["config"]["epochs"] + (state["config"].get("int8") or 0)
         if resume:
             self._check_same(state["config"], config.to_json())
             return state
