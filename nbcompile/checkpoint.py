@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,8 +17,10 @@ from nbcompile.core.errors import CaptureError, CheckpointError, PreconditionErr
 from nbcompile.core.example import ExampleInput, Origin, inputs_for, origin_of, remember, specs
 from nbcompile.core.files import atomic, check_target
 from nbcompile.core.progress import step
+from nbcompile.core.running import seldom_collected
 from nbcompile.core.serialization.choose_weights import Wanted, choose
 from nbcompile.core.serialization.describe import describe_model, shared_keys, unreadable
+from nbcompile.core.serialization.own_ranges import forget_foreign_ranges
 from nbcompile.core.serialization.rebuild import origin_from_json, rebuild, with_shared
 from nbcompile.core.serialization.weight_files import EXTRA, RECORD, read_weights
 from nbcompile.core.serialization.weight_sets import Weights, find
@@ -97,6 +100,7 @@ def load(path: str | Path, model: nn.Module | None = None, key: str | None = Non
         return _loaded(Path(path), model, key, proof)
 
 
+@seldom_collected()
 def _loaded(path: Path, model: nn.Module | None, key: str | None, proof: bool) -> nn.Module:
     model = None if model is None else unwrap(model)
     content = read_weights(path)
@@ -155,8 +159,8 @@ def description_of(model: nn.Module, example_input: ExampleInput | None, proof: 
         proof: rebuild it, and compare.
     """
     inputs = inputs_for(model, example_input, who="save")
-    known = origin_of(model)
-    origin = Origin(specs(inputs), known.model if known else None, known.preprocessing if known else {})
+    known = forget_foreign_ranges(model, "save")
+    origin = replace(known, inputs=specs(inputs)) if known else Origin(specs(inputs))
     model = working_copy(model)  # tracing runs its code
     try:
         gm = capture(model, inputs)

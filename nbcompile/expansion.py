@@ -13,10 +13,10 @@ from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import CaptureError, PreconditionError
 from nbcompile.core.example import ExampleInput, Inputs, Origin, inputs_for, origin_of, remember, specs
 from nbcompile.core.graph.nodes import calls
-from nbcompile.core.graph.replace import put
+from nbcompile.core.graph.replace import put_all
 from nbcompile.core.layers import CONVOLUTIONS
 from nbcompile.core.progress import step
-from nbcompile.core.running import tensors_of
+from nbcompile.core.running import seldom_collected, tensors_of
 from nbcompile.core.serialization.describe import describe_model, unreadable
 from nbcompile.core.tracing.capture import capture, opaque
 from nbcompile.core.tracing.observe import is_observed, observe
@@ -31,6 +31,7 @@ from nbcompile.wide.giants import refuse_wide
 log = logging.getLogger("nbcompile")
 
 
+@seldom_collected()
 @step("expanding")
 def expand(
     model: nn.Module,
@@ -116,6 +117,7 @@ def _attach_record(giant: nn.Module, gm: fx.GraphModule, inputs: Inputs) -> None
     next(iter(sites(giant).values())).attach_record({"model": description})
 
 
+@seldom_collected()
 @step("looking for candidates")
 def candidates(model: nn.Module, example_input: ExampleInput | None = None) -> tuple[str, tuple[str, ...]]:
     """The layers that the rules of ``where`` choose from, in graph order, and the pattern that found them.
@@ -140,10 +142,10 @@ def _expanded(
     _require_called(giant, gm, named_patterns(expander.where) or [])
     layers = dict(gm.named_modules())
     (result,) = run_passes((replace(expander, parts=parts),), gm, verify)
-    for name in result.rewritten:
-        put(giant, layers[name], gm.get_submodule(name))
+    put_all(giant, {layers[name]: gm.get_submodule(name) for name in result.rewritten})
     with step("running the giant as its original ran"):
-        called = {name: len(calls(gm)[gm.get_submodule(name)]) for name in result.rewritten}
+        nodes = calls(gm)
+        called = {name: len(nodes[gm.get_submodule(name)]) for name in result.rewritten}
         probe(giant, model, inputs, called, gm if proof and not is_observed(gm) else None)
     return giant, gm
 

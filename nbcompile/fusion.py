@@ -10,10 +10,10 @@ from nbcompile.core.blocks import sites
 from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import CaptureError, PreconditionError, UsageError
 from nbcompile.core.example import ExampleInput, inputs_for, origin_of
-from nbcompile.core.graph.replace import put
+from nbcompile.core.graph.replace import put_all
 from nbcompile.core.numerics import relative_error
 from nbcompile.core.progress import step
-from nbcompile.core.running import output_of, rehearsal
+from nbcompile.core.running import output_of, rehearsal, seldom_collected
 from nbcompile.core.tracing.capture import capture
 from nbcompile.core.tracing.observe import one_run_only
 from nbcompile.core.wrappers import require_loaded, unwrap
@@ -74,6 +74,7 @@ def fuse(
     )[0]  # fmt: skip
 
 
+@seldom_collected()
 @step("fusing")
 def fused(
     model: nn.Module,
@@ -124,8 +125,7 @@ def _contract(tree: nn.Module, force: bool, verify_each: bool) -> tuple[str, Pas
     blocks = dict(sites(gm))
     proven = verify_each and runs and not force
     (result,) = run_passes((ContractSites(force),), gm, inputs_for(tree, None, who="verify_each") if proven else None)
-    for name, block in blocks.items():
-        put(tree, block, gm.get_submodule(name))
+    put_all(tree, {block: gm.get_submodule(name) for name, block in blocks.items()})
     return ContractSites.name, result
 
 

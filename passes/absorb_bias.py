@@ -24,6 +24,7 @@ from nbcompile.core.algebra import AffineMap, NotExact, compose, per_channel
 from nbcompile.core.graph.channel_ranges import ChannelRange, ChannelRanges
 from nbcompile.core.graph.factors import clip_of, why_fixed
 from nbcompile.core.graph.nodes import activation_of, layer_of
+from nbcompile.core.graph.owners import Owners
 from nbcompile.core.graph.replace import put
 from nbcompile.core.layers import lift
 from nbcompile.passes.base import Pass, PassResult, Skip
@@ -46,7 +47,7 @@ class AbsorbBias(Pass):
 
     def call(self, gm: fx.GraphModule) -> PassResult:
         """Absorb where a channel is always positive."""
-        rewritten, skipped, how = [], [], []
+        rewritten, skipped, how, owners = [], [], [], Owners(gm)
         for node in gm.graph.nodes:
             layer, users = layer_of(gm, node), tuple(node.users)
             seen = self.ranges.get(users[0].name) if layer is not None and len(users) == 1 else None
@@ -54,9 +55,10 @@ class AbsorbBias(Pass):
                 continue
             shift = _shift(gm, users[0], seen)
             if bool(shift.any()):
-                reason = _why_not(gm, node, layer, users[0]) or _absorb(gm, node, users[0], shift)
+                reason = _why_not(owners, node, layer, users[0]) or _absorb(gm, node, users[0], shift)
                 if reason is None:
                     rewritten.append(str(node.target))
+                    owners = Owners(gm)
                     how.append(f"{node.target}: up to {float(shift.max()):.3g} in {int((shift > 0).sum())} channels")
                 else:
                     skipped.append(Skip(str(node.target), reason))
@@ -75,14 +77,14 @@ def _shift(gm: fx.GraphModule, activation: fx.Node, seen: ChannelRange) -> Tenso
     return torch.where((low > LEAST_PART * seen.high) & ~cut, low, 0.0)
 
 
-def _why_not(gm: fx.GraphModule, node: fx.Node, layer: nn.Module, activation: fx.Node) -> str | None:
-    if reason := why_fixed(gm, node, layer):
+def _why_not(owners: Owners, node: fx.Node, layer: nn.Module, activation: fx.Node) -> str | None:
+    if reason := why_fixed(owners, node, layer):
         return reason
     for user in activation.users:
-        reader = layer_of(gm, user)
+        reader = layer_of(owners.gm, user)
         if reader is None:
             return f"'{_name(user)}' reads it, which is no convolution or linear layer"
-        if reason := why_fixed(gm, user, reader):
+        if reason := why_fixed(owners, user, reader):
             return f"'{_name(user)}' reads it: {reason}"
     return None
 

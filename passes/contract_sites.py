@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 from nbcompile.core.algebra import AffineMap
 from nbcompile.core.blocks import SLOPE_ROUNDING, Expanded, absorbers_of, sites
 from nbcompile.core.errors import PostconditionError, PreconditionError
-from nbcompile.core.graph.nodes import calls
-from nbcompile.core.graph.replace import put
+from nbcompile.core.graph.owners import Owners
+from nbcompile.core.graph.replace import put_all
 from nbcompile.core.layers import LayerSpec, stored_weight, why_more_runs
 from nbcompile.core.tracing.observe import is_observed
 from nbcompile.passes.base import Pass, PassResult
@@ -52,9 +52,8 @@ class ContractSites(Pass):
     def call(self, gm: fx.GraphModule) -> PassResult:
         """Contract every block."""
         blocks = sites(gm)
-        for name, block in blocks.items():
-            layer = _contracted(gm, name, block)
-            put(gm, block, layer)
+        owners = Owners(gm)
+        put_all(gm, {block: _contracted(owners, name, block) for name, block in blocks.items()})
         return PassResult(gm, tuple(blocks))
 
     def ensures(self, gm: fx.GraphModule) -> None:
@@ -63,7 +62,7 @@ class ContractSites(Pass):
             raise PostconditionError(f"{self.name}: blocks are left: {', '.join(left)}")
 
 
-def _contracted(root: nn.Module, name: str, block: Expanded) -> nn.Module:
+def _contracted(owners: Owners, name: str, block: Expanded) -> nn.Module:
     with torch.no_grad():
         whole = block.merged(torch.float64)
         layer = block.layer()
@@ -75,8 +74,8 @@ def _contracted(root: nn.Module, name: str, block: Expanded) -> nn.Module:
             else:
                 bias.copy_(whole.bias)
         elif whole.bias is not None:
-            for key in _absorbers(root, name, block):
-                mean = root.get_buffer(key)
+            for key in _absorbers(owners, name, block):
+                mean = owners.buffers[key]
                 mean.copy_(mean.double() - whole.bias)
                 if not bool(mean.isfinite().all()):
                     raise PreconditionError(
@@ -89,8 +88,8 @@ def _contracted(root: nn.Module, name: str, block: Expanded) -> nn.Module:
     return layer
 
 
-def _absorbers(root: nn.Module, name: str, block: Expanded) -> tuple[str, ...]:
-    """The keys recorded at expand, under the prefix at which the expanded model now hangs in ``root``."""
+def _absorbers(owners: Owners, name: str, block: Expanded) -> tuple[str, ...]:
+    """The keys recorded at expand, under the prefix at which the expanded model now hangs in the graph."""
     recorded = block.spec.name
     if not name.endswith(recorded):
         raise PreconditionError(
@@ -99,21 +98,21 @@ def _absorbers(root: nn.Module, name: str, block: Expanded) -> tuple[str, ...]:
     keys = absorbers_of(name, block)
     if not keys:
         raise PostconditionError(f"contract-sites: the shift of '{name}' has neither a bias nor a norm to go to")
-    buffers = dict(root.named_buffers(remove_duplicate=False))
+    buffers = owners.buffers
     if lost := [key for key in keys if key not in buffers or buffers[key].shape != (block.spec.layer.outputs,)]:
         raise PreconditionError(
             f"contract-sites: '{name}' needs '{lost[0]}' to take its shift, and the model no longer has it: "
             "norms must stay as they were when it was expanded"
         )
-    _require_same_readers(root, name, block, keys)
+    _require_same_readers(owners, name, block, keys)
     return keys
 
 
-def _require_same_readers(root: nn.Module, name: str, block: Expanded, keys: tuple[str, ...]) -> None:
+def _require_same_readers(owners: Owners, name: str, block: Expanded, keys: tuple[str, ...]) -> None:
     """Where the graph shows who reads the block, these must still be the norms of ``keys`` and nothing else."""
-    if not isinstance(root, fx.GraphModule) or is_observed(root) or block not in (called := calls(root)):
+    if is_observed(owners.gm) or block not in owners.calls:
         return
-    if set(absorbers(root, block.spec.layer, called[block])) != set(keys):
+    if set(absorbers(owners, block.spec.layer, owners.calls[block])) != set(keys):
         raise PreconditionError(
             f"contract-sites: '{name}' is not read by the norms {', '.join(keys)} alone, as when it was expanded: "
             "its shift would be lost; fuse the model as expand returned it"

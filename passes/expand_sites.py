@@ -19,16 +19,14 @@ from nbcompile.core.errors import PostconditionError, PreconditionError, UsageEr
 from nbcompile.core.graph.nodes import (
     Norm,
     activation_of,
-    calls,
     downstream,
     layer_of,
     module_of,
     norm_of,
-    read_directly,
     readers,
-    tied_to,
 )
-from nbcompile.core.graph.replace import put
+from nbcompile.core.graph.owners import Owners
+from nbcompile.core.graph.replace import put_all
 from nbcompile.core.layers import LayerSpec, why_no_layer
 from nbcompile.core.site_spec import BLOCKS, SiteSpec
 from nbcompile.core.tracing.pieces import Piece
@@ -79,28 +77,30 @@ class ExpandSites(Pass):
 
     def call(self, gm: fx.GraphModule) -> PassResult:
         """Replace the chosen layers."""
-        nodes = calls(gm)
-        layers = _layers(gm)
-        pattern, candidates = self.candidates(gm)
+        owners = Owners(gm)
+        layers, nodes = _layers(gm), owners.calls
+        pattern, candidates = self._candidates(owners)
         if layers and not candidates and named_patterns(self.where) is None:
             first = next(iter(layers))
-            reason = self._why_not(gm, first, nodes[gm.get_submodule(first)]) or "no output depends on it"
+            reason = self._why_not(owners, first, nodes[gm.get_submodule(first)]) or "no output depends on it"
             raise PreconditionError(f"{self.name}: no layer of this network can be expanded; not '{first}': {reason}")
         chosen = select_sites(self.where, candidates, list(layers))
         specs = [
-            self._spec(gm, name, nodes[gm.get_submodule(name)], pattern if name in candidates else "named")
+            self._spec(owners, name, nodes[gm.get_submodule(name)], pattern if name in candidates else "named")
             for name in _unique(gm, chosen)
         ]
-        for spec in specs:
-            layer = gm.get_submodule(spec.name)
-            block = Expanded(spec, layer)
-            put(gm, layer, block)
+        old = {spec: gm.get_submodule(spec.name) for spec in specs}
+        put_all(gm, {layer: Expanded(spec, layer) for spec, layer in old.items()})
         return PassResult(gm, tuple(spec.name for spec in specs))
 
     def candidates(self, gm: fx.GraphModule) -> tuple[str, tuple[str, ...]]:
         """The pattern that finds layers that can be expanded, and their names."""
-        nodes, names = calls(gm), {gm.get_submodule(name): name for name in reversed(_layers(gm))}
-        pattern, matches = locate(gm, lambda layer: self._why_not(gm, names[layer], nodes[layer]) is None)
+        return self._candidates(Owners(gm))
+
+    def _candidates(self, owners: Owners) -> tuple[str, tuple[str, ...]]:
+        gm, nodes = owners.gm, owners.calls
+        names = {gm.get_submodule(name): name for name in reversed(_layers(gm))}
+        pattern, matches = locate(gm, lambda layer: self._why_not(owners, names[layer], nodes[layer]) is None)
         return pattern, tuple(str(node.target) for node in matches)
 
     def ensures(self, gm: fx.GraphModule) -> None:
@@ -110,11 +110,12 @@ class ExpandSites(Pass):
             if isinstance(module, Expanded) and len(node.all_input_nodes) != 1:
                 raise PostconditionError(f"{self.name}: block '{node.target}' has {len(node.all_input_nodes)} inputs")
 
-    def _spec(self, gm: fx.GraphModule, name: str, nodes: list[fx.Node], pattern: str) -> SiteSpec:
-        if reason := self._why_not(gm, name, nodes):
+    def _spec(self, owners: Owners, name: str, nodes: list[fx.Node], pattern: str) -> SiteSpec:
+        if reason := self._why_not(owners, name, nodes):
             raise PreconditionError(f"{self.name}: '{name}' cannot be expanded: {reason}")
+        gm = owners.gm
         spec = LayerSpec.of(gm.get_submodule(name))
-        taken_by = absorbers(gm, spec, nodes, self.parts)
+        taken_by = absorbers(owners, spec, nodes, self.parts)
         beside = (norm_of(gm, reader) for node in nodes for reader in readers(node))
         norm = next((n for n in beside if n), Norm(False))
         inner = "norm" if norm.batch and spec.axes else "bias"
@@ -136,22 +137,22 @@ class ExpandSites(Pass):
             pattern=pattern,
         )
 
-    def _why_not(self, gm: fx.GraphModule, name: str, nodes: list[fx.Node]) -> str | None:
+    def _why_not(self, owners: Owners, name: str, nodes: list[fx.Node]) -> str | None:
         """Why the layer called ``name`` cannot be expanded, or None."""
-        layer = gm.get_submodule(name)
+        layer = owners.gm.get_submodule(name)
         if reason := why_no_layer(layer):
             return reason
         if name in self.spared:
             return "other code needs the layer itself"
         if any(len(node.args) + len(node.kwargs) != 1 for node in nodes):
             return "it is called with an output size, which its block does not take"
-        if other := tied_to(gm, layer):
+        if other := owners.tied_to(layer):
             return f"it shares a parameter with '{other}', which would part them"
-        if read_directly(gm, layer):
+        if owners.read_directly(layer):
             return "other code reads its weight directly; name other layers with where=[...]"
         if not self.preserve and not any(p.requires_grad for p in layer.parameters()):
             return "it is frozen, so its block would stay random; unfreeze it, or keep it with preserve=True"
-        activation = _activation(gm, nodes)
+        activation = _activation(owners.gm, nodes)
         return activation if isinstance(activation, str) else None
 
 

@@ -31,7 +31,7 @@ from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import Inputs
 from nbcompile.core.graph.nodes import asks_metadata, downstream, module_of, norm_of
 from nbcompile.core.graph.operators import SPLITS, called
-from nbcompile.core.graph.replace import keep_what_is_read
+from nbcompile.core.graph.replace import FreeNames, drop_unread
 from nbcompile.core.graph.shapes import Shapes
 from nbcompile.passes.base import Pass, PassResult, Skip
 
@@ -71,6 +71,8 @@ class _Rewrite:
         self.inputs = inputs
         self.became: dict[fx.Node, fx.Node] = {}
         self.gone: set[fx.Node] = set()
+        self.idle: set[fx.Node] = set()
+        self.names = FreeNames(gm)
         self.rewritten: list[str] = []
         self.how: list[str] = []
         self.refusals: list[Refusal] = []
@@ -119,7 +121,7 @@ class _Rewrite:
                 for regrouping in plan.regroupings:
                     self._write(regrouping.join.node, regrouping.join.nodes, self._regrouped(regrouping))
         if self.rewritten:
-            _drop_unread(self.gm, self.lifter, self.gone)
+            drop_unread(self.gm, lambda n: n in self.lifter.constants or n in self.gone or called(n) in SPLITS)
         return PassResult(self.gm, tuple(self.rewritten), self._skips(), tuple(self.how))
 
     def _planned(self, chain: Chain) -> Plan:
@@ -190,7 +192,7 @@ class _Rewrite:
         if _end(merge) is not spared:
             self._replace(_end(merge), node, nodes)
         else:
-            self.gone.update(nodes)
+            self._let_go(nodes)
         return node
 
     def _layer(self, merge: Merge) -> fx.Node | None:
@@ -217,10 +219,17 @@ class _Rewrite:
     def _replace(self, old: fx.Node, new: fx.Node, nodes: Iterable[fx.Node]) -> None:
         old.replace_all_uses_with(new)
         self.became[old] = new
-        self.gone.update(nodes)
-        for node in sorted((n for n in self.gone if not n._erased), key=lambda n: -self.order[n]):
+        self._let_go(nodes)
+        for node in sorted(self.idle, key=lambda n: -self.order[n]):
             if not node.users:
                 self.gm.graph.erase_node(node)
+                self.idle.discard(node)
+
+    def _let_go(self, nodes: Iterable[fx.Node]) -> None:
+        """``nodes`` are part of a merge; they idle until nobody reads them."""
+        new = set(nodes) - self.gone
+        self.gone |= new
+        self.idle |= new
 
     def _now(self, node: fx.Node) -> fx.Node:
         """What gives the value of ``node`` by now."""
@@ -230,20 +239,19 @@ class _Rewrite:
 
     def _name(self, layer: Primitive) -> str:
         """The layer's own name; one that is free where its weight was computed by other code."""
-        name, taken = layer.name, [key for key, _ in self.gm.named_modules()] if layer.node.op != "call_module" else []
-        while any(key == name or key.startswith(f"{name}.") for key in taken):
-            name += ".merged" if not name.endswith("merged") else "_"
-        return name
+        return layer.name if layer.node.op == "call_module" else self.names.like(layer.name)
 
     def _skips(self) -> tuple[Skip, ...]:
         reasons: dict[str, str] = {}
         for node, reason in self.regions.refused.items():
             reasons.setdefault(_name(node), reason)
         refusals = (refusal for refusal in self.refusals if refusal.elements)  # a branch may be the value itself
+        every = {element for refusal in self.refusals for element in refusal.elements}
+        merged = {element for element in every if self.gone.issuperset(nodes_of((element,)))}
         for refusal in sorted(refusals, key=lambda r: (len(r.elements) == 1, len(r.elements))):
             first, *more = refusal.elements
             alone = not more and isinstance(first, Primitive) and first.layer
-            if not alone and not self.gone.issuperset(nodes_of(refusal.elements)):
+            if not alone and not merged.issuperset(refusal.elements):
                 last = refusal.elements[-1]
                 name = last.name if isinstance(last, Primitive) else last.node.name
                 reasons.setdefault(name, self._reason(refusal))
@@ -287,11 +295,3 @@ def _joins(plan: Plan, total: fx.Node) -> bool:
 
 def _end(merge: Merge) -> fx.Node:
     return merge.elements[-1].node
-
-
-def _drop_unread(gm: fx.GraphModule, lifter: Lifter, gone: set[fx.Node]) -> None:
-    """Remove what merged, constants, modules, parameters and buffers that nothing reads any more."""
-    for node in reversed(gm.graph.nodes):
-        if not node.users and (node in lifter.constants or node in gone or called(node) in SPLITS):
-            gm.graph.erase_node(node)
-    keep_what_is_read(gm)

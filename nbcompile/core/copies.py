@@ -13,6 +13,7 @@ from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import origin_of, remember
 
 _ATOMS = (type(None), bool, int, float, str, bytes, complex, type, torch.dtype, torch.device)
+_KINDS = frozenset(_ATOMS)
 
 
 def copied(model: nn.Module, *, training: bool | None = None) -> nn.Module:
@@ -86,7 +87,7 @@ def _copied(model: nn.Module, memo: dict[int, Any], training: bool | None) -> nn
         for module in modules:  # as deepcopy does, which is slower
             made = memo[id(module)].__dict__
             for key, value in vars(module).items():
-                made[key] = value if type(value) in _ATOMS else _value(value, memo)
+                made[key] = value if type(value) in _KINDS else _value(value, memo)
         copy_: nn.Module = memo[id(model)]
     else:
         copy_ = copy.deepcopy(model, memo)
@@ -105,11 +106,15 @@ def _value(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
     if id(value) in memo:
         return memo[id(value)]
-    if kind in (dict, OrderedDict):
+    if kind is dict or kind is OrderedDict:
         made = memo[id(value)] = kind()
-        if value:
-            made.update((_value(key, memo), _value(part, memo)) for key, part in value.items())
+        for key, part in value.items():
+            made[key if type(key) in _KINDS else _value(key, memo)] = (
+                part if type(part) in _KINDS else _value(part, memo)
+            )
         return made
+    if kind is Tensor or kind is nn.Parameter:
+        return _tensor(value, memo)
     if isinstance(value, _ATOMS):
         return value
     if kind is list:
@@ -126,6 +131,26 @@ def _value(value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, torch.Generator):
         return value.clone_state()
     return copy.deepcopy(value, memo)
+
+
+def _tensor(x: Tensor, memo: dict[int, Any]) -> Tensor:
+    """As deepcopy does, which is slower; tensors that are no parameters go on sharing memory."""
+    if type(x) is nn.Parameter:
+        made: Tensor = nn.Parameter(x.detach().clone(), x.requires_grad)
+    elif not _is_whole(x) or (storage := x.untyped_storage())._cdata in (shared := memo.setdefault("torch", {})):  # type: ignore[call-overload]
+        return copy.deepcopy(x, memo)
+    else:
+        made = x.detach().clone().requires_grad_(x.requires_grad)
+        shared[storage._cdata] = made.untyped_storage()  # where deepcopy looks for it
+    memo[id(x)] = made
+    return made
+
+
+def _is_whole(x: Tensor) -> bool:
+    """Whether a tensor is numbers that fill memory from end to end, and nothing more."""
+    plain = x.layout is torch.strided and x.device.type == "cpu" and x.is_leaf and x.grad is None and not vars(x)
+    special = x.is_quantized or x.is_complex() or x.is_inference() or x._backward_hooks
+    return plain and not special and x.is_contiguous() and x.untyped_storage().nbytes() == x.nbytes
 
 
 def _is_plain(cls: type) -> bool:

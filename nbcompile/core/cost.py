@@ -17,6 +17,7 @@ from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import ExampleInput, inputs_for
 from nbcompile.core.macs import NORMS, CountedRun, watch_run
+from nbcompile.core.running import seldom_collected
 from nbcompile.core.wrappers import unwrap
 
 
@@ -96,6 +97,7 @@ class Cost:
         return {key: getattr(self, key) for key in totals} | {"layers": [asdict(layer) for layer in self.layers]}
 
 
+@seldom_collected()
 def cost(model: nn.Module, example_input: ExampleInput | None = None) -> Cost:
     """Count ``model`` in eval mode on the first sample of ``example_input``.
 

@@ -7,7 +7,7 @@ empty file whose lock says that its run is alive: Windows lets nobody write or r
 
 import errno
 import os
-import secrets
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -45,16 +45,10 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     with _temporary(target) as temporary:
         mode = temporary.stat().st_mode
-        try:
+        with _no_room_said(path):
             yield temporary
             with temporary.open("rb+") as written:
                 os.fsync(written.fileno())
-        except NBCompileError:  # of another file, perhaps, that is written in the same block
-            raise
-        except Exception as error:
-            if (full := no_room(error)) is None:
-                raise
-            raise UsageError(f"cannot write {path}: {full.strerror}; it is as it was") from error
         try:
             with suppress(FileNotFoundError):
                 mode = target.stat().st_mode
@@ -65,17 +59,39 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
         _sync_folder(target.parent)
 
 
-def check_target(path: str | os.PathLike[str]) -> None:
-    """Find out before long work whether ``path`` can be written; leftovers of killed runs are removed.
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder, which becomes ``path`` when the block ends without an exception; see `atomic`.
+
+    Raises:
+        UsageError: as of `check_target`, or if the folder cannot take its name.
+    """
+    check_target(path, folder=True)
+    target = Path(os.path.realpath(path))
+    with _temporary(target, folder=True) as temporary:
+        with _no_room_said(path):
+            yield temporary
+        try:
+            if target.exists():
+                target.rmdir()  # it is empty; Windows renames over no folder
+            os.rename(temporary, target)
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}") from error
+
+
+def check_target(path: str | os.PathLike[str], folder: bool = False) -> None:
+    """Find out before long work whether a file, or an empty ``folder``, can be written; leftovers are removed.
 
     Raises:
         UsageError: if ``path`` is a folder or a device, or its folder is missing, is a file, or is not writable.
     """
     try:
         target = Path(os.path.realpath(path))
-        if target.is_dir():
+        if folder and os.path.exists(path) and not (target.is_dir() and not os.listdir(target)):
+            raise UsageError(f"cannot write the folder {path}: it is there, and no empty folder; move it away")
+        if not folder and target.is_dir():
             raise UsageError(f"cannot write {path}: it is a folder; name a file in it")
-        if os.path.exists(path) and not os.path.isfile(path):  # of /dev/stdout, the real path may be none
+        if not folder and os.path.exists(path) and not os.path.isfile(path):  # /dev/stdout's real path may be none
             raise UsageError(f"cannot write {path}: it is no file, but a device, a pipe or a socket; name a file")
         if not target.parent.exists():
             raise UsageError(f"cannot write {path}: the folder {target.parent} does not exist; create it first")
@@ -87,7 +103,7 @@ def check_target(path: str | os.PathLike[str]) -> None:
     except ValueError as error:
         raise UsageError(f"cannot write {path}: it is no name of a file ({error})") from error
     # Permission bits do not tell (root, read-only mounts, quotas): creating a file does.
-    with _temporary(target):
+    with _temporary(target, folder):
         pass
 
 
@@ -119,6 +135,18 @@ def require_own_files(outputs: Sequence[Path], read: Sequence[str | Path] = ()) 
             raise UsageError(
                 f"cannot write {path}: another output is the same file{_also(path, other)}; give it another name"
             )
+
+
+@contextmanager
+def _no_room_said(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except NBCompileError:  # of another file, perhaps, that is written in the same block
+        raise
+    except Exception as error:
+        if (full := no_room(error)) is None:
+            raise
+        raise UsageError(f"cannot write {path}: {full.strerror}; it is as it was") from error
 
 
 def no_room(error: BaseException | None) -> OSError | None:
@@ -153,11 +181,15 @@ def remove_temporaries() -> None:
     """Remove what is half-written, of all threads: for a process that is ended without its ``finally`` blocks."""
     for path in tuple(_unfinished):
         with suppress(OSError):
-            os.unlink(path)
+            _remove(Path(path))
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 @contextmanager
-def _temporary(target: Path) -> Iterator[Path]:
+def _temporary(target: Path, folder: bool = False) -> Iterator[Path]:
     """A new empty temporary of ``target``; it is removed, if it is still there, when the block ends."""
     with ExitStack() as undo:
         try:
@@ -165,7 +197,7 @@ def _temporary(target: Path) -> Iterator[Path]:
             while held is None:  # a lock may be swept before it is locked
                 if (tries := tries + 1) > _TRIES:
                     raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-                run = _prefix(target) + secrets.token_hex(_DIGITS // 2)
+                run = _prefix(target) + os.urandom(_DIGITS // 2).hex()
                 names = [str(target.with_name(run + suffix)) for suffix in (_LOCK, target.suffix)]
                 _unfinished.update(names)
                 undo.callback(_unfinished.difference_update, names)
@@ -173,8 +205,8 @@ def _temporary(target: Path) -> Iterator[Path]:
             undo.callback(_unlock, held)
             temporary = target.with_name(run + target.suffix)
             # Not tempfile: it makes files that only their owner can read.
-            os.close(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
-            undo.callback(temporary.unlink, missing_ok=True)
+            temporary.mkdir() if folder else os.close(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
+            undo.callback(_remove, temporary)
         except OSError as error:
             raise UsageError(
                 f"cannot write {target}: no file can be created in {target.parent} ({error.strerror})"
@@ -192,7 +224,7 @@ def _sweep(target: Path) -> None:
             if held is None:
                 continue
             try:
-                leftover.unlink(missing_ok=True)
+                _remove(leftover)
             finally:
                 _unlock(held)
 

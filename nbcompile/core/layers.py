@@ -1,5 +1,6 @@
 """Between layers and the algebra: what a layer is (:class:`LayerSpec`), and its affine map."""
 
+import copy
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -38,6 +39,23 @@ class Scale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, *spatial)`` to the same shape."""
         return x * self.weight
+
+
+class Template:
+    """A copy of a layer without data, hidden from module trees; copies share it, since nothing changes it.
+
+    Args:
+        layer: left as it is.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        memo: dict[int, Any] = {}
+        for parameter in layer.parameters():
+            memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+        self.layer = copy.deepcopy(layer, memo)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Template":
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)

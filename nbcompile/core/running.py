@@ -5,8 +5,10 @@ There are two ways to look. :func:`watched` tells of calls of modules, whatever 
 a graph has nodes.
 """
 
+import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from threading import Lock
 from typing import Any
 
 import torch
@@ -17,10 +19,48 @@ from torch.utils._pytree import tree_leaves
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import Inputs, change_tensors
 
+_SELDOM = 20_000
+"""New objects after which the garbage among them is looked for; Python's own number is some hundreds."""
+
 Enter = Callable[[str, nn.Module, tuple[Any, ...], Mapping[str, Any]], None]
 """Is told the name, the module and its arguments."""
 Leave = Callable[[str, nn.Module, tuple[Any, ...], Mapping[str, Any], Any], None]
 """Is told these and the output; None where the module raised."""
+
+
+class _Collecting:
+    """The threshold is of the whole process: the first thread inside changes it, the last one restores it."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside = Lock(), 0
+        self._threshold: tuple[int, ...] = gc.get_threshold()
+
+    def enter(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._threshold = gc.get_threshold()
+                often, *others = self._threshold
+                gc.set_threshold(often and max(often, _SELDOM), *others)  # 0: not at all
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                gc.set_threshold(*self._threshold)
+
+
+_collecting = _Collecting()
+
+
+@contextmanager
+def seldom_collected() -> Iterator[None]:
+    """Inside, Python looks for garbage seldom: graphs are many small objects, and few of them are garbage."""
+    _collecting.enter()
+    try:
+        yield
+    finally:
+        _collecting.leave()
 
 
 @contextmanager

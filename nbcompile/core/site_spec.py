@@ -47,6 +47,14 @@ class SiteSpec:
     absorbers: tuple[str, ...] = ()
     pattern: str = "named"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SiteSpec":
+        return self  # it cannot change
+
+    @property
+    def kind(self) -> "SiteSpec":
+        """What blocks that are alike have in common."""
+        return replace(self, name="", absorbers=(), pattern="")
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         return asdict(self)

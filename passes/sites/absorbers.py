@@ -11,6 +11,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from nbcompile.core.graph.nodes import calls, module_of, norm_of, readers
+from nbcompile.core.graph.owners import Owners
 from nbcompile.core.layers import LayerSpec
 from nbcompile.core.running import tensors_of
 from nbcompile.core.tracing.capture import opaque
@@ -25,21 +26,19 @@ _NORMS = {
 }
 
 
-def absorbers(
-    gm: fx.GraphModule, spec: LayerSpec, nodes: list[fx.Node], parts: Sequence[Piece] = ()
-) -> tuple[str, ...]:
+def absorbers(owners: Owners, spec: LayerSpec, nodes: list[fx.Node], parts: Sequence[Piece] = ()) -> tuple[str, ...]:
     """Keys of the running means that can take a layer's shift: all its readers' are, and only theirs; else none.
 
     None either for a linear layer (behind more than one leading dimension a norm normalises another axis). Where the
     graph shows only one of the paths that the model can take, a piece that holds the layer must say the same.
 
     Args:
-        gm: the graph.
+        owners: of the graph.
         spec: of the layer.
         nodes: every call of the layer, or of what stands for it.
         parts: the pieces of the model whose one run ``gm`` shows, found by that run.
     """
-    keys = _keys(gm, spec, nodes)
+    gm, keys = owners.gm, _keys(owners, spec, nodes)
     if not keys or not is_observed(gm):
         return keys
     layer, means = gm.get_submodule(str(nodes[0].target)), {id(gm.get_buffer(key)) for key in keys}
@@ -47,23 +46,22 @@ def absorbers(
         inside = calls(part.graph).get(layer, [])
         hidden = {id(x) for module in opaque(part.graph).values() for x in tensors_of(module)}
         if inside and not hidden & (means | set(map(id, layer.parameters()))):
-            proven = {id(part.graph.get_buffer(key)) for key in _keys(part.graph, spec, inside)}
+            proven = {id(part.graph.get_buffer(key)) for key in _keys(Owners(part.graph), spec, inside)}
             return keys if proven == means else ()
     return ()
 
 
-def _keys(gm: fx.GraphModule, spec: LayerSpec, nodes: list[fx.Node]) -> tuple[str, ...]:
+def _keys(owners: Owners, spec: LayerSpec, nodes: list[fx.Node]) -> tuple[str, ...]:
     if not spec.axes:
         return ()
-    own = set(nodes)
-    buffers = dict(gm.named_buffers(remove_duplicate=False))
+    gm, own = owners.gm, set(nodes)
     keys: dict[str, None] = {}
     for node in nodes:
         for reader in readers(node):
             norm = norm_of(gm, reader)
             if norm is None or norm.running_mean is None or reader.all_input_nodes[0] is not node:
                 return ()
-            mean = buffers.get(norm.running_mean)
+            mean = owners.buffers.get(norm.running_mean)
             if (
                 mean is None
                 or mean.shape != (spec.outputs,)
@@ -71,12 +69,10 @@ def _keys(gm: fx.GraphModule, spec: LayerSpec, nodes: list[fx.Node]) -> tuple[st
             ):
                 return ()
             keys[norm.running_mean] = None
-    for node in gm.graph.nodes:
-        norm = norm_of(gm, node)
-        if norm and norm.running_mean in keys and node.all_input_nodes[0] not in own:
+    for key in keys:
+        if any(node.all_input_nodes[0] not in own for node in owners.means[key]):
             return ()
-        read = buffers.get(str(node.target)) if node.op == "get_attr" else None
-        if any(read is buffers[key] for key in keys) and _read_elsewhere(node, own):
+        if any(_read_elsewhere(node, own) for node in owners.reads.get(id(owners.buffers[key]), ())):
             return ()
     return tuple(keys)
 

@@ -26,12 +26,28 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from nbcompile.core.graph.aliasing import Aliasing
-from nbcompile.core.graph.nodes import activation_of, after, downstream, layer_of, norm_of, readers, settled
+from nbcompile.core.graph.ancestors import Ancestors
+from nbcompile.core.graph.nodes import activation_of, after, layer_of, norm_of, readers, settled
 from nbcompile.core.graph.operators import ADD, MUL, called
 from nbcompile.core.layers import LayerSpec, why_no_layer
 
 Node = fx.Node
-Step = Callable[[fx.GraphModule, Node, Node], Node | None]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A graph in which patterns are looked for, as it is now.
+
+    Attributes:
+        gm: the graph.
+        ancestors: who depends on whom in it.
+    """
+
+    gm: fx.GraphModule
+    ancestors: Ancestors
+
+
+Step = Callable[[Scene, Node, Node], Node | None]
 
 
 @dataclass(frozen=True)
@@ -41,14 +57,14 @@ class Pattern:
     name: str
     steps: str
 
-    def matches(self, gm: fx.GraphModule, node: Node) -> bool:
+    def matches(self, scene: Scene, node: Node) -> bool:
         """Whether the chain starts at ``node``."""
         first, *rest = self.steps.split()
-        if not _is_layer(first)(gm, node):
+        if not _is_layer(first)(scene.gm, node):
             return False
         here: Node = node
         for step in rest:
-            reached = _STEPS[step.rstrip("?")](gm, here, node)
+            reached = _STEPS[step.rstrip("?")](scene, here, node)
             if reached is None and not step.endswith("?"):
                 return False
             here = reached or here
@@ -81,12 +97,13 @@ def locate(gm: fx.GraphModule, fits: Callable[[nn.Module], bool] = lambda _: Tru
         The pattern's name and the matching nodes in graph order, each layer once; ``("", ())`` where none matches.
     """
     read, main = _ways(gm)
+    scene = Scene(gm, Ancestors(gm.graph))
     beside: tuple[str, tuple[Node, ...]] = ("", ())
     for pattern in PATTERNS:
         matches: dict[nn.Module, Node] = {}
         for node in gm.graph.nodes:
             layer = layer_of(gm, node) if node in read else None
-            if layer is not None and layer not in matches and pattern.matches(gm, node) and fits(layer):
+            if layer is not None and layer not in matches and pattern.matches(scene, node) and fits(layer):
                 matches[layer] = node
         found = pattern.name, tuple(matches.values())
         if not main.isdisjoint(matches.values()):
@@ -143,57 +160,56 @@ def _is_layer(kind: str) -> Callable[[fx.GraphModule, Node], bool]:
 def _layer(kind: str) -> Step:
     check = _is_layer(kind)
 
-    def step(gm: fx.GraphModule, here: Node, _: Node) -> Node | None:
-        there = after(gm, here)
-        return there if there is not None and check(gm, there) else None
+    def step(scene: Scene, here: Node, _: Node) -> Node | None:
+        there = after(scene.gm, here)
+        return there if there is not None and check(scene.gm, there) else None
 
     return step
 
 
-def _norm(gm: fx.GraphModule, here: Node, _: Node) -> Node | None:
-    there = after(gm, here)
-    return there if there is not None and norm_of(gm, there) else None
+def _norm(scene: Scene, here: Node, _: Node) -> Node | None:
+    there = after(scene.gm, here)
+    return there if there is not None and norm_of(scene.gm, there) else None
 
 
-def _act(gm: fx.GraphModule, here: Node, _: Node) -> Node | None:
-    there = after(gm, here)
-    return there if there is not None and activation_of(gm, there) else None
+def _act(scene: Scene, here: Node, _: Node) -> Node | None:
+    there = after(scene.gm, here)
+    return there if there is not None and activation_of(scene.gm, there) else None
 
 
-def _gate(gm: fx.GraphModule, here: Node, _: Node) -> Node | None:
-    here = settled(gm, here)
+def _gate(scene: Scene, here: Node, _: Node) -> Node | None:
+    here = settled(scene.gm, here)
     product = next((r for r in readers(here) if called(r) is MUL), None)
     if product is None or len(product.all_input_nodes) != 2:
         return None
     other = next(n for n in product.all_input_nodes if n is not here)
-    return product if here in downstream([other], up=True) else None
+    return product if scene.ancestors.reach(here, other) else None
 
 
-def _end(gm: fx.GraphModule, here: Node, _: Node) -> Node | None:
-    there = after(gm, here)
-    return None if there is not None and activation_of(gm, there) else here
+def _end(scene: Scene, here: Node, _: Node) -> Node | None:
+    there = after(scene.gm, here)
+    return None if there is not None and activation_of(scene.gm, there) else here
 
 
-def _sum(gm: fx.GraphModule, here: Node, start: Node) -> Node | None:
+def _sum(scene: Scene, here: Node, start: Node) -> Node | None:
     """An addition of ``here`` (perhaps permuted or scaled) to something that hangs on what is before ``start``."""
-    before = set(downstream([start], up=True))
     for _ in range(4):
-        there = after(gm, here)
+        there = after(scene.gm, here)
         if there is None:
             return None
         if called(there) is ADD and len(there.all_input_nodes) == 2:
-            other = next(n for n in there.all_input_nodes if n is not settled(gm, here))
-            return there if other in before or _hangs_on(other, before) else None
-        if called(there) is MUL and before.intersection(there.all_input_nodes):
+            other = next(n for n in there.all_input_nodes if n is not settled(scene.gm, here))
+            return there if _hangs_on(scene.ancestors, other, start) else None
+        if called(there) is MUL and any(scene.ancestors.reach(n, start) for n in there.all_input_nodes):
             return None  # a gate: the layers compute a factor and no summand
         here = there
     return None
 
 
-def _hangs_on(node: Node, before: set[Node]) -> bool:
-    """Whether ``node`` is a shortcut of a few single-input steps (convolution, norm, pooling) from ``before``."""
+def _hangs_on(ancestors: Ancestors, node: Node, start: Node) -> bool:
+    """Whether ``node`` is before ``start``, or a few single-input steps (convolution, norm, pooling) from what is."""
     for _ in range(5):
-        if node in before:
+        if ancestors.reach(node, start):
             return True
         inputs = [n for n in node.all_input_nodes if n.op != "get_attr"]
         if len(inputs) != 1:

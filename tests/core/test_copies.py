@@ -1,10 +1,12 @@
 """Copies: what they share, what they hold of their own, and that the model is as it was whatever a copy does."""
 
 import contextlib
+import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -375,3 +377,45 @@ def test_a_weightless_copy_has_sizes_and_ties_and_no_memory() -> None:
     assert isinstance(bare[0].weight, nn.Parameter)
     assert not bare[0].weight.requires_grad
     assert model[0].weight.device.type == "cpu"
+
+
+class Sharing(nn.Module):
+    """Tensors of all kinds: in one memory, strided, expanded, empty, with a gradient, complex, under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        whole = torch.arange(24.0).reshape(2, 3, 4)
+        self.register_buffer("whole", whole)
+        self.register_buffer("row", whole[1])
+        self.register_buffer("again", whole)
+        self.register_buffer("flat", whole.view(-1))
+        self.register_buffer("turned", torch.randn(3, 5).t())
+        self.register_buffer("last", torch.randn(2, 3, 1, 1).to(memory_format=torch.channels_last))
+        self.register_buffer("wide", torch.ones(1).expand(4))
+        self.register_buffer("none", torch.empty(0))
+        self.register_buffer("phase", torch.randn(2, dtype=torch.complex64).conj())
+        self.free = torch.ones(3, requires_grad=True)
+        self.free.grad = torch.full((3,), 2.0)
+        self.layer = nn.Linear(3, 2)
+        self.layer.weight.requires_grad_(False)
+        self.tied = self.layer.weight
+
+
+def test_tensors_are_copied_as_deepcopy_does() -> None:
+    model = Sharing()
+    ours, theirs = working_copy(model), copy.deepcopy(model)
+    names = [*dict(model.named_buffers(remove_duplicate=False)), "free", "tied", "layer.weight", "layer.bias"]
+    for name in names:
+        made, wanted = (attrgetter(name)(one) for one in (ours, theirs))
+        assert torch.equal(made, wanted), name
+        for look in (type, Tensor.stride, Tensor.storage_offset, lambda x: (x.dtype, x.requires_grad, x.is_leaf)):
+            assert look(made) == look(wanted), name
+    for one in names:
+        for other in names:
+            pairs = [[attrgetter(name)(m) for name in (one, other)] for m in (ours, theirs)]
+            same = [memory(a) == memory(b) and a.numel() > 0 < b.numel() for a, b in pairs]
+            assert same[0] == same[1], (one, other)
+        mine, own = (attrgetter(one)(m) for m in (ours, model))
+        assert own.numel() == 0 or memory(mine) != memory(own)
+    assert torch.equal(ours.free.grad, model.free.grad)  # type: ignore[arg-type]
+    assert ours.tied is ours.layer.weight

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nbcompile.core.errors import UsageError
-from nbcompile.core.files import atomic, check_outputs, check_target
+from nbcompile.core.files import atomic, atomic_folder, check_outputs, check_target
 from tests.full_disk import full_disk
 
 POSIX_ONLY = ("fcntl", "resource", "termios", "tty", "pty", "pwd", "grp", "syslog", "readline", "crypt")
@@ -272,6 +272,58 @@ def test_unusable_targets_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"a\\x00b: it is no name of a file \(embedded null byte\)$"):
         check_target(tmp_path / "a\0b")
     assert sorted(os.listdir(tmp_path)) == ["file", "pipe"]
+
+
+def test_a_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "tiny_cmake"
+    killed = """if True:
+        import os, sys
+        from pathlib import Path
+        from nbcompile.core.files import atomic_folder
+        with atomic_folder(Path(sys.argv[1])) as temporary:
+            (temporary / "half").write_text("half")
+            os._exit(9)
+    """
+    assert subprocess.run([sys.executable, "-c", killed, path], check=False).returncode == 9
+    assert not path.exists()
+    assert len(leftovers(tmp_path)) == 2  # the last is the lock of the run
+    path.mkdir()
+    with atomic_folder(path) as temporary:
+        assert leftovers(tmp_path)[1:] == [f"{temporary.name}-lock"]
+        (temporary / "main").mkdir()
+        (temporary / "main" / "tiny.cc").write_bytes(NEW)
+        assert os.listdir(path) == []
+    assert (path / "main" / "tiny.cc").read_bytes() == NEW
+    assert os.listdir(tmp_path) == ["tiny_cmake"]
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.cc").write_bytes(OLD)
+    for name in ("full", "full/mine.cc"):
+        with pytest.raises(
+            UsageError, match=f"^cannot write the folder {tmp_path / name}: it is there, and no empty fo"
+        ):
+            check_target(tmp_path / name, folder=True)
+    with (
+        pytest.raises(UsageError, match="missing does not exist; create it first"),
+        atomic_folder(tmp_path / "missing/x"),
+    ):
+        pytest.fail("a block without a folder must not run")
+
+    def write(path: Path, error: type[BaseException] | None) -> None:
+        with atomic_folder(path) as temporary, full_disk(1000):
+            (temporary / "a").write_bytes(b"a")
+            if error is not None:
+                raise error
+            (temporary / "b").write_bytes(NEW)
+
+    with pytest.raises(UsageError, match=rf"^cannot write {tmp_path / 'new'}: File too large; it is as it was$"):
+        write(tmp_path / "new", None)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "new", KeyboardInterrupt)
+    assert os.listdir(tmp_path) == ["full"]
+    assert (tmp_path / "full" / "mine.cc").read_bytes() == OLD
 
 
 @pytest.fixture

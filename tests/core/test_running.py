@@ -1,14 +1,16 @@
+import gc
 import operator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from nbcompile.core.errors import PreconditionError
+import nbcompile
+from nbcompile.core.errors import PreconditionError, UsageError
 from nbcompile.core.graph.guards import require_same_choice
-from nbcompile.core.running import eval_mode, interpret, output_of, rehearsal, untouched, watched
+from nbcompile.core.running import eval_mode, interpret, output_of, rehearsal, seldom_collected, untouched, watched
 from tests.symbolic import capture
 
 
@@ -144,3 +146,39 @@ def test_what_a_graph_says_of_its_inputs_is_said_as_it_is() -> None:
     interpret(gm, (torch.ones(2, 3),))
     with pytest.raises(PreconditionError, match=r"^net\.py:3 in forward: the network chooses its way .* you want$"):
         interpret(gm, (torch.ones(1, 3),))
+
+
+def test_garbage_is_looked_for_as_before_behind_a_verb() -> None:
+    before = gc.get_threshold()
+    with seldom_collected():
+        assert gc.get_threshold() == (20_000, *before[1:])
+        with seldom_collected():
+            pass
+        assert gc.get_threshold()[0] == 20_000
+    assert gc.get_threshold() == before
+    with pytest.raises(UsageError):
+        nbcompile.fuse(nn.ReLU(), "nothing")  # type: ignore[arg-type]
+    assert gc.get_threshold() == before
+
+
+@pytest.mark.parametrize("often", [0, 50_000])
+def test_who_looks_for_garbage_more_seldom_is_left_alone(often: int) -> None:
+    before = gc.get_threshold()
+    gc.set_threshold(often, *before[1:])
+    try:
+        with seldom_collected():
+            assert gc.get_threshold()[0] == often
+    finally:
+        gc.set_threshold(*before)
+
+
+def test_who_comes_first_may_leave_first() -> None:
+    """As two threads do: nothing that was set for one is restored for good by the other."""
+    before = gc.get_threshold()
+    first, second = ExitStack(), ExitStack()
+    first.enter_context(seldom_collected())
+    second.enter_context(seldom_collected())
+    first.close()
+    assert gc.get_threshold()[0] >= 20_000
+    second.close()
+    assert gc.get_threshold() == before

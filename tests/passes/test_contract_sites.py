@@ -263,7 +263,7 @@ def test_a_shift_without_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_blocks_left_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     gm = expanded(zoo.dscnn(), "first:1")
-    monkeypatch.setattr("nbcompile.passes.contract_sites.put", lambda *_: None)
+    monkeypatch.setattr("nbcompile.passes.contract_sites.put_all", lambda *_: None)
     with pytest.raises(PostconditionError, match=r"blocks are left: features\.block0\.expand\.conv"):
         ContractSites()(gm)
 

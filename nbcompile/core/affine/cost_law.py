@@ -1,6 +1,7 @@
 """The cost law: what a part of a region costs, and when one layer would cost more."""
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import prod
 
 from nbcompile.core.algebra import Geometry
@@ -47,6 +48,7 @@ class Expense:
         return None
 
 
+@lru_cache(maxsize=4096)
 def one_layer(geometry: Geometry, sizes: TwoSizes) -> Expense:
     """What one layer of this geometry costs on maps of these sizes; a linear layer has no groups."""
     weights = geometry.weights * (1 if geometry.axes else geometry.groups)

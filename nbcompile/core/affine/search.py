@@ -7,7 +7,7 @@ border asks for the value of a shift.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 from nbcompile.core.affine.chains import Join, nodes_of, primitives
@@ -19,6 +19,57 @@ from nbcompile.core.affine.plan import Merge, Plan, Refusal, Regrouping
 from nbcompile.core.affine.primitive import Primitive
 from nbcompile.core.affine.to_layer import why_no_one_layer
 from nbcompile.core.algebra import Geometry, NotExact
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """What the cost law asks of elements in a row: sums over them, so that a longer part takes no longer.
+
+    Attributes:
+        expense: as they are.
+        layer: whether a convolution or linear layer is among them.
+        shared: those whose parameters something else than their own element reads, too.
+    """
+
+    expense: Expense = field(default_factory=Expense)
+    layer: bool = False
+    shared: tuple[Primitive, ...] = ()
+
+    def __add__(self, other: "Stretch") -> "Stretch":
+        """Both."""
+        return Stretch(self.expense + other.expense, self.layer or other.layer, self.shared + other.shared)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """The cheapest way that is known to compute a chain up to some element.
+
+    Attributes:
+        expense: of all of it; None where there is no way yet.
+        start: index of the first element of its last part.
+        last: what is done with that part.
+    """
+
+    expense: Expense | None
+    start: int = -1
+    last: Plan = field(default_factory=Plan)
+
+    def is_above(self, before: "_Way", last: Expense, start: int) -> bool:
+        """Whether a way that goes on from ``before`` with a part that costs ``last`` is to be taken instead.
+
+        Of equal costs the one with the shorter last part is: between two layers, a norm then belongs to the one before
+        it, whose output it was trained to normalise.
+        """
+        assert before.expense is not None
+        other = before.expense + last
+        return self.expense is None or other < self.expense or (other == self.expense and start > self.start)
+
+    def or_else(self, before: "_Way", last: Plan, start: int) -> "_Way":
+        """The better one of the two."""
+        if not self.is_above(before, last.expense, start):
+            return self
+        assert before.expense is not None
+        return _Way(before.expense + last.expense, start, last)
 
 
 class Search:
@@ -37,28 +88,26 @@ class Search:
     def chain(self, elements: tuple[Element, ...], channels: int, sizes: TwoSizes) -> Plan:
         """The best plan for ``elements`` on maps of these sizes."""
         starts = list(self.walk.states(elements, channels, sizes))
-        as_it_is = [self._expense(e, c, s) for e, (c, s) in zip(elements, starts, strict=False)]
+        as_it_is = [self._part(e, self._expense(e, c, s)) for e, (c, s) in zip(elements, starts, strict=False)]
         refusals: list[Refusal] = []
-        options: dict[int, list[tuple[int, Plan]]] = {end: [] for end in range(len(elements) + 1)}
-        for i, (element, (width, size)) in enumerate(zip(elements, starts, strict=False)):
-            options[i + 1].append((i, self._kept(element, as_it_is[i], width, size)))
-            for j, geometry in self._merged(elements, i, width, refusals):
-                part = elements[i : j + 1]
-                before = sum(as_it_is[i : j + 1], Expense())
-                if reason := self._why_not(part, geometry, before, size):
-                    refusals.append(Refusal(part, reason))
-                else:
-                    merge = Merge(part, self._axes, width)
-                    options[j + 1].append((i, Plan(one_layer(geometry, size), [merge])))
         # Costs of parts add up, so the cheapest way to `end` goes through a cheapest way to where its last part starts:
         # n²/2 parts decide between the 2ⁿ splits.
-        best = [Plan()]
-        for end in range(1, len(elements) + 1):
-            # Of equal costs the first is taken, so the shortest last part: between two layers, a norm then belongs to
-            # the one before it, whose output it was trained to normalise.
-            latest_first = sorted(options[end], key=lambda option: -option[0])
-            best.append(min((best[i] + plan for i, plan in latest_first), key=lambda plan: plan.expense))
-        return replace(best[-1], refusals=best[-1].refusals + refusals)
+        ways = [_Way(Expense())] + [_Way(None)] * len(elements)
+        for i, (element, (width, size)) in enumerate(zip(elements, starts, strict=False)):
+            ways[i + 1] = ways[i + 1].or_else(ways[i], self._kept(element, as_it_is[i].expense, width, size), i)
+            part = Stretch()
+            for j, geometry in self._merged(elements, i, width, refusals):
+                part = part + as_it_is[j]
+                if reason := self._why_not(elements[i : j + 1], part, geometry, size):
+                    refusals.append(Refusal(elements[i : j + 1], reason))
+                elif ways[j + 1].is_above(ways[i], one_layer(geometry, size), i):
+                    merge = Merge(elements[i : j + 1], self._axes, width)
+                    ways[j + 1] = ways[j + 1].or_else(ways[i], Plan(one_layer(geometry, size), [merge]), i)
+        parts, end = list[Plan](), len(elements)
+        while end:
+            parts.append(ways[end].last)
+            end = ways[end].start
+        return sum(reversed(parts), Plan()) + Plan(refusals=refusals)
 
     def _expense(self, element: Element, channels: int, sizes: TwoSizes) -> Expense:
         """What an element costs as it is."""
@@ -116,7 +165,7 @@ class Search:
             geometry = self._outlines.of(join, channels)
         except NotExact:
             return None
-        if self._why_not((join,), geometry, self._expense(join, channels, sizes), sizes):
+        if self._why_not((join,), self._part(join, self._expense(join, channels, sizes)), geometry, sizes):
             return None
         return Plan(one_layer(geometry, sizes), [Merge((join,), self._axes, channels)])
 
@@ -133,15 +182,21 @@ class Search:
                 return
             yield j, geometry
 
-    def _why_not(self, part: tuple[Element, ...], geometry: Geometry, before: Expense, sizes: TwoSizes) -> str | None:
+    def _part(self, element: Element, expense: Expense) -> Stretch:
+        """One element, which costs ``expense`` as it is."""
+        nodes, own = set(nodes_of((element,))), list(primitives((element,)))
+        shared = tuple(p for p in own if not self._constants.readers(p.node) <= nodes)
+        return Stretch(expense, any(p.layer for p in own), shared)
+
+    def _why_not(self, elements: tuple[Element, ...], part: Stretch, geometry: Geometry, sizes: TwoSizes) -> str | None:
         """Why a part that is one map does not become one layer; empty where there is nothing to merge."""
-        if not any(p.layer for p in primitives(part)):
+        if not part.layer:
             return "no convolution or linear layer is among them"
+        before = part.expense
         if before.nodes == 1:
             return "it is one layer already"
-        # What a node outside reads, too, stays stored after the merge: it cannot pay for the new layer.
-        nodes = set(nodes_of(part))
-        stays = sum(p.constants for p in primitives(part) if not self._constants.readers(p.node) <= nodes)
-        return why_no_one_layer(geometry) or one_layer(geometry, sizes).grows(
-            replace(before, vectors=before.vectors - stays)
-        )
+        if part.shared:  # what a node outside reads, too, stays stored after the merge: it cannot pay for the new layer
+            nodes = set(nodes_of(elements))
+            stays = sum(p.constants for p in part.shared if not self._constants.readers(p.node) <= nodes)
+            before = replace(before, vectors=before.vectors - stays)
+        return why_no_one_layer(geometry) or one_layer(geometry, sizes).grows(before)

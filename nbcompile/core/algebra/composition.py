@@ -1,5 +1,6 @@
 """One map after another."""
 
+from functools import lru_cache
 from itertools import product
 from math import gcd, prod
 from typing import Any
@@ -14,6 +15,7 @@ SHIFT_ROUNDING = 16
 """How far a shift may be from the value padded with and count as the same, in units of that value's own rounding."""
 
 
+@lru_cache(maxsize=4096)  # of a chain every part is asked for, and most parts look alike
 def composed(first: Geometry, second: Geometry, *, shift_fits: bool = False) -> Geometry:
     """What :func:`compose` would give, decided without numbers.
 

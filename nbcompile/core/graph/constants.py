@@ -22,6 +22,7 @@ class Constants:
         self._gm = gm
         self._tensors: dict[str, Tensor] = dict(gm.named_parameters(remove_duplicate=False))
         self._tensors |= gm.named_buffers(remove_duplicate=False)
+        self._by_identity = {id(x): x for x in self._tensors.values()}
         self._written = aliasing.written
         self._values: dict[fx.Node, Any] = {}
         self._nodes = self._find()
@@ -57,13 +58,11 @@ class Constants:
 
     def params(self, node: fx.Node) -> int:
         """Elements of the parameters that ``node`` reads."""
-        read = {id(x): x for x in self._tensors.values() if id(x) in self._reads[node]}
-        return sum(x.numel() for x in read.values() if isinstance(x, nn.Parameter))
+        return sum(x.numel() for x in self._read(node) if isinstance(x, nn.Parameter))
 
     def learning(self, value: Tensor, node: fx.Node) -> Tensor:
         """``value``, which ``node`` reads, requiring gradients if a parameter does that ``node`` reads."""
-        read = [x for x in self._tensors.values() if id(x) in self._reads[node]]
-        return value.detach().requires_grad_(any(x.requires_grad for x in read))
+        return value.detach().requires_grad_(any(x.requires_grad for x in self._read(node)))
 
     def steps(self, node: fx.Node) -> int:
         """How many nodes compute the constants that ``node`` alone reads."""
@@ -75,6 +74,10 @@ class Constants:
                 seen.add(one)
                 stack += one.all_input_nodes
         return len(seen)
+
+    def _read(self, node: fx.Node) -> list[Tensor]:
+        """The parameters and buffers that ``node`` reads, each once."""
+        return [self._by_identity[key] for key in self._reads[node] if key in self._by_identity]
 
     def _find(self) -> set[fx.Node]:
         constant: set[fx.Node] = set()

@@ -14,6 +14,7 @@ from torch import fx, nn
 from nbcompile.core.graph.factors import Clip, clip_of, commutes_anywhere, commutes_on_maps, gated_value, why_fixed
 from nbcompile.core.graph.nodes import asks_metadata, layer_of, operator_of
 from nbcompile.core.graph.operators import ADD, called
+from nbcompile.core.graph.owners import Owners
 from nbcompile.core.graph.shapes import Shapes
 from nbcompile.core.layers import LayerSpec
 
@@ -61,7 +62,7 @@ class _Search:
     """Walks over a graph once, inputs before readers, and lets values share what must have one factor."""
 
     def __init__(self, gm: fx.GraphModule, shapes: Shapes) -> None:
-        self.gm, self.shapes = gm, shapes
+        self.gm, self.shapes, self.owners = gm, shapes, Owners(gm)
         self.of: dict[fx.Node, Junction] = {}
         self.axis: dict[fx.Node, int] = {}
         self.repeats: dict[fx.Node, int] = {}
@@ -92,7 +93,7 @@ class _Search:
             self._new(node, 0, 1, _computes_it(node) + said)
 
     def _why_not(self, node: fx.Node, layer: nn.Module) -> str | None:
-        if reason := why_fixed(self.gm, node, layer):
+        if reason := why_fixed(self.owners, node, layer):
             return reason
         shape, axes = self.shapes.of(node), LayerSpec.of(layer).axes
         if shape is None or len(shape) < 2 or (axes and len(shape) != axes + 2):

@@ -13,14 +13,12 @@ from nbcompile.core.activations import Activation
 from nbcompile.core.graph.nodes import (
     activation_of,
     argument,
-    calls,
     module_of,
     operator_of,
     passes_through,
-    read_directly,
-    tied_to,
 )
 from nbcompile.core.graph.operators import MUL, called, named
+from nbcompile.core.graph.owners import Owners
 from nbcompile.core.graph.shapes import Shapes
 from nbcompile.core.layers import why_changed, why_no_layer
 
@@ -40,17 +38,17 @@ class Clip:
     high: float
 
 
-def why_fixed(gm: fx.GraphModule, node: fx.Node, layer: nn.Module) -> str | None:
+def why_fixed(owners: Owners, node: fx.Node, layer: nn.Module) -> str | None:
     """Why the weights of ``layer``, which ``node`` calls, cannot be changed for this call alone, or None."""
     if reason := why_no_layer(layer):
         return reason
-    if (count := len(calls(gm)[layer])) > 1:
+    if (count := len(owners.calls[layer])) > 1:
         return f"it is called {count} times"
     if len(node.args) + len(node.kwargs) != 1:
         return "it is called with an output size"
-    if other := tied_to(gm, layer):
+    if other := owners.tied_to(layer):
         return f"it shares a parameter with '{other}'"
-    return "other code reads its weight directly" if read_directly(gm, layer) else None
+    return "other code reads its weight directly" if owners.read_directly(layer) else None
 
 
 def clip_of(gm: fx.GraphModule, node: fx.Node) -> Clip | None:

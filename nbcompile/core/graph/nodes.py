@@ -163,22 +163,6 @@ def aliases(model: nn.Module, module: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, m in model.named_modules(remove_duplicate=False) if m is module)
 
 
-def read_directly(gm: fx.GraphModule, module: nn.Module) -> bool:
-    """Whether the graph reads a tensor of ``module`` past the module."""
-    names = aliases(gm, module)
-    return any(str(node.target).rpartition(".")[0] in names for node in gm.graph.find_nodes(op="get_attr"))
-
-
-def tied_to(gm: fx.GraphModule, layer: nn.Module) -> str | None:
-    """The key of a parameter of another module that is one of the layer's own, or None."""
-    own = {id(p) for p in layer.parameters(recurse=False)}
-    names = aliases(gm, layer)
-    for key, parameter in gm.named_parameters(remove_duplicate=False):
-        if id(parameter) in own and key.rpartition(".")[0] not in names:
-            return key
-    return None
-
-
 def render_graph(gm: fx.GraphModule) -> str:
     """The graph as text, one node a line: what dumps and golden files hold."""
     lines = []

@@ -83,7 +83,7 @@ class Lifetimes:
             if sides is not None:
                 self._step += 1
                 self._keep(read)
-                read = {self._new(f"{_name(node)}.pad", self._bytes(node.all_input_nodes[0], sides))}
+                read = {self._new(f"padding of {_name(node)}", self._bytes(node.all_input_nodes[0], sides))}
             self._step += node.op != "placeholder"
             self._keep(read)
             home = self._new(_name(node), self._bytes(node))

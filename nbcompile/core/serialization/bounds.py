@@ -8,10 +8,11 @@ checked before they are called.
 import math
 import operator
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from types import MappingProxyType
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -44,7 +45,30 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._bytes = 0
         self._tensors = 0
         self._work = 0
+        self._paused = False
         self._until = time.thread_time() + MAX_SECONDS
+
+    @property
+    def spent(self) -> tuple[int, int, int]:
+        """Bytes, tensors and multiplications so far."""
+        return self._bytes, self._tensors, self._work
+
+    def spend(self, more: tuple[int, int, int]) -> bool:
+        """Count ``more``; False, and nothing is counted, if that is too much."""
+        size, tensors, work = (a + b for a, b in zip(self.spent, more, strict=True))
+        if size > MAX_BYTES or tensors > self._most or work > MAX_WORK:
+            return False
+        self._bytes, self._tensors, self._work = size, tensors, work
+        return True
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is made inside is not counted."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -53,6 +77,8 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if _takes_device(func):
             kwargs["device"] = _META
         result = func(*args, **kwargs)
+        if self._paused:
+            return result
         for tensor in leaves(result):
             if isinstance(tensor, Tensor):
                 self._count(tensor)
@@ -78,7 +104,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def bounded(most: int = MAX_TENSORS_OF_A_MODULE) -> Iterator[None]:
+def bounded(most: int = MAX_TENSORS_OF_A_MODULE) -> Iterator[_Counter]:
     """Inside, tensors are made on ``meta`` and counted.
 
     Args:
@@ -87,17 +113,47 @@ def bounded(most: int = MAX_TENSORS_OF_A_MODULE) -> Iterator[None]:
     Raises:
         CheckpointError: at the tensor that is too much.
     """
-    with torch.no_grad(), _META, _Counter(most):
-        yield
+    with torch.no_grad(), _META, _Counter(most) as counter:
+        yield counter
 
 
 class _Runner(fx.Interpreter):
-    """Runs a graph and checks what Python itself would allocate."""
+    """Runs a graph and checks what Python itself would allocate.
 
-    def __init__(self, gm: fx.GraphModule) -> None:
+    Of modules that were made alike, on values that look alike, the first is run: on ``meta`` there are no numbers.
+    """
+
+    def __init__(self, gm: fx.GraphModule, counter: _Counter, kinds: Mapping[nn.Module, Hashable]) -> None:
         super().__init__(gm)
         self.extra_traceback = False  # it would rewrite the messages of our errors
         self._items = 0
+        self._counter, self._kinds = counter, kinds
+        self._known: dict[Hashable, tuple[Hashable, tuple[int, int, int]]] = {}
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the module gives, or what looks like it."""
+        module = self.fetch_attr(target)
+        kind = self._kinds.get(module)
+        if kind is None or kwargs or len(args) != 1 or type(args[0]) is not Tensor:
+            return super().call_module(target, args, kwargs)
+        held = ((name, _look(x)) for name, x in (*module.named_parameters(), *module.named_buffers()))
+        key = kind, _look(args[0]), tuple(held)
+        if key in self._known and self._counter.spend(self._known[key][1]):
+            return self._like(args[0], self._known[key][0])
+        before = self._counter.spent
+        value = super().call_module(target, args, kwargs)
+        if type(value) is Tensor:
+            spent = tuple(b - a for a, b in zip(before, self._counter.spent, strict=True))
+            self._known[key] = None if value is args[0] else _look(value), cast(tuple[int, int, int], spent)
+        return value
+
+    def _like(self, x: Tensor, look: Any) -> Tensor:
+        """A tensor of that look; None is that of ``x`` itself, which was written into."""
+        if look is None:
+            return x
+        shape, stride, dtype = look
+        with self._counter.paused():
+            return torch.empty_strided(shape, stride, dtype=dtype, device=_META)
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The values that ``n`` is called with, of bounded size."""
@@ -131,8 +187,15 @@ class _Runner(fx.Interpreter):
         return found
 
 
-def check_bounds(gm: fx.GraphModule, inputs: tuple[Any, ...]) -> None:
+def check_bounds(
+    gm: fx.GraphModule, inputs: tuple[Any, ...], kinds: Mapping[nn.Module, Hashable] = MappingProxyType({})
+) -> None:
     """Prove that ``gm``, itself on ``meta``, runs on its inputs and allocates nothing absurd.
+
+    Args:
+        gm: in eval mode.
+        inputs: specs, or structures of them.
+        kinds: what is equal of modules that do alike with what looks alike.
 
     Raises:
         CheckpointError: if not, or if it would work for too long.
@@ -141,8 +204,8 @@ def check_bounds(gm: fx.GraphModule, inputs: tuple[Any, ...]) -> None:
     if not sum(not node.args for node in takes) <= len(inputs) <= len(takes):
         raise CheckpointError(f"the graph takes {len(takes)} inputs, but {len(inputs)} are recorded")
     try:
-        with bounded(MAX_TENSORS):
-            _Runner(gm).run(*hollow_inputs(gm, inputs))
+        with bounded(MAX_TENSORS) as counter:
+            _Runner(gm, counter, kinds).run(*hollow_inputs(gm, inputs))
     except CheckpointError:
         raise
     except Exception as error:
@@ -178,6 +241,10 @@ def leaves(value: Any) -> Iterator[Any]:
         if seen > MAX_ITEMS:
             raise CheckpointError(f"the graph makes a list of over {MAX_ITEMS:,} items")
         stack += value.values() if isinstance(value, dict) else value
+
+
+def _look(x: Tensor) -> Hashable:
+    return tuple(x.shape), x.stride(), x.dtype
 
 
 def _require(holds: bool, node: fx.Node, what: str) -> None:

@@ -1,7 +1,9 @@
 """The leaf modules of a graph as JSON, and back."""
 
 import inspect
+import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -36,12 +38,19 @@ def module_to_json(module: nn.Module) -> dict[str, Any]:
             raise NotSerialisable(f"a {type(module).__name__}, which does not tell its argument '{parameter.name}'")
     data = {"class": name, "arguments": arguments}
     try:
-        again = module_from_json(data)
+        again = _looks(json.dumps(data))
     except CheckpointError as error:
         raise NotSerialisable(str(error)) from None
-    if _shapes(again) != _shapes(module) or again.extra_repr() != module.extra_repr():
+    if again != (_shapes(module), module.extra_repr()):
         raise NotSerialisable(f"a {type(module).__name__} that its own constructor arguments do not rebuild")
     return data
+
+
+@lru_cache
+def _looks(data: str) -> tuple[dict[str, tuple[int, ...]], str]:
+    """Shapes and representation of what is read of ``data``: most modules of a network have twins."""
+    made = module_from_json(json.loads(data))
+    return _shapes(made), made.extra_repr()
 
 
 def module_from_json(data: Any) -> nn.Module:

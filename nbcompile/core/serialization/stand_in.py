@@ -51,12 +51,12 @@ def fill(
     for key, value in tensors.items():
         if key not in own and not key.endswith(EXTRA):
             _set(gm, key, value, parameter=key in parameters)
-    try:
-        gm.load_state_dict(dict(tensors), strict=False, assign=True)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"the weights do not fit the recorded model: {str(error).splitlines()[-1].strip()}"
-        ) from None
+    given, failures = dict(tensors), list[str]()
+    for name, module in gm.named_modules(remove_duplicate=False):  # load_state_dict looks through all keys for each
+        prefix, how = f"{name}." if name else "", {"assign_to_params_buffers": True}
+        module._load_from_state_dict(given, prefix, how, False, [], [], failures)
+    if failures:
+        raise CheckpointError(f"the weights do not fit the recorded model: {failures[-1].splitlines()[-1].strip()}")
 
 
 def tie(gm: nn.Module, shared: Mapping[str, str]) -> None:

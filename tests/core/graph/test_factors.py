@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from nbcompile.core.graph.coupled_channels import Reader
 from nbcompile.core.graph.factors import Clip, clip_of, why_fixed
 from nbcompile.core.graph.nodes import calls
+from nbcompile.core.graph.owners import Owners
 from tests.core.graph.scaled import Forward, X, check, found
 
 PASSING: dict[str, Forward] = {
@@ -167,7 +168,7 @@ def test_why_a_layer_is_fixed() -> None:
     gm, _ = found(lambda m, x: m.z(m.c(m.a(x))) + m.c.bias.sum())
     layer = gm.get_submodule("c")
     (node,) = calls(gm)[layer]
-    assert why_fixed(gm, node, layer) == "other code reads its weight directly"
-    assert why_fixed(gm, node, nn.ReLU()) == "it is a ReLU, not a convolution or linear layer"
+    assert why_fixed(Owners(gm), node, layer) == "other code reads its weight directly"
+    assert why_fixed(Owners(gm), node, nn.ReLU()) == "it is a ReLU, not a convolution or linear layer"
     a = gm.get_submodule("a")
-    assert why_fixed(gm, calls(gm)[a][0], a) is None
+    assert why_fixed(Owners(gm), calls(gm)[a][0], a) is None

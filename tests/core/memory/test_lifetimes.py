@@ -31,8 +31,8 @@ def test_a_chain() -> None:
 def test_padding_that_is_an_operator_of_its_own() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.MaxPool2d(3, 2, 1))
     assert found(model) == [
-        *[("input", 144, -1, 0), ("0.pad", 3 * 9 * 7, 0, 1), ("0", 48, 1, 2)],
-        *[("1.pad", 4 * 5 * 5, 2, 3), ("1", 16, 3, 3)],  # 4×3: no window reads the last padded row
+        *[("input", 144, -1, 0), ("padding of 0", 3 * 9 * 7, 0, 1), ("0", 48, 1, 2)],
+        *[("padding of 1", 4 * 5 * 5, 2, 3), ("1", 16, 3, 3)],  # 4×3: no window reads the last padded row
     ]
     assert [name for name, *_ in found(model, torch.randn(1, 3, 9, 5))] == ["input", "0", "1"]
     lists: Any = [3, 3], [2, 2], [1, 1]

@@ -236,3 +236,52 @@ def test_what_trees_hold() -> None:
         shared = [shared, shared]
     with pytest.raises(CheckpointError, match=message):
         list(leaves(shared))
+
+
+def twins(count: int = 5) -> tuple[fx.GraphModule, dict[nn.Module, str]]:
+    """A chain in which modules have twins, and what each is a twin of."""
+    made = {
+        **{f"conv{i}": nn.Conv2d(3, 3, 3, padding=1, device="meta") for i in range(count)},
+        **{f"act{i}": nn.ReLU(inplace=i % 2 == 0) for i in range(count)},
+        **{f"other{i}": nn.MaxPool2d(3, 1, 1, return_indices=True) for i in range(count)},
+    }
+
+    def forward(g: fx.Graph, x: fx.Node) -> fx.Node:
+        for i in range(count):
+            x = g.call_module(f"act{i}", (g.call_module(f"conv{i}", (x,)),))
+            x = g.call_function(operator.getitem, (g.call_module(f"other{i}", (x,)), 0))
+            x = g.call_method("transpose", (x, 2, 3)) if i == count // 2 else x
+        return x
+
+    gm = graph(forward, **made).eval()
+    return gm, {gm.get_submodule(name): str(module) for name, module in made.items()}
+
+
+def test_the_first_of_twins_is_run_and_the_others_look_like_it() -> None:
+    (gm, kinds), looks = twins(), []
+    for known in ({}, kinds):
+        with bounded(bounds.MAX_TENSORS) as counter:
+            runner = bounds._Runner(gm, counter, known)
+            runner.garbage_collect_values = False
+            runner.run(torch.empty(2, 3, 9, 11, device="meta", memory_format=torch.channels_last))
+        tensors = {n.name: x for n, x in runner.env.items() if isinstance(x, Tensor)}
+        looks.append(({name: (x.shape, x.stride(), x.dtype) for name, x in tensors.items()}, counter.spent))
+    assert looks[0] == looks[1]
+    assert len(runner._known) < 10  # of 15 calls
+
+
+@pytest.mark.parametrize("limit", ["MAX_TENSORS", "MAX_BYTES", "MAX_WORK"])
+def test_a_limit_is_met_at_the_same_tensor_with_twins(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    gm, kinds = twins()
+    x = (TensorSpec((2, 3, 9, 11)),)
+    with bounded(bounds.MAX_TENSORS) as counter:
+        bounds._Runner(gm, counter, {}).run(torch.empty(2, 3, 9, 11, device="meta"))
+    most = counter.spent[["MAX_BYTES", "MAX_TENSORS", "MAX_WORK"].index(limit)]
+    for share in (0.2, 0.5, 0.9, 0.99):
+        monkeypatch.setattr(bounds, limit, int(share * most))
+        said = []
+        for known in ({}, kinds):
+            with pytest.raises(CheckpointError) as error:
+                check_bounds(gm, x, known)
+            said.append(str(error.value))
+        assert said[0] == said[1]

@@ -3,6 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from nbcompile.core.graph.nodes import calls
+from nbcompile.core.graph.owners import Owners
 from nbcompile.core.layers import LayerSpec
 from nbcompile.core.tracing.capture import capture
 from nbcompile.core.tracing.observe import observe
@@ -28,7 +29,7 @@ class Net(nn.Module):
 def test_a_captured_graph_is_its_own_proof(also: bool, keys: tuple[str, ...]) -> None:
     model = Net(also=also)
     gm = capture(model)
-    assert absorbers(gm, LayerSpec.of(model.layer), calls(gm)[model.layer]) == keys
+    assert absorbers(Owners(gm), LayerSpec.of(model.layer), calls(gm)[model.layer]) == keys
 
 
 def test_one_run_needs_a_piece_that_says_the_same() -> None:
@@ -38,7 +39,7 @@ def test_one_run_needs_a_piece_that_says_the_same() -> None:
     nodes = calls(gm)[model.layer]
     (other_says,) = pieces(other, (X,))
     elsewhere = Piece("", capture(Net()), None)
-    assert absorbers(gm, spec, nodes) == ()
-    assert absorbers(gm, spec, nodes, [elsewhere]) == ()
-    assert absorbers(gm, spec, nodes, [other_says]) == ()
-    assert absorbers(gm, spec, nodes, [elsewhere, *pieces(model, (X,))]) == ("norm.running_mean",)
+    assert absorbers(Owners(gm), spec, nodes) == ()
+    assert absorbers(Owners(gm), spec, nodes, [elsewhere]) == ()
+    assert absorbers(Owners(gm), spec, nodes, [other_says]) == ()
+    assert absorbers(Owners(gm), spec, nodes, [elsewhere, *pieces(model, (X,))]) == ("norm.running_mean",)
