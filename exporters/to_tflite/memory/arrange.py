@@ -7,15 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from nbcompile.core.errors import ExportError
+from nbcompile.core.memory.arena import Buffer
 from nbcompile.core.progress import step
 from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
 from nbcompile.exporters.to_tflite.file.options import Limits
 from nbcompile.exporters.to_tflite.file.parts import File
 from nbcompile.exporters.to_tflite.memory.draft import Draft
 from nbcompile.exporters.to_tflite.memory.emit import emit
-from nbcompile.exporters.to_tflite.memory.layout import place_groups
+from nbcompile.exporters.to_tflite.memory.layout import MemoryLayout, place_groups
 from nbcompile.exporters.to_tflite.memory.order import reordered
-from nbcompile.exporters.to_tflite.memory.overlaps import IN_PLACE, OVER, overlapping_groups
+from nbcompile.exporters.to_tflite.memory.overlaps import IN_PLACE, KEPT, OVER, overlapping_groups
 from nbcompile.exporters.to_tflite.memory.search import Way, ways
 from nbcompile.exporters.to_tflite.memory.strips import in_strips
 from nbcompile.exporters.to_tflite.memory.windows import stages
@@ -26,6 +27,9 @@ log = logging.getLogger("nbcompile")
 
 FREE = 0.01
 """Work more than the file's own, as a share, that is done where no budget asks for it."""
+
+LOW_ENOUGH = 0.0025
+"""Share of the most bytes that are needed at once, by which a plan may be higher without another being looked for."""
 
 MOST_MEASURED = 4
 """Ways of which the arena is measured where the estimates are close to each other."""
@@ -92,10 +96,20 @@ def arranged(
     """The file ``content``, which is ``file``, by one way."""
     draft = in_strips(Draft.of(file), stages(file), way.regions)
     alive, scratch = draft.lifetimes(), scratch_of(read_file(emit(content, draft)))
-    tried = (place_groups(overlapping_groups(draft, kind), alive, scratch) for kind in ("", IN_PLACE, OVER))
-    places = min(tried, key=lambda found: found.height)
+    places = _least_places(draft, alive, scratch)
     made = emit(content, draft, places.offsets)
     return Arranged(made, measure_arena(made, layers), content, way, found)
+
+
+def _least_places(draft: Draft, alive: dict[int, Buffer], scratch: Sequence[Buffer]) -> MemoryLayout:
+    """The lowest of several layouts: what lies in each other cannot lie elsewhere."""
+    found = place_groups(overlapping_groups(draft, KEPT), alive, scratch)
+    for without in ((KEPT, IN_PLACE), (KEPT, OVER), (), (IN_PLACE,)):
+        if found.height <= (1 + LOW_ENOUGH) * found.least:
+            break
+        tried = place_groups(overlapping_groups(draft, *without), alive, scratch, found.height)
+        found = min(found, tried, key=lambda one: one.height)
+    return found
 
 
 def _chosen(found: Sequence[Way], limits: Limits, made: Callable[[Way], Arranged]) -> Arranged:

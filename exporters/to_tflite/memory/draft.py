@@ -83,19 +83,28 @@ class Draft:
         """The file as it is."""
         return cls(file, [DraftStep(op.name, op.inputs, op.outputs, op.index) for op in file.ops])
 
+    def blank(self) -> "Draft":
+        """Another of the same file, without steps; what is known of the file is not looked up again."""
+        new = Draft(self.file)
+        new.__dict__ |= {"stored": self.stored, "constants": self.constants}
+        return new
+
     def tensor(self, number: int) -> DraftTensor:
         """By its number."""
-        if number >= len(self.file.tensors):
-            return self.made[number - len(self.file.tensors)]
-        held = self.file.tensors[number]
-        return DraftTensor(held.shape, number, held.dtype.itemsize, held.name)
+        stored = self.stored
+        return stored[number] if number < len(stored) else self.made[number - len(stored)]
+
+    @cached_property
+    def stored(self) -> tuple[DraftTensor, ...]:
+        """The file's tensors."""
+        return tuple(DraftTensor(t.shape, t.index, t.dtype.itemsize, t.name) for t in self.file.tensors)
 
     def like(self, number: int, shape: Sequence[int], what: str) -> int:
         """A new tensor of another shape."""
-        model = self.tensor(number)
-        name = f"{self.file.tensors[model.like].name}{PART}{len(self.made)} {what}"
-        self.made.append(model._replace(shape=tuple(shape), name=name))
-        return len(self.file.tensors) + len(self.made) - 1
+        _, like, itemsize, _ = self.tensor(number)
+        name = f"{self.stored[like].name}{PART}{len(self.made)} {what}"
+        self.made.append(DraftTensor(tuple(shape), like, itemsize, name))
+        return len(self.stored) + len(self.made) - 1
 
     @cached_property
     def constants(self) -> frozenset[int]:
@@ -112,8 +121,11 @@ class Draft:
         first = dict.fromkeys(self.activations(ends), INPUT)
         last = dict(first)
         for number, step in enumerate(self.steps):
-            first = dict.fromkeys(self.activations(step.inputs), INPUT) | first
-            first |= dict.fromkeys(self.activations(step.outputs), number)
-            last |= dict.fromkeys(self.activations((*step.inputs, *step.outputs)), number)
+            for n in self.activations(step.inputs):
+                first.setdefault(n, INPUT)
+                last[n] = number
+            for n in self.activations(step.outputs):
+                first[n] = last[n] = number
         last |= dict.fromkeys(self.activations(self.file.outputs), len(self.steps) - 1)
-        return {n: Buffer(self.tensor(n).name, self.tensor(n).nbytes, first[n], last[n]) for n in first}
+        held = {n: self.tensor(n) for n in first}
+        return {n: Buffer(tensor.name, tensor.nbytes, first[n], last[n]) for n, tensor in held.items()}

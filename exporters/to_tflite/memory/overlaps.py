@@ -22,8 +22,9 @@ Group = dict[int, int]
 """Tensors whose places depend on each other: offset of each in bytes, from a common one."""
 
 
-INSIDE, OVER, IN_PLACE = "part", "over", "in place"
-"""Why a tensor is to lie in another: as a part of it; over what is no longer needed; element by element."""
+INSIDE, KEPT, OVER, IN_PLACE = "part", "kept", "over", "in place"
+"""Why a tensor is to lie in another: as a part of it; rows that were kept for it, likewise; over what is no longer
+needed; element by element."""
 
 
 class Wish(NamedTuple):
@@ -35,7 +36,7 @@ class Wish(NamedTuple):
     why: str
 
 
-def overlapping_groups(draft: Draft, without: str = "") -> list[Group]:
+def overlapping_groups(draft: Draft, *without: str) -> list[Group]:
     """All tensors that are computed, in groups: as many as can lie in each other do.
 
     Args:
@@ -47,7 +48,7 @@ def overlapping_groups(draft: Draft, without: str = "") -> list[Group]:
     home: dict[int, Group] = {n: {n: 0} for n in alive}
     for wish in wishes(draft, alive):
         one, other = home[wish.outer], home[wish.inner]
-        if one is other or wish.why == without:
+        if one is other or wish.why in without:
             continue
         shift = one[wish.outer] + wish.offset - other[wish.inner]
         both = one | {n: offset + shift for n, offset in other.items()}
@@ -63,19 +64,43 @@ def wishes(draft: Draft, alive: Mapping[int, Buffer]) -> Iterator[Wish]:
         if step.name == "CONCATENATION" and rows_alone(draft, step):
             offset = 0
             for part in step.inputs:
-                if part not in draft.kept:
-                    yield Wish(part, step.outputs[0], offset, INSIDE)
+                yield Wish(part, step.outputs[0], offset, KEPT if part in draft.kept else INSIDE)
                 offset += draft.tensor(part).nbytes
         elif step.op is None and step.name == "SLICE" and step.outputs[0] not in draft.kept:
             yield Wish(step.outputs[0], step.inputs[0], first_byte(draft, step), INSIDE)
     for source, out in draft.streams:
-        if alive[out].nbytes <= alive[source].nbytes and alive[source].last < alive[out].first:
+        fits = alive[out].nbytes <= alive[source].nbytes and alive[source].last < alive[out].first
+        if fits and _never_overtakes(draft, source, out):
             yield Wish(out, source, 0, OVER)
     for number, step in enumerate(draft.steps):
         if step.name in BY_ELEMENT or step.name in _SAME_BYTES:
             for source in draft.activations(step.inputs):
                 if alive[source].last == number and alive[source].nbytes == alive[step.outputs[0]].nbytes:
                     yield Wish(step.outputs[0], source, 0, IN_PLACE)
+
+
+def _never_overtakes(draft: Draft, source: int, out: int) -> bool:
+    """Whether what is read of a region's input lies behind what was written of its output, if they begin together."""
+    writers = {n: number for number, step in enumerate(draft.steps) for n in step.outputs}
+    reads = [
+        (number, first_byte(draft, step) if step.op is None and step.name == "SLICE" else 0)
+        for number, step in enumerate(draft.steps)
+        if source in step.inputs
+    ]
+    end = 0
+    for piece in _pieces(draft, writers, out):
+        end += draft.tensor(piece).nbytes
+        if any(number > writers[piece] and begin < end for number, begin in reads):
+            return False
+    return True
+
+
+def _pieces(draft: Draft, writers: Mapping[int, int], number: int) -> list[int]:
+    """The results of strips, from top to bottom, that a region's output is joined of."""
+    step = draft.steps[writers[number]]
+    if step.op is not None or step.name != "CONCATENATION":
+        return [number]
+    return [piece for part in step.inputs for piece in _pieces(draft, writers, part)]
 
 
 def rows_alone(draft: Draft, step: DraftStep) -> bool:

@@ -8,6 +8,7 @@ operator.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from math import prod
 from typing import NamedTuple
 
@@ -22,6 +23,9 @@ COUNTS = (2, 3, 4, 5, 6, 8, 9, 10, 12, 14, 16, 18, 24)
 
 LONGEST = 40
 """Operators of a region."""
+
+NO_BETTER = 3
+"""Numbers of strips one after another that hold no less, after which no more are tried."""
 
 GRAIN = 16
 """Bytes by which a way must hold less than the one before, and 1 % of them."""
@@ -72,7 +76,7 @@ class Way(NamedTuple):
 
 def ways(file: File) -> list[Way]:
     """From the file as it is down to the least memory: each holds less than the one before, and keeps more."""
-    edges = list(_edges(file))
+    edges = _edges(file)
     found: list[Way] = []
     macs = sum(_macs(file, op) for op in file.ops)
     for height in sorted({edge.peak for edge in edges}, reverse=True):
@@ -111,23 +115,42 @@ def _cheapest(ops: int, edges: list[WayPart], macs: int) -> Way | None:
     return Way(regions, max(e.peak for e in taken), best[ops][0], best[ops][1], macs)
 
 
-def _edges(file: File) -> Iterator[WayPart]:
+def _edges(file: File) -> list[WayPart]:
+    """Single operators, and regions in strips that hold less than their operators one by one.
+
+    Where most is held, regions are tried first: nothing can hold less than the best of those around an operator, so
+    that where less is held as it is, no region is of use.
+    """
     draft = Draft.of(file)
     alive = draft.lifetimes()
     held = [sum(b.nbytes for b in alive.values() if b.first <= at <= b.last) for at in range(len(file.ops))]
-    for at, height in enumerate(held):
-        yield WayPart(Region(at, at + 1, 1), height, 0, 0)
-    known, least = stages(file), max(held) // 16
-    for first in range(len(file.ops)):
-        for last in range(first + 2, min(first + LONGEST, len(file.ops)) + 1):
-            if last - 1 not in known:
-                break
-            found = chain(draft, known, first, last) if max(held[first:last]) >= least else None
-            if found is None:
-                continue
+    edges = [WayPart(Region(at, at + 1, 1), height, 0, 0) for at, height in enumerate(held)]
+    chains = dict(_chains(draft))
+    ports = draft.activations((*file.inputs, *file.outputs))
+    floor = max([max(held, default=0) // 16, *(alive[n].nbytes for n in ports)])
+    for at in sorted(range(len(held)), key=lambda at: -held[at]):
+        if held[at] <= floor:
+            break
+        for first, last in [one for one in chains if one[0] <= at < one[1]]:
+            found = chains.pop((first, last))
             ends = {found.source, found.out}
             beside = sum(b.nbytes for n, b in alive.items() if n not in ends and b.first < first and b.last >= last)
-            yield from _in_strips(draft, found, Region(first, last, 1), beside, alive[found.source].last >= last)
+            parts = _in_strips(draft, found, Region(first, last, 1), beside, alive[found.source].last >= last)
+            edges += [part for part in parts if part.peak < max(held[first:last])]
+        floor = max(floor, min(e.peak for e in edges if e.region.first <= at < e.region.last))
+    return edges
+
+
+def _chains(draft: Draft) -> Iterator[tuple[tuple[int, int], RowChain]]:
+    """Regions that can be computed in strips, by their operators."""
+    known, count = stages(draft.file), len(draft.file.ops)
+    for first in range(count):
+        for last in range(first + 2, min(first + LONGEST, count) + 1):
+            if last - 1 not in known:
+                break
+            found = chain(draft, known, first, last)
+            if found is not None:
+                yield (first, last), found
 
 
 def _in_strips(before: Draft, found: RowChain, region: Region, beside: int, stays: bool) -> Iterator[WayPart]:
@@ -141,13 +164,14 @@ def _in_strips(before: Draft, found: RowChain, region: Region, beside: int, stay
         stays: whether the region's input is needed after it.
     """
     plain = _kept(before, region.first, region.last)
-    least = None
+    least, worse = None, 0
     for count in COUNTS:
-        if count > before.tensor(found.out).shape[1]:
+        if count > before.tensor(found.out).shape[1] or worse == NO_BETTER:
             return
-        draft = one_in_strips(before.file, found, count)
+        draft = one_in_strips(before, found, count)
         peak = beside + _most_held(draft, found, stays)
-        if least is None or peak < least:
+        worse = 0 if least is None or peak < least else worse + 1
+        if not worse:
             least = peak
             work = _copied(draft, draft.steps) - _copied(before, before.steps[region.first : region.last])
             yield WayPart(region._replace(strips=count), peak, _kept(draft, 0, len(draft.steps)) - plain, work)
@@ -181,14 +205,18 @@ def _most_held(draft: Draft, found: RowChain, stays: bool) -> int:
     outer: dict[int, int] = {}
     for wish in wishes(draft, alive):
         outer.setdefault(wish.inner, wish.outer)
-    total = [0] * len(draft.steps)
+    more = [0] * (len(draft.steps) + 1)
     touched = {n for step in draft.steps for n in draft.activations((*step.inputs, *step.outputs))}
     for number in touched:
-        around = [alive[n] for n in _all_around(number, outer)]
-        for step in range(max(alive[number].first, 0), min(alive[number].last, len(draft.steps) - 1) + 1):
-            if not any(one.first <= step <= one.last for one in around):
-                total[step] += alive[number].nbytes
-    return max(total)
+        held = alive[number]
+        at, end = max(held.first, 0), min(held.last, len(draft.steps) - 1)
+        around = sorted((alive[n].first, alive[n].last) for n in _all_around(number, outer))
+        for first, last in (*around, (end + 1, end + 1)):
+            if at < min(first, end + 1):  # until there it is in nothing else
+                more[at] += held.nbytes
+                more[min(first, end + 1)] -= held.nbytes
+            at = max(at, last + 1)
+    return max(accumulate(more))
 
 
 def _all_around(number: int, outer: Mapping[int, int]) -> list[int]:

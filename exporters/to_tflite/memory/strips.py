@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from nbcompile.core.errors import PreconditionError
-from nbcompile.exporters.to_tflite.file.parts import File
 from nbcompile.exporters.to_tflite.memory.draft import Draft, DraftStep
 from nbcompile.exporters.to_tflite.memory.windows import RowStage, RowWindow
 
@@ -86,7 +85,10 @@ class _Strips:
     def __init__(self, draft: Draft, chain: RowChain, count: int) -> None:
         self.draft, self.chain, self.count = draft, chain, count
         self.done = dict.fromkeys((s.out for s in chain.stages), 0)
-        self.readers = [(s, w) for s in chain.stages for w in s.windows]
+        self.readers: dict[int, list[tuple[RowStage, RowWindow]]] = {s.out: [] for s in chain.stages}
+        for stage in chain.stages:
+            for window in stage.windows:
+                self.readers.setdefault(window.tensor, []).append((stage, window))
         self.queues: dict[tuple[int, int], _Rows] = {}
         self.pieces: list[int] = []
 
@@ -128,9 +130,8 @@ class _Strips:
         self.draft.steps.append(DraftStep(before.name, inputs, (new,), stage.op, valid=True))
         if stage.out == self.chain.out:
             self.pieces.append(new)
-        for reader, window in self.readers:
-            if window.tensor == stage.out:
-                self._push(reader, window, _Rows(new, low, high))
+        for reader, window in self.readers[stage.out]:
+            self._push(reader, window, _Rows(new, low, high))
 
     def _push(self, reader: RowStage, window: RowWindow, new: _Rows) -> None:
         """New rows for a reader: padded as it wants them, behind those that it kept."""
@@ -200,9 +201,9 @@ def joined(draft: Draft, parts: list[int], out: int | None = None) -> int:
     return out
 
 
-def one_in_strips(file: File, chain: RowChain, count: int) -> Draft:
-    """A region alone."""
-    draft = Draft(file)
+def one_in_strips(before: Draft, chain: RowChain, count: int) -> Draft:
+    """A region of a draft alone."""
+    draft = before.blank()
     _Strips(draft, chain, count).write()
     return draft
 
@@ -213,7 +214,7 @@ def in_strips(draft: Draft, stages: Mapping[int, RowStage], regions: Iterable[Re
     Raises:
         PreconditionError: if a region cannot be computed so.
     """
-    new = Draft(draft.file)
+    new = draft.blank()
     at = 0
     for region in sorted(regions):
         new.steps += draft.steps[at : region.first]

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, log10
 
 import numpy as np
 
 from nbcompile.core.errors import PreconditionError
+from nbcompile.core.judging.decibels import ratio_in_decibels
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, read_file
 from nbcompile.exporters.to_tflite.run.interpreters import Sample, run_file
 from nbcompile.exporters.to_tflite.run.output_parts import OutputPart, Sources, output_parts
@@ -22,6 +22,8 @@ class PartAgreement:
         sqnr: power of PyTorch's values over that of the difference, dB; infinite where they are equal. Of whole
             numbers, all over the share that differs.
         low: the same of the worst sample by itself.
+        error: standard error of ``sqnr`` over the samples, dB, by leaving out each in turn; None of a single one, or
+            where it is infinite.
         limit: dB that rounding to the output's scale alone leaves; None where the output is not quantized.
         varied: dB of the values' variance over the samples over that of the difference: a constant in both counts in
             neither. 0 is what a file has that gives the mean whatever it is given; None where the values do not vary.
@@ -33,6 +35,7 @@ class PartAgreement:
     low: float
     limit: float | None = None
     varied: float | None = None
+    error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -134,8 +137,21 @@ def _judged(
         limit = None if rounding is None else ratio_in_decibels(s.sum(), rounding)
         low = min(map(ratio_in_decibels, s.tolist(), n.tolist()))
         sqnr, varied = ratio_in_decibels(s.sum(), n.sum()), _varied(actual, expected, part.where)
-        judged.append(PartAgreement(part.name, part.output, sqnr, low, limit, varied))
+        judged.append(PartAgreement(part.name, part.output, sqnr, low, limit, varied, standard_error(s, n)))
     return judged
+
+
+def standard_error(signal: np.ndarray, noise: np.ndarray) -> float | None:
+    """How far, dB, the ratio of the sums of two powers by sample may be from what other samples give.
+
+    Source:
+        The jackknife: Efron and Stein 1981, Annals of Statistics 9(3), Eq. 1.4.
+    """
+    count = len(signal)
+    left = [ratio_in_decibels(s, n) for s, n in zip(signal.sum() - signal, noise.sum() - noise, strict=True)]
+    if count < 2 or not np.isfinite(left).all():
+        return None
+    return float(np.sqrt((count - 1) * np.var(left)))
 
 
 def _varied(actual: np.ndarray, expected: np.ndarray, where: np.ndarray) -> float | None:
@@ -159,26 +175,6 @@ def share_as_good(samples: int, tried: int = 1) -> float:
         Wilks 1941, Annals of Mathematical Statistics 12(1); over several files by Bonferroni's inequality.
     """
     return float((0.05 / tried) ** (1 / samples))
-
-
-def sqnr(actual: np.ndarray, expected: np.ndarray) -> float:
-    """Signal over noise: the power of ``expected`` over that of the difference, dB.
-
-    Infinite where both are equal; minus infinity where ``expected`` alone is all zeros, or a value is not finite.
-    """
-    return ratio_in_decibels(power(expected), power(np.subtract(actual, expected, dtype=np.float64)))
-
-
-def power(x: np.ndarray) -> float:
-    """The sum of squares, in float64."""
-    return float(np.square(x, dtype=np.float64).sum())
-
-
-def ratio_in_decibels(signal: float, noise: float) -> float:
-    """The ratio of two powers, dB; see `sqnr`."""
-    if noise == 0.0:
-        return inf
-    return 10 * log10(signal / noise) if signal > 0.0 and noise < inf else -inf
 
 
 def _require_shapes(file: File, samples: Sequence[Sample], expected: Sequence[Sample]) -> None:

@@ -9,26 +9,21 @@ more: leave room for it, and read the numbers that the board itself prints.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
 from nbcompile.core.errors import ExportError
-from nbcompile.core.memory.arena import Buffer, aligned, covered, offsets
+from nbcompile.core.memory.arena import Buffer, covered, offsets
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileOp, read_file
 from nbcompile.exporters.to_tflite.run.interpreters import Micro, start_micro
+from nbcompile.exporters.to_tflite.run.start_up import arena_to_start
 from nbcompile.exporters.to_tflite.run.survival import require_survival
 
 _SCRATCH = "scratch of "
 PART = "#"
 """Before what tells one part of a layer's result from another, in the name of a tensor."""
-
-_PREPARING = 2048
-"""Bytes: more than what kernels take for a moment to be prepared (a few descriptions of tensors)."""
-
-_PLANNING = 96
-"""Bytes a tensor: more than what TFLite Micro's lists of tensors take while it plans (32 and 40 on 64-bit machines)."""
 
 _NEVER = -2
 """The operator at which a tensor lives that nothing writes or reads: TFLite Micro makes room for it, too."""
@@ -59,8 +54,8 @@ class Arena:
         head: bytes of activations and scratch memory: what TFLite Micro reports, or else what the map takes.
         tail: bytes that are kept for good, as TFLite Micro reports them on this 64-bit machine (pointers are half as
             long on a microcontroller); None where it was not run.
-        needed: bytes of an arena in which TFLite Micro starts here: head and tail, and in small networks some more to
-            plan in; None where it was not run.
+        needed: bytes of an arena in which TFLite Micro starts here: head and tail, and in small networks some more, see
+            `start_up`; None where it was not run.
         flash: bytes of the file.
     """
 
@@ -91,23 +86,24 @@ class Arena:
 
     @property
     def peak_layer(self) -> str:
-        """The layer that this operator computes."""
-        return next(row.layer for row in self.rows if row.buffer.first == self.peak_op)
+        """The layer that this operator computes; where it pads, the layer that it pads for."""
+        return next(row.layer for row in self.rows if row.buffer.first == self.peak_op).removesuffix("/pad")
 
 
-def modelled(content: bytes, layers: Mapping[str, str] | None = None) -> Arena:
+def modelled(content: bytes, layers: Mapping[str, str] | None = None, scratch: Sequence[Buffer] | None = None) -> Arena:
     """The memory map of a file, without running it.
 
     Args:
         content: the file.
         layers: names of layers, by the names of their results in the file.
+        scratch: what kernels request for themselves; None: what the reference kernels do.
 
     Raises:
         CheckpointError: if the file cannot be read.
     """
     file, names = read_file(content), layers or {}
     held = _tensors(file)
-    buffers = [*held.values(), *scratch_of(file)]
+    buffers = [*held.values(), *(scratch_of(file) if scratch is None else scratch)]
     given = {i: file.plan[number] for i, number in enumerate(held) if file.plan and file.plan[number] >= 0}
     tensors = [b.name.removeprefix(_SCRATCH).partition(PART)[0] for b in buffers]
     rows = tuple(
@@ -132,7 +128,11 @@ def measure_arena(content: bytes, layers: Mapping[str, str] | None = None) -> Ar
     require_survival(content)
     report = start_micro(content).allocations()
     head, tail = (_reported(part, report) for part in ("head", "tail"))
-    return replace(modelled(content, layers), head=head, tail=tail, needed=_needed(content, head, tail))
+    map_of = modelled(content, layers)
+    file = read_file(content)
+    size = arena_to_start(file, [len(_requested(file, op)) for op in file.ops], len(map_of.rows), head, tail)
+    Micro(content, size)  # refused if it does not
+    return replace(map_of, head=head, tail=tail, needed=size)
 
 
 def _reported(part: str, report: str) -> int:
@@ -141,13 +141,6 @@ def _reported(part: str, report: str) -> int:
     if not reported:
         raise ExportError(f"TFLite Micro did not report the {part} of its arena, but: {report.strip() or 'nothing'}")
     return int(reported[1])
-
-
-def _needed(content: bytes, head: int, tail: int) -> int:
-    """An arena that TFLite Micro starts in: it prepares and plans in the head, before that holds anything else."""
-    size = aligned(tail) + max(head, _PREPARING + _PLANNING * len(read_file(content).tensors))
-    Micro(content, size)
-    return size
 
 
 def _tensors(file: File) -> dict[int, Buffer]:

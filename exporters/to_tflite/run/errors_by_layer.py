@@ -14,11 +14,11 @@ from math import inf, sqrt
 
 import numpy as np
 
+from nbcompile.core.judging.decibels import power, ratio_in_decibels
 from nbcompile.core.progress import step
 from nbcompile.exporters.to_tflite.file.flatbuffer import File
 from nbcompile.exporters.to_tflite.file.pairs import SameOperator, needed_step, prescribed, rounded, same_operators
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
-from nbcompile.exporters.to_tflite.run.agreement import power, ratio_in_decibels
 from nbcompile.exporters.to_tflite.run.interpreters import Sample, tensors
 from nbcompile.exporters.to_tflite.run.one_operator import OperatorByOperator
 

@@ -200,7 +200,8 @@ class Micro(LoadedFile):
         mode = config.kPreserveAllTensors if keep else config.kAllocationRecording
         self._outputs = range(len(read_file(content).outputs))
         self._refusals = partial(_refusals, "TFLite Micro", content)
-        with _refusals(f"TFLite Micro with {arena:,} B of arena", content):
+        enough = arena >= room_for(read_file(content))
+        with self._refusals() if enough else _refusals(f"TFLite Micro with {arena:,} B of arena", content, False):
             self._interpreter = tflm.Interpreter.from_bytes(content, arena_size=arena, intrepreter_config=mode)
 
     def run(self, sample: Sample) -> Sample:
@@ -224,8 +225,11 @@ class Micro(LoadedFile):
 
 
 @contextmanager
-def _refusals(who: str, content: bytes) -> Iterator[None]:
-    """What an interpreter refuses becomes an ExportError that says what it wrote to standard error, and the layer."""
+def _refusals(who: str, content: bytes, by_layer: bool = True) -> Iterator[None]:
+    """What an interpreter refuses becomes an ExportError that says what it wrote to standard error, and the layer.
+
+    In an arena that is too small, no layer is to blame.
+    """
     with stderr_kept() as said:
         try:
             yield
@@ -233,7 +237,8 @@ def _refusals(who: str, content: bytes) -> Iterator[None]:
             lines = [line.strip() for line in said().splitlines()]
             lines = [line for line in lines if line and not line.startswith(("INFO:", "WARNING:"))]
             reason = "; ".join(lines or str(error).splitlines()).rstrip(".")
-            raise ExportError(f"{who} cannot run the file: {reason}{_layer_in(reason, content)}") from error
+            layer = _layer_in(reason, content) if by_layer else ""
+            raise ExportError(f"{who} cannot run the file: {reason}{layer}") from error
 
 
 def _layer_in(reason: str, content: bytes) -> str:

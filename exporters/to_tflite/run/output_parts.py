@@ -14,6 +14,7 @@ from nbcompile.core.judging.channel_groups import alike, channels_named
 from nbcompile.exporters.to_tflite.file.flatbuffer import FileOp
 from nbcompile.exporters.to_tflite.file.pairs import FIXED
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
+from nbcompile.exporters.to_tflite.once import once
 from nbcompile.exporters.to_tflite.run.one_operator import OperatorByOperator
 
 _MOVING = (
@@ -55,6 +56,7 @@ class OutputPart:
     where: np.ndarray
 
 
+@once
 def sources_of(model: FloatModel) -> list[Sources]:
     """Where the values of each output were computed; found by moving numbers of layers as the file moves values."""
     parts = OperatorByOperator(model.content)

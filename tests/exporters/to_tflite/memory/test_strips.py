@@ -2,6 +2,7 @@
 
 import random
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ from nbcompile.exporters.to_tflite.memory.arrange import arrange, arranged, prov
 from nbcompile.exporters.to_tflite.memory.draft import Draft
 from nbcompile.exporters.to_tflite.memory.emit import emit
 from nbcompile.exporters.to_tflite.memory.order import reordered
-from nbcompile.exporters.to_tflite.memory.search import Way, ways
-from nbcompile.exporters.to_tflite.memory.strips import Region, chain, in_strips
+from nbcompile.exporters.to_tflite.memory.search import Way, _most_held, ways
+from nbcompile.exporters.to_tflite.memory.strips import Region, RowChain, chain, in_strips, one_in_strips
 from nbcompile.exporters.to_tflite.memory.windows import stages
 from nbcompile.exporters.to_tflite.run.interpreters import run_file
 from tests.exporters.to_tflite.memory.random_chains import chain_file
@@ -194,3 +195,37 @@ def test_the_plan_is_read_back() -> None:
     samples, unplanned = random_samples(file, 2), emit(content, Draft.of(file), {})
     ours, theirs = (run_file(one, samples, raw=True) for one in (content, unplanned))
     assert all(np.array_equal(a[0], b[0]) for a, b in zip(ours, theirs, strict=True))
+
+
+def held_at_once(draft: Draft, found: RowChain, stays: bool) -> int:
+    """Step by step, tensor by tensor."""
+    alive = draft.lifetimes()
+    if stays:
+        alive[found.source] = replace(alive[found.source], last=len(draft.steps))
+    outer: dict[int, int] = {}
+    for wish in overlaps.wishes(draft, alive):
+        outer.setdefault(wish.inner, wish.outer)
+    touched = {n for step in draft.steps for n in draft.activations((*step.inputs, *step.outputs))}
+
+    def around(number: int, seen: tuple[int, ...] = ()) -> tuple[int, ...]:
+        out = outer.get(number, -1)
+        return seen if out < 0 or out in seen else around(out, (*seen, out))
+
+    def counts(number: int, step: int) -> bool:
+        return alive[number].at(step) and not any(alive[n].at(step) for n in around(number))
+
+    return max(sum(alive[n].nbytes for n in touched if counts(n, step)) for step in range(len(draft.steps)))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_what_is_held_at_once_is_counted_right(seed: int) -> None:
+    file = read_file(chain_file(seed))
+    before, known = Draft.of(file), stages(file)
+    for first, last, _ in regions_of(chain_file(seed)):
+        found = chain(before, known, first, last)
+        assert found is not None
+        for count in (2, 3):
+            if count <= before.tensor(found.out).shape[1]:
+                draft = one_in_strips(before, found, count)
+                for stays in (False, True):
+                    assert _most_held(draft, found, stays) == held_at_once(draft, found, stays)

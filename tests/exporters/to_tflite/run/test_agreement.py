@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from nbcompile.core.errors import PreconditionError
+from nbcompile.core.judging.decibels import ratio_in_decibels, sqnr
 from nbcompile.exporters.to_tflite.file.flatbuffer import pack, read_file, unpack
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
-from nbcompile.exporters.to_tflite.run.agreement import compared, sqnr
+from nbcompile.exporters.to_tflite.run.agreement import compared, standard_error
 from nbcompile.exporters.to_tflite.run.interpreters import KERNELS, Sample
 from tests.exporters.to_tflite.networks_tflite import mobile, network, samples, scratch
 from tests.exporters.to_tflite.small_tflite import converted
@@ -97,3 +98,14 @@ def test_refuses_what_does_not_fit(content: bytes) -> None:
         compared(content, SAMPLES, [(y[0],) for (y,) in EXPECTED])
     with pytest.raises(PreconditionError, match=r"gives outputs of shape \(1, 5\); PyTorch's have none"):
         compared(content, SAMPLES, [()] * 4)
+
+
+def test_the_standard_error_is_what_other_samples_would_give() -> None:
+    """Over many draws, the error that each draw states is that by which the draws differ."""
+    rng, count = np.random.default_rng(0), 15
+    signal, noise = rng.gamma(4, 1, (4000, count)), rng.gamma(2, 0.01, (4000, count))
+    found = [ratio_in_decibels(s.sum(), n.sum()) for s, n in zip(signal, noise, strict=True)]
+    stated = [standard_error(s, n) for s, n in zip(signal[:500], noise[:500], strict=True)]
+    assert np.sqrt(np.mean(np.square(stated))) == pytest.approx(np.std(found), rel=0.1)
+    assert standard_error(signal[0, :1], noise[0, :1]) is None
+    assert standard_error(np.ones(3), np.zeros(3)) is None
