@@ -25,6 +25,8 @@ class Board:
         block: bytes of the largest block of SRAM with one range of addresses.
         flash: bytes of flash for programs and constants.
         source: of these numbers.
+        core: of its processor that runs the network, as `cycles` names it.
+        clock: MHz, at most.
     """
 
     name: str
@@ -33,6 +35,8 @@ class Board:
     block: int
     flash: int
     source: str
+    core: str
+    clock: int
 
 
 BOARDS: dict[str, Board] = {
@@ -45,6 +49,8 @@ BOARDS: dict[str, Board] = {
             264 * _KIB,
             2 * _MIB,
             "RP2040 datasheet, 2.6.2 (six banks, one range from 0x20000000); Pico datasheet (2 MB flash)",
+            "cortex-m0+",
+            133,
         ),
         Board(
             "pico-2",
@@ -53,6 +59,8 @@ BOARDS: dict[str, Board] = {
             520 * _KIB,
             4 * _MIB,
             "RP2350 datasheet, 4.2 (ten banks, one range from 0x20000000); Pico 2 datasheet (4 MB flash)",
+            "cortex-m33",
+            150,
         ),
         Board(
             "esp32-s3",
@@ -62,6 +70,8 @@ BOARDS: dict[str, Board] = {
             8 * _MIB,
             "ESP32-S3 datasheet (512 KB); 320 KiB are what its Arduino and PlatformIO builds leave to data, the rest "
             "holds code and caches; ESP32-S3-WROOM-1 datasheet (N8: 8 MB flash)",
+            "xtensa-lx7",
+            240,
         ),
         Board(
             "nano-33-ble-sense",
@@ -70,6 +80,8 @@ BOARDS: dict[str, Board] = {
             256 * _KIB,
             1 * _MIB,
             "Arduino datasheet ABX00031; nRF52840 product specification, memory",
+            "cortex-m4",
+            64,
         ),
         Board(
             "sparkfun-edge",
@@ -78,6 +90,8 @@ BOARDS: dict[str, Board] = {
             384 * _KIB,
             1 * _MIB,
             "Ambiq Apollo3 Blue datasheet (64 KB TCM and 320 KB SRAM, one range from 0x10000000; 1 MB flash)",
+            "cortex-m4",
+            48,
         ),
         Board(
             "b-l475e-iot01a",
@@ -86,6 +100,8 @@ BOARDS: dict[str, Board] = {
             96 * _KIB,
             1 * _MIB,
             "ST datasheet DS10969 (SRAM1 96 KB, SRAM2 32 KB elsewhere)",
+            "cortex-m4",
+            80,
         ),
         Board(
             "stm32f412g-disco",
@@ -94,6 +110,8 @@ BOARDS: dict[str, Board] = {
             256 * _KIB,
             1 * _MIB,
             "ST datasheet DS11139",
+            "cortex-m4",
+            100,
         ),
         Board(
             "stm32f746g-disco",
@@ -102,6 +120,8 @@ BOARDS: dict[str, Board] = {
             320 * _KIB,
             1 * _MIB,
             "ST datasheet DS10916 (DTCM 64 KB, SRAM1 240 KB and SRAM2 16 KB, one range from 0x20000000)",
+            "cortex-m7",
+            216,
         ),
         Board(
             "nucleo-h743zi",
@@ -110,6 +130,8 @@ BOARDS: dict[str, Board] = {
             512 * _KIB,
             2 * _MIB,
             "ST datasheet DS12110 (AXI SRAM 512 KB; the rest in four other places)",
+            "cortex-m7",
+            480,
         ),
         Board(
             "portenta-h7",
@@ -118,6 +140,8 @@ BOARDS: dict[str, Board] = {
             512 * _KIB,
             2 * _MIB,
             "Arduino Portenta H7 datasheet; ST datasheet DS12930 (AXI SRAM 512 KB)",
+            "cortex-m7",
+            480,
         ),
         Board(
             "teensy-4.1",
@@ -126,6 +150,8 @@ BOARDS: dict[str, Board] = {
             512 * _KIB,
             7936 * _KIB,
             "PJRC's page of the board (7936K flash, 1024K RAM of which 512K are tightly coupled and shared with code)",
+            "cortex-m7",
+            600,
         ),
     )
 }

@@ -1,11 +1,12 @@
-"""The text of ``STEM_main.cc``: a program for TFLite Micro that runs a network once, to start from."""
+"""The text of ``STEM_main.cc``: a program for TFLite Micro that checks the device and runs a network once."""
 
 from string import Template
 
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileTensor
 
 _MAIN = Template("""\
-// Runs $stem once in TFLite Micro. Written by nbcompile as a start: put your sensor into the functions Input...Value().
+// Checks that this device computes $stem as the computer did, and runs it once, in TFLite Micro. Written by nbcompile
+// as a start: put your sensor into the functions Input...().
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -19,6 +20,7 @@ _MAIN = Template("""\
 #include "tensorflow/lite/schema/schema_generated.h"
 
 #include "$stem.h"
+#include "${stem}_check.h"
 #include "${stem}_ops.h"
 
 namespace {
@@ -32,7 +34,7 @@ int Fail(const char* what) {
 
 }  // namespace
 
-int main() {
+int ${name}_main() {
   tflite::InitializeTarget();
 
   const tflite::Model* model = tflite::GetModel(${name}_data);
@@ -49,6 +51,19 @@ int main() {
   }
   MicroPrintf("$name: arena: %d of %d bytes used", static_cast<int>(interpreter.arena_used_bytes()),
               ${macro}_ARENA_BYTES);
+$ports
+#if ${macro}_CHECK
+$fills
+  if (interpreter.Invoke() != kTfLiteOk) {
+    return Fail("Invoke() failed");
+  }
+  bool same = true;
+$compared
+  if (!same) {
+    return Fail("check: failed: this device does not compute what the computer computed");
+  }
+  MicroPrintf("$name: check: passed");
+#endif
 $inputs
   if (interpreter.Invoke() != kTfLiteOk) {
     return Fail("Invoke() failed");
@@ -56,6 +71,13 @@ $inputs
 $outputs
   return 0;
 }
+
+// Where programs begin; sketches of Arduino have a setup(), which calls ${name}_main().
+#if defined(ESP_PLATFORM) && !defined(ARDUINO)
+extern "C" void app_main() { ${name}_main(); }
+#elif !defined(ARDUINO)
+int main() { return ${name}_main(); }
+#endif
 """)
 
 _QUANTIZED = """
@@ -70,28 +92,46 @@ T Quantized(float x, float scale, int zero_point) {
 """
 
 _VALUE = Template("""
-// Element `index` of input $i, before it is stored$how. Replace this.
-$type Input${i}Value(size_t index) {
+// $what. Replace this.
+$type Input${i}$kind(size_t index) {
   (void)index;
   return 0;
 }
 """)
 
-_INPUT = Template("""
-  ${name}_input_${i}_t* input_$i = interpreter.typed_input_tensor<${name}_input_${i}_t>($i);
-  if (input_$i == nullptr || interpreter.input($i)->bytes != ${prefix}_BYTES) {
-    return Fail("input $i is not what ${stem}.h says");
+_PORT = Template("""
+  ${name}_${kind}_${i}_t* ${kind}_$i = interpreter.typed_${kind}_tensor<${name}_${kind}_${i}_t>($i);
+  if (${kind}_$i == nullptr || interpreter.$kind($i)->bytes != ${prefix}_BYTES) {
+    return Fail("$kind $i is not what ${stem}.h says");
   }
+""")
+
+_FILL = Template("""\
+  if (!${name}_check_fill_$i(input_$i)) {
+    return Fail("check: failed: input $i is not what it was on the computer: its preprocessing is another");
+  }
+""")
+
+_COMPARE = Template("""\
+  size_t first_$i = 0;
+  const size_t wrong_$i = ${name}_check_wrong_$i(output_$i, &first_$i);
+  if (wrong_$i > 0) {
+    MicroPrintf("$name: check: output $i: %d of %d elements differ, element %d first: $format here, "
+                "$format on the computer",
+                static_cast<int>(wrong_$i), ${prefix}_KEPT, static_cast<int>(first_$i),
+                static_cast<$cast>(output_$i[first_$i]),
+                static_cast<$cast>(${name}_check_output_$i[first_$i / ${prefix}_EVERY]));
+    same = false;
+  }
+""")
+
+_INPUT = Template("""
   for (size_t i = 0; i < ${prefix}_ELEMENTS; ++i) {
     input_$i[i] = $value;
   }
 """)
 
 _OUTPUT = Template("""
-  const ${name}_output_${i}_t* output_$i = interpreter.typed_output_tensor<${name}_output_${i}_t>($i);
-  if (output_$i == nullptr || interpreter.output($i)->bytes != ${prefix}_BYTES) {
-    return Fail("output $i is not what ${stem}.h says");
-  }
   size_t largest_$i = 0;
   for (size_t i = 1; i < ${prefix}_ELEMENTS; ++i) {
     if (output_$i[i] > output_$i[largest_$i]) {
@@ -103,35 +143,57 @@ _OUTPUT = Template("""
 """)
 
 
-def main_source(file: File, stem: str, name: str) -> str:
+def main_source(file: File, stem: str, name: str, byte_rows: int = 0) -> str:
     """The text of ``STEM_main.cc``.
 
     Args:
         file: of one graph, inputs and outputs of types that TFLite Micro takes.
         stem: of the files' names.
         name: the same as a C identifier.
+        byte_rows: of the table of what bytes of an image become, in input 0; 0: there is none.
     """
     names = {"stem": stem, "name": name, "macro": name.upper()}
     inputs = [file.tensors[index] for index in file.inputs]
     outputs = [file.tensors[index] for index in file.outputs]
+    rows = [byte_rows if i == 0 else 0 for i in range(len(inputs))]
+    filled = list(enumerate(zip(inputs, rows, strict=True)))
+    quantized = any(tensor.quantization and not count for tensor, count in zip(inputs, rows, strict=True))
     return _MAIN.substitute(
         names,
-        quantized=_QUANTIZED if any(tensor.quantization for tensor in inputs) else "",
-        values="".join(_value(names, i, tensor) for i, tensor in enumerate(inputs)),
-        inputs="".join(_input(names, i, tensor) for i, tensor in enumerate(inputs)),
+        quantized=_QUANTIZED if quantized else "",
+        values="".join(_value(names, i, tensor, count) for i, (tensor, count) in filled),
+        ports="".join(_ports(names, "input", len(inputs)) + _ports(names, "output", len(outputs))),
+        fills="".join(_FILL.substitute(names, i=i) for i, _ in filled).rstrip("\n"),
+        compared="".join(_compared(names, i, tensor) for i, tensor in enumerate(outputs)).rstrip("\n"),
+        inputs="".join(_input(names, i, tensor, count) for i, (tensor, count) in filled),
         outputs="".join(_output(names, i, tensor) for i, tensor in enumerate(outputs)),
     )
 
 
-def _value(names: dict[str, str], i: int, tensor: FileTensor) -> str:
-    if tensor.quantization is not None:
-        return _VALUE.substitute(i=i, type="float", how=f" as {tensor.dtype.name}")
-    return _VALUE.substitute(i=i, type=f"{names['name']}_input_{i}_t", how="")
+def _value(names: dict[str, str], i: int, tensor: FileTensor, byte_rows: int) -> str:
+    if byte_rows:
+        what = "Byte `index` of an image: rows by columns by channels"
+        return _VALUE.substitute(i=i, kind="Byte", type="uint8_t", what=what)
+    how = "" if tensor.quantization is None else f", before it is stored as {tensor.dtype.name}"
+    kind = "float" if tensor.quantization is not None else f"{names['name']}_input_{i}_t"
+    return _VALUE.substitute(i=i, kind="Value", type=kind, what=f"Element `index` of input {i}{how}")
 
 
-def _input(names: dict[str, str], i: int, tensor: FileTensor) -> str:
+def _ports(names: dict[str, str], kind: str, count: int) -> list[str]:
+    prefix = f"{names['macro']}_{kind.upper()}"
+    return [_PORT.substitute(names, kind=kind, i=i, prefix=f"{prefix}_{i}") for i in range(count)]
+
+
+def _compared(names: dict[str, str], i: int, tensor: FileTensor) -> str:
+    form, cast = ("%f", "double") if tensor.dtype.kind == "f" else ("%d", "int")
+    return _COMPARE.substitute(names, i=i, prefix=f"{names['macro']}_CHECK_OUTPUT_{i}", format=form, cast=cast)
+
+
+def _input(names: dict[str, str], i: int, tensor: FileTensor, byte_rows: int) -> str:
     prefix, value = f"{names['macro']}_INPUT_{i}", f"Input{i}Value(i)"
-    if tensor.quantization is not None:
+    if byte_rows:
+        value = f"{names['name']}_input_{i}_of_byte[i % {byte_rows}][Input{i}Byte(i)]"
+    elif tensor.quantization is not None:
         value = f"Quantized<{names['name']}_input_{i}_t>({value}, {prefix}_SCALE, {prefix}_ZERO_POINT)"
     return _INPUT.substitute(names, i=i, prefix=prefix, value=value)
 

@@ -2,19 +2,24 @@
 
 ::
 
-    STEM.h        for C and C++: the array, shapes, scales, zero points and sizes as constants
+    STEM.h        for C and C++: the array, shapes, scales, zero points and sizes as constants; images as inputs
     STEM.cc       the array itself, 16-byte aligned: kernels read weights as words, and fault where they are not aligned
     STEM_ops.h    a resolver with exactly the operators of the file
-    STEM_main.cc  a program that sets up, fills the inputs, runs once and reads the outputs: yours to change
+    STEM_check.h  an input, and what it must give
+    STEM_main.cc  a program that sets up, checks, fills the inputs, runs once and reads the outputs: yours to change
 """
 
 import re
 from collections.abc import Iterable, Sequence
 from string import Template
 
+import numpy as np
+
 from nbcompile.core.errors import ExportError, UsageError
 from nbcompile.exporters.to_tflite.file.flatbuffer import FileTensor, read_file
 from nbcompile.exporters.to_tflite.file.ports import is_channels_last
+from nbcompile.exporters.to_tflite.targets.check_vector import CheckVector, check_vector
+from nbcompile.exporters.to_tflite.targets.micro_check import c_numbers, check_header
 from nbcompile.exporters.to_tflite.targets.micro_main import main_source
 from nbcompile.exporters.to_tflite.targets.micro_operators import check_ops, ops_header
 
@@ -42,8 +47,8 @@ $notes#ifndef ${macro}_H_
 // The .tflite file. It is constant, so that linkers leave it in flash.
 #define ${macro}_DATA_BYTES $length
 
-// The tensor arena, as measured on a 64-bit computer with TFLite Micro's reference kernels. Pointers of 32 bits need
-// less; kernels made for a chip (CMSIS-NN, ESP-NN) may need scratch memory on top. The program prints what is used.
+// The tensor arena: enough for TFLite Micro's reference kernels on a 64-bit computer, where they were run, and by
+// computation for CMSIS-NN's on a Cortex-M. ESP-NN's may need scratch memory on top. The program prints what is used.
 #define ${macro}_ARENA_BYTES $arena
 
 // A number x is stored as round(x / SCALE) + ZERO_POINT, clipped to the type. The last dimension varies fastest.
@@ -55,7 +60,7 @@ extern "C" {
 #endif
 
 extern const unsigned char ${name}_data[${macro}_DATA_BYTES];
-
+$image
 #ifdef __cplusplus
 }
 #endif
@@ -77,6 +82,25 @@ _QUANTIZED = Template("""\
 #define ${prefix}_ZERO_POINT ($zero_point)
 """)
 
+_IMAGE = Template("""
+// What each byte of an image becomes in input 0: scale, mean and standard deviation, rounded as the file does. One row
+// of the table for each channel, or one for all.
+extern const ${name}_input_0_t ${name}_input_0_of_byte[$count][256];
+
+// Fills input 0 from the bytes of an image: rows by columns by channels.
+static inline void ${name}_prepare_input_0(const uint8_t* image, ${name}_input_0_t* input) {
+  for (uint32_t i = 0; i < ${macro}_INPUT_0_ELEMENTS; ++i) {
+    input[i] = ${name}_input_0_of_byte[i % $count][image[i]];
+  }
+}
+""")
+
+_OF_BYTE = Template("""
+const ${name}_input_0_t ${name}_input_0_of_byte[$count][256] = {
+$rows
+};
+""")
+
 _DATA = Template("""\
 // The bytes of $stem.tflite. Written by nbcompile.
 #include "$file.h"
@@ -84,10 +108,12 @@ _DATA = Template("""\
 alignas(16) const unsigned char ${name}_data[${macro}_DATA_BYTES] = {
 $rows
 };
-""")
+$image""")
 
 
-def sources(content: bytes, stem: str, arena: int, notes: Sequence[str] = ()) -> dict[str, str]:
+def sources(
+    content: bytes, stem: str, arena: int, notes: Sequence[str] = (), vector: CheckVector | None = None
+) -> dict[str, str]:
     """The C++ of a file, as texts by file name.
 
     Args:
@@ -95,6 +121,7 @@ def sources(content: bytes, stem: str, arena: int, notes: Sequence[str] = ()) ->
         stem: of the files' names; what C does not allow in a name becomes ``_`` in identifiers.
         arena: bytes of the tensor arena, > 0.
         notes: lines for the head of ``STEM.h``, such as how images must be prepared.
+        vector: of the file; None: one of random numbers.
 
     Raises:
         CheckpointError: if ``content`` cannot be read.
@@ -108,6 +135,7 @@ def sources(content: bytes, stem: str, arena: int, notes: Sequence[str] = ()) ->
     ports = {f"input_{i}": file.tensors[index] for i, index in enumerate(file.inputs)}
     ports |= {f"output_{i}": file.tensors[index] for i, index in enumerate(file.outputs)}
     _check_ports(ports.values())
+    vector = vector or check_vector(content)
     names = {"stem": comment(stem), "file": stem, "name": name, "macro": name.upper()}
     header = _HEADER.substitute(
         names,
@@ -117,12 +145,15 @@ def sources(content: bytes, stem: str, arena: int, notes: Sequence[str] = ()) ->
         inputs=len(file.inputs),
         outputs=len(file.outputs),
         ports="".join(_port(name, port, tensor) for port, tensor in ports.items()),
+        image="" if vector.of_byte is None else _IMAGE.substitute(names, count=vector.byte_rows),
     )
+    of_byte = "" if vector.of_byte is None else _of_byte(names, vector.of_byte)
     return {
         f"{stem}.h": header,
-        f"{stem}.cc": _DATA.substitute(names, rows=_rows(content)),
+        f"{stem}.cc": _DATA.substitute(names, rows=_rows(content), image=of_byte),
         f"{stem}_ops.h": ops_header(file, names["stem"], name),
-        f"{stem}_main.cc": main_source(file, stem, name),
+        f"{stem}_check.h": check_header(vector, stem, name),
+        f"{stem}_main.cc": main_source(file, stem, name, vector.byte_rows),
     }
 
 
@@ -155,6 +186,10 @@ def _port(name: str, port: str, tensor: FileTensor) -> str:
     # The shortest digits that give back the same float32.
     scale, zero_point = f"{tensor.quantization.scale[0]!s}f", int(tensor.quantization.zero_point[0])
     return text + _QUANTIZED.substitute(prefix=prefix, scale=scale, zero_point=zero_point)
+
+
+def _of_byte(names: dict[str, str], table: np.ndarray) -> str:
+    return _OF_BYTE.substitute(names, count=len(table), rows=",\n".join(f"{{\n{c_numbers(row)}\n}}" for row in table))
 
 
 def _layout(rank: int) -> str:
