@@ -1,9 +1,8 @@
 """``verify``: is this the network it should be? Keys, layers, MACs, params, and numbers."""
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -20,99 +19,63 @@ from nbcompile.core.numerics import TOLERANCE, flatten, is_finite, stacked
 from nbcompile.core.progress import step
 from nbcompile.core.running import output_of
 from nbcompile.core.wrappers import require_loaded, unwrap
+from nbcompile.deploy.comparison_options import ComparisonOptions
 from nbcompile.deploy.deploy_form import deploy
+from nbcompile.deploy.int8_onnx_verification import int8_numbers
 from nbcompile.deploy.repeatable import why_unrepeatable
 from nbcompile.deploy.single_precision import in_float32
 from nbcompile.exporters import FORMATS, format_of, known_format
+from nbcompile.results.checks import Check, LayerPair, Verification
 from nbcompile.results.layer_costs import ModuleCost, deploy_rows, file_rows, original_of, rows, shapes
 from nbcompile.wide.giants import is_giant
 from nbcompile.wide.widths import widths_of
 
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was compared.
-
-    Attributes:
-        name: ``keys and shapes``, ``layers``, ``MACs``, ``params`` or ``numbers``; ``input sizes`` where the original
-            does not run on the input of the file.
-        passed: whether it holds.
-        detail: one sentence; for a failure, the first thing that differs.
-        value: what was measured, if it is a number.
-        limit: what it may be at most, if there is a limit.
-    """
-
-    name: str
-    passed: bool
-    detail: str
-    value: float | None = None
-    limit: float | None = None
-
-
-@dataclass(frozen=True)
-class LayerPair:
-    """Cost of one layer on both sides; None where a side lacks it."""
-
-    name: str
-    reference: ModuleCost | None
-    candidate: ModuleCost | None
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What was compared, and how it came out."""
-
-    checks: tuple[Check, ...]
-    layers: tuple[LayerPair, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether every check holds."""
-        return all(check.passed for check in self.checks)
-
-    def raise_on_failure(self, tolerated: Collection[str] = ()) -> None:
-        """Raise VerificationError with the first failure's sentence.
-
-        Args:
-            tolerated: names of checks that may fail.
-        """
-        for check in self.checks:
-            if not check.passed and check.name not in tolerated:
-                raise VerificationError(f"{check.name} differ: {check.detail}")
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return {"passed": self.passed} | asdict(self)
+__all__ = ["Verification", "verify", "verify_merged"]
 
 
 @step("verifying")
 @of_one_state
 def verify(
-    reference: nn.Module,
+    reference: nn.Module | str | Path,
     candidate: nn.Module | str | Path,
     example_input: ExampleInput | None = None,
     *,
     inputs: Sequence[ExampleInput] = (),
     numbers: bool = True,
+    **options: Any,
 ) -> Verification:
     """Compare ``candidate`` with what ``reference`` stands for.
 
     A giant as ``reference`` stands for its original's architecture (as ``expand`` recorded it) and for its own
     outputs. Two modules are compared as they stand: keys, shapes, MACs and params of every layer. Against a deploy
-    file (such as ``.onnx``) both are compared in deploy form, the layers matched by their names.
+    file (such as ``.onnx``) both are compared in deploy form, the layers matched by their names. A ``.tflite`` file
+    is run in the interpreters of its devices, see `nbcompile.deploy.device_verification`.
 
     Args:
-        reference: a giant or any network.
-        candidate: a module, or the path of a deploy file whose format can be compared: ``.onnx``.
+        reference: a giant or any network; for a ``.tflite`` file another one may stand here.
+        candidate: a module, or the path of a deploy file whose format can be compared: ``.onnx``, ``.tflite``.
         example_input: what they are called with; may be left out where ``reference`` remembers.
         inputs: more inputs to compare outputs on, beside seeded random ones.
         numbers: whether to compare outputs; False where the weights of ``reference`` mean nothing.
+        options: of ``.tflite`` and int8 ``.onnx`` files: the fields of
+            `nbcompile.deploy.comparison_options.ComparisonOptions`.
 
     Raises:
-        UsageError: if the candidate's extension is unknown, or there is no example input.
+        UsageError: if the candidate's extension is unknown, an option does not fit, or there is no example input.
         VerificationError: if the candidate is a giant still.
         CheckpointError: if the file cannot be read.
     """
+    form = known_format(candidate) if isinstance(candidate, (str, Path)) else None
+    if form is not None and form.verifier is not None:
+        found: Verification = form.comparison()(
+            reference, candidate, example_input, inputs=inputs, numbers=numbers, **options
+        )
+        return found
+    quantized = form is not None and form.is_quantized(cast("str | Path", candidate))
+    if options and not quantized:
+        raise UsageError(f"verify: {', '.join(options)} goes with a candidate that is a .tflite or an int8 .onnx file")
+    if isinstance(reference, (str, Path)) and (named := known_format(reference)) and named.verifier:
+        raise UsageError(f"verify: the original {reference} goes with a candidate that is a .tflite file")
     reference = unwrap(reference)
     require_loaded(reference, "verify")
     example = inputs_for(reference, example_input, who="verify")
@@ -134,7 +97,7 @@ def verify(
         with step("counting MACs and params"):
             pairs = _pairs(rows(wanted, example), rows(candidate, example))
     else:
-        candidate, form = Path(candidate), known_format(candidate)
+        candidate = Path(candidate)
         if form is None or not form.comparable:
             suffixes = " or ".join(row.suffix for row in FORMATS.values() if row.comparable)
             raise UsageError(f"verify: {candidate} is no {suffixes} file; load it first (nbcompile.load)")
@@ -147,7 +110,10 @@ def verify(
             pairs = _pairs(lowered, file_rows(held, lowered))
         checks = []
     checks += _costs(pairs)
-    if numbers:
+    if numbers and quantized:
+        allowed = ComparisonOptions(**options)
+        checks.append(int8_numbers(reference, Path(str(candidate)), example, [as_inputs(x) for x in inputs], allowed))
+    elif numbers:
         checks.append(_numbers(reference, candidate, example, [as_inputs(x) for x in inputs], coarsest))
     return Verification(tuple(checks), tuple(pairs))
 

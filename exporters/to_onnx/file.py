@@ -129,6 +129,15 @@ def onnx_input_sizes(path: Path) -> tuple[tuple[int, ...], ...]:
         return tuple(sizes[name] for name in inputs)
 
 
+def onnx_quantized(path: Path) -> bool:
+    """Whether a file rounds values while it runs (QDQ).
+
+    Raises:
+        CheckpointError: if the file cannot be read.
+    """
+    return any(node.op_type == "QuantizeLinear" for node in read_model(path).graph.node)
+
+
 def onnx_batch(path: Path) -> int | None:
     """The one batch size that a file takes; None where that is symbolic.
 

@@ -17,6 +17,9 @@ from nbcompile.core.errors import CheckpointError
 from nbcompile.exporters.base import FileLayer
 from nbcompile.exporters.to_onnx.file import LAYERS, RECURRENT, InputSizes, damage_said, read_model, sizes_per_batch
 
+QUANTIZED = "_quantized"
+"""What ONNX Runtime's quantizer puts behind a weight's name."""
+
 _VIEWS = ("Identity", "Transpose", "Cast", "DequantizeLinear")  # what may stand between a weight and its layer
 
 
@@ -99,7 +102,7 @@ def _products(model: ModelProto) -> Iterator[_Product]:
             name, shape = source or ("", ())
             yield _Product(
                 node=node,
-                name=name.removesuffix(".weight") if name else node.name or node.output[0],
+                name=name.removesuffix(QUANTIZED).removesuffix(".weight") if name else node.name or node.output[0],
                 weight_name=name,
                 weight=shape,
                 bias=_others(node, readers, constants),

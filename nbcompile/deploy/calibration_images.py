@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nbcompile.core.errors import UsageError, missing_extra
+from nbcompile.core.example import Inputs
 from nbcompile.image_files import SUFFIXES, opened
 
 _MODES = {1: "L", 3: "RGB"}
@@ -62,6 +63,27 @@ def input_of(path: Path, shape: tuple[int, ...], preprocessing: Mapping[str, Any
     if tuple(x.shape[1:]) != shape[1:]:
         x = F.interpolate(x.unsqueeze(0), size=shape[1:], mode="bilinear", antialias=True).squeeze(0)
     return (x - mean) / std, size
+
+
+def inputs_of_bytes(inputs: Inputs, preprocessing: Mapping[str, Any]) -> np.ndarray | None:
+    """What each byte of an image becomes, ``(C, 256)``, as `input_of` computes it; None where nobody says how.
+
+    Args:
+        inputs: of the network.
+        preprocessing: from the checkpoint.
+
+    Raises:
+        UsageError: if ``preprocessing`` does not fit the inputs.
+    """
+    if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or not inputs[0].is_floating_point():
+        return None
+    if inputs[0].ndim != 4 or inputs[0].shape[1] not in _MODES or not {"scale", "mean", "std"} <= preprocessing.keys():
+        return None
+    channels = inputs[0].shape[1]
+    scale, mean, std = _recorded(preprocessing, channels)
+    x = torch.arange(256).float() * scale
+    values: np.ndarray = ((x.expand(channels, 1, 256) - mean) / std).squeeze(1).numpy()
+    return values
 
 
 def _recorded(preprocessing: Mapping[str, Any], channels: int) -> tuple[float, Tensor, Tensor]:

@@ -11,9 +11,10 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import CaptureError, PreconditionError
-from nbcompile.core.example import Inputs, origin_of, remember
+from nbcompile.core.example import Inputs, remember
 from nbcompile.core.graph.guards import CheckedGraph
 from nbcompile.core.progress import step
+from nbcompile.core.serialization.own_ranges import forget_foreign_ranges, remember_ranges
 from nbcompile.core.tracing.pieces import Piece, assemble, pieces
 from nbcompile.core.wrappers import require_loaded
 from nbcompile.pass_runner import run_pipeline
@@ -78,8 +79,11 @@ def compiled(
     result = assemble(tree, {one: one.graph for one in found})
     if isinstance(result, fx.GraphModule):
         result = CheckedGraph(result, result.graph, type(model).__name__)
-    remember(result, origin_of(model))
+    origin = forget_foreign_ranges(model, "fuse")
+    remember(result, origin)
     result.eval()
+    if origin is not None and origin.int8:
+        remember_ranges(result, origin, origin.int8)
     return result, reports
 
 

@@ -15,7 +15,17 @@ from typing import Any
 
 from nbcompile.core.errors import UsageError
 from nbcompile.core.options import CHECKS, documented, option, options_of
-from nbcompile.exporters.to_tflite.file.options import IO, RANGES, SCHEMES, Limits, Recipe, names_beside, require_choice
+from nbcompile.exporters.to_tflite.file.options import (
+    IO,
+    PROJECTS,
+    RANGES,
+    SCHEMES,
+    Limits,
+    Recipe,
+    names_beside,
+    project_folder,
+    require_choice,
+)
 from nbcompile.exporters.to_tflite.targets.boards import BOARDS
 from nbcompile.exporters.to_tflite.targets.boards import board as board_of
 
@@ -26,14 +36,19 @@ LEAST = "least"
 WHEN = ("auto", "always", "never")
 PREPARED = ("scale", "mean", "std", "crop", "size")
 """What a preprocessing may say of images; ``size``, which training records, is the input's own side."""
-DEVICE, QUANTIZATION = "Device (.tflite)", "Quantization (.tflite)"
+DEVICE, QUANTIZATION = "Device (.tflite)", "Quantization (.tflite, and .onnx with --quantize int8)"
 
 
 def _names(text: str) -> list[str]:
     return text.split(",") if text else []
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def json_object(text: str) -> dict[str, Any]:
+    """The preprocessing that ``text`` says.
+
+    Raises:
+        UsageError: if it is no JSON object.
+    """
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -71,18 +86,25 @@ class DeviceOptions:
     )
     quantize: str = option("int8", "How numbers are stored", panel=QUANTIZATION, metavar="SCHEME", choices=SCHEMES)
     io: str = option("int8", "Inputs and outputs of an integer file", metavar="TYPE", choices=IO)
-    ranges: str = option("minmax", "How ranges are taken from the calibration set", metavar="METHOD", choices=RANGES)
+    ranges: str = option(
+        "auto",
+        "How ranges are taken from the calibration set (auto: those that training with --int8 recorded; else minmax, "
+        "unless another way raises the SQNR)",
+        metavar="METHOD",
+        choices=RANGES,
+    )
     per_channel: bool = option(
         True,
         "One scale per weight tensor, not per output channel: for old runtimes",
         flag="--per-tensor",
         python="Whether convolutions have a scale per output channel",
     )
-    dense_per_channel: bool = option(
-        True,
-        "The same of linear layers only",
+    dense_per_channel: bool | None = option(
+        None,
+        "The same of linear layers only; for mcu, without it, where the SQNR stays: it needs less memory",
         flag="--dense-per-tensor",
-        python="The same of linear layers; older runtimes have no kernels for it",
+        python="The same of linear layers; older runtimes have no kernels for it. None: yes, but for ``mcu``, which "
+        "then needs more memory, only where one scale loses SQNR",
     )
     float_layers: str | Sequence[str] = option(
         (),
@@ -97,6 +119,11 @@ class DeviceOptions:
     correct_bias: str = option(
         "auto", "Correct biases for what quantization shifts, likewise", metavar="WHEN", choices=WHEN
     )
+    fast: bool = option(
+        False,
+        "Try one way to quantize only, where the others are auto: sooner, with some dB less",
+        python="Try one way to quantize only, where ``ranges``, ``equalize`` and ``correct_bias`` are ``auto``",
+    )
     board: str | None = option(
         None,
         "Memory by name, such as pico or esp32-s3, where --sram and --flash do not say",
@@ -108,6 +135,13 @@ class DeviceOptions:
         None, "That the arena may take, such as 192K; for mcu also least, the smallest there is", metavar="BYTES"
     )
     flash: int | str | None = option(None, "That the file may take, such as 1M", metavar="BYTES")
+    project: str | None = option(
+        None,
+        "Of mcu: put the C++ sources into a folder that the tool of this name builds",
+        metavar="NAME",
+        choices=PROJECTS,
+        unset="none",
+    )
     min_sqnr: float | None = option(
         None,
         "Signal over noise that the outputs must have against PyTorch's",
@@ -124,17 +158,19 @@ class DeviceOptions:
         panel=QUANTIZATION,
         metavar="JSON",
         unset="as the network records it",
-        read=_json_object,
+        read=json_object,
     )
 
     def __post_init__(self) -> None:
         for name, about in options_of(type(self)).items():
-            if about.choices:
+            if about.choices and not (about.unset and getattr(self, name) is None):
                 require_choice(name, getattr(self, name), about.choices)
         if self.micro and self.quantize in ("dynamic", "float16"):
             raise UsageError(
                 f"quantize='{self.quantize}' makes files that TFLite Micro cannot run: use int8, int16x8 or float32"
             )
+        if self.project is not None and not self.micro:
+            raise UsageError(f"project='{self.project}' goes with target='mcu': no sources are written for others")
         if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
             raise UsageError(
                 f"min_agreement={self.min_agreement} is not a share: give a number from 0 to 1, such as 0.99"
@@ -143,16 +179,11 @@ class DeviceOptions:
             raise UsageError(f"min_sqnr={self.min_sqnr} is no limit: give a number of dB, such as 20")
         if self.sram == LEAST and not self.micro:
             raise UsageError(f"sram='{LEAST}' goes with target='mcu': what LiteRT needs is not arranged here")
-        recipe, _ = self.recipe(), self.limits()
-        if recipe.calibrated and self.calibration is None:
-            raise UsageError(
-                f"quantize='{self.quantize}' needs a calibration set, some 100 images as the network will see them: "
-                "--calibration FOLDER (calibration=… in Python); quantize='float32' needs none"
-            )
+        _, _ = self.recipe(), self.limits()
         if isinstance(self.calibration, str | PathLike):
             require_calibration(Path(self.calibration))
         if self.preprocessing is not None:
-            _require_preprocessing(self.preprocessing)
+            require_preprocessing(self.preprocessing)
 
     @property
     def micro(self) -> bool:
@@ -163,11 +194,43 @@ class DeviceOptions:
         """How the file stores its numbers."""
         layers = self.float_layers
         names = (layers,) if isinstance(layers, str) else tuple(layers)  # a name by itself is no sequence of letters
-        return Recipe(self.quantize, self.io, self.ranges, self.per_channel, self.dense_per_channel, names)
+        ranges = "minmax" if self.ranges == "auto" and (self.fast or self.quantize != "int8") else self.ranges
+        tried = self.micro and self.quantize == "int8" and self.per_channel and not self.fast
+        dense = self.dense_per_channel if self.dense_per_channel is not None or tried else True
+        return Recipe(self.quantize, self.io, ranges, self.per_channel, dense, names)
+
+    @property
+    def takes_learned(self) -> bool:
+        """Whether ranges that training found are taken, where there are some."""
+        return self.quantize == "int8" and self.ranges == "auto"
+
+    def require_ranges(self, *, learned: bool) -> None:
+        """Check that there is something to know ranges from, where any are needed.
+
+        Args:
+            learned: whether the network has recorded some.
+
+        Raises:
+            UsageError: if there is not.
+        """
+        if self.recipe().calibrated and self.calibration is None and not (learned and self.takes_learned):
+            raise UsageError(
+                f"quantize='{self.quantize}' needs a calibration set, some 100 images as the network will see them: "
+                "--calibration FOLDER (calibration=… in Python); quantize='float32' needs none"
+            )
+
+    def when(self, option: str) -> str:
+        """``equalize`` or ``correct_bias``: ``auto``, ``always`` or ``never``."""
+        asked: str = getattr(self, option)
+        return "never" if self.fast and asked == "auto" else asked
 
     def beside(self, path: Path) -> tuple[Path, ...]:
         """The files that are written beside the file ``path``."""
-        return names_beside(path, self.micro, self.quantize)
+        return names_beside(path, self.micro, self.quantize, self.project)
+
+    def folder(self, path: Path) -> Path | None:
+        """The folder that is written beside the file ``path``, if there is one."""
+        return None if self.project is None else project_folder(path, self.project)
 
     def limits(self) -> Limits:
         """Budgets as numbers; a board gives those that are not given."""
@@ -186,7 +249,8 @@ def require_calibration(path: Path) -> None:
         raise UsageError(f"calibration {path} {fault}: give a folder of images, or an .npz with arrays (N, C, H, W)")
 
 
-def _require_preprocessing(given: Any) -> None:
+def require_preprocessing(given: Any) -> None:
+    """Raise UsageError if ``given`` is no mapping from ``PREPARED``."""
     if not isinstance(given, Mapping):
         raise UsageError(f"preprocessing={given!r} is no mapping: give {{'scale': …, 'mean': […], 'std': […]}}")
     if unknown := [str(key) for key in given if key not in PREPARED]:

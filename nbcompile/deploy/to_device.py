@@ -13,28 +13,38 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
 from nbcompile.core.cost import cost
+from nbcompile.core.errors import UsageError
 from nbcompile.core.example import Inputs, change_tensors, origin_of
 from nbcompile.core.files import atomic
 from nbcompile.core.graph.channel_ranges import ChannelRanges, channel_ranges
 from nbcompile.core.options import keywords_of
 from nbcompile.core.progress import step
+from nbcompile.core.serialization.own_ranges import has_own_ranges
 from nbcompile.deploy.calibration import Calibration, calibration
+from nbcompile.deploy.calibration_images import inputs_of_bytes
 from nbcompile.deploy.deploy_form import deploy
 from nbcompile.deploy.options import DeviceOptions
 from nbcompile.detection.cpp import OutputMap, boxes_header
 from nbcompile.detection.decode import BoxCoding
 from nbcompile.exporters import TFLITE
 from nbcompile.exporters.base import ExportResult
-from nbcompile.exporters.to_tflite.file.options import AS_IT_IS, Recipe, held_out
+from nbcompile.exporters.to_tflite.file.options import AS_IT_IS, Recipe, doubts_of_check, held_out
+from nbcompile.exporters.to_tflite.targets.boards import board as board_of
 from nbcompile.pass_runner import Maker, run_pipeline
 from nbcompile.passes import DEVICE, AbsorbBias, Equalize, Pass, PassResult
 
+if TYPE_CHECKING:
+    from nbcompile.exporters.to_tflite.quantize.learned import LearnedRanges
+
 log = logging.getLogger("nbcompile")
+
+LEARNED_SQNR = 5.0
+"""dB that an int8 file must reach whose rounding the network was trained with: without it, it is another network."""
 
 EQUALIZED = "equalized"
 CLIPPED = "equalized, also where no clip is reached on the calibration set"
@@ -64,33 +74,85 @@ def export_tflite(model: nn.Module, inputs: Inputs, path: Path, **options: Any) 
     origin = origin_of(model)
     recorded = origin.preprocessing if origin else {}
     given = recorded if wanted.preprocessing is None else wanted.preprocessing
+    learned = _learned(model, wanted)
+    wanted.require_ranges(learned=learned is not None)
     boxes = recorded.get("boxes")
     given = {name: value for name, value in given.items() if name != "boxes"}
     source = wanted.calibration
     data = Calibration((), ()) if source is None else calibration(source, inputs, given)
     samples, checked = held_out(data.samples)
     graph = deploy(model, inputs)
-    notes = list(data.notes)
+    notes = [*data.notes, *doubts_of_check(len(samples), len(checked))]
     for note in notes:
         log.warning("%s", note)
-    graphs = _Job(inputs, samples, recipe).variants(graph, wanted.equalize)
+    if learned is not None:  # no other form of the network has been trained with them
+        limits = limits if limits.sqnr is not None else replace(limits, sqnr=LEARNED_SQNR)
+        notes.append("ranges and weights are those of the training with --int8: nothing is equalized or corrected")
+        recipe = replace(recipe, ranges="minmax", dense_per_channel=True)
+    graphs = PreparedGraphs(inputs, samples, recipe).variants(
+        graph, wanted.when("equalize") if learned is None else "never"
+    )
     if wanted.equalize == "always" and EQUALIZED in graphs:
         graphs = {EQUALIZED: graphs[EQUALIZED]}
     how, plain = next(iter(graphs.items()))
     result = TFLITE.exporter()(
         plain, inputs, path, reference=model, samples=samples, checked=checked, recipe=recipe,
         micro=wanted.micro, how=how, variants=graphs, limits=limits, notes=notes,
-        correct_bias=wanted.correct_bias if recipe.calibrated else "never",
+        correct_bias=wanted.when("correct_bias") if recipe.calibrated and learned is None else "never",
+        learned=learned,
         prepared=f"Inputs are images prepared so: {dict(given)}" if given else "",
+        pixels=inputs_of_bytes(inputs, given) if wanted.micro else None, project=wanted.project,
     )  # fmt: skip
     more: dict[str, Any] = {"macs": cost(graph, inputs).macs, "executed_macs": cost(plain, inputs).macs}
+    if wanted.micro:
+        more |= _estimate(result, wanted.board)
     if boxes is not None and wanted.micro:
-        more["companions"] = (*getattr(result, "companions", ()), _write_boxes(path, boxes))
+        beside = getattr(result, "companions", ())
+        sources = next(one.parent for one in beside if one.name == f"{path.stem}.h")
+        more["companions"] = (*beside, _write_boxes(path, sources, boxes))
     return replace(result, **more)
 
 
-def _write_boxes(path: Path, boxes: Mapping[str, Any]) -> Path:
-    """``STEM_boxes.h``: what the outputs of the file mean."""
+def _estimate(result: ExportResult, name: str | None) -> dict[str, Any]:
+    """How long the file takes on microcontrollers; why not on the board called ``name``, where there is no table."""
+    from nbcompile.exporters.to_tflite.targets.cycles import estimated, why_no_latency  # as above
+
+    board = None if name is None else board_of(name)
+    why = None if board is None else why_no_latency(board)
+    found = estimated(result.path.read_bytes(), board)
+    return {"estimate": found, "notes": (*result.notes, why) if why else result.notes}
+
+
+def _learned(model: nn.Module, wanted: DeviceOptions) -> "LearnedRanges | None":
+    """The ranges that training found, where they are wanted.
+
+    Raises:
+        UsageError: if an option asks for another file than the one that was trained.
+    """
+    origin = origin_of(model)
+    if origin is None or not origin.int8 or not wanted.takes_learned:
+        return None
+    if not has_own_ranges(model):
+        raise UsageError(
+            "the weights were changed since the training with --int8: train again with --int8, or give --calibration "
+            "and --ranges minmax"
+        )
+    for name in ("equalize", "correct_bias"):
+        if getattr(wanted, name) == "always":
+            raise UsageError(
+                f"{name}='always' would undo the training with --int8: leave it out, or say --ranges minmax"
+            )
+    if not wanted.per_channel or wanted.dense_per_channel is False:
+        raise UsageError(
+            "the training with --int8 was for weights per channel: leave --per-tensor out, or say --ranges minmax"
+        )
+    from nbcompile.exporters.to_tflite.quantize.learned import LearnedRanges
+
+    return LearnedRanges.from_json(origin.int8)
+
+
+def _write_boxes(path: Path, sources: Path, boxes: Mapping[str, Any]) -> Path:
+    """``STEM_boxes.h`` in the folder ``sources``: what the outputs of the file mean."""
     from nbcompile.exporters.to_tflite.file.flatbuffer import read_file  # the file is written: all is installed
     from nbcompile.exporters.to_tflite.targets.micro_sources import comment, identifier
 
@@ -98,15 +160,29 @@ def _write_boxes(path: Path, boxes: Mapping[str, Any]) -> Path:
     ports = [file.tensors[index] for index in file.outputs]
     maps = [OutputMap(port.shape[-3:], port.quantization is not None) for port in ports]
     text = boxes_header(BoxCoding.from_json(boxes), maps, path.stem, identifier(path.stem), comment(path.stem))
-    header = path.with_name(f"{path.stem}_boxes.h")
+    header = sources / f"{path.stem}_boxes.h"
     with atomic(header) as temporary:
         temporary.write_text(text)
     return header
 
 
+def exact_forms(graph: fx.GraphModule, inputs: Inputs, samples: Sequence[Inputs]) -> dict[str, fx.GraphModule]:
+    """``graph`` for int8, by what was done to it: as it is, and equalized exactly, where that changes anything."""
+    job = PreparedGraphs(inputs, samples, Recipe())
+    plain, _ = job.prepared(graph, AS_IT_IS, [Equalize, AbsorbBias])
+    equal, done = job.prepared(graph, EQUALIZED, [AbsorbBias])
+    return {AS_IT_IS: plain} | ({EQUALIZED: equal} if done[Equalize.name].modified else {})
+
+
 @dataclass
-class _Job:
-    """What all variants of one export share."""
+class PreparedGraphs:
+    """What all variants of one export share.
+
+    Attributes:
+        inputs: example, batch first.
+        samples: they calibrate, at batch 1.
+        recipe: how numbers will be stored.
+    """
 
     inputs: Inputs
     samples: Sequence[Inputs]
@@ -120,22 +196,22 @@ class _Job:
         """
         if not isinstance(graph, fx.GraphModule):
             return {AS_IT_IS: graph}
-        graphs: dict[str, nn.Module] = {AS_IT_IS: self._prepared(graph, AS_IT_IS, [Equalize, AbsorbBias])[0]}
+        graphs: dict[str, nn.Module] = {AS_IT_IS: self.prepared(graph, AS_IT_IS, [Equalize, AbsorbBias])[0]}
         if not self.recipe.calibrated or equalize == "never":
             return graphs
-        exact, done = self._prepared(graph, EQUALIZED, [AbsorbBias])
+        exact, done = self.prepared(graph, EQUALIZED, [AbsorbBias])
         factors = done[Equalize.name]
         if factors.modified:
             graphs[EQUALIZED] = exact
-        clipped, done = self._prepared(graph, CLIPPED, [AbsorbBias], {Equalize.name: self._through_clips})
+        clipped, done = self.prepared(graph, CLIPPED, [AbsorbBias], {Equalize.name: self._through_clips})
         if set(done[Equalize.name].rewritten) != set(factors.rewritten):
             graphs[CLIPPED] = clipped
-        absorbed, done = self._prepared(graph, ABSORBED, [])
+        absorbed, done = self.prepared(graph, ABSORBED, [])
         if done[AbsorbBias.name].modified:
             graphs[ABSORBED] = absorbed
         return graphs
 
-    def _prepared(
+    def prepared(
         self, graph: fx.GraphModule, how: str, without: Sequence[type[Pass]], makers: Mapping[str, Maker] = _NO_MAKERS
     ) -> tuple[fx.GraphModule, dict[str, PassResult]]:
         """A copy of ``graph`` after the pipeline ``DEVICE`` without some passes, and what the others did."""

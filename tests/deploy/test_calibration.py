@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nbcompile.core.errors import PreconditionError, UsageError
 from nbcompile.deploy.calibration import FEW, MOST, calibration
+from nbcompile.deploy.calibration_images import inputs_of_bytes
 from nbcompile.training.data.digits import load_digits
 from nbcompile.training.data.imagefolder import load_imagefolder
 
@@ -56,6 +57,36 @@ def test_digits_are_those_that_training_measures_on(size: int | None, tmp_path: 
         Image.fromarray(pixels.numpy()).save(tmp_path / f"{i:02}.png")
     found = calibration(str(tmp_path), (torch.zeros(1, *data.shape),), data.preprocessing)
     assert torch.equal(stacked(found), wanted)
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1)])
+def test_bytes_become_what_images_become(tmp_path: Path, mode: str, channels: int) -> None:
+    """To the bit, for each of the 256: devices make inputs by this table."""
+    prepared = {"scale": 1 / 255, "mean": [0.485, 0.456, 0.406][:channels], "std": [0.229, 0.224, 0.225][:channels]}
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(np.stack([pixels, pixels.T, pixels[::-1]], -1) if channels == 3 else pixels, mode).save(
+        tmp_path / "x.png"
+    )
+    image = np.array(Image.open(tmp_path / "x.png")).reshape(16, 16, channels)
+    inputs = (torch.zeros(1, channels, 16, 16),)
+    ((x,),) = calibration(tmp_path, inputs, prepared).samples
+    values = inputs_of_bytes(inputs, prepared)
+    assert values is not None
+    assert np.array_equal(values[np.arange(channels), image], x[0].permute(1, 2, 0).numpy())
+
+
+def test_bytes_of_what_is_no_image_become_nothing() -> None:
+    image, known = torch.zeros(1, 3, 6, 6), {"scale": 1.0, "mean": 0.5, "std": 1.0}
+    values = inputs_of_bytes((image,), known)
+    assert values is not None
+    assert values.shape == (3, 256)
+    for inputs, given in (
+        ((image,), {}), ((image,), {"scale": 1.0, "mean": 0.5}), ((image, image), known), ((image.int(),), known),
+        ((torch.zeros(1, 5, 6, 6),), known), ((torch.zeros(1, 3, 6),), known),
+    ):  # fmt: skip
+        assert inputs_of_bytes(inputs, given) is None
+    with pytest.raises(UsageError, match="preprocessing: mean has 2 values, the network takes 3 channels"):
+        inputs_of_bytes((image,), known | {"mean": [0.5, 0.5]})
 
 
 def test_images_of_another_mode_and_size(tmp_path: Path) -> None:

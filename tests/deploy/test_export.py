@@ -198,8 +198,8 @@ def test_extensions_in_capitals_are_known(tmp_path: Path) -> None:
 
 
 def test_unknown_options_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"'calibration' is not an option of .onnx files; they have opset, dynamic_b"):
-        nbcompile.export(network(), tmp_path / "tiny.onnx", X, calibration=X)
+    with pytest.raises(UsageError, match=r"'sram' is not an option of .onnx files; they have opset, dynamic_b"):
+        nbcompile.export(network(), tmp_path / "tiny.onnx", X, sram="64K")
     with pytest.raises(UsageError, match=r"'opset' is not an option of .pt files; they have none"):
         nbcompile.export(network(), tmp_path / "tiny.pt", opset=18)
 

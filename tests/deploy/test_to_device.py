@@ -17,14 +17,15 @@ import nbcompile
 from nbcompile.core.errors import ExportError, UsageError
 from nbcompile.core.progress import StepEvent, listening
 from nbcompile.deploy import to_device
-from nbcompile.deploy.options import size_in_bytes
+from nbcompile.deploy.options import DeviceOptions, size_in_bytes
 from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
-from nbcompile.exporters.to_tflite.file.options import Limits, held_out
+from nbcompile.exporters.to_tflite.file.options import Limits, doubts_of_check, held_out
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from nbcompile.exporters.to_tflite.proof import require_limits
 from nbcompile.exporters.to_tflite.run.agreement import Agreement
 from nbcompile.exporters.to_tflite.run.arena import modelled
 from nbcompile.exporters.to_tflite.run.interpreters import run_file
+from nbcompile.exporters.to_tflite.run.on_device import stated_arena
 from nbcompile.passes import PASSES, Pass, PassResult
 from nbcompile.results.device import Device, device_of
 from nbcompile.results.numbers import json_ready
@@ -40,7 +41,7 @@ def tflite_of(model: nn.Module) -> bytes:
 
 
 def exported(path: Path, model: nn.Module, images: Tensor, **options: Any) -> Any:
-    quick = {"equalize": "never", "correct_bias": "never"}
+    quick = {"equalize": "never", "correct_bias": "never", "ranges": "minmax", "dense_per_channel": True}
     return nbcompile.export(model, path, images[:1], calibration=images, **{**quick, **options})
 
 
@@ -80,16 +81,19 @@ def test_the_numbers_are_those_of_the_file(tmp_path: Path) -> None:
 
 def test_for_a_microcontroller(tmp_path: Path) -> None:
     model, images = small()
-    prepared = {"scale": 0.5, "mean": [0.1]}
+    prepared = {"scale": 1 / 64, "mean": [2.0, 1.9, 1.8], "std": 1.0}
     result = exported(tmp_path / "tiny.tflite", model, images, target="mcu", preprocessing=prepared)
     assert f"// Inputs are images prepared so: {prepared}\n" in (tmp_path / "tiny.h").read_text()
-    names = ["tiny.cc", "tiny.h", "tiny.tflite", "tiny_main.cc", "tiny_ops.h"]
+    names = ["tiny.cc", "tiny.h", "tiny.tflite", "tiny_check.h", "tiny_main.cc", "tiny_ops.h"]
     assert sorted(p.name for p in tmp_path.iterdir()) == names
     assert result.executed_macs == result.macs
     assert read_file((tmp_path / "tiny.tflite").read_bytes()).plan
     assert result.ways[0].regions == ()
     assert result.arena.needed >= result.arena.head + result.arena.tail
-    assert f"{result.arena.needed}" in (tmp_path / "tiny.h").read_text()
+    stated = stated_arena((tmp_path / "tiny.tflite").read_bytes(), result.arena)
+    assert f"{stated}" in (tmp_path / "tiny.h").read_text()
+    assert "tiny_input_0_of_byte[3][256];" in (tmp_path / "tiny.h").read_text()
+    assert "static const uint8_t tiny_check_input_0[768]" in (tmp_path / "tiny_check.h").read_text()
 
 
 @pytest.mark.slow
@@ -124,9 +128,27 @@ def test_it_says_what_it_does(tmp_path: Path) -> None:
         *("comparing it with PyTorch in TFLite Micro", "running samples", "comparing kernels"),
         *("measuring its memory in TFLite Micro", "finding the error of every layer", "arranging its memory"),
         *("comparing it with the file as it was", *["running samples"] * 4, "making what goes beside it"),
+        *["running samples"] * 2,
     ]
     assert all(event.done == event.total for event in events if event.ended and event.total is not None)
     assert {event.total for event in events if event.path[-1] == "calibrating"} == {48}
+
+
+@pytest.mark.slow
+def test_a_project_is_written_or_nothing(tmp_path: Path) -> None:
+    model, images = small()
+    model = model.requires_grad_(False)
+    folder = tmp_path / "tiny_esp_idf"
+    result = exported(tmp_path / "tiny.tflite", model, images, target="mcu", project="esp-idf")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny.tflite", "tiny_esp_idf"]
+    assert sorted(result.companions) == sorted(p for p in folder.rglob("*") if p.is_file())
+    assert f"its sources are in {folder}, whose README.md says how to build them" in result.notes
+    content = (tmp_path / "tiny.tflite").read_bytes()
+    with pytest.raises(
+        UsageError, match=f"^cannot write the folder {folder}: it is there, and no empty folder; move it"
+    ):
+        exported(tmp_path / "tiny.tflite", model, images, target="mcu", project="esp-idf", io="float")
+    assert (tmp_path / "tiny.tflite").read_bytes() == content
 
 
 @pytest.mark.slow
@@ -138,7 +160,7 @@ def test_a_program_that_was_changed_is_kept(tmp_path: Path) -> None:
     result = exported(tmp_path / "tiny.tflite", model, images, target="mcu", io="float")
     assert program.read_text() == "mine"
     assert "tiny_main.cc was there and is kept as it is: delete it to get a new one" in result.notes
-    assert [path.name for path in result.companions] == ["tiny.h", "tiny.cc", "tiny_ops.h"]
+    assert [path.name for path in result.companions] == ["tiny.h", "tiny.cc", "tiny_ops.h", "tiny_check.h"]
 
 
 class Single(nn.Module):
@@ -309,12 +331,17 @@ def test_many_samples_are_held_out(count: int, calibrating: int, checking: int) 
         ({"target": "arduino"}, "target='arduino' is not known; known are raspberrypi, mcu"),
         ({"quantize": "int4"}, "quantize='int4' is not known; known are int8, int16x8, dynamic, float16, float32"),
         ({"io": "uint8"}, "io='uint8' is not known; known are int8, float"),
-        ({"ranges": "kl"}, "ranges='kl' is not known; known are minmax, percentile, mse"),
+        ({"ranges": "kl"}, "ranges='kl' is not known; known are auto, minmax, mse, percentile"),
         ({"equalize": "yes"}, "equalize='yes' is not known; known are auto, always, never"),
         ({"correct_bias": 1}, "correct_bias='1' is not known; known are auto, always, never"),
         ({"sram": "lots"}, "sram='lots' is not a size: give bytes, such as 196608, 192K or 1M"),
         ({"sram": "least"}, "sram='least' goes with target='mcu': what LiteRT needs is not arranged here"),
         ({"flash": -1}, "flash=-1 is not a size: give bytes, such as 196608, 192K or 1M"),
+        (
+            {"project": "make", "target": "mcu"},
+            "project='make' is not known; known are arduino, esp-idf, zephyr, cmake",
+        ),
+        ({"project": "cmake"}, "project='cmake' goes with target='mcu': no sources are written for others"),
         ({"board": "pica"}, "the board 'pica' is not in the table (did you mean pico?): it has "),
         ({"min_agreement": 99}, "min_agreement=99 is not a share: give a number from 0 to 1, such as 0.99"),
         ({"min_sqnr": float("nan")}, "min_sqnr=nan is no limit: give a number of dB, such as 20"),
@@ -337,6 +364,20 @@ def test_options_are_checked(tmp_path: Path, options: dict[str, Any], sentence: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_fast_leaves_out() -> None:
+    def left(**options: Any) -> tuple[str, str, str, bool | None]:
+        wanted = DeviceOptions(calibration=torch.zeros(1), target="mcu", **options)
+        recipe = wanted.recipe()
+        return wanted.when("equalize"), wanted.when("correct_bias"), recipe.ranges, recipe.dense_per_channel
+
+    assert left() == ("auto", "auto", "auto", None)
+    assert left(fast=True) == ("never", "never", "minmax", True)
+    assert left(fast=True, ranges="mse", equalize="always") == ("always", "never", "mse", True)
+    assert left(fast=True, correct_bias="always", dense_per_channel=False) == ("never", "always", "minmax", False)
+    assert left(quantize="int16x8") == ("auto", "auto", "minmax", True)  # 65,536 steps are enough for any range
+    assert DeviceOptions(calibration=torch.zeros(1)).recipe().dense_per_channel is True
+
+
 def test_sizes() -> None:
     assert [size_in_bytes(x, "sram") for x in (None, 5, "196608", "192K", "192k", "192 KiB", "1M")] == [
         None, 5, 196608, 196608, 196608, 196608, 1048576,
@@ -352,15 +393,35 @@ def test_what_a_target_lacks_is_said_first(tmp_path: Path) -> None:
     assert result.arena.tail is None
 
 
-def test_few_samples_are_said(tmp_path: Path) -> None:
+def test_few_samples_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model, images = small()
     result = exported(tmp_path / "x.tflite", model, images[:5])
     assert any("5 " in note and "32" in note for note in result.notes)
     assert (result.unseen, result.agreements[0].samples) == (2, 2)
     rests_on = (
-        r"the SQNR is of 2 samples that did not calibrate; the worst has \d\d\.\d dB, which at least 22% of others"
+        r"the SQNR is of 2 samples that did not calibrate, ± \d\.\d dB \(standard error\); the worst has \d\d\.\d dB, "
+        "which at least 22% of others"
     )
     assert any(re.match(rests_on, note) for note in result.notes)
+    said = "2 samples are left to check the file on: its SQNR says little of others; give some 100 samples"
+    assert said in result.notes
+    assert said in caplog.messages
+    device = device_of(result)
+    assert device is not None
+    (first, *_) = device.interpreters
+    assert (first.samples, first.lowest, first.error) == (2, *_of_part(result.agreements[0]))
+
+
+def _of_part(found: Agreement) -> tuple[float, float | None]:
+    return found.parts[0].low, found.parts[0].error
+
+
+def test_how_many_are_enough_to_check_on() -> None:
+    assert [len(doubts_of_check(*map(len, held_out([()] * count)))) for count in (1, 28, 29, 100)] == [1, 1, 0, 0]
+    assert doubts_of_check(1, 1)[0].startswith(
+        "one sample is left to check the file on, which calibrates, too: its SQNR"
+    )
+    assert doubts_of_check(0, 0) == []  # of a file that is not calibrated
 
 
 class Mixed(nn.Module):

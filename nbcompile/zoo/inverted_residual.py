@@ -9,18 +9,16 @@ Sources:
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 __all__ = [
-    "NETWORKS",
     "BlockRow",
     "InvertedResidual",
     "InvertedResidualNet",
-    "Network",
     "dscnn",
     "mcunet",
     "mobilenetv2_35",
@@ -157,23 +155,6 @@ def dscnn(num_classes: int = 10, in_channels: int = 1) -> InvertedResidualNet:
     """A depthwise-separable network for small images, from 7 × 7 pixels: 5 blocks, 6,842 parameters."""
     stages = (BlockRow(8, (3,), (3,), 1), BlockRow(12, (3, 3), (3, 3), 2), BlockRow(16, (3, 3), (3, 3), 2))
     return InvertedResidualNet(8, stages, None, num_classes=num_classes, in_channels=in_channels, stem_stride=1)
-
-
-class Network(NamedTuple):
-    """A factory, and the input of its source: ``(1, channels, height, width)``."""
-
-    factory: Callable[..., InvertedResidualNet]
-    input_shape: tuple[int, int, int, int]
-
-
-NETWORKS: dict[str, Network] = {
-    "mobilenetv2_tiny": Network(mobilenetv2_tiny, (1, 3, 144, 144)),
-    "mobilenetv2_35": Network(mobilenetv2_35, (1, 3, 160, 160)),
-    "mobilenetv2_50": Network(mobilenetv2_50, (1, 3, 160, 160)),
-    "mobilenetv2_100": Network(mobilenetv2_100, (1, 3, 160, 160)),
-    "mcunet": Network(mcunet, (1, 3, 176, 176)),
-    "dscnn": Network(dscnn, (1, 1, 8, 8)),
-}
 
 
 def _mobilenetv2(width: float, head: int, num_classes: int, in_channels: int) -> InvertedResidualNet:
