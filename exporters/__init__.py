@@ -39,9 +39,12 @@ class Format:
         runner: a path, and inputs of several calls, to the outputs of each, tensors in order; None: nothing but the
             export compares it with PyTorch.
         batch: a path to the one batch size that the file takes, or None where it takes any; None: any.
+        quantized: a path to whether the file rounds what it computes to integers; None: none does.
         any_batch: whether its files take any batch size; the option ``batch`` then makes it one.
-        pipeline: for files of a device: what the front runs in place of the exporter, which it calls in the end. Its
+        pipeline: what the front runs in place of the exporter, which it calls in the end: passes, calibration. Its
             options are those of the format.
+        verifier: for files of a device: what the front runs in place of its own comparison; None: that compares layers
+            by their names, and outputs.
     """
 
     suffix: str
@@ -52,8 +55,10 @@ class Format:
     input_sizes: str | None = None
     runner: str | None = None
     batch: str | None = None
+    quantized: str | None = None
     any_batch: bool = False
     pipeline: str | None = None
+    verifier: str | None = None
 
     @property
     def comparable(self) -> bool:
@@ -108,6 +113,23 @@ class Format:
         """
         return cast("int | None", self._function("batch", "reading")(require_file(path))) if self.batch else None
 
+    def is_quantized(self, path: str | PathLike[str]) -> bool:
+        """Whether a file rounds what it computes to integers.
+
+        Raises:
+            UsageError: if a package is not installed.
+            CheckpointError: if the file cannot be read.
+        """
+        return self.quantized is not None and bool(self._function("quantized", "reading")(require_file(path)))
+
+    def comparison(self) -> Any:
+        """Import what compares files of a device.
+
+        Raises:
+            UsageError: if a package that it needs is not installed.
+        """
+        return self._function("verifier", "comparing")
+
     def _function(self, column: str, doing: str) -> Any:
         where: str | None = getattr(self, column)
         if where is None:
@@ -137,7 +159,9 @@ ONNX = Format(
     input_sizes="nbcompile.exporters.to_onnx.file:onnx_input_sizes",
     runner="nbcompile.exporters.to_onnx.check:onnx_outputs",
     batch="nbcompile.exporters.to_onnx.file:onnx_batch",
+    quantized="nbcompile.exporters.to_onnx.file:onnx_quantized",
     any_batch=True,
+    pipeline="nbcompile.deploy.to_onnx_file:export_onnx",
 )
 TFLITE = Format(
     ".tflite",
@@ -145,7 +169,9 @@ TFLITE = Format(
     graph=True,
     writer="nbcompile.exporters.to_tflite.export:write_tflite",
     layers="nbcompile.exporters.to_tflite.file.inspect:tflite_layers",
+    input_sizes="nbcompile.exporters.to_tflite.file.inspect:tflite_input_sizes",
     pipeline="nbcompile.deploy.to_device:export_tflite",
+    verifier="nbcompile.deploy.device_verification:verify_tflite",
 )
 STATE_DICT = Format(".pt", writer="nbcompile.exporters.to_state_dict:write_state_dict")
 SAFETENSORS = Format(".safetensors", writer="nbcompile.exporters.to_state_dict:write_safetensors")

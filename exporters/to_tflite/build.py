@@ -12,8 +12,10 @@ from nbcompile.core.running import output_of
 from nbcompile.exporters.to_tflite.file.options import AS_IT_IS, CHECKED, Recipe
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
+from nbcompile.exporters.to_tflite.once import once
 from nbcompile.exporters.to_tflite.quantize.bias import corrected
 from nbcompile.exporters.to_tflite.quantize.float_layers import left_in_float
+from nbcompile.exporters.to_tflite.quantize.learned import LearnedRanges, with_learned_ranges
 from nbcompile.exporters.to_tflite.quantize.masks import with_lifted_masks
 from nbcompile.exporters.to_tflite.quantize.quantize import quantize
 from nbcompile.exporters.to_tflite.quantize.ranges import Ranges, measure_ranges
@@ -23,6 +25,9 @@ from nbcompile.exporters.to_tflite.run.interpreters import Sample
 from nbcompile.exporters.to_tflite.run.output_parts import sources_of
 from nbcompile.exporters.to_tflite.targets.micro_forms import with_micro_forms
 from nbcompile.exporters.to_tflite.targets.micro_operators import FLOAT_ONLY, REMEDIES
+
+JUDGING = 112
+"""Samples that calibrate and judge, too, at most: with those of the check they are 128."""
 
 
 @dataclass(frozen=True)
@@ -34,27 +39,46 @@ class Samples:
         checked: inputs of the check.
         outputs: what PyTorch gives for them.
         drawn: whether those of the check are random numbers, for want of others.
+        judging: further samples, by which one of several files is chosen; they calibrate, too.
+        of_judging: what PyTorch gives for those.
     """
 
     samples: Sequence[Inputs]
     checked: Sequence[Inputs]
     outputs: Sequence[list[Tensor]]
     drawn: bool = False
+    judging: Sequence[Inputs] = ()
+    of_judging: Sequence[list[Tensor]] = ()
 
     @classmethod
     def of(
-        cls, reference: nn.Module, inputs: Inputs, samples: Sequence[Inputs], checked: Sequence[Inputs]
+        cls,
+        reference: nn.Module,
+        inputs: Inputs,
+        samples: Sequence[Inputs],
+        checked: Sequence[Inputs],
+        learned: LearnedRanges | None = None,
+        choosing: bool = False,
     ) -> "Samples":
-        """With the outputs of ``reference``; without samples for the check, random ones like ``inputs``."""
+        """With the outputs of ``reference``; without samples for the check, random ones like ``inputs``.
+
+        These lie in the ranges of the inputs that training has ``learned``: beyond them is nothing that it has seen.
+        With ``choosing``, samples that calibrate are to judge files, too.
+        """
         drawn = not checked
         if drawn:
             checked = [random_inputs(specs(inputs), seed=seed, batch=1) for seed in range(CHECKED)]
+            checked = checked if learned is None else [learned.within(one) for one in checked]
+        seen = {id(one) for one in checked}
+        others = [one for one in samples if id(one) not in seen] if choosing else []
+        judging = [others[i * len(others) // JUDGING] for i in range(JUDGING)] if len(others) > JUDGING else others
         outputs = []
-        with step("running the network in PyTorch", len(checked)) as advance:
-            for one in checked:
+        with step("running the network in PyTorch", len(checked) + len(judging)) as advance:
+            for one in (*checked, *judging):
                 outputs.append(flatten(output_of(reference, one)))
                 advance()
-        return cls(samples, checked, outputs, drawn)
+        count = len(checked)
+        return cls(samples, checked, outputs[:count], drawn, judging, outputs[count:])
 
     @property
     def unseen(self) -> int:
@@ -68,12 +92,29 @@ class Samples:
 
     def expected(self, model: FloatModel) -> list[Sample]:
         """PyTorch's outputs as the file gives them."""
-        return [tuple(p.to_file(y) for p, y in zip(model.outputs, one, strict=True)) for one in self.outputs]
+        return _given(model, self.outputs)
 
     def agreement(self, model: FloatModel, content: bytes, kernels: str = "xnnpack") -> Agreement:
         """A file's outputs in one interpreter against PyTorch's; ``model`` is the float file that it was made from."""
         expected = self.expected(model)
         return compared(content, self.given(model), expected, kernels=kernels, sources=sources_of(model))
+
+    def judged(self, model: FloatModel, content: bytes) -> float:
+        """Signal over noise of a file's outputs in LiteRT, dB, over the samples of the check and those that judge.
+
+        The few of the check alone choose badly: what is gained is often less than what their noise differs by.
+        """
+        given = [*self.given(model), *filed(model, self.judging)]
+        expected = [*self.expected(model), *_given(model, self.of_judging)]
+        return compared(content, given, expected, sources=sources_of(model)).sqnr
+
+
+def _given(model: FloatModel, outputs: Sequence[list[Tensor]]) -> list[Sample]:
+    return [tuple(port.to_file(y) for port, y in zip(model.outputs, one, strict=True)) for one in outputs]
+
+
+CORRECTED = "biases corrected"
+"""What was done to a file with corrected biases."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +125,13 @@ class BuiltFile:
         how: what was done to the network before, in words.
         model: its float form, which says what its inputs and outputs are.
         content: the file.
-        sqnr: signal over noise of its outputs against PyTorch's, dB.
+        sqnr: signal over noise of its outputs against PyTorch's, dB, over all samples that judge it.
         float_sqnr: the same of the float form: what was done to the network before, and float32's own rounding.
         notes: what the user should know, one sentence each.
         in_float: layers of a file for integers that compute in float32 all the same.
+        thrifty: whether it needs less memory than those before it: it is taken unless they have less noise.
+        corrected: whether its biases are.
+        unseen: what ``sqnr`` is over the samples of the check alone.
     """
 
     how: str
@@ -97,6 +141,9 @@ class BuiltFile:
     float_sqnr: float
     notes: tuple[str, ...] = ()
     in_float: tuple[str, ...] = ()
+    thrifty: bool = False
+    corrected: bool = False
+    unseen: float = 0.0
 
     @property
     def mixed(self) -> str:
@@ -105,7 +152,14 @@ class BuiltFile:
 
 
 def build_file(
-    graph: nn.Module, inputs: Inputs, data: Samples, recipe: Recipe, *, micro: bool, how: str = AS_IT_IS
+    graph: nn.Module,
+    inputs: Inputs,
+    data: Samples,
+    recipe: Recipe,
+    *,
+    micro: bool,
+    how: str = AS_IT_IS,
+    learned: LearnedRanges | None = None,
 ) -> BuiltFile:
     """Lower ``graph`` and quantize it.
 
@@ -116,19 +170,42 @@ def build_file(
         recipe: how numbers are stored.
         micro: whether TFLite Micro is to run it: what that lacks is refused before anything is converted.
         how: for the result.
+        learned: ranges that training found; they are taken in place of those of a calibration set.
 
     Raises:
         ExportError: if the format, or the target, cannot express the graph.
-        UsageError: if ``recipe`` names layers that are not there.
+        UsageError: if ``recipe`` names layers that are not there, or ``learned`` does not fit.
     """
-    model = float_form(graph, inputs, micro)
-    given = filed(model, data.samples)
-    ranges: str | Ranges = recipe.ranges
-    if recipe.calibrated:
-        ranges = measure_ranges(model, given, recipe.ranges, levels=recipe.levels)
+    model, ranges, content = quantized_form(graph, inputs, data.samples, recipe, micro=micro, learned=learned)
+    notes = ranges.notes if isinstance(ranges, Ranges) else ()
+    in_float = left_in_float(model, content) if recipe.calibrated else ()
+    with step("measuring its noise"):
+        before, unseen = (data.agreement(model, file).sqnr for file in (model.content, content))
+        found = data.judged(model, content)
+        return BuiltFile(how, model, content, found, before, notes, in_float, unseen=unseen)
+
+
+def quantized_form(
+    graph: nn.Module,
+    inputs: Inputs,
+    samples: Sequence[Inputs],
+    recipe: Recipe,
+    *,
+    micro: bool = False,
+    learned: LearnedRanges | None = None,
+) -> tuple[FloatModel, str | Ranges, bytes]:
+    """The float form that is quantized, the ranges of its tensors, and the file; else as `build_file`."""
+    plain = plain_form(graph, inputs, micro)
+    model = with_micro_forms(plain) if micro else plain
+    given = filed(model, samples)
+    ranges: str | Ranges = recipe.estimator
+    if learned is not None:
+        model, ranges = with_learned_ranges(model, learned.by_name(plain))
+    elif recipe.calibrated:
+        ranges = measure_ranges(model, given, recipe.estimator, levels=recipe.levels)
         model, ranges = with_lifted_masks(model, ranges)
-    if isinstance(ranges, Ranges) and recipe.scheme == "int8":  # the quantizer of int16x8 takes care of that itself
-        model, ranges = with_shared_scales(model, ranges)
+        if recipe.scheme == "int8":  # the quantizer of int16x8 takes care of that itself
+            model, ranges = with_shared_scales(model, ranges)
     with step("quantizing"):
         content = quantize(
             model,
@@ -137,33 +214,43 @@ def build_file(
             io=recipe.io,
             ranges=ranges,
             per_channel=recipe.per_channel,
-            dense_per_channel=recipe.dense_per_channel,
+            dense_per_channel=recipe.dense_per_channel is not False,
             float_layers=recipe.float_layers,
             float_kinds=FLOAT_ONLY if micro else (),
         )
-    notes = ranges.notes if isinstance(ranges, Ranges) else ()
-    in_float = left_in_float(model, content) if recipe.calibrated else ()
-    with step("measuring its noise"):
-        found, before = (data.agreement(model, file).sqnr for file in (content, model.content))
-        return BuiltFile(how, model, content, found, before, notes, in_float)
+    return model, ranges, content
 
 
+@once
 def float_form(graph: nn.Module, inputs: Inputs, micro: bool) -> FloatModel:
     """The float form of ``graph``; with ``micro``, what TFLite Micro lacks is refused.
 
     Raises:
         ExportError: if the format, or the target, cannot express it.
     """
-    return with_micro_forms(float_model(graph, inputs, forbidden=REMEDIES)) if micro else float_model(graph, inputs)
+    model = plain_form(graph, inputs, micro)
+    return with_micro_forms(model) if micro else model
+
+
+def plain_form(graph: nn.Module, inputs: Inputs, micro: bool) -> FloatModel:
+    """As `float_form`, before what TFLite Micro has is put together of other operators."""
+    return float_model(graph, inputs, forbidden=REMEDIES) if micro else float_model(graph, inputs)
 
 
 def with_corrected_bias(built: BuiltFile, data: Samples) -> BuiltFile:
     """``built`` with biases that take back the mean error of each channel (arXiv 1906.04721, sec. 4.2)."""
     content = corrected(built.model, built.content, filed(built.model, data.samples))
-    how = "biases corrected" if built.how == AS_IT_IS else f"{built.how}, biases corrected"
-    return replace(built, how=how, content=content, sqnr=data.agreement(built.model, content).sqnr)
+    unseen, found = data.agreement(built.model, content).sqnr, data.judged(built.model, content)
+    how = also(built.how, CORRECTED)
+    return replace(built, how=how, content=content, sqnr=found, unseen=unseen, corrected=True, thrifty=False)
 
 
+def also(how: str, more: str) -> str:
+    """What was done to a network to which ``more`` is done, in words."""
+    return more if how == AS_IT_IS else f"{how}, {more}"
+
+
+@once
 def filed(model: FloatModel, samples: Sequence[Inputs]) -> list[Sample]:
     """``samples`` as the file takes them."""
     return [tuple(port.to_file(x) for port, x in zip(model.inputs, one, strict=True)) for one in samples]

@@ -9,30 +9,33 @@ are written beside the file.
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from nbcompile.core.example import Inputs
-from nbcompile.core.files import alone_in, atomic, check_target
+from nbcompile.core.files import check_target
 from nbcompile.core.progress import step
 from nbcompile.exporters.base import ExportResult
 from nbcompile.exporters.to_tflite.build import BuiltFile, Samples, Variants
-from nbcompile.exporters.to_tflite.companions import files_beside
+from nbcompile.exporters.to_tflite.companions import Companions, files_beside, write_together
 from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
-from nbcompile.exporters.to_tflite.file.options import AS_IT_IS, Limits, Recipe, names_beside
+from nbcompile.exporters.to_tflite.file.options import AS_IT_IS, Limits, Recipe
 from nbcompile.exporters.to_tflite.file.ports import Port
 from nbcompile.exporters.to_tflite.memory.arrange import Arranged, arrange
 from nbcompile.exporters.to_tflite.memory.search import Way
+from nbcompile.exporters.to_tflite.once import one_export
 from nbcompile.exporters.to_tflite.proof import layer_errors, require_limits, that_count, why_constant
+from nbcompile.exporters.to_tflite.quantize.learned import LearnedRanges
 from nbcompile.exporters.to_tflite.run.agreement import Agreement, share_as_good
 from nbcompile.exporters.to_tflite.run.arena import Arena
 from nbcompile.exporters.to_tflite.run.errors_by_layer import LayerError
+from nbcompile.exporters.to_tflite.targets.cycles import Estimate
 from nbcompile.exporters.to_tflite.trials import proved, tried
 
 INT8, ANY = Recipe(), Limits()
@@ -44,7 +47,8 @@ class Attempt:
 
     Attributes:
         how: what was done to the network before.
-        sqnr: signal over noise of its outputs in LiteRT against PyTorch's, dB.
+        sqnr: signal over noise of its outputs in LiteRT against PyTorch's, dB: over all samples that the choice is by,
+            those that calibrate, too.
         float_sqnr: the same before quantizing: what the change itself costs.
     """
 
@@ -77,6 +81,7 @@ class TfliteResult(ExportResult):
         macs: multiply-accumulates of the network's layers, if known.
         executed_macs: those that the file performs; more where zero taps save memory.
         companions: files that were written beside it.
+        estimate: how long it takes on microcontrollers; None without ``micro``.
     """
 
     recipe: Recipe
@@ -96,6 +101,7 @@ class TfliteResult(ExportResult):
     macs: int | None = None
     executed_macs: int | None = None
     companions: tuple[Path, ...] = ()
+    estimate: Estimate | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The fields in plain JSON types; of the arena its totals."""
@@ -125,13 +131,17 @@ def write_tflite(
     limits: Limits = ANY,
     notes: Sequence[str] = (),
     prepared: str = "",
+    pixels: np.ndarray | None = None,
+    project: str | None = None,
+    learned: LearnedRanges | None = None,
 ) -> TfliteResult:
     """Write ``graph`` as TFLite; see `base.Exporter`.
 
     Args:
         graph: on the CPU, in eval mode, in deploy form.
         inputs: example, batch first; the file takes one sample at a time.
-        path: the output file; with ``micro`` ``STEM.h``, ``STEM.cc``, ``STEM_ops.h`` and ``STEM_main.cc`` beside it.
+        path: the output file; with ``micro`` ``STEM.h``, ``STEM.cc``, ``STEM_ops.h``, ``STEM_check.h`` and
+            ``STEM_main.cc`` beside it.
         reference: the model whose outputs the file must give; None: ``graph`` itself.
         samples: they calibrate, at batch 1; may be empty where ``recipe`` needs none.
         checked: samples of the check; random ones where there are none.
@@ -143,6 +153,9 @@ def write_tflite(
         limits: that the file must keep.
         notes: what the user should know, for the result.
         prepared: how inputs are made of images, for the C++ header.
+        pixels: what each byte of an image becomes for the network, ``(C, 256)``; None where that is not known.
+        project: the sources of ``micro`` go into a folder that this tool builds, one of ``file.options.PROJECTS``.
+        learned: ranges that training found; ``samples`` do not calibrate then.
 
     Raises:
         ExportError: if the graph cannot be expressed, an interpreter refuses it, or a limit is not kept.
@@ -150,10 +163,16 @@ def write_tflite(
     """
     started = time.perf_counter()
     reference = graph if reference is None else reference
-    for file in (path, *names_beside(path, micro, recipe.scheme)):
+    wanted = Companions(path, micro, recipe.scheme, project, prepared, pixels)
+    for file in (path, *wanted.names):
         check_target(file)
-    data = Samples.of(reference, inputs, samples, checked)
-    trials = tried({how: graph, **(variants or {})}, inputs, data, recipe, micro, correct_bias)
+    if wanted.folder is not None:
+        check_target(wanted.folder, folder=True)
+    graphs = {how: graph, **(variants or {})}
+    choosing = recipe.calibrated and (len(graphs) > 1 or recipe.several or correct_bias == "auto")
+    data = Samples.of(reference, inputs, samples, checked, learned, choosing)
+    with one_export():
+        trials = tried(graphs, inputs, data, recipe, micro, correct_bias, learned)
     chosen, agreeing, arena, unrun = proved(trials, data, micro, correct_bias)
     layers = layer_errors(chosen, data, recipe)
     found = arrange(chosen.content, limits, chosen.model.layers) if micro else None
@@ -164,10 +183,8 @@ def write_tflite(
     constant = next(filter(None, map(why_constant, that_count(agreeing, micro))), "")
     rests_on = _rests_on(that_count(agreeing, micro), data, len(trials.built))
     with step("making what goes beside it"):
-        beside, kept = files_beside(chosen, path, arena, micro, recipe.scheme, prepared)
-    with alone_in(path.parent), ExitStack() as stack:
-        for file, content in {path: chosen.content, **beside}.items():
-            stack.enter_context(atomic(file)).write_bytes(content)
+        beside, kept = files_beside(chosen, arena, wanted, data.given(chosen.model))
+    write_together({path: chosen.content, **beside}, wanted.folder)
     return TfliteResult(
         path=path,
         format="tflite",
@@ -210,7 +227,8 @@ def _rests_on(agreeing: Sequence[Agreement], data: Samples, tried: int) -> str:
     part, count = worst.least, worst.samples
     kind = "of random numbers" if data.drawn else "that did not calibrate" if data.unseen else "that calibrated, too"
     of = f", in {part.name}, the part of output '{part.output}' that has the least" if part.name else ""
-    said = f"the SQNR is of {count} {'sample' if count == 1 else 'samples'} {kind}{of}"
+    error = "" if part.error is None else f", ± {part.error:.1f} dB (standard error)"
+    said = f"the SQNR is of {count} {'sample' if count == 1 else 'samples'} {kind}{of}{error}"
     if data.drawn or not data.unseen:
         return f"{said}: it says little of others"
     share = share_as_good(count, tried)

@@ -6,6 +6,25 @@ from pathlib import Path
 from nbcompile.core.errors import CheckpointError
 from nbcompile.exporters.base import FileLayer
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileOp, read_file
+from nbcompile.exporters.to_tflite.file.ports import is_channels_last
+
+_WEIGHING = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
+
+
+def tflite_content(path: Path) -> bytes:
+    """The bytes of a file that can be read.
+
+    Raises:
+        CheckpointError: if it cannot.
+    """
+    try:
+        content = path.read_bytes()
+        read_file(content)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    return content
 
 
 def tflite_layers(path: Path) -> tuple[FileLayer, ...]:
@@ -14,13 +33,35 @@ def tflite_layers(path: Path) -> tuple[FileLayer, ...]:
     Raises:
         CheckpointError: if the file cannot be read.
     """
-    try:
-        file = read_file(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    except CheckpointError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    file = read_file(tflite_content(path))
     return tuple(_layer(path, file, op) for op in file.ops if op.outputs)
+
+
+def tflite_input_sizes(path: Path) -> tuple[tuple[int, ...], ...]:
+    """Shapes of the inputs in PyTorch's layout, if they are stored as our files store them.
+
+    Raises:
+        CheckpointError: if the file cannot be read.
+    """
+    file = read_file(tflite_content(path))
+    stored = [file.tensors[i].shape for i in file.inputs]
+    return tuple((s[0], s[-1], *s[1:-1]) if is_channels_last(len(s)) else s for s in stored)
+
+
+def tflite_weights(file: File) -> int:
+    """Elements of the weights of convolutions and linear layers, those of a shared buffer once; biases are none."""
+    held = [file.tensors[op.inputs[1]].data for op in file.ops if op.name in _WEIGHING]
+    places = {x.__array_interface__["data"][0]: x.size for x in held if x is not None and x.size}
+    return sum(places.values())
+
+
+def tflite_scheme(file: File) -> str:
+    """How a file stores its numbers: one of `nbcompile.exporters.to_tflite.file.options.SCHEMES`."""
+    made = {file.tensors[i].dtype.name for i in file.writers if file.tensors[i].quantization is not None}
+    constants = {t.dtype.name for t in file.tensors if t.data is not None and (t.quantization or t.dtype.kind == "f")}
+    if made & {"int16", "int8", "uint8"}:
+        return "int16x8" if "int16" in made else "int8"
+    return "float16" if "float16" in constants else "dynamic" if "int8" in constants else "float32"
 
 
 def _layer(path: Path, file: File, op: FileOp) -> FileLayer:

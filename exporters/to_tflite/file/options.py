@@ -1,5 +1,6 @@
 """How a ``.tflite`` file is to be: what users choose; imports neither TensorFlow nor torch."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,15 @@ if TYPE_CHECKING:
     from nbcompile.core.example import Inputs
 
 SCHEMES = ("int8", "int16x8", "dynamic", "float16", "float32")
-RANGES = ("minmax", "percentile", "mse")
+ESTIMATORS = ("minmax", "mse", "percentile")
+RANGES = ("auto", *ESTIMATORS)
+TRIED = ("minmax", "mse")
+"""Those that ``auto`` tries: what percentiles cut off, new data may need, and a few samples do not show it."""
+
 IO = ("int8", "float")
+PROJECTS = ("arduino", "esp-idf", "zephyr", "cmake")
+"""Tools for which the sources of a microcontroller's program are laid out."""
+
 CALIBRATED = ("int8", "int16x8")
 """The schemes whose activations are integers: their ranges come from a calibration set."""
 
@@ -25,9 +33,11 @@ class Recipe:
         scheme: ``float32``, ``float16`` (weights), ``dynamic`` (int8 weights, activations quantized as they come),
             ``int8`` (all), ``int16x8`` (activations of 16 bits, weights of 8).
         io: ``int8`` or ``float``: what the inputs and outputs of an integer file are.
-        ranges: how ranges are taken from the calibration set: ``minmax``, ``percentile`` or ``mse``.
+        ranges: how ranges are taken from the calibration set: ``minmax``, ``percentile`` or ``mse``; ``auto``: in the
+            way of ``TRIED`` that gives the least noise.
         per_channel: whether convolutions have a scale per output channel.
-        dense_per_channel: the same of linear layers; older runtimes have no kernels for it.
+        dense_per_channel: the same of linear layers; older runtimes have no kernels for it. None: where TFLite Micro
+            is to run it, only if that gives less noise.
         float_layers: names and globs of layers that stay float32.
     """
 
@@ -35,7 +45,7 @@ class Recipe:
     io: str = "int8"
     ranges: str = "minmax"
     per_channel: bool = True
-    dense_per_channel: bool = True
+    dense_per_channel: bool | None = True
     float_layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -52,6 +62,16 @@ class Recipe:
     def levels(self) -> int:
         """How many values a quantized activation has."""
         return 2**16 if self.scheme == "int16x8" else 2**8
+
+    @property
+    def estimator(self) -> str:
+        """How ranges are taken first."""
+        return "minmax" if self.ranges == "auto" else self.ranges
+
+    @property
+    def several(self) -> bool:
+        """Whether it leaves a choice."""
+        return self.ranges == "auto" or self.dense_per_channel is None
 
     @property
     def calibrated(self) -> bool:
@@ -110,13 +130,32 @@ def require_choice(option: str, value: str, known: tuple[str, ...]) -> None:
         raise UsageError(f"{option}='{value}' is not known; known are {', '.join(known)}")
 
 
-def names_beside(path: Path, micro: bool, scheme: str) -> tuple[Path, ...]:
-    """What is written beside the file ``path``: a microcontroller's sources, or what a Raspberry Pi needs."""
+def names_beside(path: Path, micro: bool, scheme: str, project: str | None = None) -> tuple[Path, ...]:
+    """What is written beside the file ``path``: a microcontroller's sources, or what a Raspberry Pi needs.
+
+    Nothing with a ``project``, which has the sources in a folder of its own.
+    """
+    if project is not None:
+        return ()
     if micro:
-        endings: tuple[str, ...] = (".h", ".cc", "_ops.h", "_main.cc")
+        endings: tuple[str, ...] = (".h", ".cc", "_ops.h", "_check.h", "_main.cc")
     else:
         endings = () if scheme == "float32" else ("_float32.tflite", "_benchmark.py")
     return tuple(path.with_name(path.stem + ending) for ending in endings)
+
+
+def project_folder(path: Path, project: str) -> Path:
+    """The folder of a project that is written beside the file ``path``.
+
+    Raises:
+        UsageError: if the tools of microcontrollers do not take the file's name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,39}", path.stem):
+        raise UsageError(
+            f"--project names files after {path.name}, and the tools take 40 letters, digits, '_', '.' and '-': "
+            "give the output such a name"
+        )
+    return path.with_name(f"{path.stem}_{project.replace('-', '_')}")
 
 
 AS_IT_IS = "as it is"
@@ -124,6 +163,10 @@ AS_IT_IS = "as it is"
 
 CHECKED = 16
 """Samples that files are checked on, at most."""
+
+
+ENOUGH = 8
+"""Samples of a check below which their standard error is itself but a guess: those of a set of 32."""
 
 
 def held_out(samples: "Sequence[Inputs]") -> "tuple[list[Inputs], list[Inputs]]":
@@ -134,3 +177,12 @@ def held_out(samples: "Sequence[Inputs]") -> "tuple[list[Inputs], list[Inputs]]"
     every = max(4, -(-len(samples) // CHECKED))
     checked = list(samples[::every])
     return [one for i, one in enumerate(samples) if i % every] or checked, checked
+
+
+def doubts_of_check(calibrating: int, checking: int) -> list[str]:
+    """What is to be said of a set of which ``checking`` samples were held out, and ``calibrating`` are left."""
+    if not checking or checking >= ENOUGH:
+        return []
+    held = "one sample is" if checking == 1 else f"{checking} samples are"
+    both = ", which calibrates, too" if calibrating == checking == 1 else ""
+    return [f"{held} left to check the file on{both}: its SQNR says little of others; give some 100 samples"]

@@ -21,6 +21,11 @@ def stored_order(rank: int) -> tuple[int, ...]:
     return (0, *range(2, rank), 1) if is_channels_last(rank) else tuple(range(rank))
 
 
+def name_of_input(number: int, count: int) -> str:
+    """What a file calls the ``number``-th of ``count`` inputs."""
+    return "input" if count == 1 else f"input_{number}"
+
+
 @dataclass(frozen=True)
 class Port:
     """An input or output of a file.

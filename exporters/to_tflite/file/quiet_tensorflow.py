@@ -16,8 +16,16 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with suppress(ImportError):
     import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: F401
 
-with stderr_kept():  # it greets, before it has read how loud it is to be
-    import tensorflow as tf
+# It imports one of two packages of Keras at once, which nothing here needs; the older one is seldom installed. A second
+# of the three it takes; `tf.keras` is there all the same, when it is used.
+_KERAS = {"TF_USE_LEGACY_KERAS": "1"} if "TF_USE_LEGACY_KERAS" not in os.environ else {}
+os.environ |= _KERAS
+try:
+    with stderr_kept():  # it greets, before it has read how loud it is to be
+        import tensorflow as tf
+finally:
+    for _name in _KERAS:
+        del os.environ[_name]
 
 __all__ = ["quiet_tensorflow", "tf"]
 

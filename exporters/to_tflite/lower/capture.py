@@ -1,6 +1,7 @@
 """The ATen graph of a module, as the TFLite lowering takes it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -16,11 +17,28 @@ from nbcompile.exporters.one_at_a_time import one_at_a_time
 from nbcompile.exporters.program import WITHOUT_VALUES, UncapturedError, place, program_of
 from nbcompile.exporters.to_tflite.lower.constant_places import with_constant_places
 from nbcompile.exporters.to_tflite.lower.ops.table import HANDLERS
+from nbcompile.exporters.to_tflite.lower.same_network import differ_in_weights, weights_of
+from nbcompile.exporters.to_tflite.once import once
+
+
+@dataclass(frozen=True)
+class Capture:
+    """The functional ATen graph of a module.
+
+    Attributes:
+        program: the graph.
+        constants: what its placeholders stand for, by name; not the user's inputs.
+    """
+
+    program: ExportedProgram
+    constants: Mapping[str, Any]
 
 
 @one_at_a_time
-def captured(graph: nn.Module, inputs: Inputs) -> ExportedProgram:
+def captured(graph: nn.Module, inputs: Inputs) -> Capture:
     """The functional ATen graph of ``graph`` at batch 1: operators with a handler whole, all others decomposed.
+
+    In one export, a network that was captured is captured once, whatever its weights.
 
     Args:
         graph: on the CPU, in eval mode.
@@ -29,13 +47,37 @@ def captured(graph: nn.Module, inputs: Inputs) -> ExportedProgram:
     Raises:
         ExportError: if it cannot be captured, or it changes its own buffers.
     """
+    graph = with_constant_places(graph)
+    for other, of_other in _captures(inputs):
+        constants = _constants(of_other, graph)
+        if constants is not None and differ_in_weights(graph, other):
+            return Capture(of_other, constants)
+    program = _program(graph, inputs)
+    _captures(inputs).append((graph, program))
+    values = {**program.state_dict, **program.constants}
+    return Capture(program, {name: values[target] for name, target in _targets(program).items()})
+
+
+@once
+def _captures(inputs: Inputs) -> list[tuple[nn.Module, ExportedProgram]]:
+    """What was captured in this export."""
+    return []
+
+
+def _constants(program: ExportedProgram, graph: nn.Module) -> dict[str, Any] | None:
+    """The constants of ``program`` in ``graph``; None where one of them is not to be found there."""
+    weights, targets = weights_of(graph), _targets(program)
+    if not weights.keys() >= {*targets.values()}:
+        return None
+    return {name: weights[target] for name, target in targets.items()}
+
+
+def _program(graph: nn.Module, inputs: Inputs) -> ExportedProgram:
     table = torch.export.default_decompositions()
     for name in HANDLERS:
         table.pop(_overload(name), None)  # type: ignore[no-untyped-call]
     try:
-        program: ExportedProgram = program_of(with_constant_places(graph), first_sample(inputs)).run_decompositions(
-            table
-        )
+        program: ExportedProgram = program_of(graph, first_sample(inputs)).run_decompositions(table)
     except UncapturedError as error:
         raise ExportError(
             f"torch.export cannot capture {type(graph).__name__} with fixed sizes, which TFLite needs{error.place}: "
@@ -78,14 +120,10 @@ def first_sample(inputs: Inputs) -> Inputs:
     return change_tensors(lambda x: x[:1] if x.shape[:1] == batch else x, inputs)
 
 
-def constants(program: ExportedProgram) -> dict[str, Any]:
-    """What the graph's placeholders stand for, by name; not the user's inputs."""
-    values = {**program.state_dict, **program.constants}
-    return {
-        spec.arg.name: values[str(spec.target)]
-        for spec in program.graph_signature.input_specs
-        if spec.kind is not InputKind.USER_INPUT
-    }
+def _targets(program: ExportedProgram) -> dict[str, str]:
+    """The names of the graph's placeholders that are not the user's inputs, and of what they stand for."""
+    specs = program.graph_signature.input_specs
+    return {spec.arg.name: str(spec.target) for spec in specs if spec.kind is not InputKind.USER_INPUT}
 
 
 def aten_name(target: Any) -> str:

@@ -19,19 +19,21 @@ from nbcompile.core.example import Inputs
 from nbcompile.core.progress import step
 from nbcompile.exporters.program import WITHOUT_VALUES, place
 from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
-from nbcompile.exporters.to_tflite.file.ports import FloatModel, Port, is_channels_last, stored_order
+from nbcompile.exporters.to_tflite.file.ports import FloatModel, Port, is_channels_last, name_of_input, stored_order
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import quiet_tensorflow, tf
 from nbcompile.exporters.to_tflite.file.stderr import stderr_kept
-from nbcompile.exporters.to_tflite.lower.capture import aten_name, captured, constants
+from nbcompile.exporters.to_tflite.lower.capture import aten_name, captured
 from nbcompile.exporters.to_tflite.lower.layout import axis_of
 from nbcompile.exporters.to_tflite.lower.names import labels, owners, rename_tensors, scope
 from nbcompile.exporters.to_tflite.lower.ops.table import HANDLERS, INSTEAD, NATIVE
 from nbcompile.exporters.to_tflite.lower.refusal import LoweringError
 from nbcompile.exporters.to_tflite.lower.value import Value, stored_array
+from nbcompile.exporters.to_tflite.once import once
 
 _NO_REMEDIES: Mapping[str, str] = {}
 
 
+@once
 def float_model(graph: nn.Module, inputs: Inputs, *, forbidden: Mapping[str, str] = _NO_REMEDIES) -> FloatModel:
     """``graph`` as a float32 ``.tflite`` file in memory: batch 1, stored as `file.ports` has it.
 
@@ -57,8 +59,8 @@ class _Lowering:
 
     def __init__(self, graph: nn.Module, inputs: Inputs, forbidden: Mapping[str, str]) -> None:
         self.forbidden = forbidden
-        program = captured(graph, inputs)
-        self.constants = constants(program)
+        capture = captured(graph, inputs)
+        program, self.constants = capture.program, capture.constants
         # what nothing reads are checks of shapes and dtypes
         self.nodes = [node for node in program.graph.nodes if node.op == "call_function" and node.users]
         self.numbers = {node: i for i, node in enumerate(self.nodes)}
@@ -196,7 +198,7 @@ _NO_MEANING = ("memory_format", "layout", "device", "pin_memory", "non_blocking"
 def _input_port(node: fx.Node, number: int, count: int) -> Port:
     shape = tuple(node.meta["val"].shape)
     stored_as = tuple(shape[d] for d in stored_order(len(shape)))
-    return Port("input" if count == 1 else f"input_{number}", stored_as, is_channels_last(len(shape)))
+    return Port(name_of_input(number, count), stored_as, is_channels_last(len(shape)))
 
 
 def _input_value(node: fx.Node, tensor: tf.Tensor) -> Value:

@@ -32,6 +32,7 @@ from nbcompile.exporters.to_tflite.run.arena import measure_arena, modelled
 from nbcompile.exporters.to_tflite.run.errors_by_layer import by_layer
 from nbcompile.exporters.to_tflite.run.interpreters import KERNELS, Micro
 from nbcompile.exporters.to_tflite.targets import micro_operators, micro_read_back
+from nbcompile.exporters.to_tflite.targets.check_vector import CheckVector, check_vector
 from nbcompile.exporters.to_tflite.targets.micro_operators import check_ops
 from nbcompile.exporters.to_tflite.targets.micro_read_back import require_same
 from nbcompile.exporters.to_tflite.targets.micro_sources import sources
@@ -125,12 +126,21 @@ def crowded(model: Any, graph: Any) -> None:
     op.inputs = [op.inputs[0]] * 11
 
 
+@cache
+def sourced() -> tuple[CheckVector, dict[str, str]]:
+    """The sources, with an image."""
+    content = network("mobile")
+    pixels = np.linspace([-2.0, -1.9, -1.8], [2.0, 2.1, 2.2], 256, axis=1)
+    vector = check_vector(content, GIVEN, pixels)
+    return vector, sources(content, "x", ARENA, vector=vector)
+
+
 def in_text(ending: str, old: str, new: str) -> None:
     content = network("mobile")
-    texts = sources(content, "x", ARENA)
-    require_same(texts, content, "x", ARENA)
+    vector, texts = sourced()
+    require_same(texts, content, "x", ARENA, vector)
     assert re.search(old, texts[f"x{ending}"])
-    require_same(texts | {f"x{ending}": re.sub(old, new, texts[f"x{ending}"], count=1)}, content, "x", ARENA)
+    require_same(texts | {f"x{ending}": re.sub(old, new, texts[f"x{ending}"], count=1)}, content, "x", ARENA, vector)
 
 
 def report() -> None:
@@ -201,6 +211,18 @@ PLANTED: list[tuple[str, str, Callable[[], object]]] = [
     ("_ops.h", "x_ops.h has operators", lambda: in_text("_ops.h", r"resolver.AddConv2D\(\)", "resolver.AddRelu()")),
     ("_ops.h", "x_ops.h has room for operators", lambda: in_text("_ops.h", r"OpResolver<\d+>", "OpResolver<1>")),
     (
+        ".cc",
+        "x.cc has the preprocessing of every byte:",
+        lambda: in_text(".cc", r"(of_byte\[3\]\[256\] = \{\n\{\n-?\d)", r"\g<1>0"),
+    ),
+    ("_check.h", "has input_0 of sum", lambda: in_text("_check.h", r"INPUT_0_SUM \d", "INPUT_0_SUM 0")),
+    ("_check.h", "has input_0 of values: False", lambda: in_text("_check.h", r"(input_0\[663\] = \{\n)", r"\g<1>9")),
+    (
+        "_check.h",
+        "has output_0 of values: False",
+        lambda: in_text("_check.h", r"(output_0\[5\] = \{\n.*), -?\d+", r"\1"),
+    ),
+    (
         "_main.cc",
         "x_main.cc has output_0 read:",
         lambda: in_text("_main.cc", r"typed_output_tensor", "typed_input_tensor"),
@@ -230,7 +252,8 @@ def test_what_is_right_passes() -> None:
 
 def test_every_check_has_a_planted_fault() -> None:
     names = {name.partition(":")[0] for name, *_ in PLANTED}
-    printed = {field.name for field in fields(Interpreter)} - {"name"}
+    told = {"name", "samples", "error", "lowest"}  # how sure a number is: nothing is judged by it
+    printed = {field.name for field in fields(Interpreter)} - told
     verdicts = {field.name for field in fields(QuantizedRow) if field.name.startswith("in_")}
     budgets = {field.name.removesuffix("_budget") for field in fields(Device) if field.name.endswith("_budget")}
     beside = {path.name.removeprefix("x") for path in names_beside(Path("x.tflite"), True, "int8")}

@@ -18,6 +18,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, int, int]] = {  # with t
     "mobilenetv2_tiny": (zoo.mobilenetv2_tiny, 144, 4, 0),
     "mobilenetv2_100": (zoo.mobilenetv2_100, 160, 5, 0),
     "mcunet": (zoo.mcunet, 176, 4, 0),
+    "mobilenetv1_25": (zoo.mobilenetv1_25, 96, 0, 0),  # its padding is TensorFlow's
+    "resnet8": (zoo.resnet8, 32, 0, 0),
     "mobilenet_v3_small": (tv.mobilenet_v3_small, 96, 5, 0),
     "shufflenet_v2": (tv.shufflenet_v2_x0_5, 96, 8, 0),
     "efficientnet_b0": (tv.efficientnet_b0, 64, 5, 0),

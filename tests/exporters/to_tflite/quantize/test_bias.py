@@ -3,12 +3,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nbcompile.core.judging.decibels import sqnr
 from nbcompile.exporters.to_tflite.file.flatbuffer import pack, read_file, unpack
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from nbcompile.exporters.to_tflite.quantize.bias import corrected
 from nbcompile.exporters.to_tflite.quantize.quantize import quantize
-from nbcompile.exporters.to_tflite.run.agreement import sqnr
 from nbcompile.exporters.to_tflite.run.interpreters import Sample, run_file
 
 

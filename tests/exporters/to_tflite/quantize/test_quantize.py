@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from nbcompile.core.errors import ExportError, UsageError
+from nbcompile.core.judging.decibels import sqnr
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, read_file
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import quiet_tensorflow, tf
@@ -11,7 +12,6 @@ from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from nbcompile.exporters.to_tflite.quantize.float_layers import left_in_float, matching
 from nbcompile.exporters.to_tflite.quantize.quantize import quantize
 from nbcompile.exporters.to_tflite.quantize.ranges import measure_ranges
-from nbcompile.exporters.to_tflite.run.agreement import sqnr
 from nbcompile.exporters.to_tflite.run.interpreters import Sample, run_file
 from tests.exporters.to_tflite.lowered import Net as Function
 
