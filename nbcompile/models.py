@@ -146,8 +146,9 @@ def _nbcompile(spec: str, name: str, options: dict[str, Any]) -> _Made:
     if name == DETECTOR:
         return _detector(spec, options)
     _check_name(spec, "nbcompile.zoo", name, [*NETWORKS, DETECTOR])
-    factory, (batch, channels, height, width) = NETWORKS[name]
-    return _Made(_call(spec, factory, options), (batch, options.get("in_channels", channels), height, width))
+    factory, (batch, channels, *sizes) = NETWORKS[name]
+    channels = options.get("in_channels", options.get("in_features", channels))
+    return _Made(_call(spec, factory, options), (batch, channels, *sizes))
 
 
 def _detector(spec: str, options: dict[str, Any]) -> _Made:

@@ -11,7 +11,7 @@ from nbcompile.core.errors import CheckpointError, UsageError
 from nbcompile.core.example import Origin, origin_of, remember
 from nbcompile.exporters import FORMATS
 from nbcompile.models import build, parse_input
-from nbcompile.spec_strings import GRAMMAR, parse, without_weights
+from nbcompile.spec_strings import GRAMMAR, HOMES, is_pretrained, parse, without_weights
 
 
 def open_network(source: str, *, model: str | None, key: str | None, input_shape: str | None) -> nn.Module:
@@ -56,6 +56,23 @@ def is_file(source: str) -> bool:
     path = Path(source)
     named = ":" not in source and (path.suffix != "" or len(path.parts) > 1)  # each MODEL has a colon
     return named or path.suffix.lower() in (*TORCH_FILES, *FORMATS) or os.path.isfile(path)
+
+
+def why_untrained(source: str, network: nn.Module) -> str:
+    """Why the network of ``source`` has learned nothing, as far as can be told; empty where it may have learned.
+
+    A factory may read weights of its own: what tells is whether its batch normalizations have ever seen data.
+    """
+    if is_file(source) or is_pretrained(source):
+        return ""
+    if parse(source)[0] in HOMES:
+        return "is built without weights"
+    norms = [
+        m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
+    ]
+    means = [norm.get_buffer("running_mean") for norm in norms]
+    fresh = means and not any(mean.is_meta or mean.any() for mean in means)
+    return "has batch normalizations that have seen no data" if fresh else ""
 
 
 def _check_file(path: Path) -> None:

@@ -21,6 +21,9 @@ GRAMMAR = "torchvision:NAME, timm:NAME, nbcompile:NAME or package.module:factory
 DETECTOR = "yolo"
 """What ``nbcompile:`` calls a detector on a backbone."""
 
+HOMES = ("torchvision", "timm", "nbcompile")
+"""Whose networks are known by name; any other home is a module with a factory."""
+
 _LIBRARIES, _WEIGHTS = ("torchvision", "timm"), ("pretrained", "weights")  # what has weights, and what asks for them
 
 

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import nbcompile
 from nbcompile.cli.app import app
 from nbcompile.core.blocks import sites
+from nbcompile.deploy.on_device import command_line
 from nbcompile.exporters.to_tflite.targets.boards import BOARDS
 from nbcompile.models import build
 from nbcompile.training.methods import METHODS
@@ -24,7 +25,7 @@ from nbcompile.training.methods import METHODS
 ROOT = Path(__file__).parent.parent
 PAGES = {str(p.relative_to(ROOT)): p.read_text() for p in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
 FRAMEWORKS = ("A plain PyTorch loop", "Lightning", "timm", "Accelerate")
-OTHER_TOOLS = ("pip", "torchrun")
+OTHER_TOOLS = ("pip", "torchrun", "cmake", "ctest")
 
 
 def blocks(language: str, text: str) -> list[str]:
@@ -104,6 +105,7 @@ def test_every_option_that_is_named_exists() -> None:
     """In the prose: `--option` is one of some command, or of the script that is named before it."""
     group: Any = typer.main.get_command(app)
     known = set().union(*map(options_of, (group, *group.commands.values())), ("--help",))
+    known |= set(re.findall(r"--[a-z][\w-]*", command_line().format_help()))
     for page, text in PAGES.items():
         prose = re.sub(r"^ *```.*?^ *```", "", text, flags=re.DOTALL | re.MULTILINE)
         for code in re.findall(r"`([^`\n]+)`", prose):

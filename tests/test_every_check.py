@@ -15,11 +15,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from ai_edge_litert import schema_py_generated as schema
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 import nbcompile
 from nbcompile.cli.run.verify import run_verify
+from nbcompile.exporters.to_tflite.file.edit import new_operator
+from nbcompile.exporters.to_tflite.file.flatbuffer import pack
 from nbcompile.verification import Verification, verify_merged
 
 PACKAGE = Path(nbcompile.__file__).parent
@@ -129,7 +132,7 @@ def merged(of: Callable[[nn.Module], nn.Module]) -> Verification:
 def by_command(folder: Path) -> Verification:
     """A file of another input than the original takes."""
     (folder / "it.onnx").write_bytes(exported(Net))
-    return run_verify(str(folder / "it.onnx"), "nbcompile:dscnn", model=None, key=None, input_shape=None)
+    return run_verify(str(folder / "it.onnx"), "nbcompile:dscnn", model=None, key=None, input_shape=None, options={})
 
 
 class Clips(Net):
@@ -200,6 +203,20 @@ def at_batch_two(held: onnx.ModelProto) -> None:
     output.name = "made"
 
 
+def relu(folder: Path, size: int) -> Path:
+    """A ``.tflite`` file of one operator."""
+    tensors = [
+        schema.TensorT(shape=np.array([1, size], np.int32), type=schema.TensorType.FLOAT32, name=name, buffer=0)
+        for name in (b"x", b"y")
+    ]
+    graph = schema.SubGraphT(tensors=tensors, inputs=[0], outputs=[1], operators=[])
+    model = schema.ModelT(version=3, subgraphs=[graph], buffers=[schema.BufferT()], operatorCodes=[])
+    graph.operators.append(new_operator(model, "RELU", [0], 1))
+    path = folder / f"relu{size}.tflite"
+    path.write_bytes(pack(model))
+    return path
+
+
 PLANTED: list[tuple[str, str, Callable[[Path], Verification]]] = [
     ("keys and shapes", "a key too many", lambda _: another(Padded(Net()))),
     ("keys and shapes", "another shape", lambda _: another(Net(groups=2))),
@@ -254,6 +271,7 @@ PLANTED: list[tuple[str, str, Callable[[Path], Verification]]] = [
     ("numbers", "a weight in a file", lambda folder: file_of(Net, folder, nudge)),
     ("numbers", "after merging", lambda _: merged(Shifted)),
     ("input sizes", "a file of another size", by_command),
+    ("inputs and outputs", "a file of another size", lambda folder: nbcompile.verify(relu(folder, 4), relu(folder, 5))),
 ]
 
 

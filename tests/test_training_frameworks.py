@@ -144,7 +144,7 @@ def test_torch_compile_never_compiles_again(giant: nn.Module) -> None:
     assert backend.graphs == 1
     train(eager, PLT(eager, STEPS))
     for (key, found), wanted in zip(giant.state_dict().items(), eager.state_dict().values(), strict=True):
-        assert torch.equal(found, wanted), key
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5, msg=key)
     check_fused(compiled)
 
 

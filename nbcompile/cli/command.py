@@ -8,7 +8,6 @@ from typing import Any
 from nbcompile.cli.help_page import PageCommand
 from nbcompile.cli.json_output import STDOUT, json_alone
 from nbcompile.core.errors import UsageError
-from nbcompile.core.files import check_outputs
 from nbcompile.core.options import WRITE
 
 
@@ -22,6 +21,8 @@ class CheckedCommand(PageCommand):
             UsageError: if a file cannot be written, two are the same, or one is read; or if code of the user's tries to
                 end the process.
         """
+        from nbcompile.core.files import check_outputs  # --help needs none
+
         check_outputs(list(self._written(ctx)), self._read(ctx))
         try:
             with json_alone(ctx.params.get("json")):

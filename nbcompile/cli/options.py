@@ -1,8 +1,6 @@
 """What several commands share: options, and how a result is given."""
 
-import json
 from collections.abc import Iterator
-from glob import glob
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +9,10 @@ import typer
 from nbcompile.cli.json_output import STDOUT, result_stream
 from nbcompile.core.options import READ, WRITE
 
-ZOO = ("mobilenetv2_tiny", "mobilenetv2_35", "mobilenetv2_50", "mobilenetv2_100", "mcunet", "dscnn")
+ZOO = (
+    *("mobilenetv2_tiny", "mobilenetv2_35", "mobilenetv2_50", "mobilenetv2_100", "mcunet", "dscnn"),
+    *("dscnn_kws", "mobilenetv1_25", "resnet8", "autoencoder"),  # MLPerf Tiny
+)
 """Names of `nbcompile.zoo`, which itself imports torch."""
 
 MODEL_HELP = "MODEL (its forms: nbcompile --help)"
@@ -21,7 +22,8 @@ MODEL is a network, named in one string:
   torchvision:NAME           one of torchvision.models, such as resnet18
   timm:NAME                  one of timm's
   nbcompile:NAME             mobilenetv2_tiny, mobilenetv2_35, mobilenetv2_50,
-                             mobilenetv2_100, mcunet or dscnn
+                             mobilenetv2_100, mcunet, dscnn; of MLPerf Tiny:
+                             dscnn_kws, mobilenetv1_25, resnet8, autoencoder
   package.module:factory     your own function or class; needs --input
   MODEL?key=value&key=value  with options of its builder
   MODEL?pretrained=true      with the weights of torchvision or timm; without
@@ -32,6 +34,8 @@ def models(incomplete: str) -> Iterator[str]:
     """What a shell completes where a MODEL or a file is meant."""
     named = (*(f"nbcompile:{name}" for name in ZOO), "torchvision:", "timm:")
     yield from (model for model in named if incomplete and model.startswith(incomplete))
+    from glob import glob
+
     yield from glob(f"{incomplete}*")
 
 
@@ -89,6 +93,8 @@ def flag(name: str, help: str, panel: str) -> Any:
 
 def give(found: dict[str, Any], path: Path | None, show: Any) -> None:
     """Show ``found`` with ``show``, and write it to ``path``; ``-`` is stdout, instead. Infinities become null."""
+    import json
+
     from nbcompile.results.numbers import json_ready
 
     if path == STDOUT:

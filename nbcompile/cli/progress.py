@@ -16,11 +16,12 @@ from threading import Lock
 from typing import IO, TYPE_CHECKING
 
 from nbcompile.cli.ctrl_c import undone_before_the_end
-from nbcompile.core.progress import StepEvent, listening
 from nbcompile.core.words import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from nbcompile.core.progress import StepEvent
 
 AT_ONCE = 0.3
 """Seconds: what takes less is not shown."""
@@ -35,6 +36,8 @@ def progress_shown() -> Iterator[None]:
     if sys.stderr is None or not sys.stderr.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
         yield
         return
+    from nbcompile.core.progress import listening
+
     # A descriptor of its own: to hear what C++ says, exporters take standard error's away for a while.
     copy = os.dup(sys.stderr.fileno())
     with (
@@ -64,7 +67,7 @@ class StepLines:
         self._over = True
         self._shown.close()
 
-    def __call__(self, event: StepEvent) -> None:
+    def __call__(self, event: "StepEvent") -> None:
         """Show one event."""
         if self._over:
             return

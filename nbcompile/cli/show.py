@@ -43,7 +43,7 @@ def show_verify(found: dict[str, Any], console: Console) -> None:
     """One line a check, and what was not compared."""
     _checks(found["checks"], console)
     names = {check["name"] for check in found["checks"]}
-    if "numbers" not in names and "input sizes" not in names and len(names) > 1:
+    if not any(name.startswith("numbers") for name in names) and "input sizes" not in names and len(names) > 1:
         say(console, "     numbers: not compared, for want of weights: --against a trained file or a pretrained MODEL")
 
 
@@ -53,6 +53,7 @@ def show_train(found: dict[str, Any], console: Console) -> None:
     say(console, f"{metric}: {found['accuracy']:.2%} ({found['method']} on {found['data']})")
     for key, what in (
         ("fused_accuracy", "the fused network"),
+        ("simulated_accuracy", "the network with the rounding of its int8 file"),
         ("onnx_accuracy", "tiny.onnx in ONNX Runtime"),
         ("int8_accuracy", "tiny.tflite in LiteRT, int8"),
     ):

@@ -53,6 +53,8 @@ def _work(device: Device) -> Iterator[str]:
     if known(device.macs_executed):
         over = f", {ratio(device.macs_executed / device.macs_logical)} the layers'" if device.macs_logical else ""
         yield f"MACs: {count(device.macs_executed)} executed{over}"
+    if device.timing is not None:
+        yield from device.timing.said()
 
 
 def _band(layers: Sequence[QuantizedRow]) -> Iterator[str]:
@@ -72,9 +74,10 @@ def _ways(rows: Sequence[WayRow]) -> Table:
 
 
 def _interpreters(rows: Sequence[Interpreter]) -> Table:
-    table = new_table("against torch", "SQNR", "max LSB", "mean LSB", "same top-1", left=1)
+    table = new_table("against torch", "SQNR", "lowest", "max LSB", "mean LSB", "top-1", left=1)
     for row in rows:
-        add_row(table, row.name, decibels(row.sqnr), small(row.max_lsb), small(row.mean_lsb), percent(row.top1))
+        numbers = (small(row.max_lsb), small(row.mean_lsb), percent(row.top1))
+        add_row(table, row.name, row.measured, decibels(row.lowest), *numbers)
     return table
 
 

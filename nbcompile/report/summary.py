@@ -5,7 +5,7 @@ from pathlib import PurePath
 
 from nbcompile.report.data import ModelRow, Page, TrainingRun
 from nbcompile.results.device import Device, first_out_of_band, verdict
-from nbcompile.results.numbers import bytes_in_unit, count, decibels, exact, known, percent, small
+from nbcompile.results.numbers import bytes_in_unit, count, exact, known, percent, small
 
 
 def summary(report: Page) -> tuple[str, ...]:
@@ -87,7 +87,7 @@ def _device(device: Device) -> Iterator[str]:
     if ran:
         worst = min(ran, key=lambda row: row.sqnr or 0.0)
         where = f"in {worst.name}" + (", the worst of its interpreters" if len(ran) > 1 else "")
-        yield f"{device.file} gives torch's outputs with an SQNR of {decibels(worst.sqnr)} {where}."
+        yield f"{device.file} gives torch's outputs with an SQNR of {worst.measured} {where}."
     budgets = [("flash", device.bytes, device.flash_budget), ("arena", device.arena_total, device.arena_budget)]
     needs = [(name, value, verdict(value, budget)[1]) for name, value, budget in budgets if known(value)]
     if needs:

@@ -10,7 +10,8 @@ from typing import Any
 from nbcompile.core.memory.arena import covered
 from nbcompile.exporters.to_tflite.file.options import INTERPRETERS
 from nbcompile.results.memory_ways import WayRow, ways_of
-from nbcompile.results.numbers import exact, known
+from nbcompile.results.numbers import decibels, exact, known
+from nbcompile.results.timing import Timing, timing_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,9 @@ class Interpreter:
     Attributes:
         name: such as ``LiteRT, XNNPACK``.
         sqnr: signal over quantization noise, dB.
+        error: its standard error over the examples, dB.
+        lowest: the same of the worst example.
+        samples: how many examples.
         max_lsb: largest difference, in steps of the output's scale.
         mean_lsb: mean absolute difference, in the same unit.
         top1: share of the examples with the same largest output, a fraction in [0, 1].
@@ -30,6 +34,16 @@ class Interpreter:
     max_lsb: float | None = None
     mean_lsb: float | None = None
     top1: float | None = None
+    error: float | None = None
+    lowest: float | None = None
+    samples: int | None = None
+
+    @property
+    def measured(self) -> str:
+        """``sqnr`` in words, with its error where that is known: ``30.0 ± 0.6 dB``."""
+        if self.sqnr is None or not known(self.error):
+            return decibels(self.sqnr)
+        return f"{self.sqnr:.1f} ± {decibels(self.error)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +133,7 @@ class Device:
         tensors: the memory plan of the head.
         ways: to arrange it, from the file as it was converted to the least memory.
         notes: sentences a reader should know, such as what the input must look like.
+        timing: how long it takes on microcontrollers, estimated.
     """
 
     file: str
@@ -138,6 +153,7 @@ class Device:
     tensors: tuple[TensorRow, ...] = ()
     ways: tuple[WayRow, ...] = ()
     notes: tuple[str, ...] = ()
+    timing: Timing | None = None
 
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> "Device":
@@ -148,6 +164,7 @@ class Device:
             "tensors": tuple(TensorRow(**row) for row in found["tensors"]),
             "ways": tuple(WayRow(**row) for row in found.get("ways", ())),
             "notes": tuple(found["notes"]),
+            "timing": Timing.read(found.get("timing")),
         }
         return cls(**{**found, **rows})
 
@@ -232,6 +249,9 @@ def device_of(result: Any) -> Device | None:
                 max_lsb=one.max_lsb,
                 mean_lsb=one.mean_lsb,
                 top1=one.top1,
+                error=one.least.error,
+                lowest=one.least.low,
+                samples=one.samples,
             )
             for one in result.agreements
         ),
@@ -263,10 +283,11 @@ def device_of(result: Any) -> Device | None:
         ),
         ways=ways_of(result),
         notes=tuple(
-            f"{trial.how}: {trial.sqnr:.2f} dB (before quantizing {trial.float_sqnr:.1f} dB)"
+            f"{trial.how}: {trial.sqnr:.2f} dB of all samples (before quantizing {trial.float_sqnr:.1f} dB)"
             f"{', taken' if trial.how == result.chosen else ''}"
             for trial in result.tried
         )
         if len(result.tried) > 1
         else (),
+        timing=timing_of(result),
     )

@@ -251,6 +251,7 @@ def test_lagging_ema_is_recognised(run, trained: Path) -> None:
             2,
             "the extension '.foo' is unknown; known are .onnx, .tflite, .pt, .safetensors",
         ),
+        (("fuse", "nbcompile:dscnn", "-o", "x.tflite"), 2, "quantize='int8' needs a calibration set, some 100 images"),
         (("fuse", "trained.pt", "-o", "x.tflite"), 2, "quantize='int8' needs a calibration set, some 100 images"),
         (("fuse", "trained.pt", "-o", "x.tflite", "--calibration", "none"), 2, "none"),
         (("fuse", "trained.pt", "-o", "x.tflite", "--target", "pi"), 2, "target='pi' is not known; known are raspb"),
@@ -291,7 +292,16 @@ def test_lagging_ema_is_recognised(run, trained: Path) -> None:
         (("verify", "state.pt", "--against", WRONG), 1, "'features.stem.conv.weight' is (8, 1, 3, 3) in the candidate"),
         (("inspect", "text.onnx"), 2, "text.onnx"),
         (("inspect", "nope.tflite"), 2, "nope.tflite cannot be read: No such file"),
-        (("verify", "x.tflite", "--against", DSCNN), 2, "verify compares .onnx, .pt and .safetensors files"),
+        (("fuse", DSCNN, "-o", "t.onnx", "--calibration", "x"), 2, "or with --quantize int8 of .onnx"),
+        (("fuse", DSCNN, "-o", "t.onnx", "--quantize", "int8"), 2, "quantize='int8' needs a calibration set"),
+        (("fuse", DSCNN, "-o", "t.onnx", "--quantize", "dynamic"), 2, "quantize='dynamic' is not of .onnx files"),
+        (
+            ("fuse", DSCNN, "-o", "t.onnx", "--quantize", "int8", "--board", "pico"),
+            2,
+            "--board goes with a .tflite output",
+        ),
+        (("verify", "trained.pt", "--against", DSCNN, "--steps", "1"), 2, "--steps goes with a CANDIDATE that is"),
+        (("verify", "x.tflite", "--against", DSCNN), 2, "x.tflite cannot be read: there is no such file"),
     ],
 )
 def test_bad_input(run, trained: Path, words: tuple[str, ...], code: int, sentence: str) -> None:
@@ -365,8 +375,8 @@ def test_fuse_for_a_microcontroller(run, tmp_path: Path) -> None:
     """From a MODEL to a microcontroller's files; the report, the tables and the JSON say the same."""
     np.savez(tmp_path / "images.npz", np.random.default_rng(0).normal(size=(40, 1, 8, 8)).astype(np.float32))
     words = ("fuse", DSCNN, "-o", "tiny.tflite", "-o", "tiny.pt", "--calibration", "images.npz", "--target", "mcu")
-    few = ("--equalize", "never", "--correct-bias", "never")
-    done = run(*words, *few, "--sram", "64K", "--layers", "--report", "r.html", "--json", "found.json")
+    few, project = ("--equalize", "never", "--correct-bias", "never"), ("--project", "zephyr")
+    done = run(*words, *few, *project, "--sram", "64K", "--layers", "--report", "r.html", "--json", "found.json")
     assert done.code == 0, done.err
     found = json.loads((tmp_path / "found.json").read_text())
     device = found["files"][0]["device"]
@@ -380,7 +390,11 @@ def test_fuse_for_a_microcontroller(run, tmp_path: Path) -> None:
     ):
         assert shown in done.out
     assert "Memory map" in (tmp_path / "r.html").read_text()
-    assert {"tiny.cc", "tiny.h", "tiny_ops.h", "tiny_main.cc"} < {path.name for path in tmp_path.iterdir()}
+    made = {str(path.relative_to(tmp_path / "tiny_zephyr")) for path in (tmp_path / "tiny_zephyr").rglob("*.*")}
+    sources = {f"src/tiny{ending}" for ending in (".cc", ".h", "_ops.h", "_check.h", "_main.cc")}
+    assert made == {"CMakeLists.txt", "README.md", "prj.conf", *sources}
+    again = run(*words, *few, *project)
+    assert (again.code, "cannot write the folder tiny_zephyr: it is there" in again.err) == (2, True)
     refused = run(*words, *few, "--sram", "2K", "-o", "other.tflite")
     assert refused.code == 1
     assert "B more than the 2,048 B of SRAM. It is the least of " in refused.err

@@ -106,7 +106,7 @@ def test_an_output_is_a_file_of_its_own(run, words: tuple[str, ...], sentence: s
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("trained.pt",), "quantize='int8' needs a calibration set"),
+        ((DSCNN,), "quantize='int8' needs a calibration set"),
         (("trained.pt", "--calibration", "none"), "calibration none is not there: give a folder of images, or an .npz"),
         (("trained.pt", "--calibration", "trained.pt"), "calibration trained.pt is neither: give a folder of images"),
         (("trained.pt", "--calibration", ".", "--min-sqnr", "nan"), "min_sqnr=nan is no limit: give a number of dB"),

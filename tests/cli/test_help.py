@@ -117,7 +117,8 @@ def test_an_unknown_command_is_named() -> None:
 def test_panels_follow_what_options_are_for() -> None:
     headings = re.findall(r"^(\w.*):$", page("fuse"), re.MULTILINE)
     assert headings == [
-        *(READ, WRITE, "Checks", "Quantization (.tflite)", "Device (.tflite)", "Other", "Examples")
+        *(READ, WRITE, "Checks", "Quantization (.tflite, and .onnx with --quantize int8)", "Device (.tflite)"),
+        *("Other", "Examples"),
     ]  # fmt: skip
 
 

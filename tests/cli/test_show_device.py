@@ -22,7 +22,11 @@ DEVICE = Device(
     peak_layer="features.2.conv.0.0",
     macs_logical=1_000,
     macs_executed=1_090,
-    interpreters=(Interpreter(name="LiteRT, XNNPACK", sqnr=38.47, max_lsb=3, mean_lsb=math.nan, top1=0.9922),),
+    interpreters=(
+        Interpreter(
+            name="LiteRT, XNNPACK", sqnr=38.47, error=0.44, lowest=35.2, max_lsb=3, mean_lsb=math.nan, top1=0.99
+        ),
+    ),
     layers=(
         QuantizedRow(name="features.0.0", low=-1.5, high=6.0, scale=0.0294, sqnr=40.1, in_band=True, weight_bytes=432),
         QuantizedRow(name="features.17.conv.0.0", sqnr=12.0, expected=30.0, in_band=False),
@@ -53,7 +57,7 @@ def test_memory_numbers_and_the_first_layer_out_of_its_band() -> None:
     ]
     (row,) = (line for line in lines if "XNNPACK" in line)
     assert row.split("  ")[0].strip() == "LiteRT, XNNPACK"
-    assert row.split()[2:] == ["38.5", "dB", "3", "–", "99.22", "%"]
+    assert row.split()[2:] == ["38.5", "±", "0.4", "dB", "35.2", "dB", "3", "–", "99.00", "%"]
     assert "features.0.0" not in "\n".join(lines)
 
 

@@ -52,7 +52,16 @@ DEVICE = Device(
     macs_logical=1_000,
     macs_executed=1_090,
     interpreters=(
-        Interpreter(name="LiteRT, XNNPACK", sqnr=38.47, max_lsb=3, mean_lsb=0.3123, top1=0.9922),
+        Interpreter(
+            name="LiteRT, XNNPACK",
+            sqnr=38.47,
+            max_lsb=3,
+            mean_lsb=0.3123,
+            top1=0.9922,
+            error=0.44,
+            lowest=35.2,
+            samples=15,
+        ),
         Interpreter(name="TFLite Micro", sqnr=math.inf, max_lsb=0.0, mean_lsb=math.nan),
     ),
     layers=LAYERS,
@@ -83,8 +92,8 @@ def test_tables_are_filled() -> None:
     assert "to plan and align" not in page.text
     more = page_of(replace(DEVICE, arena_total=166_152))
     assert more.row("devices", "arena: to plan and align")[1:] == ["1,000", "", ""]
-    assert page.row("devices", "LiteRT, XNNPACK")[1:] == ["38.5 dB", "3", "0.3123", "99.22 %"]
-    assert page.row("devices", "TFLite Micro")[1:] == ["∞ dB", "0", "–", "–"]
+    assert page.row("devices", "LiteRT, XNNPACK")[1:] == ["38.5 ± 0.4 dB", "35.2 dB", "15", "3", "0.3123", "99.22 %"]
+    assert page.row("devices", "TFLite Micro")[1:] == ["∞ dB", "–", "–", "0", "–", "–"]
     assert page.row("devices", "net/a;b")[1:] == ["features.0", "0–1", "0", "82,944"]
     assert page.row("devices", "x")[1:] == ["–", "start–0", "82,944", "62,208"]
     said = " ".join(page.text.split())
@@ -297,7 +306,8 @@ def test_verdict(value: float | None, budget: float | None, expected: tuple[bool
 def test_summary_says_what_a_device_needs() -> None:
     said = [line.replace("\u00a0", " ") for line in summary(replace(MINIMAL, devices=(DEVICE,)))]
     assert said == [
-        "tiny.tflite gives torch's outputs with an SQNR of 38.5 dB in LiteRT, XNNPACK, the worst of its interpreters.",
+        "tiny.tflite gives torch's outputs with an SQNR of 38.5 ± 0.4 dB in LiteRT, XNNPACK, the worst of its "
+        "interpreters.",
         "tiny.tflite needs 1,891,472 B of flash (fits, 205,680 B free) and 165,152 B of arena (5,152 B too many).",
         "features.1 is the first layer of tiny.tflite with a larger error than expected.",
     ]

@@ -13,17 +13,17 @@ from nbcompile.core.blocks import sites
 from nbcompile.core.cost import cost
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import origin_of, random_inputs
-from nbcompile.core.files import check_outputs
+from nbcompile.core.files import check_outputs, check_target, require_own_files
 from nbcompile.core.input_files import require_written
 from nbcompile.deploy.export import check_options, export
 from nbcompile.deploy.options import DeviceOptions
-from nbcompile.exporters import FORMATS, Format, format_of
+from nbcompile.deploy.to_onnx_file import INT8_OPTIONS, int8_options
+from nbcompile.exporters import FORMATS, ONNX, Format, format_of
 from nbcompile.exporters.base import ExportResult, require_batch
 from nbcompile.fusion import fused
-from nbcompile.open_network import check_words, is_file, open_network
+from nbcompile.open_network import check_words, is_file, open_network, why_untrained
 from nbcompile.passes import PassResult
 from nbcompile.results.layer_costs import original_of
-from nbcompile.spec_strings import is_pretrained
 from nbcompile.verification import Verification, verify, verify_merged
 from nbcompile.wide.giants import giant_cost, is_giant
 
@@ -56,14 +56,19 @@ def run_fuse(
     """
     forms = {path: format_of(path) for path in outputs}
     options = _options(forms, device, batch)
-    beside = _files_beside(forms, device)
-    check_outputs([*outputs, *beside, *(path for path in (report, json) if path is not None)], [source])
+    beside, folders = _beside(source, forms, device)
+    named = [*outputs, *beside, *(path for path in (report, json) if path is not None)]
+    check_outputs(named, [source])
+    for folder in folders:
+        check_target(folder, folder=True)
+    require_own_files([*named, *folders])
     check_words(source, model=model, key=key, input_shape=input_shape)
     for path, form in forms.items():
         check_options(form, options[path])  # imports what writes the file
     trained = open_network(source, model=model, key=key, input_shape=input_shape)
-    if not (is_file(source) or is_pretrained(source)):
-        log.warning("'%s' is built without weights: this exports an untrained network", source)
+    if why := why_untrained(source, trained):
+        log.warning("'%s' %s: this exports an untrained network", source, why)
+    _require_ranges(trained, forms, device)
     tiny, reports = fused(trained, force=force, verify_each=verify_each)
     forced = force and not all(block.linear for block in sites(trained).values())
     giant = is_giant(trained)
@@ -105,24 +110,51 @@ def _options(forms: Mapping[Path, Format], device: Mapping[str, Any], batch: int
     Raises:
         UsageError: if no output takes an option, or a value is wrong.
     """
-    options = {path: dict(device) if form.pipeline else {} for path, form in forms.items()}
+    devices = [form for form in FORMATS.values() if form.verifier]
+    options = {path: dict(device) if form in devices else {} for path, form in forms.items()}
+    onnx = [path for path, form in forms.items() if form is ONNX]
+    alone = not any(form in devices for form in forms.values())
+    if onnx and "quantize" in device and (alone or device["quantize"] == "int8"):
+        taken = {name: value for name, value in device.items() if name in ("quantize", *INT8_OPTIONS)}
+        options |= {path: dict(taken) for path in onnx}
+        device = {name: value for name, value in device.items() if name not in (*taken, "dense_per_channel")}
+    if onnx and alone and any(name in INT8_OPTIONS for name in device):
+        name = next(name for name in device if name in INT8_OPTIONS).replace("_", "-")
+        raise UsageError(f"--{name} goes with a .tflite output, or with --quantize int8 of .onnx")
     if device:
-        _require_output(next(iter(device)), forms, [form for form in FORMATS.values() if form.pipeline])
+        _require_output(next(iter(device)), forms, devices)
+    for path in onnx:
+        int8_options(
+            options[path].get("quantize", "float32"), {k: x for k, x in options[path].items() if k != "quantize"}
+        )
     if batch is not None:
         _require_output("batch", forms, [form for form in FORMATS.values() if form.any_batch])
         require_batch(batch)
-        options |= {path: {"batch": batch} for path, form in forms.items() if form.any_batch}
+        for path, form in forms.items():
+            options[path] |= {"batch": batch} if form.any_batch else {}
     return options
 
 
-def _files_beside(forms: Mapping[Path, Format], device: Mapping[str, Any]) -> list[Path]:
-    """What is written beside the files for devices, if their options are right.
+def _beside(source: str, forms: Mapping[Path, Format], device: Mapping[str, Any]) -> tuple[list[Path], list[Path]]:
+    """The files and folders that are written beside the files for devices, if their options are right.
 
     Raises:
         UsageError: if they are not.
     """
-    paths = [path for path, form in forms.items() if form.pipeline]
-    return [one for path in paths for one in DeviceOptions(**device).beside(path)]
+    paths = [path for path, form in forms.items() if form.verifier]
+    if not paths:
+        return [], []
+    wanted = DeviceOptions(**device)
+    wanted.require_ranges(learned=is_file(source))  # a file may have recorded ranges
+    files = [one for path in paths for one in wanted.beside(path)]
+    return files, [folder for path in paths if (folder := wanted.folder(path))]
+
+
+def _require_ranges(trained: nn.Module, forms: Mapping[Path, Format], device: Mapping[str, Any]) -> None:
+    """Check that what was read has recorded ranges, if the files for devices need them; before it is fused."""
+    if any(form.verifier for form in forms.values()):
+        origin = origin_of(trained)
+        DeviceOptions(**device).require_ranges(learned=origin is not None and bool(origin.int8))
 
 
 def _require_output(option: str, forms: Mapping[Path, Format], takes: Sequence[Format]) -> None:

@@ -1,8 +1,10 @@
 """What ``nbcompile verify`` does."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -12,30 +14,41 @@ from nbcompile.core.input_files import of_one_state
 from nbcompile.core.serialization.choose_weights import Wanted, choose
 from nbcompile.core.serialization.weight_files import EXTRA, read_weights
 from nbcompile.core.serialization.weight_sets import find
-from nbcompile.exporters import FORMATS, known_format
+from nbcompile.deploy.comparison_options import ComparisonOptions
+from nbcompile.exporters import format_of, known_format
 from nbcompile.models import build
 from nbcompile.open_network import is_file, open_network
+from nbcompile.results.checks import Check, Verification
 from nbcompile.results.layer_costs import holding, original_of
 from nbcompile.spec_strings import is_pretrained
-from nbcompile.verification import Check, Verification, verify
+from nbcompile.verification import verify
 
 log = logging.getLogger("nbcompile")
 
 
 @of_one_state
 def run_verify(
-    candidate: str, against: str, *, model: str | None, key: str | None, input_shape: str | None
+    candidate: str,
+    against: str,
+    *,
+    model: str | None,
+    key: str | None,
+    input_shape: str | None,
+    options: Mapping[str, Any],
 ) -> Verification:
-    """``nbcompile verify``: structure and cost against a MODEL, and numbers too against trained weights."""
+    """``nbcompile verify``: structure and cost against a MODEL, and numbers too against trained weights.
+
+    ``options`` are those of ``.tflite`` files, `nbcompile.deploy.comparison_options.ComparisonOptions`.
+    """
     path = Path(candidate)
     forms = known_format(path), known_format(against)
-    for form in forms:
-        if form is not None and form.graph and not form.comparable:
-            *most, last = (row.suffix for row in FORMATS.values() if row.comparable or not row.graph)
-            raise UsageError(
-                f"verify compares {', '.join(most)} and {last} files: a {form.suffix} file is compared when it is "
-                "written, and nbcompile inspect shows its layers; verify the .onnx or .pt of the same network"
-            )
+    if forms[0] is not None and forms[0].verifier:
+        return _verify_device_file(path, against, model, key, input_shape, options)
+    if options and (forms[0] is None or forms[0].quantized is None):
+        name = next(iter(options)).replace("_", "-")
+        raise UsageError(f"--{name} goes with a CANDIDATE that is a .tflite or an int8 .onnx file, not {candidate}")
+    if forms[1] is not None and forms[1].verifier:
+        raise UsageError(f"{against} can be the original of another {forms[1].suffix} file only: name it as CANDIDATE")
     has_weights = is_file(against) or is_pretrained(against)
     if (form := forms[0]) is not None and form.graph:
         if not path.exists():
@@ -43,13 +56,32 @@ def run_verify(
         shape = input_shape or ",".join("x".join(map(str, size)) for size in form.read_input_sizes(path))
         reference = open_network(against, model=model, key=key, input_shape=None if "," in shape else shape)
         if input_shape is not None or _runs(reference):
-            return verify(reference, path, numbers=has_weights)
+            return verify(reference, path, numbers=has_weights, **options)
         return _verify_at_own_size(path, shape, against, model, key)
     own = key if is_file(candidate) and not is_file(against) else None  # of the file that there is
     reference = open_network(against, model=model, key=None if own else key, input_shape=input_shape)
     if not is_file(candidate):
         return verify(reference, build(candidate, input_shape).model, numbers=False)
     return verify(reference, _filled(reference, path, own), numbers=has_weights)
+
+
+def _verify_device_file(
+    path: Path, against: str, model: str | None, key: str | None, input_shape: str | None, options: Mapping[str, Any]
+) -> Verification:
+    """A file of a device against another one, a trained file, or a MODEL."""
+    ComparisonOptions(**options)  # before anything is read
+    if not path.exists():
+        raise CheckpointError(f"{path} cannot be read: there is no such file")
+    if (form := known_format(against)) is not None and form.verifier:
+        if model is not None or key is not None or input_shape is not None:
+            raise UsageError("--model, --key and --input are of trained files; both of these are files of a device")
+        return verify(against, path, **options)
+    sizes = format_of(path).read_input_sizes(path)
+    shape = input_shape or ("x".join(map(str, sizes[0])) if len(sizes) == 1 else None)
+    reference = open_network(against, model=model, key=key, input_shape=shape)
+    if input_shape is None and not _runs(reference):
+        reference = open_network(against, model=model, key=key, input_shape=None)
+    return verify(reference, path, numbers=is_file(against) or is_pretrained(against), **options)
 
 
 def _runs(network: nn.Module) -> bool:
