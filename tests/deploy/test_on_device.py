@@ -104,7 +104,7 @@ def test_the_sources_compute_what_the_package_computes(
     assert (proof["samples"], proof["differing"]) == (3, 0)
     assert any("check: passed" in line for line in proof["skeleton"])
     assert bool(proof["instructions"]) == (machine != "host")
-    assert proof["head"] + proof["tail"] == proof["arena"]
+    assert 0 <= proof["arena"] - proof["head"] - proof["tail"] < 16  # they are aligned
 
     def shifted(*args: object, **options: object) -> list[tuple[np.ndarray, ...]]:
         return [tuple(y ^ 1 for y in sample) for sample in run_file(*args, **options)]  # type: ignore[arg-type]

@@ -164,7 +164,8 @@ def test_in_tflite_micro_itself(tmp_path: Path, image: bool) -> None:
     vector = check_vector(content, images(3), PIXELS if image else None)
     texts = sources(content, STEM, 9000, vector=vector)
     write(tmp_path, laid_out("cmake", "x", STEM, NAME, texts))
-    right = built(tmp_path, f"-DTFLITE_MICRO={CHECKOUT}")
+    library = next(Path(CHECKOUT).glob("gen/linux_*/lib/libtensorflow-microlite.a"))
+    right = built(tmp_path, f"-DTFLITE_MICRO={CHECKOUT}", f"-DTFLITE_MICRO_LIBRARY={library}")
     assert right.returncode == 0, right.stderr
     assert "my_net: check: passed" in right.stdout + right.stderr
     model = unpack(content)
