@@ -1,5 +1,6 @@
 """The smallest arena in which TFLite Micro starts and runs, looked for: it is the one that is stated."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -138,6 +139,7 @@ def test_a_user_gets_what_is_stated(make: Callable[[], nn.Module], shape: tuple[
     model, calibration = make().eval(), torch.randn(16, *shape)
     x = torch.randn(1, *shape)
     result = nbcompile.export(model, tmp_path / "tiny.tflite", x, target="mcu", calibration=calibration, min_sqnr=-10)
+    stated = int(re.findall(r"TINY_ARENA_BYTES (\d+)", (tmp_path / "tiny.h").read_text())[0])
     needed = result.arena.needed
-    assert f"{needed}" in (tmp_path / "tiny.h").read_text().replace("'", "").replace(",", "")
+    assert needed <= stated  # more, where CMSIS-NN takes scratch memory
     assert needed <= 1.05 * least_that_runs((tmp_path / "tiny.tflite").read_bytes(), needed)
