@@ -88,7 +88,8 @@ def files_beside(
 
 def _sources(built: BuiltFile, arena: Arena, wanted: Companions, samples: Sequence[Sample]) -> dict[str, str]:
     computed = f"Not full-integer: {built.mixed}" if built.mixed else ""
-    stem, size = wanted.path.stem, stated_arena(built.content, arena)
+    stem = wanted.path.stem
+    size, helium = (stated_arena(built.content, arena, helium=helium) for helium in (False, True))
     vector = check_vector(built.content, samples, wanted.pixels)
     texts = sources(
         built.content,
@@ -96,8 +97,9 @@ def _sources(built: BuiltFile, arena: Arena, wanted: Companions, samples: Sequen
         size,
         [note for note in (wanted.prepared, computed, *_there(built.content, arena)) if note],
         vector,
+        helium,
     )
-    require_same(texts, built.content, stem, size, vector)
+    require_same(texts, built.content, stem, size, vector, helium)
     return texts
 
 

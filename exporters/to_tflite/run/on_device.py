@@ -46,19 +46,19 @@ class OnDevice:
         return self.head + self.tail
 
 
-def stated_arena(content: bytes, arena: Arena) -> int:
+def stated_arena(content: bytes, arena: Arena, *, helium: bool = False) -> int:
     """Bytes of an arena that is enough here and on a Cortex-M with CMSIS-NN.
 
     Args:
         content: the file.
         arena: what it takes on this machine.
+        helium: on one with Helium, not only DSP instructions: a Cortex-M55.
 
     Raises:
         CheckpointError: if the file cannot be read.
     """
-    computed = (on_device(content, arena, helium=helium) for helium in (False, True))
-    there = [aligned(one.total + _UNSURE) for one in computed if one is not None]
-    return max([arena.needed or arena.head, *there])
+    there = on_device(content, arena, helium=helium)
+    return max(arena.needed or arena.head, 0 if there is None else aligned(there.total + _UNSURE))
 
 
 def on_device(content: bytes, arena: Arena, *, helium: bool = False) -> OnDevice | None:

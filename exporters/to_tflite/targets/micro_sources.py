@@ -49,8 +49,7 @@ $notes#ifndef ${macro}_H_
 
 // The tensor arena: enough for TFLite Micro's reference kernels on a 64-bit computer, where they were run, and by
 // computation for CMSIS-NN's on a Cortex-M. ESP-NN's may need scratch memory on top. The program prints what is used.
-#define ${macro}_ARENA_BYTES $arena
-
+$arena
 // A number x is stored as round(x / SCALE) + ZERO_POINT, clipped to the type. The last dimension varies fastest.
 #define ${macro}_INPUTS $inputs
 #define ${macro}_OUTPUTS $outputs
@@ -112,7 +111,12 @@ $image""")
 
 
 def sources(
-    content: bytes, stem: str, arena: int, notes: Sequence[str] = (), vector: CheckVector | None = None
+    content: bytes,
+    stem: str,
+    arena: int,
+    notes: Sequence[str] = (),
+    vector: CheckVector | None = None,
+    helium: int = 0,
 ) -> dict[str, str]:
     """The C++ of a file, as texts by file name.
 
@@ -122,6 +126,7 @@ def sources(
         arena: bytes of the tensor arena, > 0.
         notes: lines for the head of ``STEM.h``, such as how images must be prepared.
         vector: of the file; None: one of random numbers.
+        helium: bytes of the arena on cores with Helium, where that is more.
 
     Raises:
         CheckpointError: if ``content`` cannot be read.
@@ -141,7 +146,7 @@ def sources(
         names,
         notes="".join(f"// {comment(note)}\n" for note in notes),
         length=len(content),
-        arena=arena,
+        arena=_arena(names["macro"], arena, helium),
         inputs=len(file.inputs),
         outputs=len(file.outputs),
         ports="".join(_port(name, port, tensor) for port, tensor in ports.items()),
@@ -155,6 +160,14 @@ def sources(
         f"{stem}_check.h": check_header(vector, stem, name),
         f"{stem}_main.cc": main_source(file, stem, name, vector.byte_rows),
     }
+
+
+def _arena(macro: str, arena: int, helium: int) -> str:
+    """Its bytes, which a compiler chooses where they differ."""
+    plain, larger = (f"#define {macro}_ARENA_BYTES {size}\n" for size in (arena, helium))
+    if helium <= arena:
+        return plain
+    return f"#if defined(__ARM_FEATURE_MVE)  // Helium, as in a Cortex-M55\n{larger}#else\n{plain}#endif\n"
 
 
 def identifier(stem: str) -> str:

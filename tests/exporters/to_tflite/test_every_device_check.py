@@ -143,6 +143,14 @@ def in_text(ending: str, old: str, new: str) -> None:
     require_same(texts | {f"x{ending}": re.sub(old, new, texts[f"x{ending}"], count=1)}, content, "x", ARENA, vector)
 
 
+def arena_with_helium(stated: str) -> None:
+    content, (vector, _) = network("mobile"), sourced()
+    texts = sources(content, "x", ARENA, vector=vector, helium=2 * ARENA)
+    require_same(texts, content, "x", ARENA, vector, 2 * ARENA)
+    header = texts["x.h"].replace(f"ARENA_BYTES {2 * ARENA}", f"ARENA_BYTES {stated}")
+    require_same(texts | {"x.h": header}, content, "x", ARENA, vector, 2 * ARENA)
+
+
 def report() -> None:
     row = file_check(ExportResult(path=Path("x.tflite"), format="tflite", bytes=1, error=0.5, tolerance=0.1, seconds=1))
     assert row.passed, f"{row.name} is {row.measured}, and {row.limit} is allowed"
@@ -200,6 +208,7 @@ PLANTED: list[tuple[str, str, Callable[[], object]]] = [
         "x.h has an arena of bytes 9, and the file 5000",
         lambda: in_text(".h", f"ARENA_BYTES {ARENA}", "ARENA_BYTES 9"),
     ),
+    (".h", "x.h has arenas of bytes ['9'], and the file ['10000']", lambda: arena_with_helium("9")),
     (".h", "x.h has input_0 of shape 1, 3, 17, 13", lambda: in_text(".h", r"\{ 1, 17, 13, 3 \}", "{ 1, 3, 17, 13 }")),
     (".h", "x.h has input_0 of scale", lambda: in_text(".h", r"INPUT_0_SCALE \S+", "INPUT_0_SCALE 0.5f")),
     (

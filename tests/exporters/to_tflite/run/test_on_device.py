@@ -23,12 +23,11 @@ def test_scratch_memory_is_that_of_the_kernels() -> None:
 def test_what_is_stated_is_enough_here_and_there() -> None:
     content = tiny()
     arena = measure_arena(content)
-    there = [on_device(content, arena, helium=helium) for helium in (False, True)]
-    stated = stated_arena(content, arena)
     assert arena.needed is not None
-    assert stated >= arena.needed
-    for one in there:
+    for helium in (False, True):
+        one, stated = on_device(content, arena, helium=helium), stated_arena(content, arena, helium=helium)
         assert one is not None
+        assert stated >= arena.needed
         assert one.tail == (arena.tail or 0) - less_on_32_bits(read_file(content))
         assert stated > one.total
         assert one.head >= arena.head

@@ -139,7 +139,7 @@ def test_a_user_gets_what_is_stated(make: Callable[[], nn.Module], shape: tuple[
     model, calibration = make().eval(), torch.randn(16, *shape)
     x = torch.randn(1, *shape)
     result = nbcompile.export(model, tmp_path / "tiny.tflite", x, target="mcu", calibration=calibration, min_sqnr=-10)
-    stated = int(re.findall(r"TINY_ARENA_BYTES (\d+)", (tmp_path / "tiny.h").read_text())[0])
-    needed = result.arena.needed
-    assert needed <= stated  # more, where CMSIS-NN takes scratch memory
-    assert needed <= 1.05 * least_that_runs((tmp_path / "tiny.tflite").read_bytes(), needed)
+    header = (tmp_path / "tiny.h").read_text()
+    *for_helium, stated = map(int, re.findall(r"define TINY_ARENA_BYTES (\d+)", header))
+    assert result.arena.needed <= stated <= max([stated, *for_helium])
+    assert stated <= 1.05 * least_that_runs((tmp_path / "tiny.tflite").read_bytes(), stated)
