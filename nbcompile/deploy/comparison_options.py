@@ -1,15 +1,13 @@
 """The options of ``nbcompile verify`` for files in integers."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from nbcompile.core.errors import UsageError
-from nbcompile.core.options import SHARE, documented, option
-from nbcompile.deploy.options import json_object, require_calibration, require_preprocessing
+from nbcompile.core.options import documented, option
+from nbcompile.deploy.options import json_object, require_images, require_likeness
 
 DRAWN_INPUTS = 8
 """Random inputs that are compared."""
@@ -66,13 +64,7 @@ class ComparisonOptions:
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 0:
             raise UsageError(f"steps={self.steps} is no number of steps: give 0 or more")
-        if self.min_sqnr is not None and not math.isfinite(self.min_sqnr):
-            raise UsageError(f"min_sqnr={self.min_sqnr} is no limit: give a number of dB, such as 20")
-        if self.min_agreement is not None and not SHARE.keeps(self.min_agreement):
-            raise UsageError(f"min_agreement={self.min_agreement} is not a share: give a number from 0 to 1")
-        if isinstance(self.calibration, str | PathLike):
-            require_calibration(Path(self.calibration))
-        if self.preprocessing is not None:
-            require_preprocessing(self.preprocessing)
-            if self.calibration is None:
-                raise UsageError("preprocessing is of the images to compare on: give them, too (calibration)")
+        require_likeness(self.min_sqnr, self.min_agreement)
+        require_images(self.calibration, self.preprocessing)
+        if self.preprocessing is not None and self.calibration is None:
+            raise UsageError("preprocessing is of the images to compare on: give them, too (calibration)")

@@ -60,6 +60,30 @@ def json_object(text: str) -> dict[str, Any]:
     return value
 
 
+def require_likeness(min_sqnr: float | None, min_agreement: float | None) -> None:
+    """Check limits of how near outputs are, in dB and as a share; None is no limit.
+
+    Raises:
+        UsageError: if one is none.
+    """
+    if min_agreement is not None and not 0 <= min_agreement <= 1:
+        raise UsageError(f"min_agreement={min_agreement} is not a share: give a number from 0 to 1, such as 0.99")
+    if min_sqnr is not None and not math.isfinite(min_sqnr):
+        raise UsageError(f"min_sqnr={min_sqnr} is no limit: give a number of dB, such as 20")
+
+
+def require_images(calibration: Any, preprocessing: Mapping[str, Any] | None) -> None:
+    """Check where images come from, if that is a path, and how they become inputs.
+
+    Raises:
+        UsageError: if there are none, or it is not known how.
+    """
+    if isinstance(calibration, str | PathLike):
+        require_calibration(Path(calibration))
+    if preprocessing is not None:
+        require_preprocessing(preprocessing)
+
+
 @documented
 @dataclass(frozen=True, kw_only=True)
 class DeviceOptions:
@@ -171,19 +195,11 @@ class DeviceOptions:
             )
         if self.project is not None and not self.micro:
             raise UsageError(f"project='{self.project}' goes with target='mcu': no sources are written for others")
-        if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
-            raise UsageError(
-                f"min_agreement={self.min_agreement} is not a share: give a number from 0 to 1, such as 0.99"
-            )
-        if self.min_sqnr is not None and not math.isfinite(self.min_sqnr):
-            raise UsageError(f"min_sqnr={self.min_sqnr} is no limit: give a number of dB, such as 20")
+        require_likeness(self.min_sqnr, self.min_agreement)
         if self.sram == LEAST and not self.micro:
             raise UsageError(f"sram='{LEAST}' goes with target='mcu': what LiteRT needs is not arranged here")
         _, _ = self.recipe(), self.limits()
-        if isinstance(self.calibration, str | PathLike):
-            require_calibration(Path(self.calibration))
-        if self.preprocessing is not None:
-            require_preprocessing(self.preprocessing)
+        require_images(self.calibration, self.preprocessing)
 
     @property
     def micro(self) -> bool:
