@@ -18,9 +18,15 @@ POINTWISE = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 def reads_one_pixel(layer: nn.Module) -> bool:
     """Whether ``layer`` is a 1×1 convolution without stride and padding that does what its class does, unwatched."""
-    if type(layer) not in POINTWISE or why_no_layer(layer) is not None:
-        return False
-    conv = cast(nn.Conv2d, layer)
+    return type(layer) in POINTWISE and why_no_layer(layer) is None and _is_one_pixel(cast(nn.Conv2d, layer))
+
+
+def is_factor(conv: nn.Conv2d) -> bool:
+    """Whether a 1×1 convolution multiplies every channel by a number, and does nothing else."""
+    return conv.groups == conv.in_channels == conv.out_channels and conv.bias is None
+
+
+def _is_one_pixel(conv: nn.Conv2d) -> bool:
     one = all(value == 1 for value in (*conv.kernel_size, *conv.stride))
     return one and all(value == 0 for value in conv.padding)
 
@@ -45,8 +51,6 @@ def as_product(layer: nn.Module, x: Tensor) -> Tensor:
     if type(layer) not in POINTWISE or layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
         return cast(Tensor, layer(x))
     conv = cast(nn.Conv2d, layer)
-    factor = conv.groups == conv.in_channels == conv.out_channels and conv.bias is None
-    one = all(value == 1 for value in (*conv.kernel_size, *conv.stride))
-    if not (factor and one and all(value == 0 for value in conv.padding)):
+    if not (is_factor(conv) and _is_one_pixel(conv)):
         return cast(Tensor, layer(x))
     return x * conv.weight[:, 0].to(x.dtype)

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nbcompile.core.activations import is_transformed
 from nbcompile.core.channelwise.chain import run_chain
 from nbcompile.core.channelwise.link import Link, computed_in
-from nbcompile.core.channelwise.pointwise import pointwise_product, reads_one_pixel
+from nbcompile.core.channelwise.pointwise import is_factor, pointwise_product, reads_one_pixel
 from nbcompile.core.layers import why_more_runs
 
 _AXES: dict[type[nn.Module], int] = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
@@ -58,7 +58,7 @@ def factor_of(layer: nn.Module) -> Tensor | None:
     if not reads_one_pixel(layer):
         return None
     conv = cast(nn.Conv2d, layer)
-    return conv.weight if conv.groups == conv.in_channels == conv.out_channels and conv.bias is None else None
+    return conv.weight if is_factor(conv) else None
 
 
 def _run(x: Tensor, run: Sequence[Any], slope: Tensor) -> Tensor:
