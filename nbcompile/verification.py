@@ -81,15 +81,7 @@ def verify(
     example = inputs_for(reference, example_input, who="verify")
     coarsest = 0.0
     if not isinstance(candidate, (str, Path)):
-        candidate = unwrap(candidate)
-        require_loaded(candidate, "verify")
-        if blocks := sites(candidate):
-            raise VerificationError(
-                f"verify: the candidate still has {len(blocks)} expansion blocks (the first: '{next(iter(blocks))}'): "
-                "fuse it first"
-            )
-        if widths_of(candidate) is not None:
-            raise VerificationError("verify: the candidate is a giant in width: fuse it first")
+        candidate = _contracted(candidate)
         wanted = _architecture(reference)
         checks = [_keys(shapes(wanted), shapes(candidate))]
         if not checks[0].passed:  # it may not even run; the first difference says it all
@@ -116,6 +108,24 @@ def verify(
     elif numbers:
         checks.append(_numbers(reference, candidate, example, [as_inputs(x) for x in inputs], coarsest))
     return Verification(tuple(checks), tuple(pairs))
+
+
+def _contracted(candidate: nn.Module) -> nn.Module:
+    """The network itself, which must be loaded, and no giant.
+
+    Raises:
+        VerificationError: if it is one still.
+    """
+    candidate = unwrap(candidate)
+    require_loaded(candidate, "verify")
+    if blocks := sites(candidate):
+        raise VerificationError(
+            f"verify: the candidate still has {len(blocks)} expansion blocks (the first: '{next(iter(blocks))}'): "
+            "fuse it first"
+        )
+    if widths_of(candidate) is not None:
+        raise VerificationError("verify: the candidate is a giant in width: fuse it first")
+    return candidate
 
 
 @step("verifying")
