@@ -1,6 +1,11 @@
-"""Carries out a suite of ``_suites.py``: ``ablate.py --suite``."""
+"""Carries out a suite of ``_suites.py``: ``ablate.py --suite``.
+
+The result file holds what every run found, so that another machine goes on where this one stopped: only the teacher is
+trained there anew, if a row that is not done needs it.
+"""
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -29,11 +34,12 @@ STEPS = 20
 
 
 class Cell(NamedTuple):
-    """A row of the table on one network: its runs, by seed, and what one costs in epochs of the plain network."""
+    """A row of the table on one network: its runs, by seed, what one costs in plain epochs, who needs the teacher."""
 
     row: Row
     runs: list[Run]
     cost: float
+    taught: bool
 
 
 class Sitting:
@@ -57,6 +63,16 @@ class Sitting:
         self.least = 3 if args.quick else self.suite.epochs
         self.end = time.monotonic() + 60 * args.minutes if args.minutes else None
         self.console = Console()
+        self.before = _results_in(args.out)
+        self._restore(self.before.get("runs", {}))
+
+    def _restore(self, runs: dict[str, dict[str, Any]]) -> None:
+        """Take runs of other machines for done; but not the teacher, whose weights are not in the file."""
+        for name, known in runs.items():
+            file = self.args.runs / name / "found.json"
+            if not file.exists() and not name.startswith(f"{self.suite.teacher}-"):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(json.dumps(known))
 
     def run(self, network: str, epochs: int, seed: int, options: Options) -> Run:
         """A run of the suite."""
@@ -81,9 +97,13 @@ class Sitting:
         return carried_out(runs, self.args.jobs, self.end)
 
     def limit(self, network: str) -> int | None:
-        """Epochs after which doubling them gives less than the suite's gain; None if there was no time to see it."""
+        """Epochs after which doubling them gives less than the suite's gain; None if there was no time to see it.
+
+        The teacher is trained beside the first runs, lest a core wait for it later.
+        """
         epochs = self.least
-        if not self.done(self.vanilla(network, epochs)):
+        first = [*self.vanilla(network, epochs), *self.vanilla(network, 2 * epochs)]
+        if not complete(first) and not self.done([*first, self.teacher()]):
             return None
         for _ in range(1 if self.args.quick else self.suite.doublings):
             if not self.done(self.vanilla(network, 2 * epochs)):
@@ -104,7 +124,14 @@ class Sitting:
             taught = teacher if told.distils and told.teacher != SELF else None
             if told.method == ROUTE:
                 taught = nn.ModuleList([teacher] * ANCHORS)
-            yield Cell(row, runs, compute(network, told, taught))
+            yield Cell(row, runs, compute(network, told, taught), taught is not None)
+
+    def rows_done(self, network: str, epochs: int) -> bool:
+        """Carry out the rows in their order; the teacher before the first that needs it, beside the rows above that."""
+        missing = [cell for cell in self.cells(network, epochs) if not complete(cell.runs)]
+        first = next((i for i, cell in enumerate(missing) if cell.taught), len(missing))
+        above, rest = ([run for cell in part for run in cell.runs] for part in (missing[:first], missing[first:]))
+        return self.done([*above, *([self.teacher()] if rest else ())]) and self.done(rest)
 
     def plan(self) -> None:
         """Print hours per row before anything is started."""
@@ -126,10 +153,12 @@ class Sitting:
 
     def results(self) -> dict[str, Any]:
         """What is done so far."""
-        found: dict[str, Any] = {"networks": {}, "missing": []}
+        found: dict[str, Any] = {"networks": {}, "missing": [], "teacher": self.before.get("teacher")}
         teacher = self.teacher().found()
         if teacher is not None:
             found["teacher"] = cost_of(self.suite.teacher, self.suite.size) | {"accuracy": 100 * teacher["final"]}
+        files = sorted(self.args.runs.glob("*/found.json"))
+        found["runs"] = {file.parent.name: json.loads(file.read_text()) for file in files}
         for network in self.suite.networks:
             lengths = [self.least * 2**i for i in range(self.suite.doublings + 2)]
             plain = {n: runs for n in lengths if complete(runs := self.vanilla(network, n))}
@@ -186,9 +215,7 @@ def run_suite(args: argparse.Namespace) -> None:
     if not args.plan:
         for network in sitting.suite.networks:
             epochs = sitting.limit(network)
-            if epochs is None or not sitting.done([sitting.teacher()]):
-                break
-            if not sitting.done([run for cell in sitting.cells(network, epochs) for run in cell.runs]):
+            if epochs is None or not sitting.rows_done(network, epochs):
                 break
         found = sitting.results()
         show(sitting, found)
@@ -214,6 +241,14 @@ def show(sitting: Sitting, found: dict[str, Any]) -> None:
         sitting.console.print(table)
     if found["missing"]:
         sitting.console.print("missing:", ", ".join(found["missing"]))
+
+
+def _results_in(file: Path) -> dict[str, Any]:
+    """What the suite's result file holds; nothing if there is none."""
+    if not file.exists():
+        return {}
+    found: dict[str, Any] = json.loads(file.read_text())["results"]
+    return found
 
 
 def complete(runs: Sequence[Run]) -> bool:

@@ -22,7 +22,7 @@ def suites(monkeypatch: pytest.MonkeyPatch) -> Any:
 def sitting(suites: Any, root: Path, **options: Any) -> Any:
     args = {
         "suite": "tiny-imagenet", "data": f"imagefolder:{root}/tiny", "images": None, "accelerator": "cpu",
-        "quick": False, "settings": None, "runs": root, "minutes": None, "jobs": 1,
+        "quick": False, "settings": None, "runs": root, "minutes": None, "jobs": 1, "out": root / "suite.json",
     }  # fmt: skip
     return suites.Sitting(argparse.Namespace(**(args | options)))
 
@@ -51,10 +51,11 @@ def trained(suites: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_the_limit_is_where_doubling_gains_little(suites: Any, trained: list[Any], tmp_path: Path) -> None:
     one = sitting(suites, tmp_path)
     assert one.limit("residual-91k") == 60
-    assert [run.told.epochs for run in trained] == [30] * 3 + [60] * 3 + [120] * 3
-    assert {run.told.seed for run in trained} == {0, 1, 2}
+    assert [run.told.epochs for run in trained] == [30] * 3 + [60] * 3 + [30] + [120] * 3
+    assert [run.network for run in trained].index("residual-731k") == 6, "the teacher, beside the plain runs"
+    assert {run.told.seed for run in trained} == {0, 1, 2, suites.TEACHER_SEED}
     assert one.limit("residual-91k") == 60
-    assert len(trained) == 9, "what is done is done"
+    assert len(trained) == 10, "what is done is done"
 
 
 def test_a_sitting_that_ends_says_so(suites: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -79,6 +80,31 @@ def test_rows_beside_vanilla_of_the_same_epochs_and_of_the_budget(
     assert ours["over_same"]["mean"] == pytest.approx(1.0)
     assert (ours["epochs_compute"], ours["over_compute"]["mean"]) == (120, pytest.approx(0.7))
     assert found["missing"] == ["mobilenet-47k: vanilla", "mobilenet-47k: NetAug"]
+
+
+def test_another_machine_goes_on_from_the_result_file(suites: Any, trained: list[Any], tmp_path: Path) -> None:
+    one = sitting(suites, tmp_path / "here", settings=["vanilla", "tf-KD"])
+    assert one.limit("residual-91k") == 60
+    found = one.results()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "suite.json").write_text(json.dumps({"results": found}))
+    trained.clear()
+    other = sitting(suites, tmp_path / "there", settings=["vanilla", "KD, stored labels", "tf-KD", "NetAug + KD"])
+    assert other.results()["teacher"] == found["teacher"], "whose weights are not there"
+    assert other.limit("residual-91k") == 60
+    assert not trained
+    assert other.rows_done("residual-91k", 60)
+    made = [(run.network, run.told.method) for run in trained]
+    rows = [("residual-91k", method) for method in ("kd", "tf-kd", "netaug+kd") for _ in range(3)]
+    assert made == [("residual-731k", "vanilla"), *rows]
+
+
+def test_the_teacher_waits_for_no_row_that_does_without(suites: Any, trained: list[Any], tmp_path: Path) -> None:
+    one = sitting(suites, tmp_path, settings=["vanilla", "tf-KD", "NetAug + KD"])
+    assert one.rows_done("residual-91k", 30)
+    methods = [run.told.method for run in trained]
+    assert methods == ["vanilla"] * 3 + ["tf-kd"] * 3 + ["vanilla"] + ["netaug+kd"] * 3
+    assert trained[6].network == "residual-731k"
 
 
 def test_every_row_is_a_run_that_can_be(suites: Any, tmp_path: Path) -> None:
