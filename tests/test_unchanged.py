@@ -166,7 +166,7 @@ class Kept(nn.Module):
 
 def test_it(monkeypatch):
     monkeypatch.setattr("nbcompile.fusion.working_copy", lambda model, **_: model)
-    monkeypatch.setattr("nbcompile.deploy.deploy_form.working_copy", lambda model, **_: model.eval())
+    monkeypatch.setattr("nbcompile.deploy.deploy_form.shadow", lambda model, **_: model.eval())
     nbcompile.fuse(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train())
 
 def test_switch():

@@ -46,17 +46,28 @@ def working_copy(model: nn.Module, *, training: bool | None = None, tensors: boo
     return _lenient(model, {}, training, tensors)
 
 
-def shadow(model: nn.Module) -> nn.Module:
+def shadow(model: nn.Module, *, training: bool | None = None) -> nn.Module:
     """As :func:`working_copy`, for who does not write into parameters: those are in the memory of the model's own.
 
     It needs no memory for the weights, and is as good for a run: modules, buffers and whatever they
-    keep in attributes are copies.
+    keep in attributes are copies. Where a model's own ``train`` is to be called, which may merge weights, it is no
+    shadow.
 
     Raises:
         PreconditionError: as there.
     """
+    if training is not None and any(map(_switches_by_itself, set(map(type, model.modules())))):
+        return working_copy(model, training=training)
     plain = (x for x in model.parameters() if type(x) is nn.Parameter)
-    return _lenient(model, {id(x): nn.Parameter(x.detach(), x.requires_grad) for x in plain}, None, True)
+    return _lenient(model, {id(x): nn.Parameter(x.detach(), x.requires_grad) for x in plain}, training, True)
+
+
+def own_memory_(ours: nn.Module, theirs: nn.Module) -> None:
+    """Give parameters of ``ours``, made of a :func:`shadow` of ``theirs``, memory of their own where they have none."""
+    shared = {x.untyped_storage()._cdata for x in theirs.parameters() if x.layout is torch.strided}
+    for x in ours.parameters():
+        if x.layout is not torch.strided or x.untyped_storage()._cdata in shared:
+            x.data = x.detach().clone()
 
 
 def weightless(model: nn.Module) -> nn.Module:
@@ -151,6 +162,11 @@ def _is_whole(x: Tensor) -> bool:
     plain = x.layout is torch.strided and x.device.type == "cpu" and x.is_leaf and x.grad is None and not vars(x)
     special = x.is_quantized or x.is_complex() or x.is_inference() or x._backward_hooks
     return plain and not special and x.is_contiguous() and x.untyped_storage().nbytes() == x.nbytes
+
+
+def _switches_by_itself(cls: type) -> bool:
+    """Whether its modules do more than torch's own, when they are put in another mode."""
+    return any(getattr(cls, name) is not getattr(nn.Module, name) for name in ("train", "eval"))
 
 
 def _is_plain(cls: type) -> bool:

@@ -9,7 +9,7 @@ from torch import fx, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from nbcompile.core.copies import working_copy
+from nbcompile.core.copies import own_memory_, shadow, working_copy
 from nbcompile.core.errors import CaptureError, PreconditionError
 from nbcompile.core.example import Inputs, remember
 from nbcompile.core.graph.guards import CheckedGraph
@@ -72,9 +72,11 @@ def compiled(
         PreconditionError: if it has values that nothing can be computed with.
     """
     require_values(model)
-    tree = working_copy(model, training=False)  # tracing runs its code, and passes may take from its modules
+    tree = shadow(model, training=False)  # passes may take from its modules
     with step("tracing the network"):
         found = pieces(tree, inputs, proof=proof)
+    if any(one.may_write for one in found):  # and passes may run it
+        own_memory_(tree, model)
     reports = tuple(PassReport(one.name, _run(one, inputs, verify_each)) for one in found)
     result = assemble(tree, {one: one.graph for one in found})
     if isinstance(result, fx.GraphModule):
@@ -82,6 +84,7 @@ def compiled(
     origin = forget_foreign_ranges(model, "fuse")
     remember(result, origin)
     result.eval()
+    own_memory_(result, model)
     if origin is not None and origin.int8:
         remember_ranges(result, origin, origin.int8)
     return result, reports

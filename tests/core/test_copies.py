@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from nbcompile.core.copies import copied, shadow, weightless, working_copy
+from nbcompile.core.copies import copied, own_memory_, shadow, weightless, working_copy
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import Origin, TensorSpec, origin_of, remember
 from nbcompile.core.tracing.modules import state
@@ -54,6 +54,43 @@ def test_parameters_share_their_memory_and_are_no_parameters_of_the_model() -> N
         assert memory(ours) == memory(theirs)
         assert type(ours) is nn.Parameter
         assert ours.requires_grad == theirs.requires_grad == (name != "conv.weight")
+
+
+def test_what_became_of_a_shadow_gets_memory_of_its_own() -> None:
+    model = Keeping()
+    made = shadow(model, training=False)
+    assert not made.training
+    made.conv.bias = nn.Parameter(torch.ones(4))
+    own, kept = memory(made.conv.bias), made.conv.weight
+    own_memory_(made, model)
+    assert memory(made.conv.bias) == own
+    assert made.conv.weight is kept
+    for (_, theirs), (name, ours) in zip(model.named_parameters(), made.named_parameters(), strict=True):
+        assert memory(ours) != memory(theirs)
+        assert name == "conv.bias" or torch.equal(ours, theirs)
+
+
+class MergesInEval(nn.Module):
+    """As the adapters do that are called LoRA."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.more = nn.Linear(3, 3), nn.Parameter(torch.ones(3, 3))
+
+    def train(self, mode: bool = True) -> "MergesInEval":
+        with torch.no_grad():
+            self.layer.weight.add_(self.more if self.training and not mode else 0)
+        super().train(mode)
+        return self
+
+
+def test_a_model_that_merges_weights_in_eval_mode_has_no_shadow_in_it() -> None:
+    model = nn.Sequential(MergesInEval())
+    before = model[0].layer.weight.clone()
+    made: Any = shadow(model, training=False)
+    assert memory(made[0].more) != memory(model[0].more)
+    assert torch.equal(made[0].layer.weight, before + 1)
+    assert torch.equal(model[0].layer.weight, before)
 
 
 def test_buffers_and_plain_tensors_are_copies() -> None:

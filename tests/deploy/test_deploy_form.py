@@ -273,3 +273,57 @@ def test_files_of_weights_say_whose_keys_they_have(run: Callable[..., Any]) -> N
     assert said in run("fuse", "deployed:flat", "--input", "1x3x8x8", "-o", "x.pt")[1]
     assert set(torch.load("x.pt")) >= {"0.weight", "0.bias"}
     assert "holds the merged" not in run("fuse", "deployed:flat", "--input", "1x3x8x8", "-o", "x.onnx")[1]
+
+
+class Renormed(nn.Module):
+    """Two layers behind a table, whose rows a lookup shortens in place, in a graph of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.a, self.b = nn.Embedding(5, 3, max_norm=0.5), nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.b(self.a(self.table(x)))
+        return y
+
+
+class WritesItsWeight(nn.Module):
+    """In code that no graph shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.a.weight.clamp_(-0.1, 0.1)
+        y: Tensor = self.b(self.a(x)) * float(x.mean() > 0)
+        return y
+
+
+@pytest.mark.parametrize(
+    ("model", "x"),
+    [
+        (Renormed(), torch.tensor([[0, 4]])),
+        (fx.symbolic_trace(Renormed()), torch.tensor([[0, 4]])),
+        (nn.Sequential(nn.Conv2d(3, 3, 3), WritesItsWeight()), torch.randn(1, 3, 7, 5)),
+    ],
+)
+def test_weights_that_a_run_writes_into_stay_the_models_own(model: nn.Module, x: Tensor) -> None:
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    tiny, _ = compiled(model, (x,), verify_each=True)
+    tiny(x)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    ours, theirs = ({w.untyped_storage().data_ptr() for w in one.parameters()} for one in (tiny, model))
+    assert ours.isdisjoint(theirs)
+
+
+def test_what_is_not_merged_has_memory_of_its_own_and_tied_weights_stay_tied() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Conv1d(3, 3, 1), nn.BatchNorm1d(3))
+    model[2].weight = model[0].weight
+    tiny, (report,) = compiled(scramble_(model).eval(), (torch.randn(2, 3, 4),))
+    assert [name for _, result in report.passes for name in result.rewritten] == ["4"]
+    ours, theirs = ({w.untyped_storage().data_ptr() for w in one.parameters()} for one in (tiny, model))
+    assert ours.isdisjoint(theirs)
+    weights = dict(tiny.named_parameters(remove_duplicate=False))
+    assert weights["0.weight"] is weights["2.weight"]

@@ -36,11 +36,13 @@ class Piece:
         name: qualified name of the module in the model; empty for the model itself.
         graph: shares its leaf modules with the model; its placeholders are the tensors of ``call``, in order.
         call: how the module is called: any other kind of call is not in the graph.
+        may_write: whether running the graph may write into the module's parameters.
     """
 
     name: str
     graph: fx.GraphModule
     call: Call
+    may_write: bool = True
 
 
 def pieces(model: nn.Module, inputs: Inputs | None = None, *, proof: bool = True) -> tuple[Piece, ...]:
@@ -147,7 +149,8 @@ class _Search:
     def _keep(self, name: str, found: Captured) -> None:
         graph = cast(fx.GraphModule, found.graph)
         if not name or _computes_layers(graph):
-            self.pieces.append(Piece(name, graph, found.call))
+            # code in a node that is opaque may do anything
+            self.pieces.append(Piece(name, graph, found.call, bool(found.writes or name or opaque(graph))))
 
 
 def _is_for_few(found: Captured) -> bool:

@@ -34,12 +34,14 @@ class Captured:
         recording: of its last run.
         graph: None where there is a refusal.
         refusal: why the model as a whole cannot be said.
+        writes: whether the model may write into its parameters; False where runs have shown that it does not.
     """
 
     call: Call
     recording: Recording
     graph: fx.GraphModule | None
     refusal: Reason | None
+    writes: bool = True
 
 
 class _RefusedError(Exception):
@@ -90,7 +92,7 @@ def capture_in_rounds(model: nn.Module, call: Call, tensors: list[Tensor], guess
         one.opaque = known.hidden | one.opaque
         for node, x in zip(one.graph.find_nodes(op="placeholder"), () if guess else tensors, strict=False):
             node.meta[DIMENSIONS] = x.ndim
-        return Captured(call, one, graph_module(model, one), None)
+        return Captured(call, one, graph_module(model, one), None, rig.writes)
     raise CaptureError(f"{type(model).__name__} has more than {_ROUNDS} parts, one in the other, that no graph can say")
 
 
