@@ -3,10 +3,11 @@
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from torch import fx, nn
+from torch.utils._pytree import tree_leaves
 
 from nbcompile.core.blocks import sites
 from nbcompile.core.copies import working_copy
@@ -104,7 +105,7 @@ def record_again(giant: nn.Module) -> None:
         giant: remembers its input; only its record is changed.
     """
     inputs = inputs_for(giant, None, who="record_again")
-    gm, _ = _graph(giant, inputs)
+    gm = _seen(giant, inputs).gm
     _attach_record(giant, gm, inputs)
 
 
@@ -128,8 +129,8 @@ def candidates(model: nn.Module, example_input: ExampleInput | None = None) -> t
     """
     model = unwrap(model)
     require_names(model, "inspect")
-    gm, parts = _graph(working_copy(model), inputs_for(model, example_input, who="inspect"))
-    return ExpandSites(parts=parts).candidates(gm)
+    seen = _seen(working_copy(model), inputs_for(model, example_input, who="inspect"))
+    return ExpandSites(parts=seen.parts).candidates(seen.gm)
 
 
 def _expanded(
@@ -138,28 +139,51 @@ def _expanded(
     """A giant made from a copy of ``model``, and the graph in which its sites were found."""
     giant = working_copy(model, tensors=False)
     with step("tracing the network"):
-        gm, parts = _graph(giant, inputs, proof)
+        seen = _seen(giant, inputs, proof)
+    gm = seen.gm
     _require_called(giant, gm, named_patterns(expander.where) or [])
     layers = dict(gm.named_modules())
-    (result,) = run_passes((replace(expander, parts=parts),), gm, verify)
+    (result,) = run_passes((replace(expander, parts=seen.parts),), gm, verify)
     put_all(giant, {layers[name]: gm.get_submodule(name) for name in result.rewritten})
     with step("running the giant as its original ran"):
         nodes = calls(gm)
         called = {name: len(nodes[gm.get_submodule(name)]) for name in result.rewritten}
-        probe(giant, model, inputs, called, gm if proof and not is_observed(gm) else None)
+        provable = gm if proof and not is_observed(gm) else None
+        probe(giant, model, seen.tried(inputs), called, provable, may_write=seen.may_write)
     return giant, gm
 
 
-def _graph(giant: nn.Module, inputs: Inputs, proof: bool = True) -> tuple[fx.GraphModule, tuple[Piece, ...]]:
-    """The captured graph; where that hides a tensor or cannot be had, the graph of one run, and the pieces."""
+@dataclass(frozen=True)
+class _Seen:
+    """What is known of a model.
+
+    Attributes:
+        gm: the captured graph; where that hides a tensor or cannot be had, the graph of one run.
+        parts: the pieces then.
+        may_write: whether a run in eval mode may write into parameters.
+        elsewhere: other inputs on which it was seen to do the same.
+    """
+
+    gm: fx.GraphModule
+    parts: tuple[Piece, ...] = ()
+    may_write: bool = True
+    elsewhere: Inputs | None = None
+
+    def tried(self, inputs: Inputs) -> tuple[Inputs, ...]:
+        """``inputs``, and before them others that do as well, if these are smaller."""
+        ours, others = (sum(x.numel() for x in tree_leaves(one)) for one in (inputs, self.elsewhere or ()))
+        return (inputs,) if not 0 < others < ours else (self.elsewhere or (), inputs)
+
+
+def _seen(giant: nn.Module, inputs: Inputs, proof: bool = True) -> _Seen:
     found: tuple[Piece, ...] = ()
     with suppress(CaptureError):
         found = pieces(giant, inputs, proof=proof)
     if found and not found[0].name and found[0].call.is_plain:
-        gm = found[0].graph
-        if not any(True for module in opaque(gm).values() for _ in tensors_of(module)):
-            return gm, ()
-    return observe(giant, inputs), found
+        one = found[0]
+        if not any(True for module in opaque(one.graph).values() for _ in tensors_of(module)):
+            return _Seen(one.graph, (), one.may_write, None if one.elsewhere is None else tuple(one.elsewhere))
+    return _Seen(observe(giant, inputs), found)
 
 
 def _whole(giant: nn.Module, gm: fx.GraphModule, inputs: Inputs) -> fx.GraphModule:

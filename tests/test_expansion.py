@@ -326,6 +326,52 @@ def test_refuses_a_layer_whose_weight_is_read_in_training() -> None:
         nbcompile.expand(Awkward("weight in training"), X, where=["conv"])
 
 
+class InOneMode(nn.Module):
+    """A branch that runs in training only, and there not on maps of less than 100 pixels."""
+
+    def __init__(self, branch: str) -> None:
+        super().__init__()
+        self.conv, self.norm, self.branch = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = F.relu(self.norm(self.conv(x)))
+        if self.training:
+            y = y + F.avg_pool2d(y, 100).mean()
+            y = y + self.conv.weight.sum() if self.branch == "reads" else y
+        return y
+
+
+def test_what_runs_in_training_on_the_example_only_is_probed_there() -> None:
+    """In eval mode it was seen to hold for smaller maps, too: that says nothing of training."""
+    x = torch.randn(1, 3, 128, 128)
+    sites(nbcompile.expand(InOneMode(""), x, where=["conv"]))
+    with pytest.raises(PreconditionError, match="'conv' cannot be expanded: other code reads its weight directly"):
+        nbcompile.expand(InOneMode("reads"), x, where=["conv"])
+
+
+class Clamps(nn.Module):
+    """Writes into a weight when it runs, as networks of binary weights do."""
+
+    def __init__(self, in_training: bool, in_eval: bool) -> None:
+        super().__init__()
+        self.conv, self.norm, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+        self.in_mode = {True: in_training, False: in_eval}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.in_mode[self.training]:
+            self.last.weight.data.clamp_(-0.1, 0.1)
+        y: Tensor = self.last(F.relu(self.norm(self.conv(x))))
+        return y
+
+
+@pytest.mark.parametrize("mode", [(True, False), (False, True), (True, True)])
+def test_the_giant_starts_with_the_weights_of_its_original_whatever_a_run_writes(mode: tuple[bool, bool]) -> None:
+    model = Clamps(*mode)
+    giant: Any = nbcompile.expand(model, torch.randn(2, 3, 7, 5), where=["conv"])
+    assert torch.equal(giant.last.weight, model.last.weight)
+    assert giant.last.weight.abs().max() > 0.1
+
+
 @pytest.mark.parametrize(
     ("where", "message"),
     [

@@ -62,14 +62,6 @@ def shadow(model: nn.Module, *, training: bool | None = None) -> nn.Module:
     return _lenient(model, {id(x): nn.Parameter(x.detach(), x.requires_grad) for x in plain}, training, True)
 
 
-def own_memory_(ours: nn.Module, theirs: nn.Module) -> None:
-    """Give parameters of ``ours``, made of a :func:`shadow` of ``theirs``, memory of their own where they have none."""
-    shared = {x.untyped_storage()._cdata for x in theirs.parameters() if x.layout is torch.strided}
-    for x in ours.parameters():
-        if x.layout is not torch.strided or x.untyped_storage()._cdata in shared:
-            x.data = x.detach().clone()
-
-
 def weightless(model: nn.Module) -> nn.Module:
     """As :func:`working_copy`, on ``meta``: it has the sizes of the model's tensors, and none of their memory."""
     memo: dict[int, Any] = {}

@@ -6,7 +6,7 @@ a graph has nodes.
 """
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from threading import Lock
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from nbcompile.core.errors import PreconditionError
@@ -22,10 +23,70 @@ from nbcompile.core.example import Inputs, change_tensors
 _SELDOM = 20_000
 """New objects after which the garbage among them is looked for; Python's own number is some hundreds."""
 
+_HANDED = frozenset(["numpy", "__array__", "data_ptr", "untyped_storage", "_typed_storage", "storage", "__dlpack__"])
+"""Who has the memory can write into it, and torch does not see it."""
+
 Enter = Callable[[str, nn.Module, tuple[Any, ...], Mapping[str, Any]], None]
 """Is told the name, the module and its arguments."""
 Leave = Callable[[str, nn.Module, tuple[Any, ...], Mapping[str, Any], Any], None]
 """Is told these and the output; None where the module raised."""
+
+
+class WritesWeightsError(BaseException):
+    """A network writes into its weights: it needs weights of its own. No code of a network is to catch this."""
+
+
+class LeavesWeights(TorchFunctionMode):
+    """Inside, nothing is written into the parameters of ``model``, as far as torch's functions write.
+
+    Args:
+        model: whose memory is not to change, and whoever shares it.
+
+    Raises:
+        WritesWeightsError: inside, before it is written.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._memory = storages(model)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        require_left_alone(func, args, kwargs or {}, self._memory)
+        return func(*args, **(kwargs or {}))
+
+
+def storages(model: nn.Module) -> frozenset[int]:
+    """The identities of the memory that parameters of ``model`` are in."""
+    return frozenset(x.untyped_storage()._cdata for x in model.parameters() if x.layout is torch.strided)
+
+
+def require_left_alone(func: Any, args: Any, kwargs: Any, memory: Collection[int]) -> None:
+    """Check that a call of ``func`` may be made.
+
+    Args:
+        func: of torch.
+        args: of the call.
+        kwargs: likewise.
+        memory: as of :func:`storages`.
+
+    Raises:
+        WritesWeightsError: if it may write into ``memory``.
+    """
+    if memory and _may_write(getattr(func, "__name__", ""), kwargs):
+        for x in tree_leaves((args, kwargs)):
+            if isinstance(x, Tensor) and x.layout is torch.strided and x.untyped_storage()._cdata in memory:
+                raise WritesWeightsError
+
+
+def _may_write(name: str, kwargs: Any) -> bool:
+    """It says so, or it sets ``.data``, renormalises weights that it reads, hands out memory."""
+    unsaid = name in _HANDED or name == "__set__" or kwargs.get("max_norm") is not None
+    return unsaid or says_that_it_writes(name, kwargs)
+
+
+def says_that_it_writes(name: str, kwargs: Any) -> bool:
+    """Whether a function of that name, called so, writes into what it is given."""
+    return name.endswith("_") or kwargs.get("inplace") is True or kwargs.get("out") is not None
 
 
 class _Collecting:

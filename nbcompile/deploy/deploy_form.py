@@ -5,15 +5,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from torch import fx, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from nbcompile.core.copies import own_memory_, shadow, working_copy
+from nbcompile.core.copies import shadow, working_copy
 from nbcompile.core.errors import CaptureError, PreconditionError
 from nbcompile.core.example import Inputs, remember
 from nbcompile.core.graph.guards import CheckedGraph
 from nbcompile.core.progress import step
+from nbcompile.core.running import storages
 from nbcompile.core.serialization.own_ranges import forget_foreign_ranges, remember_ranges
 from nbcompile.core.tracing.pieces import Piece, assemble, pieces
 from nbcompile.core.wrappers import require_loaded
@@ -88,6 +90,14 @@ def compiled(
     if origin is not None and origin.int8:
         remember_ranges(result, origin, origin.int8)
     return result, reports
+
+
+def own_memory_(ours: nn.Module, theirs: nn.Module) -> None:
+    """Give parameters of ``ours``, made of a shadow of ``theirs``, memory of their own where they have none."""
+    shared = storages(theirs)
+    for x in ours.parameters():
+        if x.layout is not torch.strided or x.untyped_storage()._cdata in shared:
+            x.data = x.detach().clone()
 
 
 def require_values(model: nn.Module) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from nbcompile.core.copies import copied, own_memory_, shadow, weightless, working_copy
+from nbcompile.core.copies import copied, shadow, weightless, working_copy
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import Origin, TensorSpec, origin_of, remember
 from nbcompile.core.tracing.modules import state
@@ -54,20 +54,6 @@ def test_parameters_share_their_memory_and_are_no_parameters_of_the_model() -> N
         assert memory(ours) == memory(theirs)
         assert type(ours) is nn.Parameter
         assert ours.requires_grad == theirs.requires_grad == (name != "conv.weight")
-
-
-def test_what_became_of_a_shadow_gets_memory_of_its_own() -> None:
-    model = Keeping()
-    made = shadow(model, training=False)
-    assert not made.training
-    made.conv.bias = nn.Parameter(torch.ones(4))
-    own, kept = memory(made.conv.bias), made.conv.weight
-    own_memory_(made, model)
-    assert memory(made.conv.bias) == own
-    assert made.conv.weight is kept
-    for (_, theirs), (name, ours) in zip(model.named_parameters(), made.named_parameters(), strict=True):
-        assert memory(ours) != memory(theirs)
-        assert name == "conv.bias" or torch.equal(ours, theirs)
 
 
 class MergesInEval(nn.Module):

@@ -15,10 +15,11 @@ from torch import Tensor, fx, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from nbcompile.cli import app as cli
+from nbcompile.core.copies import shadow
 from nbcompile.core.errors import CaptureError, PreconditionError
 from nbcompile.core.example import Origin, TensorSpec, origin_of, remember
 from nbcompile.core.numerics import relative_error
-from nbcompile.deploy.deploy_form import PassReport, compiled, deploy, require_values
+from nbcompile.deploy.deploy_form import PassReport, compiled, deploy, own_memory_, require_values
 from nbcompile.fusion import fused
 from nbcompile.testing import scramble_
 
@@ -327,3 +328,17 @@ def test_what_is_not_merged_has_memory_of_its_own_and_tied_weights_stay_tied() -
     assert ours.isdisjoint(theirs)
     weights = dict(tiny.named_parameters(remove_duplicate=False))
     assert weights["0.weight"] is weights["2.weight"]
+
+
+def test_what_became_of_a_shadow_gets_memory_of_its_own() -> None:
+    model = Detector()
+    made: Any = shadow(model, training=False)
+    assert not made.training
+    made.scores.bias = nn.Parameter(torch.ones(2))
+    own, kept = made.scores.bias.data_ptr(), made.scores.weight
+    own_memory_(made, model)
+    assert made.scores.bias.data_ptr() == own
+    assert made.scores.weight is kept
+    for (_, theirs), (name, ours) in zip(model.named_parameters(), made.named_parameters(), strict=True):
+        assert ours.data_ptr() != theirs.data_ptr()
+        assert name == "scores.bias" or torch.equal(ours, theirs)

@@ -99,16 +99,6 @@ def as_node(func: Any, name: str, attribute: str, args: Any, kwargs: Any) -> tup
     return "call_method", name, args, kwargs
 
 
-def says_that_it_writes(name: str, kwargs: Any) -> bool:
-    """Whether a function of that name, called so, writes into what it is given."""
-    return name.endswith("_") or kwargs.get("inplace") is True or kwargs.get("out") is not None
-
-
-def may_write(name: str, kwargs: Any) -> bool:
-    """As :func:`says_that_it_writes`, or it sets ``.data``, or renormalises the weights that it reads."""
-    return says_that_it_writes(name, kwargs) or name == "__set__" or kwargs.get("max_norm") is not None
-
-
 def write_counts(tensors: list[Tensor]) -> list[int]:
     """How often each was written to; those made under ``inference_mode`` do not count it."""
     return [0 if x.is_inference() else x._version for x in tensors]

@@ -4,10 +4,11 @@ Where the top of a model cannot be traced (detectors, control flow), its backbon
 submodule stays opaque in a graph, there are pieces inside it. Compiled, they are put back in its place.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from nbcompile.core.errors import CaptureError, PreconditionError
@@ -36,13 +37,15 @@ class Piece:
         name: qualified name of the module in the model; empty for the model itself.
         graph: shares its leaf modules with the model; its placeholders are the tensors of ``call``, in order.
         call: how the module is called: any other kind of call is not in the graph.
-        may_write: whether running the graph may write into the module's parameters.
+        may_write: whether running the module may write into its parameters.
+        elsewhere: tensors of another such call, on which it was seen to do the same; None if there are none.
     """
 
     name: str
     graph: fx.GraphModule
     call: Call
     may_write: bool = True
+    elsewhere: Sequence[Tensor] | None = None
 
 
 def pieces(model: nn.Module, inputs: Inputs | None = None, *, proof: bool = True) -> tuple[Piece, ...]:
@@ -149,8 +152,8 @@ class _Search:
     def _keep(self, name: str, found: Captured) -> None:
         graph = cast(fx.GraphModule, found.graph)
         if not name or _computes_layers(graph):
-            # code in a node that is opaque may do anything
-            self.pieces.append(Piece(name, graph, found.call, bool(found.writes or name or opaque(graph))))
+            may_write = bool(found.writes or name or opaque(graph))  # code that is opaque may do anything
+            self.pieces.append(Piece(name, graph, found.call, may_write, found.elsewhere))
 
 
 def _is_for_few(found: Captured) -> bool:

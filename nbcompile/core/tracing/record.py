@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nbcompile.core.running import quiet
+from nbcompile.core.running import WritesWeightsError, quiet
 from nbcompile.core.tracing.call import Call
 from nbcompile.core.tracing.modules import containers
-from nbcompile.core.tracing.recorder import Recorder, WritesWeightsError
+from nbcompile.core.tracing.recorder import Recorder
 from nbcompile.core.tracing.recording import Recording
 from nbcompile.core.tracing.rig import Rig
 

@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
 from nbcompile.core.example import TensorSpec
+from nbcompile.core.running import require_left_alone, says_that_it_writes
 from nbcompile.core.tracing.call import Call
 from nbcompile.core.tracing.functions import (
     ASKS,
@@ -27,8 +28,6 @@ from nbcompile.core.tracing.functions import (
     SIZES,
     as_node,
     in_assert,
-    may_write,
-    says_that_it_writes,
     write_counts,
 )
 from nbcompile.core.tracing.modules import State, can_be_taken_apart, contents, keeps, state
@@ -36,10 +35,6 @@ from nbcompile.core.tracing.places import code_place
 from nbcompile.core.tracing.recording import Choice, Reason, Recording
 from nbcompile.core.tracing.rig import Part, Rig
 from nbcompile.core.tracing.values import InexpressibleError, Values, bare, tensors_in, tensors_within
-
-
-class WritesWeightsError(BaseException):
-    """A network writes into its weights: it needs weights of its own. No code of a network is to catch this."""
 
 
 @dataclass(eq=False)
@@ -110,8 +105,7 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.rig.shared and may_write(getattr(func, "__name__", ""), kwargs):
-            self._keep_weights(args, kwargs)
+        require_left_alone(func, args, kwargs, self.rig.shared)
         if self._leaf:
             return func(*bare(args), **bare(kwargs))
         given = list(tensors_in((args, kwargs)))
@@ -129,11 +123,6 @@ class Recorder(TorchFunctionMode):
                 self._refuse(str(error))
                 self.values.lose(value)
             return value
-
-    def _keep_weights(self, args: Any, kwargs: Any) -> None:
-        for x in tensors_in((args, kwargs)):
-            if x.layout is torch.strided and x.untyped_storage()._cdata in self.rig.shared:
-                raise WritesWeightsError
 
     def _wrote(self, func: Any, args: Any, kwargs: Any, value: Any, given: list[Tensor], written: bool) -> Any:
         name = getattr(func, "__name__", "")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nbcompile.core.copies import copied, shadow
 from nbcompile.core.layers import why_changed
-from nbcompile.core.running import tensors_of
+from nbcompile.core.running import storages, tensors_of
 from nbcompile.core.tracing.modules import calls_itself, changed, hollow_scripts, is_leaf, state
 
 
@@ -101,8 +101,7 @@ class Rig:
         named = list(_named(root))
         self.names = {id(x): name for name, x in named}
         self.state = frozenset(map(id, tensors_of(root)))
-        own = () if self.writes else root.parameters()
-        self.shared = frozenset(x.untyped_storage()._cdata for x in own if x.layout is torch.strided)
+        self.shared = frozenset[int]() if self.writes else storages(root)
         for name, module in modules:
             if module is not root and not calls_itself(module):
                 leaf = is_leaf(module)

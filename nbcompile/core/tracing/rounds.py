@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from nbcompile.core.errors import CaptureError
-from nbcompile.core.graph.guards import require_same_choice, require_sizes
+from nbcompile.core.graph.guards import is_guarded, require_same_choice, require_sizes
 from nbcompile.core.graph.ranks import DIMENSIONS
 from nbcompile.core.tracing.agree import Comparison, DisagreementError, settle
 from nbcompile.core.tracing.call import Call
@@ -35,6 +35,7 @@ class Captured:
         graph: None where there is a refusal.
         refusal: why the model as a whole cannot be said.
         writes: whether the model may write into its parameters; False where runs have shown that it does not.
+        elsewhere: tensors of another such call, on which the model was seen to do the same; None if there are none.
     """
 
     call: Call
@@ -42,6 +43,7 @@ class Captured:
     graph: fx.GraphModule | None
     refusal: Reason | None
     writes: bool = True
+    elsewhere: Sequence[Tensor] | None = None
 
 
 class _RefusedError(Exception):
@@ -92,7 +94,9 @@ def capture_in_rounds(model: nn.Module, call: Call, tensors: list[Tensor], guess
         one.opaque = known.hidden | one.opaque
         for node, x in zip(one.graph.find_nodes(op="placeholder"), () if guess else tensors, strict=False):
             node.meta[DIMENSIONS] = x.ndim
-        return Captured(call, one, graph_module(model, one), None, rig.writes)
+        gm = graph_module(model, one)
+        seen = None if is_guarded(gm) or not others else others[0][0]
+        return Captured(call, one, gm, None, rig.writes, seen)
     raise CaptureError(f"{type(model).__name__} has more than {_ROUNDS} parts, one in the other, that no graph can say")
 
 

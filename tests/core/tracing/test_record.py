@@ -166,6 +166,10 @@ def test_the_generator_and_the_modes_are_as_before() -> None:
         lambda m: torch.add(m.weight, 1, out=m.weight),
         lambda m: F.relu(m.weight, inplace=True),
         lambda m: nn.init.ones_(m.weight),
+        lambda m: m.weight.detach().numpy().fill(3.0),
+        lambda m: np.asarray(m.weight.detach()).fill(3.0),
+        lambda m: m.weight.untyped_storage().fill_(0),
+        lambda m: torch.from_dlpack(m.weight.detach()).fill_(2),
     ],
 )
 def test_weights_that_forward_writes_are_those_of_a_copy(write: Any) -> None:
