@@ -81,9 +81,10 @@ def _run(
 ) -> tuple[nn.Module, Counter[str], tuple[Any, Exception | None]]:
     """The copy that ran, how often each site in it did, and what came of it."""
     if training:
+        probe = shadow(giant, training=True)
         try:
             with LeavesWeights(giant):  # in eval mode, torch's transformer layers take another path with it
-                return _noted(shadow(giant, training=True), inputs)
+                return _noted(probe, inputs)
         except WritesWeightsError:
             may_write = True
     return _noted((working_copy if may_write else shadow)(giant, training=training), inputs)

@@ -23,6 +23,14 @@ from nbcompile.core.example import Inputs, change_tensors
 _SELDOM = 20_000
 """New objects after which the garbage among them is looked for; Python's own number is some hundreds."""
 
+_WRITERS = frozenset(["__set__", "__setitem__"]) | {
+    f"__i{name}__"
+    for name in (
+        *("add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "matmul"),
+        *("and", "or", "xor", "lshift", "rshift"),
+    )
+}
+"""Python's own; the first sets ``.data``, say."""
 _HANDED = frozenset(["numpy", "__array__", "data_ptr", "untyped_storage", "_typed_storage", "storage", "__dlpack__"])
 """Who has the memory can write into it, and torch does not see it."""
 
@@ -79,14 +87,14 @@ def require_left_alone(func: Any, args: Any, kwargs: Any, memory: Collection[int
 
 
 def _may_write(name: str, kwargs: Any) -> bool:
-    """It says so, or it sets ``.data``, renormalises weights that it reads, hands out memory."""
-    unsaid = name in _HANDED or name == "__set__" or kwargs.get("max_norm") is not None
-    return unsaid or says_that_it_writes(name, kwargs)
+    """It says so, or it renormalises weights that it reads, or hands out memory."""
+    return name in _HANDED or kwargs.get("max_norm") is not None or says_that_it_writes(name, kwargs)
 
 
 def says_that_it_writes(name: str, kwargs: Any) -> bool:
     """Whether a function of that name, called so, writes into what it is given."""
-    return name.endswith("_") or kwargs.get("inplace") is True or kwargs.get("out") is not None
+    named = name in _WRITERS or (name.endswith("_") and not name.endswith("__"))
+    return named or kwargs.get("inplace") is True or kwargs.get("out") is not None
 
 
 class _Collecting:

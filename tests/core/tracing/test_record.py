@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nbcompile.core.tracing.record import ModelError
+from nbcompile.core.running import says_that_it_writes
+from nbcompile.core.tracing.call import Call
+from nbcompile.core.tracing.record import ModelError, record
+from nbcompile.core.tracing.rig import Rig
 from nbcompile.core.tracing.values import NUMBER
 from tests.core.tracing.runs import Does, Net, X, check, recorded, run, written
 
@@ -184,6 +187,22 @@ def test_weights_that_forward_writes_are_those_of_a_copy(write: Any) -> None:
     assert model.weight._version == version
     with torch.no_grad():
         assert torch.equal(one.outputs, model(X.clone()))
+
+
+@pytest.mark.parametrize("read", [lambda w: w.shape[0], lambda w: w + 1, lambda w: w[0], lambda w: -w, lambda w: w.mean()])
+def test_weights_that_are_read_are_those_of_the_model(read: Any) -> None:
+    rig = Rig(Does(lambda m, x: x * m.weight + read(m.weight)).eval())
+    record(rig, Call.positional(1), [X])
+    assert not rig.writes
+
+
+def test_python_writes_by_these_names_alone() -> None:
+    """Of all that torch lets a mode see."""
+    names = {name for name in dir(Tensor) if name.startswith("__") and callable(getattr(Tensor, name))}
+    ours = {name for name in names if says_that_it_writes(name, {})}
+    in_place = {name for name in names if name.startswith("__i") and f"__{name[3:]}" in names}
+    assert ours == in_place | {"__setitem__"}
+    assert {"__iadd__", "__imul__", "__iand__", "__ilshift__"} <= in_place
 
 
 def test_an_embedding_that_renormalises_its_table() -> None:
