@@ -210,25 +210,30 @@ class Yolo(nn.Module):
         return torch.unbind(torch.cat(embeddings, 1), dim=0) if embeddings else x
 
 
-def detector(kind: str) -> nn.Module:
-    """``yolov5``, ``yolov8``, ``yolo11`` or ``yolov8-cls``, a few channels wide, random weights, in eval mode."""
+NANO = (16, 32, 64, 128, 256)
+"""Channels of YOLOv8n."""
+
+
+def detector(kind: str, channels: Sequence[int] = (8, 16, 24, 32, 48)) -> nn.Module:
+    """``yolov5``, ``yolov8``, ``yolo11`` or ``yolov8-cls``, of so many channels, random weights, in eval mode."""
     deep: dict[str, Any] = {"yolov5": C3, "yolov8": C2f, "yolov8-cls": C2f, "yolo11": C2f}
     block, options = deep[kind], {"split": True} if kind == "yolo11" else {}
+    a, b, c, d, e = channels
     backbone: list[tuple[int | list[int], nn.Module]] = [
-        (-1, Unit(3, 8, 3, 2)), (-1, Unit(8, 16, 3, 2)), (-1, block(16, 16, 1, **options)), (-1, Unit(16, 24, 3, 2)),
-        (-1, block(24, 24, 2, **options)), (-1, Unit(24, 32, 3, 2)), (-1, block(32, 32, 1, **options)),
-        (-1, Unit(32, 48, 3, 2)), (-1, block(48, 48, 1, **options)),
+        (-1, Unit(3, a, 3, 2)), (-1, Unit(a, b, 3, 2)), (-1, block(b, b, 1, **options)), (-1, Unit(b, c, 3, 2)),
+        (-1, block(c, c, 2, **options)), (-1, Unit(c, d, 3, 2)), (-1, block(d, d, 1, **options)),
+        (-1, Unit(d, e, 3, 2)), (-1, block(e, e, 1, **options)),
     ]  # fmt: skip
     if kind == "yolov8-cls":
-        return Yolo([*backbone, (-1, Classify(48))]).eval()
-    last = nn.Sequential(SPPF(48, 48), Attention(48)) if kind == "yolo11" else SPPF(48, 48)
+        return Yolo([*backbone, (-1, Classify(e))]).eval()
+    last = nn.Sequential(SPPF(e, e), Attention(e)) if kind == "yolo11" else SPPF(e, e)
     up = nn.Upsample(None, 2, "nearest")
     neck: list[tuple[int | list[int], nn.Module]] = [
-        (-1, last), (-1, up), ([-1, 6], Concat()), (-1, block(80, 32, 1, False, **options)),
-        (-1, nn.Upsample(None, 2, "nearest")), ([-1, 4], Concat()), (-1, block(56, 24, 1, False, **options)),
-        (-1, Unit(24, 24, 3, 2)), ([-1, 12], Concat()), (-1, block(56, 32, 1, False, **options)),
-        (-1, Unit(32, 32, 3, 2)), ([-1, 9], Concat()), (-1, block(80, 48, 1, False, **options)),
-        ([15, 18, 21], Detect((24, 32, 48))),
+        (-1, last), (-1, up), ([-1, 6], Concat()), (-1, block(e + d, d, 1, False, **options)),
+        (-1, nn.Upsample(None, 2, "nearest")), ([-1, 4], Concat()), (-1, block(d + c, c, 1, False, **options)),
+        (-1, Unit(c, c, 3, 2)), ([-1, 12], Concat()), (-1, block(c + d, d, 1, False, **options)),
+        (-1, Unit(d, d, 3, 2)), ([-1, 9], Concat()), (-1, block(d + e, e, 1, False, **options)),
+        ([15, 18, 21], Detect((c, d, e))),
     ]  # fmt: skip
     return Yolo([*backbone, *neck]).eval()
 

@@ -179,7 +179,8 @@ def output_of(model: nn.Module, inputs: Inputs) -> Any:
 @contextmanager
 def _apart(model: nn.Module, inputs: Inputs) -> Iterator[Inputs]:
     """Copies of ``inputs``; inside are no gradients, and random numbers that are drawn are not used up."""
-    devices = sorted({x.device.index for x in (*tree_leaves(inputs), *model.parameters()) if x.device.type == "cuda"})
+    held = (*tree_leaves(inputs), *model.parameters()) if torch.cuda.is_initialized() else ()
+    devices = sorted({x.device.index for x in held if x.device.type == "cuda"})
     with torch.random.fork_rng(devices), torch.no_grad():
         yield change_tensors(Tensor.clone, inputs)
 
