@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ def prove(
     call: Call,
     one: Recording,
     others: Sequence[tuple[Sequence[Tensor], Any]],
-    again: Callable[[Rig], Recording],
+    again: Callable[..., Recording],
 ) -> None:
     """Run the graph of ``one`` on what the network was run on; and the network once more, where a run changes it.
 
@@ -49,19 +50,20 @@ def prove(
         call: how it is called.
         one: a recording of it.
         others: other inputs, and what the network made of them.
-        again: makes the recording once more, somewhere, and keeps all values.
+        again: makes a recording as ``one`` was made: it takes a rig, ``tensors``, and whether to ``keep`` all values.
 
     Raises:
         UnprovenError: naming the first layer that differs, or what the network keeps from call to call.
     """
     told = [_told(rig, one, tensors, outputs) for tensors, outputs in others]
     if (one.root is not None or True not in told or False in told) and not _holds(rig, one, one.tensors, one.outputs):
-        raise _unproven(rig, one, again(rig))
+        raise _unproven(rig, one, again(rig, tensors=one.tensors, keep=True))
     if False in told:
         raise _unproven(rig, one, None)
     if one.root is None:
         return
     same = _same(outputs_at(one.root, call, one.tensors), one.outputs)
+    again = partial(again, tensors=others[0][0] if True in told[:1] else one.tensors)
     if not same or kept_from_call_to_call(first := again(rig), again(Rig(first.root or rig.model))):
         name, attribute = one.kept[0]
         raise UnprovenError(

@@ -82,7 +82,7 @@ def capture_in_rounds(model: nn.Module, call: Call, tensors: list[Tensor], guess
         try:
             one, others = known.agreed()
             if proof:
-                prove(rig, call, one, others, partial(record, call=call, tensors=tensors, opaque=one.opaque, keep=True))
+                prove(rig, call, one, others, partial(record, call=call, opaque=one.opaque))
         except _OpaqueError as more:
             known.hidden.update(more.parts)
             continue

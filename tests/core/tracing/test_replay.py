@@ -1,6 +1,7 @@
 """A graph is proven by running it: a wrong one is refused, and the first layer that differs is named."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ class Net(nn.Module):
 
 def prove_at(model: nn.Module, one: Recording, others: Any) -> None:
     rig = Rig(model)
-    prove(rig, CALL, one, others, lambda rig: record(rig, CALL, one.tensors, keep=True))
+    prove(rig, CALL, one, others, partial(record, call=CALL))
 
 
 def proven(model: nn.Module, one: Recording, *others: Tensor) -> None:
