@@ -52,7 +52,8 @@ def draw_curves(runs: Sequence[TrainingRun]) -> str:
         heights = [3, 2.4, 0.9] if has_slope else [3, 2.4]
         figure = Figure(figsize=(8.6, sum(heights) * 0.95), layout="constrained")
         axes: list[Axes] = list(figure.subplots(len(heights), 1, sharex=True, gridspec_kw={"height_ratios": heights}))
-        _curves(axes[0], runs, {"val_accuracy": "-", "train_accuracy": ":"}, "accuracy, %", scale=100.0)
+        metrics = ", ".join(dict.fromkeys(run.metric for run in runs))
+        _curves(axes[0], runs, {"val_accuracy": "-", "train_accuracy": ":"}, f"{metrics}, %", scale=100.0)
         _curves(axes[1], runs, {"loss": "-"}, "training loss")
         if has_slope:
             _curves(axes[2], runs, {"slope": "-"}, "slope")

@@ -120,10 +120,12 @@ class TrainingRun:
         label: such as ``vanilla`` or ``NetBooster``.
         history: one mapping per epoch. Keys, all but the first optional: ``epoch`` (1, 2, …), ``loss``,
             ``train_accuracy`` and ``val_accuracy`` (fractions), ``slope``, ``lr``, ``phase`` (a short name).
+        metric: what accuracies are, such as ``AP50`` of a detector.
     """
 
     label: str
     history: tuple[Mapping[str, Any], ...] = ()
+    metric: str = "accuracy"
 
 
 @dataclass(frozen=True, kw_only=True)

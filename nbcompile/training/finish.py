@@ -36,7 +36,7 @@ def finish(session: Session, data: Data, output: Path, check_export: bool, spent
     files = NOT_CHECKED
     if session.fabric.is_global_zero:
         save(model, output, torch.zeros(1, *data.shape))
-        session.folder.draw(session.history)
+        session.folder.draw(session.history, session.method.task.metric)
         if check_export:
             files = check_files(model if fused is None else fused, data, session.config, session.folder.path)
     stored = session.stored

@@ -181,7 +181,7 @@ def _run_epoch(session: Session, epoch: int) -> None:
         session.folder.keep_anchor(session.network(), len(session.history), session.config)
         session.folder.save(session.state_dict(), record)
         if record.seconds > SLOW:
-            session.folder.draw(session.history)
+            session.folder.draw(session.history, session.method.task.metric)
     session.tell(record)
 
 

@@ -164,6 +164,12 @@ def test_minimal_report_renders() -> None:
     assert [value for tag, name, value in page.attributes if (tag, name) == ("a", "href")] == ["#about"]
 
 
+def test_curves_say_what_was_measured() -> None:
+    history = ({"epoch": 1, "val_accuracy": 0.5},)
+    report = replace(MINIMAL, runs=(TrainingRun(label="a", history=history, metric="AP50"),))
+    assert "AP50, %" in ParsedPage(render_page(report)).text
+
+
 def test_nothing_is_loaded_from_elsewhere() -> None:
     html = render_page(full_report())
     page = ParsedPage(html)

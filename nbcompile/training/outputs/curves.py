@@ -7,23 +7,32 @@ from pathlib import Path
 from nbcompile.core.files import atomic
 from nbcompile.training.outputs.records import Epoch
 
+_ACCURACIES = {"val_accuracy": ("validation", "-", 100), "train_accuracy": ("training", ":", 100)}
 _PANELS = {
-    "accuracy, %": {"val_accuracy": ("validation", "-", 100), "train_accuracy": ("training", ":", 100)},
     "training loss": {"loss": ("loss", "-", 1)},
     "learning rate": {"lr": ("lr", "-", 1)},
     "slope": {"slope": ("slope", "-", 1)},
 }
-"""Per panel: fields of an epoch, each with its name, line style and factor."""
+"""Per panel but the first: fields of an epoch, each with its name, line style and factor."""
 
 
-def save_curves(history: Sequence[Epoch], path: Path) -> None:
-    """Accuracies, loss, learning rate and, where there are any, slopes over the epochs, with the phases' names."""
+def save_curves(history: Sequence[Epoch], path: Path, metric: str = "accuracy") -> None:
+    """Accuracies, loss, learning rate and, where there are any, slopes over the epochs, with the phases' names.
+
+    Args:
+        history: of the run.
+        path: of the picture.
+        metric: what accuracies are, as of :class:`~nbcompile.training.outputs.records.TrainResult`.
+    """
     from matplotlib.figure import Figure
 
-    panels = dict(_PANELS)
+    first = {"accuracy, %": _ACCURACIES}
+    if metric != "accuracy":
+        first = {f"{metric}, %": {**_ACCURACIES, "train_accuracy": ("training: found", ":", 100)}}
+    panels = {**first, **_PANELS}
     if all(epoch.slope is None for epoch in history):
         del panels["slope"]
-    heights = [2.2 if label.startswith("acc") else 1 for label in panels]
+    heights = [2.2 if label in first else 1 for label in panels]
     figure = Figure(figsize=(8, 1.6 * sum(heights)), layout="constrained")
     axes = figure.subplots(len(panels), 1, sharex=True, gridspec_kw={"height_ratios": heights})
     for one, (label, series) in zip(axes, panels.items(), strict=True):

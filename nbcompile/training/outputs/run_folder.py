@@ -164,10 +164,10 @@ class RunFolder:
         if done in ends:
             save(copied(model).cpu(), self.path / f"{ANCHOR}{ends.index(done) + 1}.pt")
 
-    def draw(self, history: Sequence[Epoch]) -> None:
-        """Write the picture of the curves."""
+    def draw(self, history: Sequence[Epoch], metric: str) -> None:
+        """Write the picture of the curves, whose accuracies are a ``metric``."""
         if _is_there("matplotlib"):
-            curves.save_curves(history, self.path / "curves.png")
+            curves.save_curves(history, self.path / "curves.png", metric)
 
     def keep_result(self, result: TrainResult) -> None:
         """Write what the run came to, but for its history, which is in the metrics."""

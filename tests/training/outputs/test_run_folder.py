@@ -144,6 +144,19 @@ def test_a_folder_that_is_called_like_a_package(tmp_path: Path, monkeypatch: pyt
     assert not run_folder._is_there("tensorboard")
 
 
+@pytest.mark.parametrize(("metric", "said"), [("accuracy", "training"), ("AP50", "training: found")])
+def test_curves_say_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: str, said: str) -> None:
+    drawn: list[Any] = []
+
+    def savefig(figure: Any, *_: Any, **__: Any) -> None:
+        drawn.append(figure.axes[0])
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
+    save_curves([epoch(1, 0.5, None, "train")], tmp_path / "curves.png", metric)
+    assert drawn[0].get_ylabel() == f"{metric}, %"
+    assert [text.get_text() for text in drawn[0].get_legend().get_texts()] == ["validation", said]
+
+
 @pytest.mark.parametrize("epochs", [1, 9])
 def test_curves_of_short_and_long_runs(tmp_path: Path, epochs: int) -> None:
     phases = ["plain", "giant", "plt", "fine-tune"]
