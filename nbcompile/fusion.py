@@ -52,7 +52,7 @@ def fuse(
         verify_each: run the graph before and after every pass and compare.
         proof: compare each block with its layer, and the giant with what it became, in a run on the example or on
             what the giant remembers, unless a slope is below 1; for ``all``, run the graph that was read against the
-            model, on the example and on a drawn input.
+            model, at other sizes where it takes them and the graph holds for them, else on the example.
 
     Returns:
         With ``sites``, a module of the original's class whose ``state_dict`` the original takes strictly. With
