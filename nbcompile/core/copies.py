@@ -58,7 +58,7 @@ def shadow(model: nn.Module, *, training: bool | None = None) -> nn.Module:
     """
     if training is not None and any(map(_switches_by_itself, set(map(type, model.modules())))):
         return working_copy(model, training=training)
-    plain = (x for x in model.parameters() if type(x) is nn.Parameter)
+    plain = (x for x in model.parameters() if type(x) is nn.Parameter and not x.is_inference())
     return _lenient(model, {id(x): nn.Parameter(x.detach(), x.requires_grad) for x in plain}, training, True)
 
 

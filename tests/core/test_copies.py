@@ -56,6 +56,16 @@ def test_parameters_share_their_memory_and_are_no_parameters_of_the_model() -> N
         assert ours.requires_grad == theirs.requires_grad == (name != "conv.weight")
 
 
+def test_what_was_made_under_inference_mode_is_copied() -> None:
+    """It has no views that could be trained."""
+    with torch.inference_mode():
+        model = nn.Linear(3, 2)
+    made: Any = shadow(model)
+    assert not made.weight.is_inference()
+    assert made.weight.requires_grad
+    assert memory(made.weight) != memory(model.weight)
+
+
 class MergesInEval(nn.Module):
     """As the adapters do that are called LoRA."""
 

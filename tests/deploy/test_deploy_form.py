@@ -342,3 +342,12 @@ def test_what_became_of_a_shadow_gets_memory_of_its_own() -> None:
     for (_, theirs), (name, ours) in zip(model.named_parameters(), made.named_parameters(), strict=True):
         assert ours.data_ptr() != theirs.data_ptr()
         assert name == "scores.bias" or torch.equal(ours, theirs)
+
+
+def test_a_model_made_under_inference_mode() -> None:
+    with torch.inference_mode():
+        model = Body().eval()
+        x = torch.randn(1, 3, 6, 5)
+    tiny, _ = compiled(model, (x,))
+    assert not any(w.is_inference() for w in tiny.parameters())
+    assert torch.allclose(tiny(x.clone()), model(x), atol=1e-6)
