@@ -8,6 +8,8 @@ a graph has nodes.
 import gc
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import cache
+from operator import attrgetter
 from threading import Lock
 from typing import Any
 
@@ -31,6 +33,7 @@ _WRITERS = frozenset(["__set__", "__setitem__"]) | {
     )
 }
 """Python's own; the first sets ``.data``, say."""
+_OPERATORS = "torch._ops."
 _HANDED = frozenset(["numpy", "__array__", "data_ptr", "untyped_storage", "_typed_storage", "storage", "__dlpack__"])
 """Who has the memory can write into it, and torch does not see it."""
 
@@ -80,15 +83,25 @@ def require_left_alone(func: Any, args: Any, kwargs: Any, memory: Collection[int
     Raises:
         WritesWeightsError: if it may write into ``memory``.
     """
-    if memory and _may_write(getattr(func, "__name__", ""), kwargs):
+    if memory and _may_write(func, kwargs):
         for x in tree_leaves((args, kwargs)):
             if isinstance(x, Tensor) and x.layout is torch.strided and x.untyped_storage()._cdata in memory:
                 raise WritesWeightsError
 
 
-def _may_write(name: str, kwargs: Any) -> bool:
-    """It says so, or it renormalises weights that it reads, or hands out memory."""
-    return name in _HANDED or kwargs.get("max_norm") is not None or says_that_it_writes(name, kwargs)
+def _may_write(func: Any, kwargs: Any) -> bool:
+    """It says so, by its name or schema, or it renormalises weights that it reads, or hands out memory."""
+    name, home = getattr(func, "__name__", ""), str(getattr(func, "__module__", ""))
+    unsaid = name in _HANDED or kwargs.get("max_norm") is not None
+    return unsaid or says_that_it_writes(name, kwargs) or (home.startswith(_OPERATORS) and _changes(home, name))
+
+
+@cache
+def _changes(home: str, name: str) -> bool:
+    """Whether an operator, or one of its overloads, changes an argument."""
+    found = attrgetter(f"{home.removeprefix(_OPERATORS)}.{name}")(torch.ops)
+    overloads = [found] if isinstance(found, torch._ops.OpOverload) else [getattr(found, n) for n in found.overloads()]
+    return any(one._schema.is_mutable for one in overloads)
 
 
 def says_that_it_writes(name: str, kwargs: Any) -> bool:

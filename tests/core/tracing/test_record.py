@@ -158,10 +158,19 @@ def test_the_generator_and_the_modes_are_as_before() -> None:
     assert not one.outputs.requires_grad
 
 
+@torch.library.custom_op("nbcompile_tests::halve", mutates_args={"x"})
+def halve(x: Tensor) -> None:
+    """Its name does not say that it writes."""
+    x.mul_(0.5)
+
+
 @pytest.mark.parametrize(
     "write",
     [
         lambda m: m.weight.mul_(2),
+        lambda m: halve(m.weight),
+        lambda m: torch.ops.nbcompile_tests.halve(m.weight),
+        lambda m: torch.ops.nbcompile_tests.halve.default(m.weight.data),
         lambda m: m.weight.data.mul_(2),
         lambda m: m.weight.detach().view(-1).add_(1),
         lambda m: setattr(m.weight, "data", m.weight.data + 1),
