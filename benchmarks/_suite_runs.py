@@ -181,8 +181,9 @@ class Sitting:
         )
 
     def _row(self, cell: Cell, plain: dict[int, list[Run]], epochs: int) -> dict[str, Any]:
-        """A row; the plain runs of at least its budget are those of the next doubling of the epochs."""
+        """A row; the plain runs of at least its budget are those of the next doubling of the epochs, or the longest."""
         enough = next((n for n in sorted(plain) if n >= round(cell.cost, 6)), None)
+        beside = enough or max(plain, default=None)
         ours = finals(cell.runs)
         return {
             "name": cell.row.name,
@@ -190,8 +191,9 @@ class Sitting:
             "finals": [100 * one for one in ours],
             "compute": cell.cost,
             "over_same": difference(ours, finals(plain[epochs])) if epochs in plain else None,
-            "over_compute": difference(ours, finals(plain[enough])) if enough else None,
-            "epochs_compute": enough,
+            "over_compute": difference(ours, finals(plain[beside])) if beside else None,
+            "epochs_compute": beside,
+            "enough": enough is not None,
             "seconds": sum(known["seconds"] for run in cell.runs if (known := run.found())),
         }
 
@@ -223,6 +225,7 @@ def run_suite(args: argparse.Namespace) -> None:
             "final, vanilla_by_epochs, finals": "accuracy on the held-out images, %",
             "over_same, over_compute": "paired difference from vanilla of as many epochs, and of at least the compute: "
             "points, mean and standard error",
+            "enough": "whether the plain runs of epochs_compute cost as much: of costly rows they are the longest there are",
             "compute": "of a run, in epochs of the plain network",
         }
         write(args, 0, units, {"recipe": dict(sitting.suite.recipe), **found})
@@ -235,7 +238,8 @@ def show(sitting: Sitting, found: dict[str, Any]) -> None:
         names = ("row", "final", "x plain", "- vanilla", "- vanilla of its budget")
         table = Table(*names, title=f"{network}, {one['epochs']} epochs (vanilla by epochs: {lengths})")
         for row in one["rows"]:
-            longer = f"{text(row['over_compute'], '+')} ({row['epochs_compute']} epochs)" if row["over_compute"] else ""
+            told = f"({row['epochs_compute']} epochs{'' if row['enough'] else ', which is less'})"
+            longer = f"{text(row['over_compute'], '+')} {told}" if row["over_compute"] else ""
             times = f"{row['compute'] / one['epochs']:.2f}"
             table.add_row(row["name"], text(row["final"]), times, text(row["over_same"], "+"), longer)
         sitting.console.print(table)

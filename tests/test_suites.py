@@ -78,8 +78,20 @@ def test_rows_beside_vanilla_of_the_same_epochs_and_of_the_budget(
     plain, ours = network["rows"]
     assert (plain["name"], ours["name"]) == ("vanilla", "NetAug")
     assert ours["over_same"]["mean"] == pytest.approx(1.0)
-    assert (ours["epochs_compute"], ours["over_compute"]["mean"]) == (120, pytest.approx(0.7))
+    assert (ours["epochs_compute"], ours["over_compute"]["mean"], ours["enough"]) == (120, pytest.approx(0.7), True)
     assert found["missing"] == ["mobilenet-47k: vanilla", "mobilenet-47k: NetAug"]
+
+
+def test_a_row_that_costs_more_than_any_plain_run_stands_beside_the_longest(
+    suites: Any, trained: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(suites, "compute", lambda network, told, teacher: 5.0 * told.epochs)
+    one = sitting(suites, tmp_path, settings=["vanilla", "NetAug"])
+    assert one.limit("residual-91k") == 60
+    one.rows_done("residual-91k", 60)
+    row = one.results()["networks"]["residual-91k"]["rows"][1]
+    assert (row["compute"], row["epochs_compute"], row["enough"]) == (300, 120, False)
+    assert row["over_compute"]["mean"] == pytest.approx(0.7)
 
 
 def test_another_machine_goes_on_from_the_result_file(suites: Any, trained: list[Any], tmp_path: Path) -> None:
