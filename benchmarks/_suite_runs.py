@@ -225,7 +225,7 @@ def run_suite(args: argparse.Namespace) -> None:
             "final, vanilla_by_epochs, finals": "accuracy on the held-out images, %",
             "over_same, over_compute": "paired difference from vanilla of as many epochs, and of at least the compute: "
             "points, mean and standard error",
-            "enough": "whether the plain runs of epochs_compute cost as much: of costly rows they are the longest there are",
+            "enough": "whether those plain runs cost as much; where none do, they are the longest there are",
             "compute": "of a run, in epochs of the plain network",
         }
         write(args, 0, units, {"recipe": dict(sitting.suite.recipe), **found})
