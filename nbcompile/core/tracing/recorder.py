@@ -185,8 +185,9 @@ class Recorder(TorchFunctionMode):
 
     def entered(self, part: Part, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A module is called."""
-        specs = [TensorSpec(tuple(x.shape), x.dtype) for x in tensors_in((args, kwargs))]
-        self.recording.calls.setdefault(part.name, []).append((Call.of(args, kwargs), specs))
+        if not part.leaf:
+            specs = [TensorSpec(tuple(x.shape), x.dtype) for x in tensors_in((args, kwargs))]
+            self.recording.calls.setdefault(part.name, []).append((Call.of(args, kwargs), specs))
         if get_ident() != self._thread:
             return
         self.recording.passed_by |= part.around.difference(self._running)

@@ -58,7 +58,7 @@ class Recording:
         graph: numbers in it that depend on sizes are nodes marked as such, if it was recorded so.
         constants: tensors from elsewhere, by the names under which the graph reads them.
         opaque: why a module is one node that is no leaf, by its name.
-        calls: how each module was called: the call, and its tensors.
+        calls: how each module was called that is no leaf: the call, and its tensors.
         passed_by: names of modules whose inner modules, of those that hold tensors, were called while they did not run.
         refusal: why the network as a whole cannot be said; the graph is then without an output.
         asks_layout: whether code asked how a value that depends on the inputs lies in memory.
