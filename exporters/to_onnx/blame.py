@@ -10,7 +10,7 @@ from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import Inputs
 from nbcompile.core.numerics import relative_error
 from nbcompile.exporters.program import place
-from nbcompile.exporters.to_onnx.check import ERRORS_ONLY
+from nbcompile.exporters.to_onnx.check import session_options
 
 
 def first_difference(program: ExportedProgram, model: ModelProto, inputs: Inputs, limit: float) -> str:
@@ -59,8 +59,7 @@ def _differ(given: Tensor, wanted: Tensor, limit: float) -> bool:
 
 
 def _run(model: ModelProto, inputs: Inputs) -> dict[str, Tensor]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
+    options = session_options()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     feed = {value.name: x.numpy() for value, x in zip(session.get_inputs(), inputs, strict=True)}

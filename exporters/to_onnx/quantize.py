@@ -32,13 +32,17 @@ from nbcompile.core.progress import step
 from nbcompile.core.running import output_of
 from nbcompile.core.words import first_line
 from nbcompile.exporters.base import ExportResult
-from nbcompile.exporters.to_onnx.check import ERRORS_ONLY, onnx_outputs, resized
+from nbcompile.exporters.to_onnx.check import EXACT_INT8, onnx_outputs, resized, session_options
 from nbcompile.exporters.to_onnx.export import write_onnx
 from nbcompile.exporters.to_onnx.file import LAYERS
 from nbcompile.exporters.to_onnx.graph import quiet_exporter
 
 OLDEST_OPSET = 13
 """The first whose QuantizeLinear has a scale per channel."""
+
+
+_SEEN = 0.5
+"""dB less, from which on it is said that this processor's sums saturate."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,7 @@ def write_onnx_int8(
             trials.append(making.trial(f"{best.how}, biases corrected", correct(best.graph)))
             best = trials[-1] if always else max(best, trials[-1], key=lambda one: one.noise.sqnr)
         fused, layers = making.fused(best.content)
+        saturated = making.saturated(best)
     _require(path, best.noise, least, agreement)
     digest = hashlib.sha256(best.content).hexdigest()
     with atomic(path) as temporary:
@@ -162,7 +167,7 @@ def write_onnx_int8(
         error=10 ** (-best.noise.sqnr / 20),
         tolerance=10 ** (-least / 20),
         versions={"onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__},
-        notes=(*notes, *_said(best, trials, len(checked), fused, layers)),
+        notes=(*notes, *_said(best, trials, len(checked), fused, layers), *saturated),
         seconds=time.perf_counter() - started,
         noise=best.noise,
         chosen=best.how,
@@ -222,8 +227,24 @@ class _Making:
                     )  # fmt: skip
             except Exception as error:  # ONNX Runtime's quantizer raises many kinds
                 raise ExportError(f"ONNX Runtime's quantizer cannot quantize the graph: {first_line(error)}") from error
-        outputs = onnx_outputs(target, [self.batched(one) for one, _ in self.checked])
-        return _Trial(how, graph, target.read_bytes(), noise_of(outputs, [one for _, one in self.checked]))
+        return _Trial(how, graph, target.read_bytes(), self.noise(target))
+
+    def noise(self, path: Path, *, exact_int8: bool = True) -> OnnxNoise:
+        """Of a file, on the samples of the check."""
+        outputs = onnx_outputs(path, [self.batched(one) for one, _ in self.checked], exact_int8=exact_int8)
+        return noise_of(outputs, [one for _, one in self.checked])
+
+    def saturated(self, best: _Trial) -> list[str]:
+        """What to know of this processor, if ONNX Runtime computes the file otherwise here than elsewhere."""
+        path = self.folder / "best.onnx"
+        path.write_bytes(best.content)
+        here = self.noise(path, exact_int8=False)
+        if here.sqnr >= best.noise.sqnr - _SEEN:
+            return []
+        return [
+            f"on this processor, which lacks VNNI, ONNX Runtime's sums of int8 products saturate ({here.sqnr:.1f} dB), "
+            f"unless its session configuration has {EXACT_INT8}=1, as in this check; ARM and x86 with VNNI are exact"
+        ]
 
     def batched(self, sample: Inputs) -> Inputs:
         """A sample as often as the file takes it at once."""
@@ -231,8 +252,7 @@ class _Making:
 
     def fused(self, content: bytes) -> tuple[int, int]:
         """How many layers ONNX Runtime computes in integers, and how many there are."""
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = ERRORS_ONLY
+        options = session_options()
         options.optimized_model_filepath = str(self.folder / "optimized.onnx")
         onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         left = onnx.load(options.optimized_model_filepath, load_external_data=False).graph.node

@@ -1,5 +1,6 @@
 """int8 ``.onnx``: QDQ by ONNX Runtime's quantizer, corrected biases, what is refused, and ``verify`` of such files."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 import nbcompile
 from nbcompile.core.errors import ExportError, UsageError, VerificationError
+from nbcompile.core.numerics import relative_error
 from nbcompile.deploy.corrected_biases import with_corrected_biases
 from nbcompile.exporters.to_onnx.check import onnx_outputs
 from nbcompile.exporters.to_onnx.file import onnx_quantized
@@ -84,6 +86,44 @@ def test_it_gives_what_pytorch_gives_at_any_batch(written: QuantizedOnnx, images
     assert noise.top1 > 0.9
     assert written.noise.sqnr == max(written.tried.values())
     assert written.error == pytest.approx(10 ** (-written.noise.sqnr / 20))
+
+
+@pytest.mark.parametrize("saturates", [False, True])
+def test_what_saturates_on_this_processor_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, images: Tensor, saturates: bool
+) -> None:
+    """What this test runs on may have VNNI or not: the kernels that saturate are played here."""
+    asked = []
+
+    def outputs(path: Path, calls: Any, *, exact_int8: bool = True) -> Any:
+        asked.append(exact_int8)
+        found = onnx_outputs(path, calls)
+        return (
+            found if exact_int8 or not saturates else [[y.clamp(max=float(y.max()) / 2) for y in one] for one in found]
+        )
+
+    monkeypatch.setattr("nbcompile.exporters.to_onnx.quantize.onnx_outputs", outputs)
+    path = tmp_path / "tiny.onnx"
+    result = nbcompile.export(residual(), path, images[:1], quantize="int8", calibration=images, equalize="never")
+    assert isinstance(result, QuantizedOnnx)
+    assert asked.count(False) == 1
+    assert result.noise.sqnr > 25
+    said = [note for note in result.notes if "session.x64quantprecision=1" in note]
+    assert len(said) == saturates
+    pattern = r"on this processor, which lacks VNNI, ONNX Runtime's sums of int8 products saturate \(-?\d+\.\d dB\), "
+    assert all(re.match(pattern, note) for note in said)
+
+
+def test_sums_do_not_saturate_on_any_processor(tmp_path: Path) -> None:
+    """Pairs of the largest products are more than 16 bits hold."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 4)).eval()
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+    x = torch.rand(40, 64) * 0.2 + 0.8
+    written = nbcompile.export(model, tmp_path / "x.onnx", x[:1], quantize="int8", calibration=x, equalize="never")
+    (ours,) = onnx_outputs(written.path, [(x,)])[0]
+    assert relative_error(ours, model(x).detach()) < 0.01
 
 
 def test_layers_keep_their_names_and_costs(written: QuantizedOnnx, images: Tensor) -> None:
