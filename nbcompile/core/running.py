@@ -192,7 +192,8 @@ def output_of(model: nn.Module, inputs: Inputs) -> Any:
 @contextmanager
 def _apart(model: nn.Module, inputs: Inputs) -> Iterator[Inputs]:
     """Copies of ``inputs``; inside are no gradients, and random numbers that are drawn are not used up."""
-    held = (*tree_leaves(inputs), *model.parameters()) if torch.cuda.is_initialized() else ()
+    there = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    held = (*tree_leaves(inputs), *model.parameters()) if there else ()
     devices = sorted({x.device.index for x in held if x.device.type == "cuda"})
     with torch.random.fork_rng(devices), torch.no_grad():
         yield change_tensors(Tensor.clone, inputs)

@@ -26,13 +26,13 @@ def save_curves(history: Sequence[Epoch], path: Path, metric: str = "accuracy") 
     """
     from matplotlib.figure import Figure
 
-    first = {"accuracy, %": _ACCURACIES}
+    top = {"accuracy, %": _ACCURACIES}
     if metric != "accuracy":
-        first = {f"{metric}, %": {**_ACCURACIES, "train_accuracy": ("training: found", ":", 100)}}
-    panels = {**first, **_PANELS}
+        top = {f"{metric}, %": {**_ACCURACIES, "train_accuracy": ("training: found", ":", 100)}}
+    panels = {**top, **_PANELS}
     if all(epoch.slope is None for epoch in history):
         del panels["slope"]
-    heights = [2.2 if label in first else 1 for label in panels]
+    heights = [2.2 if label in top else 1 for label in panels]
     figure = Figure(figsize=(8, 1.6 * sum(heights)), layout="constrained")
     axes = figure.subplots(len(panels), 1, sharex=True, gridspec_kw={"height_ratios": heights})
     for one, (label, series) in zip(axes, panels.items(), strict=True):
