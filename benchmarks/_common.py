@@ -56,6 +56,12 @@ def write(args: argparse.Namespace, seed: int, units: dict[str, str], results: A
     print(f"written: {args.out}")
 
 
+def written(path: Path) -> dict[str, Any]:
+    """What :func:`write` wrote to a file before; nothing if there is none."""
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
 def alternate(
     calls: dict[str, Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from _common import difference, text, write
+from _common import difference, text, write, written
 from _runs import Run, built, carried_out, compute, data_of
 from _studies import Options
 from _suites import SUITES, Place, Row, Suite
@@ -63,7 +63,7 @@ class Sitting:
         self.least = 3 if args.quick else self.suite.epochs
         self.end = time.monotonic() + 60 * args.minutes if args.minutes else None
         self.console = Console()
-        self.before = _results_in(args.out)
+        self.before: dict[str, Any] = written(args.out).get("results", {})
         self._restore(self.before.get("runs", {}))
 
     def _restore(self, runs: dict[str, dict[str, Any]]) -> None:
@@ -245,14 +245,6 @@ def show(sitting: Sitting, found: dict[str, Any]) -> None:
         sitting.console.print(table)
     if found["missing"]:
         sitting.console.print("missing:", ", ".join(found["missing"]))
-
-
-def _results_in(file: Path) -> dict[str, Any]:
-    """What the suite's result file holds; nothing if there is none."""
-    if not file.exists():
-        return {}
-    found: dict[str, Any] = json.loads(file.read_text())["results"]
-    return found
 
 
 def complete(runs: Sequence[Run]) -> bool:

@@ -12,7 +12,6 @@ measured in a fork, in a second call, so that what is only loaded once does not 
 
 import ctypes
 import gc
-import json
 import re
 import statistics
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from typing import Any
 
 import timm
 import torch
-from _common import alternate, parser, ratios, write
+from _common import alternate, parser, ratios, write, written
 from _detectors import NANO, detector
 from _networks import isolated
 from _switches import DBBMobileNet, blocks_switched, units_switched
@@ -102,10 +101,8 @@ def main() -> None:
 
 def committed(file: Path) -> dict[str, dict[str, Any]]:
     """The rows of the result file, by their networks, if it is of a machine of this kind."""
-    if not file.exists():
-        return {}
-    known = json.loads(file.read_text())
-    same = known["environment"]["machine"] == machine_line()
+    known = written(file)
+    same = known and known["environment"]["machine"] == machine_line()
     return {row["model"]: row for row in known["results"]["networks"]} if same else {}
 
 

@@ -8,7 +8,6 @@ into the same file.
 """
 
 import gc
-import json
 import subprocess
 import tempfile
 import time
@@ -19,7 +18,7 @@ from typing import Any
 
 import timm
 import torch
-from _common import parser, write
+from _common import parser, write, written
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -57,7 +56,7 @@ def main() -> None:
     made.add_argument("--no-networks", action="store_true", help="chains only; nothing is written")
     args = made.parse_args()
     torch.set_num_threads(1)
-    known = json.loads(args.out.read_text())["results"] if args.out.exists() else {}
+    known = written(args.out).get("results", {})
     if args.quick:
         args.upto = min(UNITS)
     for row in args.rows:  # what is loaded when it is first used

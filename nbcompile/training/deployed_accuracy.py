@@ -21,7 +21,6 @@ CALIBRATION = 200
 """Images of the training set that calibrate the int8 file."""
 
 _BATCH = 100
-_ERRORS_ONLY = 3  # ONNX Runtime's log severity
 
 Runner = Callable[[Tensor], Any]
 """Images ``(N, C, H, W)`` to logits ``(N, K)``, or a tuple of maps."""
@@ -96,9 +95,9 @@ def calibration_images(data: "Data", config: "TrainConfig") -> Tensor:
 def _onnx_runner(path: Path) -> Runner:
     import onnxruntime  # export has run the file in it
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    from nbcompile.exporters.to_onnx.check import session_options
+
+    session = onnxruntime.InferenceSession(path, session_options(), providers=["CPUExecutionProvider"])
     (port,) = session.get_inputs()
     return lambda images: _outputs([torch.as_tensor(x) for x in session.run(None, {port.name: images.numpy()})])
 
