@@ -6,8 +6,8 @@ import json
 import math
 import multiprocessing
 import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Sequence, Set
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from _studies import NETWORKS, RECIPE, TINY_IMAGENET, Options
 from rich.console import Console
-from rich.progress import Progress
 from torch import nn
 
 import nbcompile
@@ -115,8 +114,19 @@ def built(network: str) -> nn.Module:
 
 @cache
 def data_of(name: str, train_images: int | None, input_size: int | None = None) -> Data:
-    """The data set, once a process."""
-    return load_data(TrainConfig(data=name, train_images=train_images, input_size=input_size))
+    """The data set, once a process, or once for all."""
+    named = (name, train_images, input_size)
+    if named not in _SHARED:
+        return load_data(TrainConfig(data=name, train_images=train_images, input_size=input_size))
+    return _SHARED[named]
+
+
+_SHARED: dict[Any, Data] = {}
+"""What another process has loaded; torch keeps it in memory that both have."""
+
+
+def _begin(shared: dict[Any, Data]) -> None:
+    _SHARED.update(shared)
 
 
 def done(run: Run) -> Run:
@@ -196,29 +206,53 @@ def by_seed(runs: Sequence[Run]) -> list[Run]:
 
 
 def carried_out(runs: Sequence[Run], jobs: int, end: float | None = None) -> bool:
-    """Train what is not done yet, in order.
+    """Train what is not done yet, in order: see `carried_out_by`."""
+    return carried_out_by(
+        lambda running: next((x for x in runs if x.found() is None and x not in running), None), jobs, end
+    )
+
+
+def carried_out_by(choose: Callable[[Set[Run]], Run | None], jobs: int, end: float | None = None) -> bool:
+    """Train what is chosen, until nothing is.
 
     Args:
-        runs: what is wanted.
+        choose: the next run, which is not done, beside those that it is given, which are running; None is none now.
         jobs: processes.
         end: of the sitting, as ``time.monotonic`` has it; runs that are cut off go on from their last epoch next time.
 
     Returns:
-        Whether all are done.
+        Whether that was before the end.
+
+    Raises:
+        Exception: of a run, when all others are done.
     """
-    missing = [run for run in dict.fromkeys(runs) if run.found() is None]
-    if not missing:
+    first = choose(frozenset())
+    if first is None:
         return True
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=spawn) as pool, Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("runs", total=len(missing))
-        futures = [pool.submit(done, run) for run in missing]
-        try:
-            for future in as_completed(futures, None if end is None else max(0.0, end - time.monotonic())):
-                future.result()
-                progress.advance(task)
-        except TimeoutError:
-            for process in list(pool._processes.values()):  # none of concurrent.futures' own words ends a running call
-                process.kill()
-            return False
+    c = first.config
+    named = (c.data, c.train_images, c.input_size)
+    shared = {named: data_of(*named)} if jobs > 1 else {}
+    spawn, console = multiprocessing.get_context("spawn"), Console(stderr=True)
+    running: dict[Future[Run], Run] = {}
+    failed: dict[Run, BaseException] = {}
+    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_begin, initargs=(shared,)) as pool:
+        while True:
+            while len(running) < jobs and (run := choose({*running.values(), *failed})) is not None:
+                running[pool.submit(done, run)] = run
+            if not running:
+                break
+            left = None if end is None else max(0.0, end - time.monotonic())
+            finished, _ = wait(running, left, return_when=FIRST_COMPLETED)
+            for future in finished:
+                run, error = running.pop(future), future.exception()
+                if error is not None:
+                    failed[run] = error
+                said = error or f"{100 * (run.found() or {}).get('final', math.nan):.2f} %"
+                console.log(f"{run.folder.name}: {said}")
+            if not finished:
+                for process in list(pool._processes.values()):  # no word of concurrent.futures' own ends a running call
+                    process.kill()
+                return False
+    if failed:
+        raise next(iter(failed.values()))
     return True

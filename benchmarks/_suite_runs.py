@@ -8,13 +8,16 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from _common import difference, text, write, written
-from _runs import Run, built, carried_out, compute, data_of
+from _mps import sharing_gpu
+from _runs import Run, built, carried_out_by, compute, data_of
 from _studies import Options
 from _suites import SUITES, Place, Row, Suite
 from rich.console import Console
@@ -24,7 +27,7 @@ from torch.nn.functional import cross_entropy
 
 import nbcompile
 from nbcompile.training.data.base import Data
-from nbcompile.training.methods import ROUTE, SELF
+from nbcompile.training.methods import METHODS, ROUTE, SELF
 
 TEACHER_SEED = 100
 ANCHORS = 3
@@ -33,13 +36,34 @@ STEPS = 20
 """Of plain training, that are timed for the plan."""
 
 
-class Cell(NamedTuple):
-    """A row of the table on one network: its runs, by seed, what one costs in plain epochs, who needs the teacher."""
+@dataclass(frozen=True)
+class Cell:
+    """A row of the table on one network.
 
+    Attributes:
+        network: its name.
+        row: the method.
+        runs: by seed.
+    """
+
+    network: str
     row: Row
     runs: list[Run]
-    cost: float
-    taught: bool
+
+    @property
+    def taught(self) -> bool:
+        """Whether it needs the suite's teacher."""
+        told = self.runs[0].told
+        return told.distils and told.teacher != SELF
+
+    def cost(self, teacher: str) -> float:
+        """Of a run, in epochs of the plain network.
+
+        Args:
+            teacher: the suite's.
+        """
+        told, one = self.runs[0].told, built(teacher) if self.taught else None
+        return compute(self.network, told, nn.ModuleList([one] * ANCHORS) if one and told.method == ROUTE else one)
 
 
 class Sitting:
@@ -56,10 +80,11 @@ class Sitting:
         self.data_root, name = Path(folder).resolve().parent, Path(folder).name
         self.shared = {
             "data": f"{kind}:{name}", "train_images": args.images, "input_size": self.suite.size, **self.suite.recipe,
-            "accelerator": args.accelerator, "channels_last": True,
+            "accelerator": args.accelerator, "channels_last": True, "device_images": args.accelerator == "cuda",
         }  # fmt: skip
         self.seeds = range(2 if args.quick else self.suite.seeds)
         self.rows = [row for row in self.suite.rows if row.name in (args.settings or [row.name])]
+        self.networks = args.networks or self.suite.networks
         self.least = 3 if args.quick else self.suite.epochs
         self.end = time.monotonic() + 60 * args.minutes if args.minutes else None
         self.console = Console()
@@ -75,9 +100,10 @@ class Sitting:
                 file.write_text(json.dumps(known))
 
     def run(self, network: str, epochs: int, seed: int, options: Options) -> Run:
-        """A run of the suite."""
+        """A run of the suite; on a GPU its steps are recorded, where the method's are alike."""
         told = {**self.shared, "epochs": epochs, "seed": seed, **options}
-        return Run.of(network, told, self.args.runs, self.data_root)
+        graphs = self.args.accelerator == "cuda" and METHODS[options["method"]].alike
+        return Run.of(network, told | {"cuda_graphs": graphs}, self.args.runs, self.data_root)
 
     def vanilla(self, network: str, epochs: int) -> list[Run]:
         """Plain runs, by seed."""
@@ -92,57 +118,67 @@ class Sitting:
         told = self.run(network, 1, 0, {"method": "vanilla"}).config
         return data_of(told.data, told.train_images, told.input_size)
 
-    def done(self, runs: Sequence[Run]) -> bool:
-        """Carry out ``runs`` in their order; whether all are done."""
-        return carried_out(runs, self.args.jobs, self.end)
+    @property
+    def lengths(self) -> list[int]:
+        """Epochs of plain runs, each twice those before."""
+        return [self.least * 2**i for i in range(1 + (1 if self.args.quick else self.suite.doublings))]
 
     def limit(self, network: str) -> int | None:
-        """Epochs after which doubling them gives less than the suite's gain; None if there was no time to see it.
-
-        The teacher is trained beside the first runs, lest a core wait for it later.
-        """
-        epochs = self.least
-        first = [*self.vanilla(network, epochs), *self.vanilla(network, 2 * epochs)]
-        if not complete(first) and not self.done([*first, self.teacher()]):
-            return None
-        for _ in range(1 if self.args.quick else self.suite.doublings):
-            if not self.done(self.vanilla(network, 2 * epochs)):
+        """Epochs after which doubling them gains less than it must, or half of the longest; None: not seen yet."""
+        for epochs in self.lengths[:-2]:
+            once, twice = self.vanilla(network, epochs), self.vanilla(network, 2 * epochs)
+            if not complete([*once, *twice]):
                 return None
-            gained = difference(finals(self.vanilla(network, 2 * epochs)), finals(self.vanilla(network, epochs)))
-            if gained["mean"] is not None and gained["mean"] < self.suite.gain:
-                break
-            epochs *= 2
-        return epochs
+            if gain(once, twice) < self.suite.gain:
+                return epochs
+        return self.lengths[-2]
 
     def cells(self, network: str, epochs: int) -> Iterator[Cell]:
         """The rows of one network."""
         place = Place(epochs, Path(self.teacher().folder.name), Path(f"labels-{self.suite.teacher}"))
-        teacher = built(self.suite.teacher)
         for row in self.rows:
-            runs = [self.run(network, epochs, seed, row.options(place)) for seed in self.seeds]
-            told = runs[0].told
-            taught = teacher if told.distils and told.teacher != SELF else None
-            if told.method == ROUTE:
-                taught = nn.ModuleList([teacher] * ANCHORS)
-            yield Cell(row, runs, compute(network, told, taught), taught is not None)
+            yield Cell(network, row, [self.run(network, epochs, seed, row.options(place)) for seed in self.seeds])
 
-    def rows_done(self, network: str, epochs: int) -> bool:
-        """Carry out the rows in their order; the teacher before the first that needs it, beside the rows above that."""
-        missing = [cell for cell in self.cells(network, epochs) if not complete(cell.runs)]
-        first = next((i for i, cell in enumerate(missing) if cell.taught), len(missing))
-        above, rest = ([run for cell in part for run in cell.runs] for part in (missing[:first], missing[first:]))
-        return self.done([*above, *([self.teacher()] if rest else ())]) and self.done(rest)
+    def wanted(self) -> Iterator[Run]:
+        """All runs that are known to belong to the plan, in its order; the teacher where a missing row needs it.
+
+        What may turn out not to belong to it comes last: there is no better use of a process by then.
+        """
+        for network in self.networks:
+            epochs = self.limit(network)
+            yield from self.vanilla(network, self.least)
+            yield from self.vanilla(network, 2 * (epochs or self.least))
+            if any(cell.taught and not complete(cell.runs) for cell in self.cells(network, epochs or self.least)):
+                yield self.teacher()
+            for length in self.lengths:
+                if epochs is None and not complete(self.vanilla(network, length)):
+                    yield from self.vanilla(network, length)
+                    break
+            for cell in self.cells(network, epochs) if epochs else ():
+                yield from cell.runs
+        for network in self.networks:
+            for length in self.lengths if self.limit(network) is None else ():
+                yield from self.vanilla(network, length)
+
+    def next(self, running: Set[Run]) -> Run | None:
+        """The next run that can begin beside those that are ``running``."""
+        taught = self.teacher().found() is not None
+        for run in self.wanted():
+            waits = run.told.distils and run.told.teacher != SELF and not taught
+            if run not in running and not waits and run.found() is None:
+                return run
+        return None
 
     def plan(self) -> None:
         """Print hours per row before anything is started."""
         table = Table("network", "row", "x plain", "hours for all seeds, one core", title=f"suite {self.args.suite}")
-        for network in (self.suite.teacher, *self.suite.networks):
+        for network in (self.suite.teacher, *self.networks):
             hours = self.hours_per_epoch(network) * self.least
             if network == self.suite.teacher:
                 table.add_row(network, "teacher", "1.00", f"{hours:.1f}")
                 continue
             for cell in self.cells(network, self.least):
-                times = cell.cost / self.least
+                times = cell.cost(self.suite.teacher) / self.least
                 table.add_row(network, cell.row.name, f"{times:.2f}", f"{times * hours * len(self.seeds):.1f}")
         self.console.print(table)
         self.console.print(f"at {self.least} epochs; twice as much wherever vanilla still gains by doubling them")
@@ -160,10 +196,8 @@ class Sitting:
         files = sorted(self.args.runs.glob("*/found.json"))
         found["runs"] = {file.parent.name: json.loads(file.read_text()) for file in files}
         for network in self.suite.networks:
-            lengths = [self.least * 2**i for i in range(self.suite.doublings + 2)]
-            plain = {n: runs for n in lengths if complete(runs := self.vanilla(network, n))}
-            known = [n for n in plain if 2 * n in plain]
-            at = next((n for n in known if self._gain(plain, n) < self.suite.gain), known[-1] if known else self.least)
+            plain = {n: runs for n in self.lengths if complete(runs := self.vanilla(network, n))}
+            at = self.limit(network) or self.least
             rows = [self._row(cell, plain, at) for cell in self.cells(network, at) if complete(cell.runs)]
             found["networks"][network] = {
                 "cost": cost_of(network, self.suite.size),
@@ -175,21 +209,17 @@ class Sitting:
             found["missing"] += [f"{network}: {row.name}" for row in self.rows if row.name not in there]
         return found
 
-    def _gain(self, plain: dict[int, list[Run]], epochs: int) -> float:
-        return 100 * statistics.mean(
-            b - a for a, b in zip(finals(plain[epochs]), finals(plain[2 * epochs]), strict=True)
-        )
-
     def _row(self, cell: Cell, plain: dict[int, list[Run]], epochs: int) -> dict[str, Any]:
         """A row; the plain runs of at least its budget are those of the next doubling of the epochs, or the longest."""
-        enough = next((n for n in sorted(plain) if n >= round(cell.cost, 6)), None)
+        cost = cell.cost(self.suite.teacher)
+        enough = next((n for n in sorted(plain) if n >= round(cost, 6)), None)
         beside = enough or max(plain, default=None)
         ours = finals(cell.runs)
         return {
             "name": cell.row.name,
             "final": spread(ours),
             "finals": [100 * one for one in ours],
-            "compute": cell.cost,
+            "compute": cost,
             "over_same": difference(ours, finals(plain[epochs])) if epochs in plain else None,
             "over_compute": difference(ours, finals(plain[beside])) if beside else None,
             "epochs_compute": beside,
@@ -213,22 +243,33 @@ def plain_hours(network: str, size: int, batch: int, images: int) -> float:
 def run_suite(args: argparse.Namespace) -> None:
     """Print the plan, carry it out as far as there is time, write what is there."""
     sitting = Sitting(args)
-    sitting.plan()
+    if args.accelerator != "cuda" or args.plan:  # whose hours are those of a core
+        sitting.plan()
     if not args.plan:
-        for network in sitting.suite.networks:
-            epochs = sitting.limit(network)
-            if epochs is None or not sitting.rows_done(network, epochs):
-                break
-        found = sitting.results()
-        show(sitting, found)
-        units = {
-            "final, vanilla_by_epochs, finals": "accuracy on the held-out images, %",
-            "over_same, over_compute": "paired difference from vanilla of as many epochs, and of at least the compute: "
-            "points, mean and standard error",
-            "enough": "whether those plain runs cost as much; where none do, they are the longest there are",
-            "compute": "of a run, in epochs of the plain network",
-        }
-        write(args, 0, units, {"recipe": dict(sitting.suite.recipe), **found})
+        with ExitStack() as stack:
+            if args.accelerator == "cuda":
+                stack.enter_context(sharing_gpu(sitting.console))
+            try:
+                carried_out_by(sitting.next, args.jobs, sitting.end)
+            finally:
+                conclude(sitting)
+
+
+def conclude(sitting: Sitting) -> None:
+    """Print and write what is there."""
+    args = sitting.args
+    found = sitting.results()
+    if args.accelerator == "cuda":
+        found["device"] = torch.cuda.get_device_name()
+    show(sitting, found)
+    units = {
+        "final, vanilla_by_epochs, finals": "accuracy on the held-out images, %",
+        "over_same, over_compute": "paired difference from vanilla of as many epochs, and of at least the compute: "
+        "points, mean and standard error",
+        "enough": "whether those plain runs cost as much; where none do, they are the longest there are",
+        "compute": "of a run, in epochs of the plain network",
+    }
+    write(args, 0, units, {"recipe": dict(sitting.suite.recipe), **found})
 
 
 def show(sitting: Sitting, found: dict[str, Any]) -> None:
@@ -245,6 +286,11 @@ def show(sitting: Sitting, found: dict[str, Any]) -> None:
         sitting.console.print(table)
     if found["missing"]:
         sitting.console.print("missing:", ", ".join(found["missing"]))
+
+
+def gain(before: Sequence[Run], after: Sequence[Run]) -> float:
+    """Mean of the paired differences, in points."""
+    return 100 * statistics.mean(b - a for a, b in zip(finals(before), finals(after), strict=True))
 
 
 def complete(runs: Sequence[Run]) -> bool:

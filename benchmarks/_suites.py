@@ -50,7 +50,8 @@ class Suite:
         epochs: of the shortest runs.
         doublings: how often the epochs are doubled at most.
         gain: points of accuracy; where doubling the epochs gives vanilla less, the network is at its limit, and the
-            methods run for the epochs before.
+            methods run for the epochs before; at most for half of the longest, lest none stand beside them that cost
+            twice as much.
         seeds: of every row, paired.
         rows: methods, in order; the first is what others are compared with.
     """

@@ -23,6 +23,7 @@ def sitting(suites: Any, root: Path, **options: Any) -> Any:
     args = {
         "suite": "tiny-imagenet", "data": f"imagefolder:{root}/tiny", "images": None, "accelerator": "cpu",
         "quick": False, "settings": None, "runs": root, "minutes": None, "jobs": 1, "out": root / "suite.json",
+        "networks": None,
     }  # fmt: skip
     return suites.Sitting(argparse.Namespace(**(args | options)))
 
@@ -30,45 +31,75 @@ def sitting(suites: Any, root: Path, **options: Any) -> Any:
 @pytest.fixture
 def trained(suites: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Runs that take no time: vanilla as in ``ACCURACY``, others a point better; the seed adds a thousandth."""
-    done: list[Any] = []
-
-    def carried_out(runs: Any, jobs: int, end: float | None) -> bool:
-        for run in runs:
-            if run.found() is None:
-                done.append(run)
-                told = run.told
-                final = ACCURACY[told.epochs] + told.seed / 1000 + (told.method != "vanilla") / 100
-                run.folder.mkdir(parents=True)
-                known = {"config": told.to_json(), "final": final, "expanded": None, "seconds": 1.0}
-                (run.folder / "found.json").write_text(json.dumps(known))
-        return True
-
-    monkeypatch.setattr(suites, "carried_out", carried_out)
     monkeypatch.setattr(suites, "compute", lambda network, told, teacher: 2.0 * told.epochs)
-    return done
+    return []
+
+
+def finish(run: Any) -> None:
+    told = run.told
+    final = ACCURACY[told.epochs] + told.seed / 1000 + (told.method != "vanilla") / 100
+    run.folder.mkdir(parents=True)
+    known = {"config": told.to_json(), "final": final, "expanded": None, "seconds": 1.0}
+    (run.folder / "found.json").write_text(json.dumps(known))
+
+
+def carry_out(one: Any, trained: list[Any], jobs: int = 1, most: int | None = None) -> list[list[str]]:
+    """All runs of a sitting, or so many; those that run beside each other end together. What ran together, in words."""
+    together = []
+    while most is None or len(trained) < most:
+        running: set[Any] = set()
+        while len(running) < jobs and (run := one.next(running)) is not None:
+            running.add(run)
+            trained.append(run)
+        if not running:
+            break
+        together.append(sorted(f"{run.network} {run.told.method} {run.told.epochs}" for run in running))
+        for run in running:
+            finish(run)
+    return together
 
 
 def test_the_limit_is_where_doubling_gains_little(suites: Any, trained: list[Any], tmp_path: Path) -> None:
-    one = sitting(suites, tmp_path)
-    assert one.limit("residual-91k") == 60
+    one = sitting(suites, tmp_path, networks=["residual-91k"])
+    assert one.limit("residual-91k") is None
+    carry_out(one, trained, most=10)
     assert [run.told.epochs for run in trained] == [30] * 3 + [60] * 3 + [30] + [120] * 3
     assert [run.network for run in trained].index("residual-731k") == 6, "the teacher, beside the plain runs"
     assert {run.told.seed for run in trained} == {0, 1, 2, suites.TEACHER_SEED}
     assert one.limit("residual-91k") == 60
-    assert len(trained) == 10, "what is done is done"
 
 
-def test_a_sitting_that_ends_says_so(suites: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(suites, "carried_out", lambda *_: False)
-    assert sitting(suites, tmp_path).limit("residual-91k") is None
+def test_rows_run_for_half_of_the_longest_at_most(
+    suites: Any, trained: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(ACCURACY, 120, 0.26)
+    monkeypatch.setitem(ACCURACY, 240, 0.28)
+    one = sitting(suites, tmp_path, networks=["residual-91k"], settings=["vanilla", "tf-KD"])
+    carry_out(one, trained)
+    assert one.limit("residual-91k") == 120
+    plain = [run.told.epochs for run in trained if run.told.method == "vanilla"]
+    assert plain == [30] * 3 + [60] * 3 + [120] * 3 + [240] * 3
+    assert [run.told.epochs for run in trained if run.told.method == "tf-kd"] == [120] * 3
+
+
+def test_many_processes_wait_for_nothing_that_is_not_needed(suites: Any, trained: list[Any], tmp_path: Path) -> None:
+    one = sitting(suites, tmp_path, settings=["vanilla", "KD, stored labels", "tf-KD"])
+    first, second, third, *_ = carry_out(one, trained, jobs=16)
+    small, large = ([f"{name} vanilla {n}" for n in (30, 60) for _ in range(3)] for name in one.suite.networks)
+    ahead = ["residual-91k vanilla 120"] * 3
+    assert first == sorted([*small, *large, "residual-731k vanilla 30", *ahead])
+    rows = [f"residual-91k {method} 60" for method in ("kd", "tf-kd") for _ in range(3)]
+    ahead = [f"mobilenet-47k vanilla {n}" for n in (120, 240) for _ in range(3)]
+    assert second == sorted([*rows, *ahead])
+    assert third == sorted(f"mobilenet-47k {method} 60" for method in ("kd", "tf-kd") for _ in range(3))
 
 
 def test_rows_beside_vanilla_of_the_same_epochs_and_of_the_budget(
     suites: Any, trained: list[Any], tmp_path: Path
 ) -> None:
-    one = sitting(suites, tmp_path, settings=["vanilla", "NetAug"])
+    one = sitting(suites, tmp_path, settings=["vanilla", "NetAug"], networks=["residual-91k"])
+    carry_out(one, trained)
     assert one.limit("residual-91k") == 60
-    one.done([run for cell in one.cells("residual-91k", 60) for run in cell.runs])
     found = one.results()
     network = found["networks"]["residual-91k"]
     assert network["epochs"] == 60
@@ -86,37 +117,54 @@ def test_a_row_that_costs_more_than_any_plain_run_stands_beside_the_longest(
     suites: Any, trained: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(suites, "compute", lambda network, told, teacher: 5.0 * told.epochs)
-    one = sitting(suites, tmp_path, settings=["vanilla", "NetAug"])
-    assert one.limit("residual-91k") == 60
-    one.rows_done("residual-91k", 60)
+    one = sitting(suites, tmp_path, settings=["vanilla", "NetAug"], networks=["residual-91k"])
+    carry_out(one, trained)
     row = one.results()["networks"]["residual-91k"]["rows"][1]
     assert (row["compute"], row["epochs_compute"], row["enough"]) == (300, 120, False)
     assert row["over_compute"]["mean"] == pytest.approx(0.7)
 
 
 def test_another_machine_goes_on_from_the_result_file(suites: Any, trained: list[Any], tmp_path: Path) -> None:
-    one = sitting(suites, tmp_path / "here", settings=["vanilla", "tf-KD"])
-    assert one.limit("residual-91k") == 60
+    alone = {"networks": ["residual-91k"]}
+    one = sitting(suites, tmp_path / "here", settings=["vanilla", "KD, stored labels"], **alone)
+    carry_out(one, trained, most=10)
     found = one.results()
+    assert found["teacher"]["accuracy"] > 0
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "suite.json").write_text(json.dumps({"results": found}))
     trained.clear()
-    other = sitting(suites, tmp_path / "there", settings=["vanilla", "KD, stored labels", "tf-KD", "NetAug + KD"])
+    rows = ["vanilla", "KD, stored labels", "tf-KD", "NetAug + KD"]
+    other = sitting(suites, tmp_path / "there", settings=rows, **alone)
     assert other.results()["teacher"] == found["teacher"], "whose weights are not there"
     assert other.limit("residual-91k") == 60
-    assert not trained
-    assert other.rows_done("residual-91k", 60)
+    carry_out(other, trained)
     made = [(run.network, run.told.method) for run in trained]
-    rows = [("residual-91k", method) for method in ("kd", "tf-kd", "netaug+kd") for _ in range(3)]
-    assert made == [("residual-731k", "vanilla"), *rows]
+    expected = [("residual-91k", method) for method in ("kd", "tf-kd", "netaug+kd") for _ in range(3)]
+    assert made == [("residual-731k", "vanilla"), *expected]
 
 
-def test_the_teacher_waits_for_no_row_that_does_without(suites: Any, trained: list[Any], tmp_path: Path) -> None:
-    one = sitting(suites, tmp_path, settings=["vanilla", "tf-KD", "NetAug + KD"])
-    assert one.rows_done("residual-91k", 30)
-    methods = [run.told.method for run in trained]
-    assert methods == ["vanilla"] * 3 + ["tf-kd"] * 3 + ["vanilla"] + ["netaug+kd"] * 3
-    assert trained[6].network == "residual-731k"
+def test_rows_that_do_without_the_teacher_do_not_wait_for_it(suites: Any, trained: list[Any], tmp_path: Path) -> None:
+    one = sitting(suites, tmp_path, settings=["KD, stored labels", "tf-KD"], networks=["residual-91k"])
+    for epochs in (30, 60, 120):
+        for run in one.vanilla("residual-91k", epochs):
+            finish(run)
+    assert carry_out(one, trained, jobs=4) == [
+        ["residual-731k vanilla 30", *["residual-91k tf-kd 60"] * 3],
+        ["residual-91k kd 60"] * 3,
+    ]
+
+
+def test_without_rows_that_need_it_there_is_no_teacher(suites: Any, trained: list[Any], tmp_path: Path) -> None:
+    carry_out(sitting(suites, tmp_path, settings=["vanilla", "tf-KD"], networks=["residual-91k"]), trained)
+    assert {run.network for run in trained} == {"residual-91k"}
+
+
+def test_on_a_gpu_steps_are_recorded_where_they_are_alike(suites: Any, tmp_path: Path) -> None:
+    one = sitting(suites, tmp_path, accelerator="cuda")
+    told = {row.row.name: row.runs[0].told for row in one.cells("residual-91k", 30)}
+    assert all(config.device_images for config in told.values())
+    assert {name for name, config in told.items() if not config.cuda_graphs} == {"NetAug", "NetAug + KD"}
+    assert not sitting(suites, tmp_path).vanilla("residual-91k", 30)[0].told.device_images
 
 
 def test_every_row_is_a_run_that_can_be(suites: Any, tmp_path: Path) -> None:

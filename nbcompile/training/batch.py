@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 ANSWERS, OTHER_VIEW = "answers", "other view"
@@ -31,6 +32,13 @@ class Batch(NamedTuple):
     def targets(self) -> Tensor:
         """What a network should answer: labels ``(N,)``, or shares of classes ``(N, K)``, where images are mixed."""
         return self.more.get(MIXTURE, self.labels)
+
+    def split(self, sizes: list[int]) -> "Iterator[Batch]":
+        """The batch in parts of so many images."""
+        more = {name: torch.split(x, sizes) for name, x in self.more.items()}
+        pairs = zip(torch.split(self.images, sizes), torch.split(self.labels, sizes), strict=True)
+        for i, (images, labels) in enumerate(pairs):
+            yield Batch(images, labels, {name: x[i] for name, x in more.items()})
 
     def parts(self, count: int) -> "Iterator[Batch]":
         """The batch in ``count`` equal parts."""

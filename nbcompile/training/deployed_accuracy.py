@@ -78,7 +78,7 @@ def _accuracy(run: Runner, data: "Data", config: "TrainConfig") -> float:
     order = BatchOrder(len(data.val), _BATCH, seed=None)
     score = data.task.score()
     for images, labels, _ in Loader(data.val, order, config.num_workers, lambda batch: batch).epoch(0):
-        score.add(run(images), labels)
+        score.add(run(images.cpu()), labels.cpu())
     return score.result(lambda *numbers: list(numbers))
 
 
@@ -89,7 +89,7 @@ def calibration_images(data: "Data", config: "TrainConfig") -> Tensor:
     found = data.train[[i * len(data.train) // count for i in range(count)]]
     if isinstance(found, UsageError):
         raise found
-    return found[0]
+    return found[0].cpu()
 
 
 def _onnx_runner(path: Path) -> Runner:

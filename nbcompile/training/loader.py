@@ -8,12 +8,17 @@ from torch.utils.data import DataLoader, Sampler
 
 from nbcompile.core.errors import UsageError
 from nbcompile.training.batch import Batch
+from nbcompile.training.data.base import device_of
 from nbcompile.training.seeds import derived_seed
 
 if TYPE_CHECKING:
     from nbcompile.training.data.base import Images
 
     Place = Callable[[Batch], Batch]
+
+
+AT_ONCE = 8
+"""Batches that are made together on an accelerator, for which a batch of small images is too little work."""
 
 
 class BatchOrder(Sampler[list[int]]):
@@ -30,6 +35,11 @@ class BatchOrder(Sampler[list[int]]):
     def __init__(self, length: int, batch_size: int, *, seed: int | None, rank: int = 0, world: int = 1) -> None:
         self.length, self.batch_size, self.seed, self.rank, self.world = length, batch_size, seed, rank, world
         self.epoch = 0
+
+    @property
+    def share(self) -> int:
+        """Images of a whole batch on this process."""
+        return len(range(self.rank, self.batch_size, self.world))
 
     def __len__(self) -> int:
         full, rest = divmod(self.length, self.batch_size)
@@ -64,10 +74,12 @@ class Loader:
         order: which images make up which batch.
         num_workers: processes that read.
         place: moves a batch to its device.
+
+    Images that are held on a device are made there, by this process.
     """
 
     def __init__(self, images: "Images", order: BatchOrder, num_workers: int, place: "Place") -> None:
-        self.order, self.place = order, place
+        self.order, self.place, self._images = order, place, images
         self._generator = torch.Generator()
         self._loader: DataLoader[Any] = DataLoader(
             images,  # type: ignore[arg-type]  # a map of lists of indices, which DataLoader's types do not know
@@ -87,9 +99,26 @@ class Loader:
             UsageError: if an image cannot be read.
         """
         self.order.epoch = epoch
+        if device_of(self._images) is not None:
+            yield from self._made_there()
+            return
         # Workers are seeded from this generator; kept workers would carry their state from epoch to epoch.
         self._generator.manual_seed(derived_seed(self.order.seed or 0, epoch, self.order.rank))
         for batch in self._loader:
             if isinstance(batch, UsageError):
                 raise batch
             yield self.place(Batch(*batch))
+
+    def _made_there(self) -> Iterator[Batch]:
+        """The order is sent to the device at once: each batch by itself would wait until the one before is done."""
+        orders: list[Any] = list(self.order)
+        device = device_of(self._images)
+        sent = torch.tensor([index for order in orders for index in order], device=device)
+        once = 1 if device is None or device.type == "cpu" else AT_ONCE
+        for start in range(0, len(orders), once):
+            sizes = [len(order) for order in orders[start : start + once]]
+            batch: Any = self._images[sent[start * self.order.share :][: sum(sizes)]]
+            if isinstance(batch, UsageError):
+                raise batch
+            for part in Batch(*batch).split(sizes):
+                yield self.place(part)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nbcompile.checkpoint import check_output
 from nbcompile.core.blocks import sites
@@ -17,7 +17,6 @@ from nbcompile.core.example import origin_of
 from nbcompile.core.files import require_own_files
 from nbcompile.core.wrappers import require_loaded, unwrap
 from nbcompile.training.accuracy import accuracy
-from nbcompile.training.batch import Batch
 from nbcompile.training.begin import images_per_epoch, loader, set_up
 from nbcompile.training.check_fits import check_fits
 from nbcompile.training.compute import Prices, TrainingCost, warning, within_budget
@@ -30,13 +29,13 @@ from nbcompile.training.failures import explained
 from nbcompile.training.finish import finish
 from nbcompile.training.int8.finish import begin_finish, require_finish
 from nbcompile.training.methods import SELF
-from nbcompile.training.methods.passes import Passes
 from nbcompile.training.new_head import check_coding, with_fitting_head
 from nbcompile.training.options.config import TrainConfig
 from nbcompile.training.options.rules import check_boxes
 from nbcompile.training.outputs.records import Epoch, Event, Listener, Started, TrainResult
 from nbcompile.training.outputs.run_folder import RunFolder
 from nbcompile.training.outputs.teacher_cost import cost_of_teachers
+from nbcompile.training.recorded import recorder_on
 from nbcompile.training.seeds import seed_everything
 from nbcompile.training.session import Session
 from nbcompile.training.stored.labels import StoredLabels
@@ -105,6 +104,10 @@ def train(
         check_fits(model, data, sizes=config.sizes)
         if config.int8:
             require_finish(model, data, config)
+        if config.cuda_graphs:
+            recorder_on(fabric.device)
+        if config.device_images:
+            data.hold_on(fabric.device)
         tell = on_event if on_event is not None and fabric.is_global_zero else _tell_nobody
         taught = _frozen(teacher, config, data)
         asked = None if taught is None else copied(taught)  # stays on the CPU, where costs are counted
@@ -188,33 +191,20 @@ def _run_epoch(session: Session, epoch: int) -> None:
 def _train_epoch(session: Session, epoch: int) -> tuple[float, float]:
     """Mean loss and accuracy of one pass over the training images, over all processes."""
     session.model.train()
-    meter = Meter(session, epoch)
+    meter, learn = Meter(session, epoch), session.learning(epoch)
     for batch in session.train.epoch(epoch):
         lr = session.schedule.lr(session.step)
         for group in session.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
-        loss, right = _gradients(session, batch)
-        session.method.before_step(session.bare)
+        loss, right = learn(batch)
         session.optimizer.step()
-        session.optimizer.zero_grad()
         session.method.after_step()
         if session.average is not None:
             session.average.update(session.bare)
         session.step += 1
         meter.add(lr, loss, right, len(batch.labels))
+    session.optimizer.zero_grad()
     return meter.finish()
-
-
-def _gradients(session: Session, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Compute the gradients of a batch, part by part: its mean loss, and how many images were named rightly."""
-    parts = session.config.accumulate
-    losses, right = [], []
-    for i, part in enumerate(batch.parts(parts)):
-        passes = Passes(session.fabric, session.model, 1 / parts, last=i == parts - 1)
-        loss, logits = session.method.learn(passes, part)
-        losses.append(loss)
-        right.append(session.method.task.hits(logits, part.labels))
-    return torch.stack(losses).sum(), torch.stack(right).sum()
 
 
 def _frozen(teacher: nn.Module | Sequence[nn.Module] | None, config: TrainConfig, data: Data) -> nn.Module | None:

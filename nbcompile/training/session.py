@@ -8,6 +8,8 @@ from torch import nn
 from torch.optim import SGD
 
 from nbcompile.training.methods.muon import SGDWithMuon, with_matrices
+from nbcompile.training.methods.passes import Passes
+from nbcompile.training.recorded import Recorded, recorder_on
 from nbcompile.training.seeds import seed_everything
 from nbcompile.training.weight_average import Average
 
@@ -16,12 +18,14 @@ if TYPE_CHECKING:
 
     from lightning.fabric import Fabric
 
+    from nbcompile.training.batch import Batch
     from nbcompile.training.learning_rate import WarmupCosine
     from nbcompile.training.loader import Batches, Loader
     from nbcompile.training.methods.base import Method
     from nbcompile.training.options.config import TrainConfig
     from nbcompile.training.outputs.records import Epoch, Listener
     from nbcompile.training.outputs.run_folder import RunFolder
+    from nbcompile.training.recorded import Learn, Learnt
     from nbcompile.training.stored.labels import StoredLabels
 
 
@@ -64,6 +68,7 @@ class Session:
     step: int
     stored: "StoredLabels | None" = None
     resize: "Callable[[int], None] | None" = None
+    _recorded: "tuple[str, nn.Module, Recorded] | None" = None
 
     def advance(self, epoch: int) -> None:
         """Train what the method trains in ``epoch``: with a fresh optimiser, where that is another network."""
@@ -78,6 +83,28 @@ class Session:
         self.method.attach(self.bare, epoch)
         if self.stored is not None:
             self.stored.turn_to(epoch)
+
+    def learn(self, batch: "Batch") -> "Learnt":
+        """Make the gradients of a batch, part by part: its mean loss, and how many images were named rightly."""
+        self.optimizer.zero_grad()
+        parts = self.config.accumulate
+        losses, right = [], []
+        for i, part in enumerate(batch.parts(parts)):
+            passes = Passes(self.fabric, self.model, 1 / parts, last=i == parts - 1)
+            loss, logits = self.method.learn(passes, part)
+            losses.append(loss)
+            right.append(self.method.task.hits(logits, part.labels))
+        self.method.before_step(self.bare)
+        return torch.stack(losses).sum(), torch.stack(right).sum()
+
+    def learning(self, epoch: int) -> "Learn":
+        """:meth:`learn`, or what replays it: recorded once a phase."""
+        if not self.config.cuda_graphs:
+            return self.learn
+        phase, known = self.phase(epoch), self._recorded
+        if known is None or known[:2] != (phase, self.bare):
+            self._recorded = known = phase, self.bare, Recorded(self.learn, self.bare, recorder_on(self.fabric.device))
+        return known[2]
 
     def phase(self, epoch: int) -> str:
         """What happens in ``epoch``, counted from 0, in a few words."""
@@ -137,7 +164,7 @@ def wrapped(fabric: "Fabric", method: "Method", model: nn.Module) -> tuple[Any, 
 
 def _optimizer(method: "Method", model: nn.Module) -> SGD:
     c, groups = method.config, method.parameter_groups(model)
-    kind = SGD
     if c.optimizer == "muon":
-        kind, groups = SGDWithMuon, with_matrices(groups, model)
-    return kind(groups, lr=c.lr, momentum=c.momentum, nesterov=c.momentum > 0)
+        return SGDWithMuon(with_matrices(groups, model), lr=c.lr, momentum=c.momentum, nesterov=c.momentum > 0)
+    fused = True if c.cuda_graphs else None  # one kernel, where Python is what a step waits for
+    return SGD(groups, lr=c.lr, momentum=c.momentum, nesterov=c.momentum > 0, fused=fused)

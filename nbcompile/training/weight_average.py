@@ -9,7 +9,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from nbcompile.core.blocks import sites
 from nbcompile.core.copies import copied
 from nbcompile.wide.slices import move_own_
-from nbcompile.wide.widths import giant_in_width
+from nbcompile.wide.widths import giant_in_width, widths_of
 
 _STATISTICS = ("running_mean", "running_var")
 
@@ -37,6 +37,8 @@ class Average:
         self.model = copied(live)
         self._decay = decay
         self._updates = 0
+        self._wide = widths_of(live) is not None
+        self._found: tuple[nn.Module, list[Tensor], list[Tensor]] | None = None
 
     @torch.no_grad()
     def update(self, live: nn.Module) -> None:
@@ -45,8 +47,19 @@ class Average:
         n = self._updates
         decay = min(self._decay, (1 + n) / (10 + n))
         blend = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        blend(_averaged(self.model), _averaged(live), None)
+        blend(*self._tensors(live), None)
         self._updates += 1
+
+    def _tensors(self, live: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+        """What is averaged, and of what; looked up once, for that takes longer than to average a tiny network.
+
+        Those of a giant in width are others after each change of its width.
+        """
+        if self._wide:
+            return _averaged(self.model), _averaged(live)
+        if self._found is None or self._found[0] is not live:
+            self._found = live, _averaged(self.model), _averaged(live)
+        return self._found[1:]
 
     @torch.no_grad()
     def follow(self, live: nn.Module) -> None:
@@ -59,6 +72,8 @@ class Average:
 
     def _have_the_channels_of(self, live: nn.Module) -> None:
         """Of giants in width: the original's channels are the same in both."""
+        if not self._wide:
+            return
         mine, theirs = giant_in_width(self.model), giant_in_width(live)
         if mine is not None and theirs is not None and not torch.equal(mine[1].layout.unit, theirs[1].layout.unit):
             move_own_(*mine, theirs[1].layout.unit)

@@ -23,7 +23,7 @@ from nbcompile.training.data.factory import Items
 from nbcompile.training.data.in_memory import tensor_data
 from nbcompile.training.stored.labels import StoredLabels
 from nbcompile.training.stored.record import checksum_of_weights
-from nbcompile.training.stored.views import packed, row_type, unpacked
+from nbcompile.training.stored.views import as_tensors, packed, row_type, unpacked
 from tests.training.stopping import StopError, stop_after
 
 FABRIC = Fabric(accelerator="cpu", devices=1)
@@ -81,14 +81,14 @@ def test_what_is_left_counts_evenly(top: int) -> None:
     if top < 7:
         even = best.values[:, top:].sum(1, keepdim=True) / (7 - top)
         expected.scatter_(1, best.indices[:, top:], even.repeat(1, 7 - top))
-    found = unpacked(rows, 7).double().exp()
+    found = unpacked(as_tensors(rows), 7).double().exp()
     torch.testing.assert_close(found, expected, rtol=8e-3, atol=1e-9)  # half precision, of logarithms down to -20
     torch.testing.assert_close(found.sum(1), torch.ones(11, dtype=torch.float64), rtol=2e-3, atol=0)
 
 
 def test_a_sure_teacher_stays_sure() -> None:
     rows = packed(torch.zeros(1, 0, dtype=torch.int16), torch.tensor([[30.0, 0.0, -30.0, 5.0, 0.0]]), 2)
-    found = unpacked(rows, 5)[0]
+    found = unpacked(as_tensors(rows), 5)[0]
     assert found.isfinite().all()
     assert found[3] == pytest.approx(-25, abs=0.02)
     assert found[1] == found[2] == found[4] == pytest.approx(-30 + math.log(2 / 3), abs=0.02)

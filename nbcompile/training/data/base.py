@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nbcompile.core.errors import UsageError
+from nbcompile.training.data.crops import SMALL
 from nbcompile.training.options.machine import MEMORY
 from nbcompile.training.tasks.base import Task
 from nbcompile.training.tasks.classification import CLASSIFICATION
@@ -19,6 +20,9 @@ BRIGHTEST = 255
 
 Labelled = tuple[Tensor, Tensor]
 """Images ``(N, C, H, W)`` and their labels ``(N,)``, or what else their task has."""
+
+Indices = list[int] | Tensor
+"""Of images; where those are held on a device, also ``(N,)``, int64, on it."""
 
 DATA_KINDS = "digits, cifar10:DIR, imagefolder:DIR, torchvision:NAME?root=DIR, voc:DIR or package.module:factory"
 
@@ -33,11 +37,17 @@ class Images(Protocol):
     def __len__(self) -> int:
         """Number of images."""
 
-    def __getitem__(self, indices: list[int]) -> Labelled | UsageError:
+    def __getitem__(self, indices: Any) -> Labelled | UsageError:
         """Images ``(N, C, H, W)`` and labels ``(N,)``; a UsageError *returned* if one cannot be read.
 
         Returned and not raised, because a worker process would bury its sentence in its own traceback.
         """
+
+
+def device_of(images: Images) -> torch.device | None:
+    """Where ``images`` are held and their views are made, if they were moved there; they take indices from there."""
+    device: torch.device | None = getattr(images, "device", None)
+    return device
 
 
 class ImagesOver:
@@ -49,6 +59,11 @@ class ImagesOver:
 
     def __init__(self, images: Images) -> None:
         self.images = images
+
+    @property
+    def device(self) -> torch.device | None:
+        """As the other's: see `device_of`."""
+        return device_of(self.images)
 
     @property
     def labels(self) -> Tensor:
@@ -68,7 +83,7 @@ def checksum_of(*tensors: Tensor, more: str = "") -> str:
     found = hashlib.sha256(more.encode())
     for x in tensors:
         found.update(f"{x.dtype} {tuple(x.shape)}".encode())
-        found.update(x.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        found.update(x.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
@@ -82,9 +97,11 @@ class Views(ABC):
 
     Attributes:
         augmentation: how a view follows from what is drawn, in words, for people and checksums.
+        device: see `device_of`.
     """
 
     augmentation: str
+    device: torch.device | None = None
 
     @property
     @abstractmethod
@@ -94,8 +111,12 @@ class Views(ABC):
     @abstractmethod
     def __len__(self) -> int: ...
 
-    def __getitem__(self, indices: list[int]) -> Labelled | UsageError:
+    def __getitem__(self, indices: Indices) -> Labelled | UsageError:
         return self.view(indices, self.draw(len(indices)))
+
+    def hold_on(self, device: torch.device) -> bool:
+        """Hold the images on ``device``, where views are drawn and made from now on; whether that can be."""
+        return False
 
     def checksum(self) -> str:
         """Tells these images and labels from others: here of all labels, and of one view of some of the images."""
@@ -113,7 +134,7 @@ class Views(ABC):
         """``count`` random views ``(count, P)``, int16, from torch's global generator; P is fixed for a set."""
 
     @abstractmethod
-    def view(self, indices: list[int], drawn: Tensor) -> Labelled | UsageError:
+    def view(self, indices: Indices, drawn: Tensor) -> Labelled | UsageError:
         """As ``images[indices]``, each image in the view that its row of ``drawn`` ``(N, P)`` says."""
 
 
@@ -158,3 +179,16 @@ class Data:
     resize: Callable[[int], None] | None = None
     note: str = ""
     task: Task = CLASSIFICATION
+
+    def hold_on(self, device: torch.device) -> None:
+        """Hold the images on ``device``, where their views are drawn and made from now on.
+
+        Raises:
+            UsageError: if that cannot be.
+        """
+        for images in (self.train, self.val):
+            if not (isinstance(images, Views) and images.hold_on(device)):
+                raise UsageError(
+                    f"device_images: those of {self.name} cannot be made on a device: that takes images of one size, "
+                    f"of at most {SMALL} pixels, in memory, with augment light, crops or none"
+                )

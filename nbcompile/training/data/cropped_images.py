@@ -8,8 +8,9 @@ from torch import Tensor
 
 from nbcompile.core.errors import UsageError
 from nbcompile.training.data.augmentations import AutoAugmented, drawn_seeds
-from nbcompile.training.data.base import BRIGHTEST, SAMPLE, Labelled, Views, checksum_of
+from nbcompile.training.data.base import BRIGHTEST, SAMPLE, Indices, Labelled, Views, checksum_of
 from nbcompile.training.data.crops import RATIOS, drawn_crops, random_crops
+from nbcompile.training.data.held import Held
 
 if TYPE_CHECKING:
     from nbcompile.training.data.held import InFiles, Source
@@ -37,6 +38,7 @@ class CroppedImages(Views):
         self.source, self.size, self.least, self.mirror, self.change = source, size, least, mirror, change
         said = [f"crops of {least:g} to 1 of the area", "mirrored" if mirror else "", change.said if change else ""]
         self.augmentation = ", ".join(filter(None, said))
+        self._mean, self._std = (torch.tensor(of).view(-1, 1, 1) * BRIGHTEST for of in (MEAN, STD))
 
     @property
     def labels(self) -> Tensor:
@@ -53,12 +55,12 @@ class CroppedImages(Views):
 
     def draw(self, count: int) -> Tensor:
         """See `drawn_crops`; then a seed, where images are changed."""
-        crops = drawn_crops(count)
+        crops = drawn_crops(count, self.device)
         if not self.mirror:
             crops[:, -1] = 0
         return torch.cat([crops, drawn_seeds(count)], 1) if self.change else crops
 
-    def view(self, indices: list[int], drawn: Tensor) -> Labelled | UsageError:
+    def view(self, indices: Indices, drawn: Tensor) -> Labelled | UsageError:
         """Crops ``(N, 3, size, size)`` as ``drawn`` ``(N, P)`` says, and labels ``(N,)``."""
         try:
             images, labels = self.source.read(indices)
@@ -67,8 +69,14 @@ class CroppedImages(Views):
         x = random_crops(images, drawn, self.least, self.size)
         if self.change:
             x = self.change(x.round_().byte(), drawn[:, -1]).float()
-        mean, std = (torch.tensor(of).view(-1, 1, 1) * BRIGHTEST for of in (MEAN, STD))
-        return x.sub_(mean).div_(std), labels
+        return x.sub_(self._mean).div_(self._std), labels
+
+    def hold_on(self, device: torch.device) -> bool:
+        """See `Views.hold_on`; of images of one size, which are not changed one at a time."""
+        if self.change or not isinstance(self.source, Held) or not self.source.hold_on(device):
+            return False
+        self.device, self._mean, self._std = device, self._mean.to(device), self._std.to(device)
+        return True
 
     def over(self, source: "Source") -> "CroppedImages":
         """Other images, given out like these."""
@@ -105,7 +113,7 @@ class CentredImages(Views):
         """Nothing."""
         return torch.empty(count, 0, dtype=torch.int16)
 
-    def view(self, indices: list[int], drawn: Tensor) -> Labelled | UsageError:
+    def view(self, indices: Indices, drawn: Tensor) -> Labelled | UsageError:
         """Centre crops ``(N, 3, size, size)``, and labels ``(N,)``."""
         try:
             pairs = self.source.pillow(indices)

@@ -20,12 +20,12 @@ SMALL = 64
 """Sides in pixels up to which many images at once are ahead; of larger ones the matrices are mostly zeros."""
 
 CROPS_AT_ONCE = 32
-"""Images whose crops are made at once: what is made on the way stays in the processor's cache."""
+"""Images whose crops a processor makes at once: what is made on the way stays in its cache."""
 
 
-def drawn_crops(count: int) -> Tensor:
+def drawn_crops(count: int, device: torch.device | None = None) -> Tensor:
     """Random crops ``(count, 5)``, int16, of any image: see `boxes`; the last number is 1 for a mirror image."""
-    crops = torch.randint(0, PARTS, (count, 5), dtype=torch.int16)
+    crops = torch.randint(0, PARTS, (count, 5), dtype=torch.int16, device=device)
     crops[:, 4] //= PARTS // 2
     return crops
 
@@ -39,13 +39,20 @@ def random_crops(images: Tensor | list[Tensor], drawn: Tensor, least: float, out
         least: see `boxes`.
         out: side, in pixels.
     """
-    sides = [images.shape[2:]] if isinstance(images, Tensor) else [image.shape[1:] for image in images]
-    box, mirror = boxes(drawn, torch.tensor(sides), least), drawn[:, 4] == 1
+    box, mirror = boxes(drawn, _sides(images), least), drawn[:, 4] == 1
     if isinstance(images, Tensor) and max(images.shape[2:]) <= SMALL:
-        parts = (slice(start, start + CROPS_AT_ONCE) for start in range(0, len(images), CROPS_AT_ONCE))
+        at_once = CROPS_AT_ONCE if images.device.type == "cpu" else len(images)
+        parts = (slice(start, start + at_once) for start in range(0, len(images), at_once))
         return torch.cat([cropped_alike(images[part], box[part], mirror[part], out) for part in parts])
     each = zip(images, box.tolist(), mirror.tolist(), strict=True)
     return torch.stack([cropped(*one, out) for one in each])
+
+
+def _sides(images: Tensor | list[Tensor]) -> Tensor:
+    """Height and width of each image, ``(N, 2)``, or ``(1, 2)`` of all; numbers that are sent wait for the device."""
+    if isinstance(images, Tensor):
+        return torch.cat([torch.full((1, 1), side, device=images.device) for side in images.shape[2:]], 1)
+    return torch.tensor([image.shape[1:] for image in images])
 
 
 def boxes(drawn: Tensor, sides: Tensor, least: float) -> Tensor:
@@ -86,8 +93,8 @@ def filters(start: Tensor, length: Tensor, size: int, out: int) -> Tensor:
         out: pixels.
     """
     scale = (length.float() / out).view(-1, 1, 1)
-    centre = scale * (torch.arange(out) + 0.5).view(1, -1, 1)
-    place = torch.arange(size) + 0.5 - start.view(-1, 1, 1).float()
+    centre = scale * (torch.arange(out, device=start.device) + 0.5).view(1, -1, 1)
+    place = torch.arange(size, device=start.device) + 0.5 - start.view(-1, 1, 1).float()
     weights = (1 - (place - centre).abs() / scale.clamp(min=1)).clamp_(min=0)
     weights *= (place > 0) & (place < length.view(-1, 1, 1))
     return weights / weights.sum(2, keepdim=True)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from nbcompile.core.errors import UsageError
+from nbcompile.training.data.base import Indices
+from nbcompile.training.data.crops import SMALL
 from nbcompile.training.data.pictures import GO_ON, Pictures, readable
 
 Shape = Callable[[Any], Any]
@@ -32,7 +34,7 @@ class Source(Protocol):
     def __len__(self) -> int:
         """Number of images."""
 
-    def read(self, indices: list[int]) -> tuple[Tensor | list[Tensor], Tensor]:
+    def read(self, indices: Indices) -> tuple[Tensor | list[Tensor], Tensor]:
         """Images, uint8: ``(N, 3, H, W)``, or each ``(3, H, W)``; and labels ``(N,)``.
 
         Raises:
@@ -59,19 +61,19 @@ class InFiles:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def read(self, indices: list[int]) -> tuple[list[Tensor], Tensor]:
+    def read(self, indices: Indices) -> tuple[list[Tensor], Tensor]:
         """See `Source`."""
         pairs = self.pillow(indices)
         return [_bytes(image).contiguous() for image, _ in pairs], torch.tensor([label for _, label in pairs])
 
-    def pillow(self, indices: list[int]) -> list[tuple[Any, int]]:
+    def pillow(self, indices: Indices) -> list[tuple[Any, int]]:
         """Images of Pillow, and their labels.
 
         Raises:
             UsageError: if one cannot be read.
         """
         try:
-            return [self.pictures.read(self.indices[index]) for index in indices]
+            return [self.pictures.read(self.indices[int(index)]) for index in indices]
         except UsageError as error:
             raise UsageError(f"{error}; {GO_ON}") from error
 
@@ -95,11 +97,18 @@ class Held:
     def __len__(self) -> int:
         return len(self.sides)
 
-    def read(self, indices: list[int]) -> tuple[Tensor | list[Tensor], Tensor]:
+    def read(self, indices: Indices) -> tuple[Tensor | list[Tensor], Tensor]:
         """See `Source`."""
         stacked = self.stacked
-        found = [self.image(index) for index in indices] if stacked is None else stacked[indices]
+        found = [self.image(int(index)) for index in indices] if stacked is None else stacked[indices]
         return found, self.labels[indices]
+
+    def hold_on(self, device: torch.device) -> bool:
+        """Hold small images of one size on ``device``; others are not made there, and stay."""
+        if not self._alike or max(self.sides[0]) > SMALL:
+            return False
+        self.block, self.labels = self.block.to(device), self.labels.to(device)
+        return True
 
     @property
     def stacked(self) -> Tensor | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nbcompile.core.errors import UsageError
 from nbcompile.training.data.augmentations import AutoAugmented, drawn_seeds
-from nbcompile.training.data.base import BRIGHTEST, Data, Labelled, Views, checksum_of
+from nbcompile.training.data.base import BRIGHTEST, Data, Indices, Labelled, Views, checksum_of
 
 SHIFT = 1 / 8
 """The most that an image is shifted, over its side."""
@@ -64,14 +64,15 @@ class TensorImages(Views):
 
     def draw(self, count: int) -> Tensor:
         """Rows and columns to shift by, 1 for a mirror image, a seed; each where there is such a thing."""
-        columns = [torch.randint(0, 2 * self.most + 1, (2, count)).T] if self.augment else []
+        there = self.device
+        columns = [torch.randint(0, 2 * self.most + 1, (2, count), device=there).T] if self.augment else []
         if self.mirror:
-            columns.append(torch.rand(count, 1) < 0.5)
+            columns.append(torch.rand(count, 1, device=there) < 0.5)
         if self.change:
             columns.append(drawn_seeds(count))
-        return torch.cat([torch.empty(count, 0, dtype=torch.int16), *(x.short() for x in columns)], 1)
+        return torch.cat([torch.empty(count, 0, dtype=torch.int16, device=there), *(x.short() for x in columns)], 1)
 
-    def view(self, indices: list[int], drawn: Tensor) -> Labelled:
+    def view(self, indices: Indices, drawn: Tensor) -> Labelled:
         """Images ``(N, C, H, W)`` in the views ``drawn`` ``(N, P)``, and labels ``(N,)``."""
         images = self.pixels[indices]
         if self.augment:
@@ -84,6 +85,16 @@ class TensorImages(Views):
         if inputs.shape[2:] != (self.size, self.size):
             inputs = F.interpolate(inputs, size=(self.size, self.size), mode="bilinear", antialias=True)
         return inputs.sub_(self.mean).div_(self.std), self._labels[indices]
+
+    def hold_on(self, device: torch.device) -> bool:
+        """See `Views.hold_on`; AutoAugment takes one image at a time, and stays where it is."""
+        if self.change:
+            return False
+        self.device = device
+        self.pixels, self._labels, self.mean, self.std = (
+            x.to(device) for x in (self.pixels, self._labels, self.mean, self.std)
+        )
+        return True
 
     def resize(self, side: int) -> None:
         """Images are ``side`` pixels wide and high from now on."""
@@ -101,7 +112,7 @@ def shifted(images: Tensor, most: int, rows: Tensor, columns: Tensor) -> Tensor:
     """
     n, _, height, width = images.shape
     windows = F.pad(images, (most,) * 4).unfold(2, height, 1).unfold(3, width, 1)
-    return windows[torch.arange(n), :, rows, columns]
+    return windows[torch.arange(n, device=images.device), :, rows, columns]
 
 
 def mirrored(images: Tensor, which: Tensor) -> Tensor:

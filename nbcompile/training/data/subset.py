@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from nbcompile.core.errors import UsageError
-from nbcompile.training.data.base import Data, Images, Labelled, Views, checksum_of
+from nbcompile.training.data.base import Data, Images, Indices, Labelled, Views, checksum_of
 
 
 class Subset:
@@ -57,9 +57,17 @@ class SubsetViews(Views):
         """As of the whole set."""
         return self.images.draw(count)
 
-    def view(self, indices: list[int], drawn: Tensor) -> Labelled | UsageError:
+    def view(self, indices: Indices, drawn: Tensor) -> Labelled | UsageError:
         """As of the whole set."""
-        return self.images.view(self.indices[indices].tolist(), drawn)
+        chosen = self.indices[indices]
+        return self.images.view(chosen.tolist() if self.device is None else chosen, drawn)
+
+    def hold_on(self, device: torch.device) -> bool:
+        """As of the whole set."""
+        if not self.images.hold_on(device):
+            return False
+        self.device, self.indices = device, self.indices.to(device)
+        return True
 
 
 def chosen(data: Data, count: int) -> Subset | SubsetViews:

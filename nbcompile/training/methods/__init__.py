@@ -34,6 +34,8 @@ class MethodRow:
         widens: whether it trains a giant in width; a network that is none yet is widened.
         distils: whether the network also learns what a teacher answers; then a run needs ``teacher``.
         mimics: whether it does so on images without labels, too; then a run needs ``unlabeled``.
+        alike: whether the steps of a phase are one computation, of which Python decides nothing, so that one of them
+            can be recorded.
         classes_only: whether it goes with one class an image, and not with boxes.
         takes: fields of ``TrainConfig`` that mean nothing to other methods.
     """
@@ -46,6 +48,7 @@ class MethodRow:
     widens: bool = False
     distils: bool = False
     mimics: bool = False
+    alike: bool = False
     classes_only: bool = False
     takes: tuple[str, ...] = ()
 
@@ -85,6 +88,7 @@ def mimicking(row: MethodRow, name: str, *more: str) -> MethodRow:
         measured="not measured yet",
         distils=True,
         mimics=True,
+        alike=False,
         classes_only=True,
         takes=(*row.takes, *_TEACHER, "unlabeled", "unlabeled_batch", "unlabeled_pass", "mimic_weight", *more),
     )
@@ -95,6 +99,7 @@ _VANILLA = MethodRow(
     help="the network as it is",
     classes=("nbcompile.training.methods.base:Method",),
     measured="nothing is measurably ahead of it at the same compute",
+    alike=True,
 )
 _NETBOOSTER = MethodRow(
     name="netbooster",
@@ -102,6 +107,7 @@ _NETBOOSTER = MethodRow(
     classes=("nbcompile.training.methods.netbooster:NetBooster",),
     measured="+0.1 to +0.4 points at the same epochs, within the error but once; level or behind at the same compute",
     expands=True,
+    alike=True,
     takes=(
         *("where", "block", "ratio", "preserve", "plain_epochs", "giant_epochs", "plt_epochs", "decay"),
         *("contract_at", "collapse", "inserted_lr", "inserted_weight_decay", "rise", "plt_loss"),
@@ -120,18 +126,21 @@ _NETDISTILLER = MethodRow(
     help="widen, let the widest teach the network",
     classes=("nbcompile.training.methods.netdistiller:NetDistiller",),
     widens=True,
+    alike=True,
     takes=(*_WIDTH, "divergence", "surgery", "temperature", "kd_weight"),
 )
 _ROCKET = MethodRow(
     name="rocket",
     help="train a giant beside it, which shares its first layers",
     classes=("nbcompile.training.methods.rocket:Rocket",),
+    alike=True,
     takes=("where", "block", "ratio", "hint_weight"),
 )
 _GRAD_REPARAM = MethodRow(
     name="grad-reparam",
     help="let layers learn as sums of branches, at no cost",
     classes=("nbcompile.training.methods.grad_reparam:GradReparameterized",),
+    alike=True,
     takes=("branches", "draw_branches"),
 )
 _SHORT = "points at the same epochs where training is short, at temperature 4; behind at the same compute"
@@ -162,6 +171,7 @@ METHODS: dict[str, MethodRow] = {
             name="tf-kd",
             help="labels softened by a temperature in a teacher's place",
             classes=("nbcompile.training.methods.tf_kd:TeacherFree",),
+            alike=True,
             classes_only=True,
             takes=("kd_weight", "virtual_correct", "virtual_temperature"),
         ),
@@ -172,6 +182,7 @@ METHODS: dict[str, MethodRow] = {
             classes=(_NETAUG.classes[0], *_NETBOOSTER.classes),
             measured=_NETAUG.measured,
             widens=True,
+            alike=False,
             takes=(*(name for name in _NETBOOSTER.takes if name not in ("collapse", "plt_loss")), *_NETAUG.takes),
         ),
     )

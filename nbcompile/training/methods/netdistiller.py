@@ -35,12 +35,13 @@ class NetDistiller(Widened):
         super().__init__(config, steps_per_epoch, teacher)
         self._divergence = DIVERGENCES[config.divergence]
         self._of_widest: dict[nn.Parameter, Tensor | None] = {}
-        self._cosines: list[Tensor] = []
+        self._counts: Tensor | None = None  # of an epoch: steps, those in conflict, sum of the cosines
 
     def attach(self, model: nn.Module, epoch: int) -> None:
         """Counts anew how often the two are in conflict."""
         super().attach(model, epoch)
-        self._cosines = []
+        if self._counts is not None:
+            self._counts.zero_()  # a recorded step goes on adding to it
 
     def phase(self, epoch: int) -> str:
         """Always the same."""
@@ -72,7 +73,7 @@ class NetDistiller(Widened):
         pairs = [(shared(p.grad), shared(g), p, g) for p, g, shared in self._gradients(model)]
         dot = torch.stack([(own * widest).sum() for own, widest, _, _ in pairs]).sum()
         norms = [torch.stack([x[i].square().sum() for x in pairs]).sum().sqrt() for i in (0, 1)]
-        self._cosines.append(dot / (norms[0] * norms[1]).clamp_min(1e-30))
+        self._count(dot / (norms[0] * norms[1]).clamp_min(1e-30))
         against = (-dot).clamp_min(0) / norms[0].square().clamp_min(1e-30)
         for _, _, parameter, widest in pairs:
             if self.config.surgery == "widest":
@@ -95,11 +96,14 @@ class NetDistiller(Widened):
 
     def measured(self) -> dict[str, float]:
         """Of the epoch's steps: the share in which the two were in conflict, and the mean cosine between them."""
-        if not self._cosines:
-            return super().measured()
-        cosines = torch.stack(self._cosines)
-        conflicts = {"conflicts": float((cosines < 0).float().mean()), "cosine": float(cosines.mean())}
-        return super().measured() | conflicts
+        steps, conflicts, total = (0.0, 0.0, 0.0) if self._counts is None else self._counts.tolist()
+        return super().measured() | ({"conflicts": conflicts / steps, "cosine": total / steps} if steps else {})
+
+    def _count(self, cosine: Tensor) -> None:
+        counted = torch.stack([torch.ones_like(cosine), (cosine < 0).to(cosine.dtype), cosine])
+        if self._counts is None:
+            self._counts = torch.zeros_like(counted)
+        self._counts += counted
 
     def macs(self, model: nn.Module, example: Tensor) -> tuple[int, int]:
         """See `Method.macs`."""

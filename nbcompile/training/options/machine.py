@@ -29,5 +29,12 @@ class MachineOptions:
     )
     devices: int = option(1, "Training processes to start; under torchrun, torchrun decides", bound=POSITIVE)
     precision: str = option("32-true", "Of the training step", metavar="NAME", choices=("32-true", "bf16-mixed"))
+    device_images: bool = option(
+        False,
+        "Hold the images on the accelerator, and make their views there: small images of one size, in memory",
+    )
+    cuda_graphs: bool = option(
+        False, "Record a training step on a CUDA GPU once a phase, and replay it: small networks wait for Python else"
+    )
     compile: bool = option(False, "Let torch.compile compile the training step's forward")
     channels_last: bool = option(False, "Memory format of images and weights")

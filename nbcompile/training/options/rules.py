@@ -36,6 +36,7 @@ def check(config: "TrainConfig") -> None:
     if config.widens:
         _check_widths(config)
     _check_finish(config)
+    _check_graphs(config)
     _check_teacher(config)
     _check_unlabeled(config)
 
@@ -67,6 +68,22 @@ def _check_finish(config: "TrainConfig") -> None:
         raise UsageError("int8_lr goes with int8, the epochs of the finish")
     if config.int8 is not None and config.precision != "32-true":
         raise UsageError(f"int8 needs precision 32-true: {config.precision} rounds more than int8 files do")
+
+
+def _check_graphs(config: "TrainConfig") -> None:
+    if not config.cuda_graphs:
+        return
+    decides = {
+        f"method '{config.method}'": not config.method_row.alike,
+        "kd_mixup": bool(config.kd_mixup),
+        "plt_loss": config.plt_loss is not None,
+        "rise 'cheapest-first'": config.rise == "cheapest-first",
+    }
+    if said := next((name for name, there in decides.items() if there), None):
+        raise UsageError(f"cuda_graphs records one step for all, and {said} decides anew from step to step")
+    for name, there in (("compile", config.compile), ("devices", config.devices > 1), ("int8", config.int8)):
+        if there:
+            raise UsageError(f"cuda_graphs and {name} do not go together: choose one of them")
 
 
 def _check_widths(config: "TrainConfig") -> None:

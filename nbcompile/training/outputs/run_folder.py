@@ -153,10 +153,12 @@ class RunFolder:
     def keep(self, model: nn.Module, history: Sequence[Epoch]) -> None:
         """Write ``model``, which the last epoch gave, if it is the best so far; before ``save``, to be made up for.
 
-        A network that can be fused is better than a giant whose slopes are below 1, whatever their accuracies.
+        A network that can be fused is better than a giant whose slopes are below 1, whatever their accuracies. What is
+        written is proven once a phase: in its later epochs it is the same network with other weights.
         """
         if max(history, key=lambda epoch: (epoch.slope in (None, 1.0), epoch.val_accuracy)) is history[-1]:
-            save(copied(model).cpu(), self.best)
+            again = self.best.exists() and history[-1].phase == history[-2].phase
+            save(copied(model).cpu(), self.best, proof=not again)
 
     def keep_anchor(self, model: nn.Module, done: int, config: TrainConfig) -> None:
         """Write ``model`` if the run keeps one after ``done`` epochs; before ``save``, as `keep`."""

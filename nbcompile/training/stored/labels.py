@@ -107,7 +107,7 @@ class StoredLabels:
                     self._note(1)
         rows = read_rows(path, len(self.images), self._type)
         check_rows(path, rows, self.images.classes)
-        self.images.rows = rows
+        self.images.show(rows)
 
     @property
     def spent(self) -> int:
@@ -197,5 +197,5 @@ class StoredLabels:
         shown = Loader(ShownView(self._views, drawn), order, self._config.num_workers, self._fabric.to_device)
         self._teacher.to(self._fabric.device)
         with torch.no_grad():
-            answers: list[Tensor] = [self._teacher(batch.images).float().cpu() for batch in shown.epoch(0)]
+            answers: list[Tensor] = [self._teacher(batch.images).float() for batch in shown.epoch(0)]
         return packed(drawn, torch.cat(answers), self.record.top)

@@ -10,7 +10,7 @@ smoothing what is left; logarithms, and what is left as a number of its own, are
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from nbcompile.core.errors import UsageError
 from nbcompile.core.files import atomic
 from nbcompile.training.batch import ANSWERS
-from nbcompile.training.data.base import ImagesOver, Views
+from nbcompile.training.data.base import ImagesOver, Indices, Views
 
 
 class ShownView(ImagesOver):
@@ -34,7 +34,7 @@ class ShownView(ImagesOver):
         super().__init__(images)
         self.views, self.drawn = images, drawn
 
-    def __getitem__(self, indices: list[int]) -> Any:
+    def __getitem__(self, indices: Indices) -> Any:
         return self.views.view(indices, self.drawn[indices])
 
 
@@ -50,12 +50,39 @@ class AnsweredViews(ImagesOver):
         super().__init__(images)
         self.views, self.classes = images, classes
         self.rows: Any = None
+        self._there: Rows | None = None
 
-    def __getitem__(self, indices: list[int]) -> Any:
+    def show(self, rows: np.ndarray) -> None:
+        """From now on the view of ``rows``, one for each image; where the images are on a device, they go there."""
+        self.rows = rows
+        self._there = None if self.device is None else Rows(*(x.to(self.device) for x in as_tensors(rows)))
+
+    def __getitem__(self, indices: Indices) -> Any:
         """Images, labels and, by name, answers ``(N, K)``: see `nbcompile.training.batch.Batch`."""
-        rows = self.rows[indices]
-        found = self.views.view(indices, torch.from_numpy(rows["drawn"]))
-        return found if isinstance(found, UsageError) else (*found, {ANSWERS: unpacked(rows, self.classes)})
+        there = self._there
+        some = as_tensors(self.rows[indices]) if there is None else Rows(*(x[indices] for x in there))
+        found = self.views.view(indices, some.drawn)
+        return found if isinstance(found, UsageError) else (*found, {ANSWERS: unpacked(some, self.classes)})
+
+
+class Rows(NamedTuple):
+    """Columns of rows, as tensors.
+
+    Attributes:
+        drawn: ``(N, P)``, int16.
+        logs: ``(N, top + 1)``, float16.
+        classes: ``(N, top)``, int32.
+    """
+
+    drawn: Tensor
+    logs: Tensor
+    classes: Tensor
+
+
+def as_tensors(rows: np.ndarray) -> Rows:
+    """The columns of ``rows`` ``(N,)``."""
+    drawn, logs, classes = (rows[name] for name in ("drawn", "logs", "classes"))
+    return Rows(*(torch.from_numpy(np.array(x)) for x in (drawn, logs, classes.astype(np.int32))))
 
 
 def row_type(numbers: int, top: int) -> np.dtype[Any]:
@@ -80,18 +107,18 @@ def packed(drawn: Tensor, logits: Tensor, top: int) -> np.ndarray:
     best = logs.topk(top, dim=1)
     rest = logs.scatter(1, best.indices, -math.inf).logsumexp(1, keepdim=True)
     rows = np.empty(len(drawn), row_type(drawn.shape[1], top))
-    rows["drawn"] = drawn.numpy()
+    rows["drawn"] = drawn.cpu().numpy()
     rows["logs"] = torch.cat([best.values, rest], 1).cpu().numpy()
     rows["classes"] = best.indices.cpu().numpy()
     return rows
 
 
-def unpacked(rows: np.ndarray, classes: int) -> Tensor:
+def unpacked(rows: Rows, classes: int) -> Tensor:
     """Logarithms of probabilities ``(N, K)``, float32, of ``rows`` ``(N,)``."""
-    logs = torch.from_numpy(rows["logs"].astype(np.float32))
-    others = max(1, classes - rows["classes"].shape[1])
+    logs = rows.logs.float()
+    others = max(1, classes - rows.classes.shape[1])
     spread = (logs[:, -1:] - math.log(others)).repeat(1, classes)
-    return spread.scatter_(1, torch.from_numpy(rows["classes"].astype(np.int64)), logs[:, :-1])
+    return spread.scatter_(1, rows.classes.long(), logs[:, :-1])
 
 
 def write_rows(path: Path, rows: np.ndarray) -> None:

@@ -15,6 +15,9 @@ class Classification(Task):
     metric = "accuracy"
     fewest_classes = 2
 
+    def __reduce__(self) -> str:
+        return "CLASSIFICATION"  # the only one, in other processes, too
+
     def loss(self, outputs: Any, labels: Tensor, smoothing: float) -> Tensor:
         """Cross entropy against ``(1 - e) * one_hot + e / K``.
 
