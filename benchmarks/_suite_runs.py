@@ -260,7 +260,7 @@ def conclude(sitting: Sitting) -> None:
     args = sitting.args
     found = sitting.results()
     if args.accelerator == "cuda":
-        found["device"] = torch.cuda.get_device_name()
+        found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else sitting.before.get("device")
     show(sitting, found)
     units = {
         "final, vanilla_by_epochs, finals": "accuracy on the held-out images, %",
