@@ -30,6 +30,9 @@ from nbcompile.training.seeds import seed_everything
 SHARED = 0.25
 """Equal compute is rounded up to a multiple of this part of the run, so that settings share their controls."""
 
+MACHINE = ("accelerator", "device_images", "cuda_graphs")
+"""Options that say where a run is computed. It is the same run everywhere: one that says one of them says ``cpu``."""
+
 IN_DATA_ROOT = ("data", "unlabeled")
 """Options that may name what is in the folder of the data sets."""
 
@@ -55,26 +58,30 @@ class Run:
         fields: of its ``TrainConfig``, as JSON; paths may be relative, so that a run is the same on another machine.
         root: folder of all runs, and of their teachers and stored labels.
         data_root: folder that the data set is in.
+        machine: its `MACHINE`, as JSON.
     """
 
     network: str
     fields: str
     root: Path
     data_root: Path = Path()
+    machine: str = dataclasses.field(default="{}", compare=False)
 
     @classmethod
     def of(cls, network: str, options: Options, root: Path, data_root: Path = Path()) -> "Run":
         """A run that is told ``options``; those at their defaults are left out, so that new ones orphan no run."""
-        said = TrainConfig(**options).to_json()
+        machine = {name: value for name, value in options.items() if name in MACHINE}
+        same = {name: value for name, value in options.items() if name not in MACHINE}
+        said = TrainConfig(**same, **({"accelerator": "cpu"} if machine else {})).to_json()
         default = TrainConfig(**_UNSAID).to_json() | _unsaid(said["method"])
         fields = json.dumps({k: v for k, v in said.items() if v != default[k]}, sort_keys=True)
-        return cls(network, fields, root, data_root)
+        return cls(network, fields, root, data_root, json.dumps(machine))
 
     @property
     def told(self) -> TrainConfig:
-        """What it is told."""
+        """What it is told, and where it is computed."""
         told = json.loads(self.fields)
-        return TrainConfig.from_json(_unsaid(told.get("method", _UNSAID["method"])) | told)
+        return TrainConfig.from_json(_unsaid(told.get("method", _UNSAID["method"])) | told | json.loads(self.machine))
 
     @property
     def config(self) -> TrainConfig:
@@ -149,7 +156,7 @@ def found(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
         return None
     known: dict[str, Any] = json.loads(file.read_text())
     told, now = known.get("config", {}), config.to_json()
-    means = now.keys() - (_TAUGHT.keys() - {*config.method_row.takes})
+    means = now.keys() - {*MACHINE} - (_TAUGHT.keys() - {*config.method_row.takes})
     if changed := [name for name in told if name in means and told[name] != now[name]]:
         raise SystemExit(f"{folder} was run with other {', '.join(changed)}: choose another --runs")
     return known

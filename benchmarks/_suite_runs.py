@@ -125,6 +125,8 @@ class Sitting:
 
     def limit(self, network: str) -> int | None:
         """Epochs after which doubling them gains less than it must, or half of the longest; None: not seen yet."""
+        if self.args.at:
+            return int(self.args.at)
         for epochs in self.lengths[:-2]:
             once, twice = self.vanilla(network, epochs), self.vanilla(network, 2 * epochs)
             if not complete([*once, *twice]):
@@ -142,7 +144,8 @@ class Sitting:
     def wanted(self) -> Iterator[Run]:
         """All runs that are known to belong to the plan, in its order; the teacher where a missing row needs it.
 
-        What may turn out not to belong to it comes last: there is no better use of a process by then.
+        While it is not known how long rows run, longer plain runs are begun, which may turn out not to belong to it; a
+        network waits until that is known of the one before.
         """
         for network in self.networks:
             epochs = self.limit(network)
@@ -150,15 +153,12 @@ class Sitting:
             yield from self.vanilla(network, 2 * (epochs or self.least))
             if any(cell.taught and not complete(cell.runs) for cell in self.cells(network, epochs or self.least)):
                 yield self.teacher()
-            for length in self.lengths:
-                if epochs is None and not complete(self.vanilla(network, length)):
+            if epochs is None:
+                for length in self.lengths:
                     yield from self.vanilla(network, length)
-                    break
-            for cell in self.cells(network, epochs) if epochs else ():
+                return
+            for cell in self.cells(network, epochs):
                 yield from cell.runs
-        for network in self.networks:
-            for length in self.lengths if self.limit(network) is None else ():
-                yield from self.vanilla(network, length)
 
     def next(self, running: Set[Run]) -> Run | None:
         """The next run that can begin beside those that are ``running``."""

@@ -51,6 +51,7 @@ def main() -> None:
     made.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs")
     made.add_argument("--suite", choices=list(SUITES), help="a whole table, in place of studies; see _suites.py")
     made.add_argument("--networks", nargs="+", help="with --suite: only these of its networks")
+    made.add_argument("--at", type=int, help="with --suite: rows of so many epochs, wherever a network is at its limit")
     made.add_argument("--plan", action="store_true", help="with --suite: print hours per row and what is done already")
     made.add_argument("--minutes", type=float, help="with --suite: of this sitting; another one goes on")
     made.add_argument("--accelerator", default="cpu", help="with --suite: as of nbcompile train; cuda shares one GPU")

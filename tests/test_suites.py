@@ -23,7 +23,7 @@ def sitting(suites: Any, root: Path, **options: Any) -> Any:
     args = {
         "suite": "tiny-imagenet", "data": f"imagefolder:{root}/tiny", "images": None, "accelerator": "cpu",
         "quick": False, "settings": None, "runs": root, "minutes": None, "jobs": 1, "out": root / "suite.json",
-        "networks": None,
+        "networks": None, "at": None,
     }  # fmt: skip
     return suites.Sitting(argparse.Namespace(**(args | options)))
 
@@ -82,16 +82,34 @@ def test_rows_run_for_half_of_the_longest_at_most(
     assert [run.told.epochs for run in trained if run.told.method == "tf-kd"] == [120] * 3
 
 
-def test_many_processes_wait_for_nothing_that_is_not_needed(suites: Any, trained: list[Any], tmp_path: Path) -> None:
+def test_a_network_waits_until_the_one_before_is_known(suites: Any, trained: list[Any], tmp_path: Path) -> None:
     one = sitting(suites, tmp_path, settings=["vanilla", "KD, stored labels", "tf-KD"])
     first, second, third, *_ = carry_out(one, trained, jobs=16)
-    small, large = ([f"{name} vanilla {n}" for n in (30, 60) for _ in range(3)] for name in one.suite.networks)
-    ahead = ["residual-91k vanilla 120"] * 3
-    assert first == sorted([*small, *large, "residual-731k vanilla 30", *ahead])
+    plain = {name: [f"{name} vanilla {n}" for n in (30, 60, 120, 240) for _ in range(3)] for name in one.suite.networks}
+    assert first == sorted([*plain["residual-91k"], "residual-731k vanilla 30"]), "longer ones ahead of time"
     rows = [f"residual-91k {method} 60" for method in ("kd", "tf-kd") for _ in range(3)]
-    ahead = [f"mobilenet-47k vanilla {n}" for n in (120, 240) for _ in range(3)]
-    assert second == sorted([*rows, *ahead])
-    assert third == sorted(f"mobilenet-47k {method} 60" for method in ("kd", "tf-kd") for _ in range(3))
+    assert set(second) == {*rows, *plain["mobilenet-47k"]}
+    assert set(third) <= {*plain["mobilenet-47k"], *(f"mobilenet-47k {method} 60" for method in ("kd", "tf-kd"))}
+
+
+def test_rows_of_epochs_that_are_said(suites: Any, trained: list[Any], tmp_path: Path) -> None:
+    one = sitting(suites, tmp_path, settings=["vanilla", "tf-KD"], networks=["residual-91k"], at=30)
+    carry_out(one, trained)
+    assert [(run.told.method, run.told.epochs) for run in trained] == [
+        *[("vanilla", 30)] * 3, *[("vanilla", 60)] * 3, *[("tf-kd", 30)] * 3,
+    ]  # fmt: skip
+    row = one.results()["networks"]["residual-91k"]["rows"][1]
+    assert (row["compute"], row["epochs_compute"], row["enough"]) == (60, 60, True)
+
+
+def test_a_run_is_the_same_on_a_gpu(suites: Any, tmp_path: Path) -> None:
+    here, there = (sitting(suites, tmp_path, accelerator=name) for name in ("cpu", "cuda"))
+    ours, theirs = (one.vanilla("residual-91k", 30)[0] for one in (here, there))
+    assert (ours, ours.folder) == (theirs, theirs.folder)
+    assert ours.told.accelerator == "cpu"
+    assert (theirs.told.accelerator, theirs.config.cuda_graphs, theirs.config.device_images) == ("cuda", True, True)
+    finish(theirs)
+    assert ours.found() == theirs.found() is not None
 
 
 def test_rows_beside_vanilla_of_the_same_epochs_and_of_the_budget(
