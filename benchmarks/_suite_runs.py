@@ -1,4 +1,4 @@
-"""Carries out a suite of ``_suites.py``: ``ablate.py --suite``.
+"""Carries out a suite of ``_suites.py``: which run of it is next.
 
 The result file holds what every run found, so that another machine goes on where this one stopped: only the teacher is
 trained there anew, if a row that is not done needs it.
@@ -9,15 +9,13 @@ import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence, Set
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from _common import difference, text, write, written
-from _mps import sharing_gpu
-from _runs import Run, built, carried_out_by, compute, data_of
+from _common import written
+from _runs import Run, built, compute, data_of
 from _studies import Options
 from _suites import SUITES, Place, Row, Suite
 from rich.console import Console
@@ -25,7 +23,6 @@ from rich.table import Table
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-import nbcompile
 from nbcompile.training.data.base import Data
 from nbcompile.training.methods import METHODS, ROUTE, SELF
 
@@ -125,8 +122,6 @@ class Sitting:
 
     def limit(self, network: str) -> int | None:
         """Epochs after which doubling them gains less than it must, or half of the longest; None: not seen yet."""
-        if self.args.at:
-            return int(self.args.at)
         for epochs in self.lengths[:-2]:
             once, twice = self.vanilla(network, epochs), self.vanilla(network, 2 * epochs)
             if not complete([*once, *twice]):
@@ -134,6 +129,10 @@ class Sitting:
             if gain(once, twice) < self.suite.gain:
                 return epochs
         return self.lengths[-2]
+
+    def at(self, network: str) -> int | None:
+        """Epochs of the rows: those that were said, or the network's limit."""
+        return self.args.at or self.limit(network)
 
     def cells(self, network: str, epochs: int) -> Iterator[Cell]:
         """The rows of one network."""
@@ -148,7 +147,7 @@ class Sitting:
         network waits until that is known of the one before.
         """
         for network in self.networks:
-            epochs = self.limit(network)
+            epochs = self.at(network)
             yield from self.vanilla(network, self.least)
             yield from self.vanilla(network, 2 * (epochs or self.least))
             if any(cell.taught and not complete(cell.runs) for cell in self.cells(network, epochs or self.least)):
@@ -187,46 +186,6 @@ class Sitting:
         """Of plain training."""
         return plain_hours(network, self.suite.size, self.suite.recipe["batch_size"], len(self.data(network).train))
 
-    def results(self) -> dict[str, Any]:
-        """What is done so far."""
-        found: dict[str, Any] = {"networks": {}, "missing": [], "teacher": self.before.get("teacher")}
-        teacher = self.teacher().found()
-        if teacher is not None:
-            found["teacher"] = cost_of(self.suite.teacher, self.suite.size) | {"accuracy": 100 * teacher["final"]}
-        files = sorted(self.args.runs.glob("*/found.json"))
-        found["runs"] = {file.parent.name: json.loads(file.read_text()) for file in files}
-        for network in self.suite.networks:
-            plain = {n: runs for n in self.lengths if complete(runs := self.vanilla(network, n))}
-            at = self.limit(network) or self.least
-            rows = [self._row(cell, plain, at) for cell in self.cells(network, at) if complete(cell.runs)]
-            found["networks"][network] = {
-                "cost": cost_of(network, self.suite.size),
-                "vanilla_by_epochs": {str(n): spread(finals(runs)) for n, runs in plain.items()},
-                "epochs": at,
-                "rows": rows,
-            }
-            there = {row["name"] for row in rows}
-            found["missing"] += [f"{network}: {row.name}" for row in self.rows if row.name not in there]
-        return found
-
-    def _row(self, cell: Cell, plain: dict[int, list[Run]], epochs: int) -> dict[str, Any]:
-        """A row; the plain runs of at least its budget are those of the next doubling of the epochs, or the longest."""
-        cost = cell.cost(self.suite.teacher)
-        enough = next((n for n in sorted(plain) if n >= round(cost, 6)), None)
-        beside = enough or max(plain, default=None)
-        ours = finals(cell.runs)
-        return {
-            "name": cell.row.name,
-            "final": spread(ours),
-            "finals": [100 * one for one in ours],
-            "compute": cost,
-            "over_same": difference(ours, finals(plain[epochs])) if epochs in plain else None,
-            "over_compute": difference(ours, finals(plain[beside])) if beside else None,
-            "epochs_compute": beside,
-            "enough": enough is not None,
-            "seconds": sum(known["seconds"] for run in cell.runs if (known := run.found())),
-        }
-
 
 def plain_hours(network: str, size: int, batch: int, images: int) -> float:
     """To train on so many images plainly, on one core, as this machine is now; reading them is not counted."""
@@ -238,54 +197,6 @@ def plain_hours(network: str, size: int, batch: int, images: int) -> float:
     for _ in range(STEPS):
         cross_entropy(model(some), labels).backward()
     return (time.perf_counter() - began) / STEPS * (images // batch) / 3600
-
-
-def run_suite(args: argparse.Namespace) -> None:
-    """Print the plan, carry it out as far as there is time, write what is there."""
-    sitting = Sitting(args)
-    if args.accelerator != "cuda" or args.plan:  # whose hours are those of a core
-        sitting.plan()
-    if not args.plan:
-        with ExitStack() as stack:
-            if args.accelerator == "cuda":
-                stack.enter_context(sharing_gpu(sitting.console))
-            try:
-                carried_out_by(sitting.next, args.jobs, sitting.end)
-            finally:
-                conclude(sitting)
-
-
-def conclude(sitting: Sitting) -> None:
-    """Print and write what is there."""
-    args = sitting.args
-    found = sitting.results()
-    if args.accelerator == "cuda":
-        found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else sitting.before.get("device")
-    show(sitting, found)
-    units = {
-        "final, vanilla_by_epochs, finals": "accuracy on the held-out images, %",
-        "over_same, over_compute": "paired difference from vanilla of as many epochs, and of at least the compute: "
-        "points, mean and standard error",
-        "enough": "whether those plain runs cost as much; where none do, they are the longest there are",
-        "compute": "of a run, in epochs of the plain network",
-    }
-    write(args, 0, units, {"recipe": dict(sitting.suite.recipe), **found})
-
-
-def show(sitting: Sitting, found: dict[str, Any]) -> None:
-    """Print the tables."""
-    for network, one in found["networks"].items():
-        lengths = ", ".join(f"{n}: {text(value)}" for n, value in one["vanilla_by_epochs"].items())
-        names = ("row", "final", "x plain", "- vanilla", "- vanilla of its budget")
-        table = Table(*names, title=f"{network}, {one['epochs']} epochs (vanilla by epochs: {lengths})")
-        for row in one["rows"]:
-            told = f"({row['epochs_compute']} epochs{'' if row['enough'] else ', which is less'})"
-            longer = f"{text(row['over_compute'], '+')} {told}" if row["over_compute"] else ""
-            times = f"{row['compute'] / one['epochs']:.2f}"
-            table.add_row(row["name"], text(row["final"]), times, text(row["over_same"], "+"), longer)
-        sitting.console.print(table)
-    if found["missing"]:
-        sitting.console.print("missing:", ", ".join(found["missing"]))
 
 
 def gain(before: Sequence[Run], after: Sequence[Run]) -> float:
@@ -301,14 +212,3 @@ def complete(runs: Sequence[Run]) -> bool:
 def finals(runs: Sequence[Run]) -> list[float]:
     """Accuracies in [0, 1] of runs that are done."""
     return [found["final"] for run in runs if (found := run.found()) is not None]
-
-
-def spread(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and standard deviation, in %."""
-    return {"mean": 100 * statistics.mean(values), "std": 100 * statistics.stdev(values) if len(values) > 1 else None}
-
-
-def cost_of(network: str, size: int) -> dict[str, Any]:
-    """What a network costs on one image."""
-    found = nbcompile.cost(built(network), torch.zeros(1, 3, size, size))
-    return {"name": network, "macs": found.macs, "params": found.params}

@@ -24,7 +24,7 @@ import torch
 from _common import difference, parser, text, write
 from _runs import Run, Triple, by_seed, carried_out, compute, controls
 from _studies import NETWORKS, RECIPE, STUDIES, Options, Setting
-from _suite_runs import run_suite
+from _suite_table import run_suite
 from _suites import SUITES
 from rich.console import Console
 from rich.table import Table

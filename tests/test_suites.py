@@ -29,6 +29,11 @@ def sitting(suites: Any, root: Path, **options: Any) -> Any:
 
 
 @pytest.fixture
+def table(suites: Any) -> Any:
+    return importlib.import_module("_suite_table")
+
+
+@pytest.fixture
 def trained(suites: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Runs that take no time: vanilla as in ``ACCURACY``, others a point better; the seed adds a thousandth."""
     monkeypatch.setattr(suites, "compute", lambda network, told, teacher: 2.0 * told.epochs)
@@ -92,13 +97,13 @@ def test_a_network_waits_until_the_one_before_is_known(suites: Any, trained: lis
     assert set(third) <= {*plain["mobilenet-47k"], *(f"mobilenet-47k {method} 60" for method in ("kd", "tf-kd"))}
 
 
-def test_rows_of_epochs_that_are_said(suites: Any, trained: list[Any], tmp_path: Path) -> None:
+def test_rows_of_epochs_that_are_said(suites: Any, table: Any, trained: list[Any], tmp_path: Path) -> None:
     one = sitting(suites, tmp_path, settings=["vanilla", "tf-KD"], networks=["residual-91k"], at=30)
     carry_out(one, trained)
     assert [(run.told.method, run.told.epochs) for run in trained] == [
         *[("vanilla", 30)] * 3, *[("vanilla", 60)] * 3, *[("tf-kd", 30)] * 3,
     ]  # fmt: skip
-    row = one.results()["networks"]["residual-91k"]["rows"][1]
+    row = table.results(one)["networks"]["residual-91k"]["rows"][1]
     assert (row["compute"], row["epochs_compute"], row["enough"]) == (60, 60, True)
 
 
@@ -113,12 +118,12 @@ def test_a_run_is_the_same_on_a_gpu(suites: Any, tmp_path: Path) -> None:
 
 
 def test_rows_beside_vanilla_of_the_same_epochs_and_of_the_budget(
-    suites: Any, trained: list[Any], tmp_path: Path
+    suites: Any, table: Any, trained: list[Any], tmp_path: Path
 ) -> None:
     one = sitting(suites, tmp_path, settings=["vanilla", "NetAug"], networks=["residual-91k"])
     carry_out(one, trained)
     assert one.limit("residual-91k") == 60
-    found = one.results()
+    found = table.results(one)
     network = found["networks"]["residual-91k"]
     assert network["epochs"] == 60
     assert {n: round(x["mean"], 2) for n, x in network["vanilla_by_epochs"].items()} == {
@@ -132,28 +137,30 @@ def test_rows_beside_vanilla_of_the_same_epochs_and_of_the_budget(
 
 
 def test_a_row_that_costs_more_than_any_plain_run_stands_beside_the_longest(
-    suites: Any, trained: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    suites: Any, table: Any, trained: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(suites, "compute", lambda network, told, teacher: 5.0 * told.epochs)
     one = sitting(suites, tmp_path, settings=["vanilla", "NetAug"], networks=["residual-91k"])
     carry_out(one, trained)
-    row = one.results()["networks"]["residual-91k"]["rows"][1]
+    row = table.results(one)["networks"]["residual-91k"]["rows"][1]
     assert (row["compute"], row["epochs_compute"], row["enough"]) == (300, 120, False)
     assert row["over_compute"]["mean"] == pytest.approx(0.7)
 
 
-def test_another_machine_goes_on_from_the_result_file(suites: Any, trained: list[Any], tmp_path: Path) -> None:
+def test_another_machine_goes_on_from_the_result_file(
+    suites: Any, table: Any, trained: list[Any], tmp_path: Path
+) -> None:
     alone = {"networks": ["residual-91k"]}
     one = sitting(suites, tmp_path / "here", settings=["vanilla", "KD, stored labels"], **alone)
     carry_out(one, trained, most=10)
-    found = one.results()
+    found = table.results(one)
     assert found["teacher"]["accuracy"] > 0
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "suite.json").write_text(json.dumps({"results": found}))
     trained.clear()
     rows = ["vanilla", "KD, stored labels", "tf-KD", "NetAug + KD"]
     other = sitting(suites, tmp_path / "there", settings=rows, **alone)
-    assert other.results()["teacher"] == found["teacher"], "whose weights are not there"
+    assert table.results(other)["teacher"] == found["teacher"], "whose weights are not there"
     assert other.limit("residual-91k") == 60
     carry_out(other, trained)
     made = [(run.network, run.told.method) for run in trained]

@@ -18,6 +18,7 @@ from nbcompile.training.loader import Batches, BatchOrder, Loader
 from nbcompile.training.options.config import TrainConfig
 from nbcompile.training.outputs.records import Epoch, Listener
 from nbcompile.training.outputs.run_folder import RunFolder
+from nbcompile.training.seeds import seed_everything
 from nbcompile.training.session import Session, advanced, wrapped
 from nbcompile.wide.widths import widths_of
 from nbcompile.widening import describe_again
@@ -50,6 +51,7 @@ def set_up(
     history = [Epoch(**epoch) for epoch in checkpoint["history"]] if checkpoint is not None else []
     method = config.method_row.start(config, steps, teacher)
     method.task = data.task
+    seed_everything(config.seed)  # on all processes alike: the method may draw layers
     bare = method.prepare(_copied(model, data))
     done = min(len(history), config.epochs)  # those of the finish train another network
     for epoch in range(max(1, done)):

@@ -76,7 +76,8 @@ def train(
             logit per class. Of several the answers are averaged; for ``rco`` they are the anchors, in order.
         check_export: at the end also write ``tiny.onnx`` and ``tiny.tflite`` (int8) into the run folder, and measure
             them in their own runtimes on the same images.
-        data: what ``config.data`` names, where it is loaded already; None loads it.
+        data: what ``config.data`` names, where it is loaded already; None loads it. With ``device_images`` its images
+            stay on the device.
 
     Returns:
         The history, the accuracies, and the trained network.

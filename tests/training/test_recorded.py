@@ -190,7 +190,9 @@ def test_what_does_not_go_with_it(options: dict[str, Any], said: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.alike])
-def test_every_method_that_says_so_trains_alike(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_method_that_says_so_trains_alike(
+    name: str, net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     row, models = METHODS[name], []
 
     class Last(Recorder):
@@ -206,17 +208,14 @@ def test_every_method_that_says_so_trains_alike(name: str, tmp_path: Path, monke
     monkeypatch.setattr("nbcompile.training.session.Recorded", made)
     options: dict[str, Any] = {"method": name, "epochs": 2, "batch_size": 100, "train_images": 400}
     options |= {"accelerator": "cpu", "channels_last": True}
-    options |= {"where": "last:2"} if "where" in row.takes else {}
+    options |= {"where": ["3"]} if "where" in row.takes else {}
     teacher: Any = None
     if row.distils:
-        one = nbcompile.zoo.dscnn(num_classes=10, in_channels=1)
-        options["teacher"], teacher = ("a,b", [one, one]) if name == "rco" else ("a", one)
+        options["teacher"], teacher = ("a,b", [net, net]) if name == "rco" else ("a", net)
     results = []
     for graphs in (False, True):
-        torch.manual_seed(0)
-        model = nbcompile.zoo.dscnn(num_classes=10, in_channels=1)
         config = TrainConfig(data="digits", cuda_graphs=graphs, **options)
-        results.append(train(model, config, tmp_path / f"{graphs}.pt", teacher=teacher))
+        results.append(train(net, config, tmp_path / f"{graphs}.pt", teacher=teacher))
     assert models
     here, there = (result.history[-1] for result in results)
     assert here.loss == pytest.approx(there.loss, rel=1e-5)  # its optimizer is one kernel, which rounds otherwise
