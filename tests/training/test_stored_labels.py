@@ -200,6 +200,30 @@ def test_only_one_of_two_runs_answers(tmp_path: Path) -> None:
     assert sum(run.spent for run in runs) == 3 * 40 * 49 * 4
 
 
+def test_two_runs_answer_two_views_at_the_same_time(tmp_path: Path) -> None:
+    both = threading.Barrier(2, timeout=20)
+
+    class Meets(Teacher):
+        def forward(self, images: Tensor) -> Tensor:
+            if self.asked == 0 and len(images) > 1:
+                both.wait()
+            return super().forward(images)
+
+    runs = [opened(tmp_path / "labels", Meets(), run=str(seed), seed=seed) for seed in range(8)]
+    first = next(run for run in runs if run._first != runs[0]._first)
+    pair = [runs[0], first]
+    for run in pair:
+        run.begin(resumed=False)
+    threads = [threading.Thread(target=run.turn_to, args=(0,)) for run in pair]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not both.broken
+    assert len(list((tmp_path / "labels").glob("view-*.npy"))) == 2
+    assert [run.spent for run in pair] == [40 * 49 * 4] * 2
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

@@ -100,11 +100,12 @@ class StoredLabels:
         """
         path = self._path((self._first + epoch) % self._count)
         if not path.exists():
-            with alone_with(self.folder):  # another run, or process, may have been at it
+            with alone_with(self.folder, path.stem):  # another run, or process, may have been at it
                 if not path.exists():
                     self._need_teacher(self._stored())
                     write_rows(path, self._answered(int(path.stem.removeprefix("view-"))))
-                    self._note(1)
+                    with alone_with(self.folder):
+                        self._note(1)
         rows = read_rows(path, len(self.images), self._type)
         check_rows(path, rows, self.images.classes)
         self.images.show(rows)

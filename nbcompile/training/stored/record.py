@@ -1,6 +1,7 @@
 """The record of a folder of stored labels: what they were made of, and which runs use them.
 
-``labels.json`` is written before the first view. Whoever changes it, or adds a view, holds the folder's lock.
+``labels.json`` is written before the first view. Whoever changes it holds the folder's lock; whoever adds a view, that
+view's, so that several runs answer several views at the same time.
 """
 
 import json
@@ -127,19 +128,19 @@ def read_record(folder: Path) -> StoredRecord | None:
 
 
 @contextmanager
-def alone_with(folder: Path) -> Iterator[None]:
-    """Nobody else adds to ``folder`` meanwhile; made where it is missing.
+def alone_with(folder: Path, part: str = "") -> Iterator[None]:
+    """Nobody else changes the record of ``folder`` meanwhile, or the ``part`` that is named; made where it is missing.
 
     Raises:
         UsageError: if it cannot be made, or not be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
+        lock = FileLock(folder / f".lock{part}")
         try:
             lock.acquire(timeout=_SOON)  # of a process that ends, the system gives it back
         except Timeout:
-            log.warning("%s: waiting for another run, whose teacher answers", folder)
+            log.warning("%s: waiting for another run, whose teacher answers", folder / part)
             lock.acquire()
     except OSError as error:
         raise UsageError(f"stored_labels {folder} cannot be written: {error.strerror or error}") from error
