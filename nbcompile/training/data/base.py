@@ -186,6 +186,10 @@ class Data:
         Raises:
             UsageError: if that cannot be.
         """
+        if device.type not in ("cpu", "cuda"):
+            raise UsageError(
+                f"device_images: views are made on a CUDA GPU or the CPU, and the run is on '{device.type}'"
+            )
         for images in (self.train, self.val):
             if not (isinstance(images, Views) and images.hold_on(device)):
                 raise UsageError(

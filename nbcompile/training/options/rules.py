@@ -36,7 +36,7 @@ def check(config: "TrainConfig") -> None:
     if config.widens:
         _check_widths(config)
     _check_finish(config)
-    _check_graphs(config)
+    _check_device(config)
     _check_teacher(config)
     _check_unlabeled(config)
 
@@ -70,7 +70,9 @@ def _check_finish(config: "TrainConfig") -> None:
         raise UsageError(f"int8 needs precision 32-true: {config.precision} rounds more than int8 files do")
 
 
-def _check_graphs(config: "TrainConfig") -> None:
+def _check_device(config: "TrainConfig") -> None:
+    if config.device_images and config.mimics:
+        raise UsageError("device_images holds labelled images alone: leave it out where others are learnt from, too")
     if not config.cuda_graphs:
         return
     decides = {

@@ -123,6 +123,17 @@ def test_what_is_not_made_on_a_device(options: dict[str, Any], of_one_size: Path
         data.hold_on(CPU)
 
 
+def test_where_images_are_not_held(of_one_size: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"^device_images: views are made on a CUDA GPU or the CPU, and the run is on 'm"
+    ):
+        loaded("folder", of_one_size).hold_on(torch.device("mps"))
+    with pytest.raises(
+        UsageError, match=r"^device_images holds labelled images alone: leave it out where others are le"
+    ):
+        TrainConfig(method="mimic", teacher="t.pt", unlabeled="imagefolder:x", device_images=True)
+
+
 def test_images_of_several_sizes_stay(folder: Path) -> None:
     Image.new("RGB", (9, 31)).save(folder / "train" / "cat" / "0.png")
     with pytest.raises(UsageError, match="that takes images of one size, of at most 64 pixels, in memory"):
