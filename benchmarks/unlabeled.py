@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 from _common import difference, parser, text, write
 from _runs import Run, built, by_seed, carried_out, compute
 from _studies import TINY_IMAGENET, Options
-from _suite_runs import TEACHER_SEED, complete, cost_of, finals, plain_hours, spread
+from _suite_runs import TEACHER_SEED, complete, finals, plain_hours
+from _suite_table import cost_of, spread
 from _suites import SUITES
 from rich.console import Console
 from rich.table import Table

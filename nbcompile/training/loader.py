@@ -8,7 +8,6 @@ from torch.utils.data import DataLoader, Sampler
 
 from nbcompile.core.errors import UsageError
 from nbcompile.training.batch import Batch
-from nbcompile.training.data.base import device_of
 from nbcompile.training.seeds import derived_seed
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     Place = Callable[[Batch], Batch]
 
 
-AT_ONCE = 8
+MADE_AT_ONCE = 8
 """Batches that are made together on an accelerator, for which a batch of small images is too little work."""
 
 
@@ -54,6 +53,12 @@ class BatchOrder(Sampler[list[int]]):
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             if mine := order[start : start + self.batch_size][self.rank :: self.world]:
                 yield mine
+
+
+def held_on(images: "Images") -> torch.device | None:
+    """Where ``images`` are held and their views are made, if they were moved there; they take indices from there."""
+    device: torch.device | None = getattr(images, "device", None)
+    return device
 
 
 class Batches(Protocol):
@@ -99,7 +104,7 @@ class Loader:
             UsageError: if an image cannot be read.
         """
         self.order.epoch = epoch
-        if device_of(self._images) is not None:
+        if held_on(self._images) is not None:
             yield from self._made_there()
             return
         # Workers are seeded from this generator; kept workers would carry their state from epoch to epoch.
@@ -112,9 +117,9 @@ class Loader:
     def _made_there(self) -> Iterator[Batch]:
         """The order is sent to the device at once: each batch by itself would wait until the one before is done."""
         orders: list[Any] = list(self.order)
-        device = device_of(self._images)
+        device = held_on(self._images)
         sent = torch.tensor([index for order in orders for index in order], device=device)
-        once = 1 if device is None or device.type == "cpu" else AT_ONCE
+        once = 1 if device is None or device.type == "cpu" else MADE_AT_ONCE
         for start in range(0, len(orders), once):
             sizes = [len(order) for order in orders[start : start + once]]
             batch: Any = self._images[sent[start * self.order.share :][: sum(sizes)]]

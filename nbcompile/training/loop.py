@@ -21,7 +21,7 @@ from nbcompile.training.begin import images_per_epoch, loader, set_up
 from nbcompile.training.check_fits import check_fits
 from nbcompile.training.compute import Prices, TrainingCost, warning, within_budget
 from nbcompile.training.data.base import Data
-from nbcompile.training.data.load import load_data
+from nbcompile.training.data.load import hold_on, load_data
 from nbcompile.training.data.two_views import TwoViews
 from nbcompile.training.engine import start_fabric
 from nbcompile.training.epoch_meter import Meter
@@ -108,7 +108,7 @@ def train(
         if config.cuda_graphs:
             recorder_on(fabric.device)
         if config.device_images:
-            data.hold_on(fabric.device)
+            hold_on(data, fabric.device)
         tell = on_event if on_event is not None and fabric.is_global_zero else _tell_nobody
         taught = _frozen(teacher, config, data)
         asked = None if taught is None else copied(taught)  # stays on the CPU, where costs are counted

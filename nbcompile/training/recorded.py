@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from nbcompile.core.errors import NBCompileError, UsageError
 from nbcompile.training.batch import Batch
 
-Learnt = tuple[Tensor, Tensor]
+StepOutcome = tuple[Tensor, Tensor]
 """Loss of a batch, and how many of its images were named rightly; both scalars."""
 
-Learn = Callable[[Batch], Learnt]
+MakesGradients = Callable[[Batch], StepOutcome]
 """Makes the gradients of a batch, in place of those that were there."""
 
 APART = 1e-2
 """Most that gradients of replay and step may differ, over their norm: GPUs add in changing order, and in TF32."""
 
 
-class Recorder(Protocol):
+class StepRecorder(Protocol):
     """What records."""
 
     def record(self, step: Callable[[], None]) -> Callable[[], object]:
@@ -38,14 +38,14 @@ class CudaGraphs:
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def record(self, step: Callable[[], None]) -> Callable[[], object]:
-        """See `Recorder`."""
+        """See `StepRecorder`."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self._stream):
             step()
         return graph.replay
 
 
-def recorder_on(device: torch.device) -> Recorder:
+def recorder_on(device: torch.device) -> StepRecorder:
     """What records there.
 
     Raises:
@@ -65,16 +65,16 @@ class Recorded:
         recorder: records.
     """
 
-    def __init__(self, learn: Learn, model: nn.Module, recorder: Recorder) -> None:
+    def __init__(self, learn: MakesGradients, model: nn.Module, recorder: StepRecorder) -> None:
         self._learn, self._recorder = learn, recorder
         self._parameters, self._buffers = list(model.parameters()), list(model.buffers())
         self._warm = self._proven = False
         self._replay: Callable[[], object] | None = None
         self._batch: Batch | None = None
-        self._learnt: Learnt | None = None
+        self._learnt: StepOutcome | None = None
         self._gradients: list[Tensor | None] = []
 
-    def __call__(self, batch: Batch) -> Learnt:
+    def __call__(self, batch: Batch) -> StepOutcome:
         """As ``learn``.
 
         Raises:
@@ -105,14 +105,14 @@ class Recorded:
         assert self._batch is not None
         self._learnt = self._learnt_from(self._batch)
 
-    def _learnt_from(self, batch: Batch) -> Learnt:
+    def _learnt_from(self, batch: Batch) -> StepOutcome:
         found = self._learn(batch)
         for parameter in self._parameters:
             if parameter.grad is not None and parameter.grad.stride() != parameter.stride():
                 parameter.grad = with_strides_of(parameter, parameter.grad)
         return found
 
-    def _replayed(self, batch: Batch) -> Learnt:
+    def _replayed(self, batch: Batch) -> StepOutcome:
         assert self._batch is not None
         assert self._replay is not None
         assert self._learnt is not None
@@ -128,7 +128,7 @@ class Recorded:
         return loss.clone(), right.clone()  # the next replay writes there
 
     @torch.no_grad()
-    def _prove(self, batch: Batch) -> Learnt:
+    def _prove(self, batch: Batch) -> StepOutcome:
         """Compare a replay with the step on a batch that was not recorded; random numbers are the same in both."""
         self._proven = True
         before = [buffer.clone() for buffer in self._buffers]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nbcompile.training.options.config import TrainConfig
     from nbcompile.training.outputs.records import Epoch, Listener
     from nbcompile.training.outputs.run_folder import RunFolder
-    from nbcompile.training.recorded import Learn, Learnt
+    from nbcompile.training.recorded import MakesGradients, StepOutcome
     from nbcompile.training.stored.labels import StoredLabels
 
 
@@ -84,7 +84,7 @@ class Session:
         if self.stored is not None:
             self.stored.turn_to(epoch)
 
-    def learn(self, batch: "Batch") -> "Learnt":
+    def learn(self, batch: "Batch") -> "StepOutcome":
         """Make the gradients of a batch, part by part: its mean loss, and how many images were named rightly."""
         self.optimizer.zero_grad()
         parts = self.config.accumulate
@@ -97,7 +97,7 @@ class Session:
         self.method.before_step(self.bare)
         return torch.stack(losses).sum(), torch.stack(right).sum()
 
-    def learning(self, epoch: int) -> "Learn":
+    def learning(self, epoch: int) -> "MakesGradients":
         """:meth:`learn`, or what replays it: recorded once a phase."""
         if not self.config.cuda_graphs:
             return self.learn

@@ -14,12 +14,12 @@ from nbcompile import NBCompileError, UsageError
 from nbcompile.training import TrainConfig, train
 from nbcompile.training.batch import Batch
 from nbcompile.training.methods import METHODS
-from nbcompile.training.recorded import Recorded, Recorder, recorder_on, with_strides_of
+from nbcompile.training.recorded import Recorded, StepRecorder, recorder_on, with_strides_of
 
 Step = Callable[[], None]
 
 
-class Again(Recorder):
+class Again(StepRecorder):
     """Goes through the step without effect, as recording does, and does it at every replay, into the same memory."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -195,11 +195,11 @@ def test_every_method_that_says_so_trains_alike(
 ) -> None:
     row, models = METHODS[name], []
 
-    class Last(Recorder):
+    class Last(StepRecorder):
         def record(self, step: Step) -> Callable[[], object]:
             return Again(models[-1]).record(step)
 
-    def made(learn: Any, model: nn.Module, recorder: Recorder) -> Recorded:
+    def made(learn: Any, model: nn.Module, recorder: StepRecorder) -> Recorded:
         models.append(model)
         return Recorded(learn, model, recorder)
 

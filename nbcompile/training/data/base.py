@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nbcompile.core.errors import UsageError
-from nbcompile.training.data.crops import SMALL
+from nbcompile.training.loader import held_on
 from nbcompile.training.options.machine import MEMORY
 from nbcompile.training.tasks.base import Task
 from nbcompile.training.tasks.classification import CLASSIFICATION
@@ -44,12 +44,6 @@ class Images(Protocol):
         """
 
 
-def device_of(images: Images) -> torch.device | None:
-    """Where ``images`` are held and their views are made, if they were moved there; they take indices from there."""
-    device: torch.device | None = getattr(images, "device", None)
-    return device
-
-
 class ImagesOver:
     """What a set has in common with the one that it shows in another way.
 
@@ -62,8 +56,8 @@ class ImagesOver:
 
     @property
     def device(self) -> torch.device | None:
-        """As the other's: see `device_of`."""
-        return device_of(self.images)
+        """As the other's: see `held_on`."""
+        return held_on(self.images)
 
     @property
     def labels(self) -> Tensor:
@@ -97,7 +91,7 @@ class Views(ABC):
 
     Attributes:
         augmentation: how a view follows from what is drawn, in words, for people and checksums.
-        device: see `device_of`.
+        device: see `held_on`.
     """
 
     augmentation: str
@@ -179,20 +173,3 @@ class Data:
     resize: Callable[[int], None] | None = None
     note: str = ""
     task: Task = CLASSIFICATION
-
-    def hold_on(self, device: torch.device) -> None:
-        """Hold the images on ``device``, where their views are drawn and made from now on.
-
-        Raises:
-            UsageError: if that cannot be.
-        """
-        if device.type not in ("cpu", "cuda"):
-            raise UsageError(
-                f"device_images: views are made on a CUDA GPU or the CPU, and the run is on '{device.type}'"
-            )
-        for images in (self.train, self.val):
-            if not (isinstance(images, Views) and images.hold_on(device)):
-                raise UsageError(
-                    f"device_images: those of {self.name} cannot be made on a device: that takes images of one size, "
-                    f"of at most {SMALL} pixels, in memory, with augment light, crops or none"
-                )

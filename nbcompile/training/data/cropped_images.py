@@ -10,7 +10,6 @@ from nbcompile.core.errors import UsageError
 from nbcompile.training.data.augmentations import AutoAugmented, drawn_seeds
 from nbcompile.training.data.base import BRIGHTEST, SAMPLE, Indices, Labelled, Views, checksum_of
 from nbcompile.training.data.crops import RATIOS, drawn_crops, random_crops
-from nbcompile.training.data.held import Held
 
 if TYPE_CHECKING:
     from nbcompile.training.data.held import InFiles, Source
@@ -73,7 +72,7 @@ class CroppedImages(Views):
 
     def hold_on(self, device: torch.device) -> bool:
         """See `Views.hold_on`; of images of one size, which are not changed one at a time."""
-        if self.change or not isinstance(self.source, Held) or not self.source.hold_on(device):
+        if self.change or not self.source.hold_on(device):
             return False
         self.device, self._mean, self._std = device, self._mean.to(device), self._std.to(device)
         return True

@@ -6,16 +6,18 @@ torch moves it into shared memory. While images are decoded, up to twice as much
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nbcompile.core.errors import UsageError
-from nbcompile.training.data.base import Indices
 from nbcompile.training.data.crops import SMALL
 from nbcompile.training.data.pictures import GO_ON, Pictures, readable
+
+if TYPE_CHECKING:
+    from nbcompile.training.data.base import Indices
 
 Shape = Callable[[Any], Any]
 """Image of Pillow to image of Pillow."""
@@ -34,12 +36,15 @@ class Source(Protocol):
     def __len__(self) -> int:
         """Number of images."""
 
-    def read(self, indices: Indices) -> tuple[Tensor | list[Tensor], Tensor]:
+    def read(self, indices: "Indices") -> tuple[Tensor | list[Tensor], Tensor]:
         """Images, uint8: ``(N, 3, H, W)``, or each ``(3, H, W)``; and labels ``(N,)``.
 
         Raises:
             UsageError: if one cannot be read.
         """
+
+    def hold_on(self, device: torch.device) -> bool:
+        """Hold them on ``device``; whether that can be."""
 
 
 class InFiles:
@@ -61,12 +66,16 @@ class InFiles:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def read(self, indices: Indices) -> tuple[list[Tensor], Tensor]:
+    def read(self, indices: "Indices") -> tuple[list[Tensor], Tensor]:
         """See `Source`."""
         pairs = self.pillow(indices)
         return [_bytes(image).contiguous() for image, _ in pairs], torch.tensor([label for _, label in pairs])
 
-    def pillow(self, indices: Indices) -> list[tuple[Any, int]]:
+    def hold_on(self, device: torch.device) -> bool:
+        """See `Source`: files stay."""
+        return False
+
+    def pillow(self, indices: "Indices") -> list[tuple[Any, int]]:
         """Images of Pillow, and their labels.
 
         Raises:
@@ -97,7 +106,7 @@ class Held:
     def __len__(self) -> int:
         return len(self.sides)
 
-    def read(self, indices: Indices) -> tuple[Tensor | list[Tensor], Tensor]:
+    def read(self, indices: "Indices") -> tuple[Tensor | list[Tensor], Tensor]:
         """See `Source`."""
         stacked = self.stacked
         found = [self.image(int(index)) for index in indices] if stacked is None else stacked[indices]

@@ -3,8 +3,11 @@
 import logging
 from dataclasses import replace
 
+import torch
+
 from nbcompile.core.errors import UsageError
-from nbcompile.training.data.base import DATA_KINDS, Data, Preparation
+from nbcompile.training.data.base import DATA_KINDS, Data, Preparation, Views
+from nbcompile.training.data.crops import SMALL
 from nbcompile.training.engine import is_main_process
 from nbcompile.training.options.config import TrainConfig
 
@@ -38,6 +41,22 @@ def load_data(config: TrainConfig, default_size: int | None = None) -> Data:
 
         data = replace(data, train=chosen(data, config.train_images))
     return _mixed(data, config.augment)
+
+
+def hold_on(data: Data, device: torch.device) -> None:
+    """Hold the images of ``data`` on ``device``, where their views are drawn and made from now on.
+
+    Raises:
+        UsageError: if that cannot be.
+    """
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"device_images: views are made on a CUDA GPU or the CPU, and the run is on '{device.type}'")
+    for images in (data.train, data.val):
+        if not (isinstance(images, Views) and images.hold_on(device)):
+            raise UsageError(
+                f"device_images: those of {data.name} cannot be made on a device: that takes images of one size, "
+                f"of at most {SMALL} pixels, in memory, with augment light, crops or none"
+            )
 
 
 def _mixed(data: Data, augment: str) -> Data:

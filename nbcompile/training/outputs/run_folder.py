@@ -154,10 +154,12 @@ class RunFolder:
         """Write ``model``, which the last epoch gave, if it is the best so far; before ``save``, to be made up for.
 
         A network that can be fused is better than a giant whose slopes are below 1, whatever their accuracies. What is
-        written is proven once a phase: in its later epochs it is the same network with other weights.
+        written is proven, unless the file already holds a network of the same phase: it is that one with other weights.
         """
-        if max(history, key=lambda epoch: (epoch.slope in (None, 1.0), epoch.val_accuracy)) is history[-1]:
-            again = self.best.exists() and history[-1].phase == history[-2].phase
+        *before, last = history
+        known = max(before, key=_rank, default=None)
+        if known is None or _rank(last) > _rank(known):
+            again = known is not None and known.phase == last.phase and self.best.exists()
             save(copied(model).cpu(), self.best, proof=not again)
 
     def keep_anchor(self, model: nn.Module, done: int, config: TrainConfig) -> None:
@@ -214,6 +216,10 @@ class RunFolder:
     def _write(self, name: str, text: str) -> None:
         with atomic(self.path / name) as temporary:
             Path(temporary).write_text(text)
+
+
+def _rank(epoch: Epoch) -> tuple[bool, float]:
+    return epoch.slope in (None, 1.0), epoch.val_accuracy
 
 
 def _is_there(package: str) -> bool:

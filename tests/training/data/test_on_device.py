@@ -14,10 +14,10 @@ import nbcompile
 from nbcompile import UsageError
 from nbcompile.training import TrainConfig, train
 from nbcompile.training.batch import ANSWERS, OTHER_VIEW
-from nbcompile.training.data.base import Data, Images, device_of
-from nbcompile.training.data.load import load_data
+from nbcompile.training.data.base import Data, Images
+from nbcompile.training.data.load import hold_on, load_data
 from nbcompile.training.data.two_views import TwoViews
-from nbcompile.training.loader import BatchOrder, Loader
+from nbcompile.training.loader import BatchOrder, Loader, held_on
 from nbcompile.training.stored.views import AnsweredViews, ShownView, packed
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -61,9 +61,9 @@ KINDS = [
 def test_batches_are_the_same(kind: str, options: dict[str, Any], of_one_size: Path) -> None:
     data = loaded(kind, of_one_size, **options)
     there = copy.deepcopy(data)
-    there.hold_on(CPU)
-    assert device_of(data.train) is None
-    assert device_of(there.train) == device_of(there.val) == CPU
+    hold_on(there, CPU)
+    assert held_on(data.train) is None
+    assert held_on(there.train) == held_on(there.val) == CPU
     for here, moved, seed in ((data.train, there.train, 3), (data.val, there.val, None)):
         expected, found = batches(here, seed), batches(moved, seed)
         assert len(found) == len(expected) > 1
@@ -82,7 +82,7 @@ def test_nothing_is_left_behind_on_the_processor(kind: str, options: dict[str, A
     answers = AnsweredViews(data.train, 4)  # type: ignore[arg-type]
     rows = packed(data.train.draw(len(data.train)), torch.randn(len(data.train), 4), 2)  # type: ignore[attr-defined]
     with FakeTensorMode(allow_non_fake_inputs=True):
-        data.hold_on(CUDA)
+        hold_on(data, CUDA)
         answers.show(rows)
         indices = torch.arange(5, device=CUDA)
         for images in (data.train, data.val, answers, TwoViews(data.train)):
@@ -103,14 +103,14 @@ def test_stored_answers_are_the_same(of_one_size: Path) -> None:
         answered = AnsweredViews(train_set, 4)
         answered.show(rows)
         found.append(batches(answered)[0])
-        data.hold_on(CPU)
+        hold_on(data, CPU)
     assert torch.equal(found[0].images, found[1].images)
     assert torch.equal(found[0].more[ANSWERS], found[1].more[ANSWERS])
 
 
 def test_resizing_goes_on(of_one_size: Path) -> None:
     data = loaded("folder", of_one_size)
-    data.hold_on(CPU)
+    hold_on(data, CPU)
     assert data.resize is not None
     data.resize(12)
     assert batches(data.train)[0].images.shape == (7, 3, 12, 12)
@@ -120,14 +120,14 @@ def test_resizing_goes_on(of_one_size: Path) -> None:
 def test_what_is_not_made_on_a_device(options: dict[str, Any], of_one_size: Path) -> None:
     data = loaded("folder", of_one_size, **options)
     with pytest.raises(UsageError, match=r"^device_images: those of imagefolder:.* cannot be made on a device: that "):
-        data.hold_on(CPU)
+        hold_on(data, CPU)
 
 
 def test_where_images_are_not_held(of_one_size: Path) -> None:
     with pytest.raises(
         UsageError, match=r"^device_images: views are made on a CUDA GPU or the CPU, and the run is on 'm"
     ):
-        loaded("folder", of_one_size).hold_on(torch.device("mps"))
+        hold_on(loaded("folder", of_one_size), torch.device("mps"))
     with pytest.raises(
         UsageError, match=r"^device_images holds labelled images alone: leave it out where others are le"
     ):
@@ -137,7 +137,7 @@ def test_where_images_are_not_held(of_one_size: Path) -> None:
 def test_images_of_several_sizes_stay(folder: Path) -> None:
     Image.new("RGB", (9, 31)).save(folder / "train" / "cat" / "0.png")
     with pytest.raises(UsageError, match="that takes images of one size, of at most 64 pixels, in memory"):
-        loaded("folder", folder).hold_on(CPU)
+        hold_on(loaded("folder", folder), CPU)
 
 
 @pytest.mark.parametrize("method", ["vanilla", "kd"])

@@ -99,6 +99,29 @@ def test_best_is_the_most_accurate_network_that_can_be_fused(net: nn.Module, tmp
     assert kept == [0, 1, 1, 3, 4, 4, 4]
 
 
+def test_best_is_proven_where_the_file_holds_no_network_of_its_phase(
+    net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proofs: list[bool] = []
+
+    def save(model: nn.Module, path: Path, *, proof: bool) -> None:
+        proofs.append(proof)
+        path.touch()
+
+    monkeypatch.setattr(run_folder, "save", save)
+    folder, history = RunFolder(tmp_path), []
+    rising = (("giant", 0.2), ("giant", 0.3), ("giant", 0.3), ("plt", 0.1), ("plt", 0.4), ("plt", 0.5))
+    for number, (phase, accuracy) in enumerate(rising):
+        history.append(epoch(number, accuracy, None, phase))
+        folder.keep(net, history)
+    assert proofs == [True, False, True, False], "the third epoch is no better, nor is the first of plt"
+    folder.best.unlink()
+    folder.keep(net, [*history, epoch(7, 0.6, None)])
+    assert proofs[-1]
+    folder.keep(net, [epoch(1, 0.2, None, "int8")])
+    assert proofs[-1], "the file is of before"
+
+
 def test_best_is_read_back(resumed: TrainResult) -> None:
     linear = [epoch for epoch in resumed.history if epoch.slope == 1.0]
     best = nbcompile.load(resumed.run_dir / "best.ckpt").eval()
