@@ -231,7 +231,7 @@ def carried_out_by(choose: Callable[[Set[Run]], Run | None], jobs: int, end: flo
         Whether that was before the end.
 
     Raises:
-        Exception: of a run, when all others are done.
+        Exception: of a run, when all others are done, or time is up.
     """
     first = choose(frozenset())
     if first is None:
@@ -259,7 +259,7 @@ def carried_out_by(choose: Callable[[Set[Run]], Run | None], jobs: int, end: flo
             if not finished:
                 for process in list(pool._processes.values()):  # no word of concurrent.futures' own ends a running call
                     process.kill()
-                return False
+                break
     if failed:
         raise next(iter(failed.values()))
-    return True
+    return not running

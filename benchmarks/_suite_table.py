@@ -4,7 +4,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -23,9 +23,7 @@ def run_suite(args: argparse.Namespace) -> None:
     if args.accelerator != "cuda" or args.plan:  # whose hours are those of a core
         sitting.plan()
     if not args.plan:
-        with ExitStack() as stack:
-            if args.accelerator == "cuda":
-                stack.enter_context(sharing_gpu(sitting.console))
+        with sharing_gpu(sitting.console) if args.accelerator == "cuda" else nullcontext():
             try:
                 carried_out_by(sitting.next, args.jobs, sitting.end)
             finally:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from nbcompile import UsageError
 from nbcompile.training import TrainConfig
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -101,3 +102,13 @@ def test_runs_from_before_the_temperature_changed_keep_their_folders(runs: Any, 
         run.folder.mkdir()
         (run.folder / "found.json").write_text(json.dumps({"config": run.config.to_json() | {"temperature": 4.0}}))
         assert run.found()["config"]["temperature"] == temperature
+
+
+def test_a_run_that_fails_stops_no_other(runs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = {"method": "vanilla", "data": "digits", "epochs": 1, "accelerator": "cpu"}
+    refused = [runs.Run.of("2k", told | {"seed": seed}, tmp_path) for seed in range(2)]  # of another number of channels
+    with pytest.raises(UsageError, match="channels"):
+        runs.carried_out(refused, jobs=1)
+    said = capsys.readouterr().err
+    assert all(run.folder.name in said for run in refused)
+    assert not runs.carried_out(refused, jobs=1, end=0.0)

@@ -1,6 +1,6 @@
 """What a training step gets."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,14 +35,13 @@ class Batch(NamedTuple):
 
     def split(self, sizes: list[int]) -> "Iterator[Batch]":
         """The batch in parts of so many images."""
-        more = {name: torch.split(x, sizes) for name, x in self.more.items()}
-        pairs = zip(torch.split(self.images, sizes), torch.split(self.labels, sizes), strict=True)
-        for i, (images, labels) in enumerate(pairs):
-            yield Batch(images, labels, {name: x[i] for name, x in more.items()})
+        return self._cut(lambda x: torch.split(x, sizes))
 
     def parts(self, count: int) -> "Iterator[Batch]":
         """The batch in ``count`` equal parts."""
-        more = {name: x.chunk(count) for name, x in self.more.items()}
-        pairs = zip(self.images.chunk(count), self.labels.chunk(count), strict=True)
-        for i, (images, labels) in enumerate(pairs):
+        return self._cut(lambda x: x.chunk(count))
+
+    def _cut(self, cut: Callable[[Tensor], Sequence[Tensor]]) -> "Iterator[Batch]":
+        more = {name: cut(x) for name, x in self.more.items()}
+        for i, (images, labels) in enumerate(zip(cut(self.images), cut(self.labels), strict=True)):
             yield Batch(images, labels, {name: x[i] for name, x in more.items()})

@@ -35,11 +35,6 @@ class BatchOrder(Sampler[list[int]]):
         self.length, self.batch_size, self.seed, self.rank, self.world = length, batch_size, seed, rank, world
         self.epoch = 0
 
-    @property
-    def share(self) -> int:
-        """Images of a whole batch on this process."""
-        return len(range(self.rank, self.batch_size, self.world))
-
     def __len__(self) -> int:
         full, rest = divmod(self.length, self.batch_size)
         # Training drops the incomplete batch: one image alone would break batch norm.
@@ -120,10 +115,10 @@ class Loader:
         device = held_on(self._images)
         sent = torch.tensor([index for order in orders for index in order], device=device)
         once = 1 if device is None or device.type == "cpu" else MADE_AT_ONCE
-        for start in range(0, len(orders), once):
-            sizes = [len(order) for order in orders[start : start + once]]
-            batch: Any = self._images[sent[start * self.order.share :][: sum(sizes)]]
+        sizes = [[*map(len, orders[start : start + once])] for start in range(0, len(orders), once)]
+        for indices, parts in zip(torch.split(sent, [*map(sum, sizes)]), sizes, strict=True):
+            batch: Any = self._images[indices]
             if isinstance(batch, UsageError):
                 raise batch
-            for part in Batch(*batch).split(sizes):
+            for part in Batch(*batch).split(parts):
                 yield self.place(part)

@@ -171,6 +171,7 @@ METHODS: dict[str, MethodRow] = {
             name="tf-kd",
             help="labels softened by a temperature in a teacher's place",
             classes=("nbcompile.training.methods.tf_kd:TeacherFree",),
+            measured="9.66 ± 0.20 points behind at its defaults, of 200 classes",
             alike=True,
             classes_only=True,
             takes=("kd_weight", "virtual_correct", "virtual_temperature"),
