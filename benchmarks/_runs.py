@@ -40,8 +40,8 @@ IN_DATA_ROOT = ("data", "unlabeled")
 _UNSAID: dict[str, Any] = {"method": "netbooster", "ema": 0.0}
 """What a run was told that does not say it: the folders of runs from before these defaults changed keep their names."""
 
-_TAUGHT: dict[str, Any] = {"temperature": 4.0}
-"""Likewise, where the method takes it; to others it means nothing, whatever it was."""
+_TAUGHT: dict[str, Any] = {"temperature": 4.0, "virtual_weight": 0.9}
+"""Likewise, where the method takes them; to others they mean nothing, whatever they were."""
 
 
 def _unsaid(method: str) -> dict[str, Any]:

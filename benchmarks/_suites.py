@@ -90,6 +90,7 @@ SUITES = {
             Row("vanilla", lambda at: {"method": "vanilla"}),
             Row("KD, stored labels", _taught),
             Row("tf-KD", lambda at: {"method": "tf-kd"}),
+            Row("tf-KD, weight 0.9", lambda at: {"method": "tf-kd", "virtual_weight": 0.9}),
             Row("RCO-KD", lambda at: {"method": "rco", "teacher": str(at.teacher)}),
             Row("RocketLaunch", lambda at: {"method": "rocket", "where": "last:3"}),
             Row("gradient re-parameterization", lambda at: {"method": "grad-reparam"}),

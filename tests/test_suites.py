@@ -195,7 +195,7 @@ def test_on_a_gpu_steps_are_recorded_where_they_are_alike(suites: Any, tmp_path:
 def test_every_row_is_a_run_that_can_be(suites: Any, tmp_path: Path) -> None:
     one = sitting(suites, tmp_path)
     for epochs in (30, 60):
-        assert len({row.name for row in one.suite.rows}) == 12
+        assert len({row.name for row in one.suite.rows}) == 13
         place = suites.Place(epochs, Path("teacher"), Path("labels"))
         for row in one.suite.rows:
             run = one.run("mobilenet-47k", epochs, 0, row.options(place))

@@ -5,6 +5,7 @@ import pytest
 
 from nbcompile import UsageError
 from nbcompile.training import TrainConfig
+from nbcompile.training.methods import METHODS
 
 
 def test_json_form_is_a_round_trip() -> None:
@@ -131,7 +132,7 @@ def test_refuses(options: dict[str, Any], sentence: str) -> None:
 
 
 EXPANDING = r"netbooster or netbooster\+kd or netbooster\+mimic or rocket or netbooster\+netaug"
-TAUGHT = r"kd or netbooster\+kd or netaug\+kd or netdistiller or grad-reparam\+kd or rco or tf-kd"
+TAUGHT = r"kd or netbooster\+kd or netaug\+kd or netdistiller or grad-reparam\+kd or rco"
 
 
 @pytest.mark.parametrize(
@@ -147,10 +148,25 @@ TAUGHT = r"kd or netbooster\+kd or netaug\+kd or netdistiller or grad-reparam\+k
         ),
     ],
 )
-def test_what_goes_with_another_method_is_not_lost(options: dict[str, Any], giant: bool, sentence: str) -> None:
+def test_what_goes_with_another_method_is_not_lost(
+    options: dict[str, Any], giant: bool, sentence: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(UsageError, match=rf"^{sentence}: name the method$"):
         TrainConfig(**options).for_network(giant=giant)
-    assert TrainConfig(**options | {"method": "vanilla", "teacher": None}).for_network(giant=giant).method == "vanilla"
+    named = TrainConfig(**options | {"method": "vanilla", "teacher": None})
+    assert not caplog.messages
+    assert named.for_network(giant=giant).method == "vanilla"
+    unused = ", ".join(sorted(options.keys() - {"teacher"}))
+    assert caplog.messages == [f"method 'vanilla' has no use for {unused}: left aside"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_a_method_takes_is_not_called_unused(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Nor what goes with all of them."""
+    teacher = {"teacher": "t.pt"} if METHODS[name].distils else {}
+    images = {"unlabeled": "imagefolder:many"} if METHODS[name].mimics else {}
+    TrainConfig(method=name, lr=0.3, epochs=50, **teacher, **images).for_network(giant=METHODS[name].expands)
+    assert not caplog.messages
 
 
 def test_refuses_an_unknown_option() -> None:

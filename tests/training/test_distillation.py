@@ -108,7 +108,7 @@ def test_a_virtual_teacher_is_softened_once() -> None:
     soft = (answers / 20).softmax(1)[0]
     assert soft[2] / soft[0] == pytest.approx((0.9 / 0.025) ** (1 / 20), rel=1e-5)
     assert soft[2] / soft[0] > 1.15 > math.exp((0.9 - 0.025) / 20)
-    one = method(method="tf-kd", kd_weight=0.25, virtual_correct=0.9, virtual_temperature=7.0)
+    one = method(method="tf-kd", virtual_weight=0.25, virtual_correct=0.9, virtual_temperature=7.0)
     loss, logits = one.loss(network().eval(), Batch(X, LABELS))
     p = torch.full((4, 3), 0.05, dtype=torch.float64).scatter(1, LABELS[:, None], 0.9)
     p = (p.log() / 7).softmax(1)
@@ -251,6 +251,7 @@ def test_each_of_several_teachers_must_fit(tmp_path: Path, net: nn.Module) -> No
         ),
         ({"keep_anchors": 61}, "keep_anchors 61 is more than epochs 60"),
         ({"virtual_correct": 1.0}, r"virtual_correct must be in \(0, 1\), not 1.0"),
+        ({"virtual_weight": 1.5}, r"virtual_weight must be in \[0, 1\], not 1.5"),
     ],
 )
 def test_refuses(options: dict[str, Any], sentence: str) -> None:

@@ -1,6 +1,7 @@
 """What the options of a training run must keep."""
 
 import dataclasses
+import logging
 import math
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from nbcompile.training.options.unlabeled import REST, UnlabeledOptions
 
 if TYPE_CHECKING:
     from nbcompile.training.options.config import TrainConfig
+
+log = logging.getLogger("nbcompile")
 
 
 def check(config: "TrainConfig") -> None:
@@ -253,10 +256,24 @@ def check_named(config: "TrainConfig", row: MethodRow) -> None:
     Raises:
         UsageError: if an option is not at its default and goes with other methods only.
     """
+    for name, takers in _unused(config, row).items():
+        raise UsageError(f"{name} goes with method {takers}, not with {row.name}: name the method")
+
+
+def tell_unused(config: "TrainConfig") -> None:
+    """Say what means nothing to the method, which is named: a control may be told what the run beside it is told."""
+    if unused := ", ".join(_unused(config, config.method_row)):
+        log.warning("method '%s' has no use for %s: left aside", config.method, unused)
+
+
+def _unused(config: "TrainConfig", row: MethodRow) -> dict[str, str]:
+    """Options that are not at their defaults and go with other methods than ``row``, and with which."""
     given = {field.name for field in dataclasses.fields(config) if getattr(config, field.name) != field.default}
-    for name in sorted(given - set(row.takes)):
-        if takers := [one.name for one in METHODS.values() if name in one.takes]:
-            raise UsageError(f"{name} goes with method {' or '.join(takers)}, not with {row.name}: name the method")
+    takers = {
+        name: " or ".join(one.name for one in METHODS.values() if name in one.takes)
+        for name in sorted(given - set(row.takes))
+    }
+    return {name: methods for name, methods in takers.items() if methods}
 
 
 def check_wide(config: "TrainConfig", wide: bool) -> None:

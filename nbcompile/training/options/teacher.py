@@ -70,6 +70,7 @@ class TeacherOptions:
         bound=BETWEEN_0_AND_1,
     )
     virtual_temperature: float = option(20.0, "T, that softens it, and the network", bound=POSITIVE)
+    virtual_weight: float = option(0.1, "Share of its divergence in the loss", bound=SHARE)
     hint_weight: float = option(
         0.03, "Of the distance between the network's logits and the booster's", panel="Booster (rocket)", bound=POSITIVE
     )
