@@ -37,33 +37,33 @@ def prove(
     rig: Rig,
     call: Call,
     one: Recording,
-    others: Sequence[tuple[Sequence[Tensor], Any]],
+    other: tuple[Sequence[Tensor], Any] | None,
     again: Callable[..., Recording],
 ) -> None:
     """Run the graph of ``one`` on what the network was run on; and the network once more, where a run changes it.
 
-    The others come first: they are smaller, and what ``one`` has taken for constant is not what they would have given.
-    Where the graph gives the network's output on one of them, it is not run on the inputs that it was written of.
+    The other inputs come first: they are smaller, and what ``one`` has taken for constant is not what they would have
+    given. Where the graph gives the network's output on them, it is not run on the inputs that it was written of.
 
     Args:
         rig: where the network runs.
         call: how it is called.
         one: a recording of it.
-        others: other inputs, and what the network made of them.
+        other: other inputs, and what the network made of them.
         again: makes a recording as ``one`` was made: it takes a rig, ``tensors``, and whether to ``keep`` all values.
 
     Raises:
         UnprovenError: naming the first layer that differs, or what the network keeps from call to call.
     """
-    told = [_told(rig, one, tensors, outputs) for tensors, outputs in others]
-    if (one.root is not None or True not in told or False in told) and not _holds(rig, one, one.tensors, one.outputs):
+    told = other and _told(rig, one, *other)
+    if (one.root is not None or told is not True) and not _holds(rig, one, one.tensors, one.outputs):
         raise _unproven(rig, one, again(rig, tensors=one.tensors, keep=True))
-    if False in told:
+    if told is False:
         raise _unproven(rig, one, None)
     if one.root is None:
         return
     same = _same(outputs_at(one.root, call, one.tensors), one.outputs)
-    again = partial(again, tensors=others[0][0] if True in told[:1] else one.tensors)
+    again = partial(again, tensors=other[0] if other and told else one.tensors)
     if not same or kept_from_call_to_call(first := again(rig), again(Rig(first.root or rig.model))):
         name, attribute = one.kept[0]
         raise UnprovenError(

@@ -80,9 +80,9 @@ def capture_in_rounds(model: nn.Module, call: Call, tensors: list[Tensor], guess
     known = _Known(rig, call, tensors, guess, {})
     for _ in range(_ROUNDS):
         try:
-            one, others = known.agreed()
+            one, other = known.agreed()
             if proof:
-                prove(rig, call, one, others, partial(record, call=call, opaque=one.opaque))
+                prove(rig, call, one, other, partial(record, call=call, opaque=one.opaque))
         except _OpaqueError as more:
             known.hidden.update(more.parts)
             continue
@@ -95,7 +95,7 @@ def capture_in_rounds(model: nn.Module, call: Call, tensors: list[Tensor], guess
         for node, x in zip(one.graph.find_nodes(op="placeholder"), () if guess else tensors, strict=False):
             node.meta[DIMENSIONS] = x.ndim
         gm = graph_module(model, one)
-        seen = None if is_guarded(gm) or not others else others[0][0]
+        seen = None if is_guarded(gm) or other is None else other[0]
         return Captured(call, one, gm, None, rig.writes, seen)
     raise CaptureError(f"{type(model).__name__} has more than {_ROUNDS} parts, one in the other, that no graph can say")
 
@@ -110,7 +110,7 @@ class _Known:
     guess: bool
     hidden: dict[str, Reason]
 
-    def agreed(self) -> tuple[Recording, list[tuple[Sequence[Tensor], Any]]]:
+    def agreed(self) -> tuple[Recording, tuple[Sequence[Tensor], Any] | None]:
         """A run that others agree with: at another batch, at other sizes if the network takes them and it holds."""
         failures: list[tuple[DisagreementError, Sequence[Tensor]]] = []
         for sizes in (True,) if self.guess else (True, False):
@@ -133,10 +133,10 @@ class _Known:
                         continue  # it may hold at these sizes
                     break  # what was taken for sizes is in the graph now
                 settle(one, told, varied)
-                return one, [(others, other.outputs)]
+                return one, (others, other.outputs)
             if not failures:  # there is nothing else that it takes
                 settle(one, None, False)
-                return one, []
+                return one, None
         raise _verdict(one, failures[0][0])
 
     def _run(self, tensors: list[Tensor], sizes: bool) -> Recording:

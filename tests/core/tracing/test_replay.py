@@ -34,14 +34,14 @@ class Net(nn.Module):
         return torch.relu(y) + y.mean()
 
 
-def prove_at(model: nn.Module, one: Recording, others: Any) -> None:
+def prove_at(model: nn.Module, one: Recording, other: Any = None) -> None:
     rig = Rig(model)
-    prove(rig, CALL, one, others, partial(record, call=CALL))
+    prove(rig, CALL, one, other, partial(record, call=CALL))
 
 
-def proven(model: nn.Module, one: Recording, *others: Tensor) -> None:
+def proven(model: nn.Module, one: Recording, other: Tensor | None = None) -> None:
     with torch.no_grad():
-        prove_at(model, one, [(x, model.eval()(*x)) for x in [[other] for other in others]])
+        prove_at(model, one, None if other is None else ([other], model.eval()(other)))
 
 
 def wrong(change: Callable[[fx.Graph], None]) -> UnprovenError:
@@ -219,7 +219,7 @@ def test_what_is_kept_from_call_to_call_is_named() -> None:
 def test_what_is_kept_and_changes_no_output_is_let_be() -> None:
     model = Caches()
     one = recorded(model, X)
-    prove_at(model, one, [])
+    prove_at(model, one)
     assert (model.calls, model.grid) == (0, None)
 
 
@@ -242,7 +242,7 @@ def test_model_inputs_and_generator_are_left_alone() -> None:
     model, random, x = Net().train(), torch.get_rng_state(), X.clone()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     one = recorded(model, x)
-    prove_at(model, one, [])
+    prove_at(model, one)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
     assert torch.equal(x, X)
@@ -252,7 +252,7 @@ def test_model_inputs_and_generator_are_left_alone() -> None:
 def test_a_network_that_writes_into_its_input_leaves_those_it_is_proven_on() -> None:
     model, x = Does(lambda m, x: x.add_(1) * 2), X.clone()
     one = recorded(model, x)
-    prove_at(model, one, [(list(map(Tensor.clone, [x])), one.outputs)])
+    prove_at(model, one, (list(map(Tensor.clone, [x])), one.outputs))
     assert torch.equal(x, X)
 
 
