@@ -31,7 +31,7 @@ from nbcompile.training.int8.finish import begin_finish, require_finish
 from nbcompile.training.methods import SELF
 from nbcompile.training.new_head import check_coding, with_fitting_head
 from nbcompile.training.options.config import TrainConfig
-from nbcompile.training.options.rules import check_boxes
+from nbcompile.training.options.rules import check_boxes, tell_unused
 from nbcompile.training.outputs.records import Epoch, Event, Listener, Started, TrainResult
 from nbcompile.training.outputs.run_folder import RunFolder
 from nbcompile.training.outputs.teacher_cost import cost_of_teachers
@@ -142,6 +142,7 @@ def _begin(session: Session, data: Data, spent: TrainingCost, *, resumed_nothing
         session.stored.begin(resumed=bool(session.history))
     session.fabric.barrier()  # every process has read the folder before the first one writes to it
     if main:
+        tell_unused(config)
         if (dear := warning(config.method_row, spent)) is not None:
             log.warning("%s", dear)
         session.folder.begin(config, session.history, len(session.train))

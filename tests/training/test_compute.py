@@ -100,8 +100,8 @@ def test_in_words() -> None:
     assert "recommends at this cost: vanilla for 9 epochs (vanilla: " in advice(METHODS["vanilla"], still_a_giant)
     assert advice(METHODS["kd"], taught) == (
         "docs/accuracy.md, up to 65,690 parameters, recommends at this cost: vanilla for 8 epochs "
-        "(kd: +1.73 ± 0.20 points at the same epochs where training is short, at temperature 4; "
-        "behind at the same compute)"
+        "(kd: +1.73 ± 0.20 (10 classes, temperature 4), +1.91 ± 0.35 (200, temperature 1) "
+        "points at the same epochs where training is short; behind at the same compute)"
     )
 
 

@@ -6,6 +6,7 @@ import pytest
 from nbcompile import UsageError
 from nbcompile.training import TrainConfig
 from nbcompile.training.methods import METHODS
+from nbcompile.training.options.rules import tell_unused
 
 
 def test_json_form_is_a_round_trip() -> None:
@@ -156,6 +157,7 @@ def test_what_goes_with_another_method_is_not_lost(
     named = TrainConfig(**options | {"method": "vanilla", "teacher": None})
     assert not caplog.messages
     assert named.for_network(giant=giant).method == "vanilla"
+    tell_unused(named)
     unused = ", ".join(sorted(options.keys() - {"teacher"}))
     assert caplog.messages == [f"method 'vanilla' has no use for {unused}: left aside"]
 
@@ -165,7 +167,7 @@ def test_what_a_method_takes_is_not_called_unused(name: str, caplog: pytest.LogC
     """Nor what goes with all of them."""
     teacher = {"teacher": "t.pt"} if METHODS[name].distils else {}
     images = {"unlabeled": "imagefolder:many"} if METHODS[name].mimics else {}
-    TrainConfig(method=name, lr=0.3, epochs=50, **teacher, **images).for_network(giant=METHODS[name].expands)
+    tell_unused(TrainConfig(method=name, lr=0.3, epochs=50, **teacher, **images))
     assert not caplog.messages
 
 

@@ -4,8 +4,8 @@ Source: Yuan et al. 2020, arXiv:1909.11723, sec. 5.2 (Tf-KD with regularization)
 class a high probability and all others the same, and is softened by T. The released code pushes these probabilities,
 not their logarithms, through the softmax (at T = 20 every class gets the same), and averages over classes, too; here
 the virtual teacher's logits are the logarithms, and the divergence is the one of ``distillation.py``, summed over
-classes. The defaults are theirs for ImageNet (T = 20, weight 0.1): their weight of 0.95 for CIFAR-100 is of an average,
-and counts as much as 0.16 of a sum over its 100 classes (``0.95 / 100 : 0.05``).
+classes. The defaults are their numbers for ImageNet, T = 20 and a weight of 0.1; of an average over classes a weight
+counts less than of a sum.
 
 The paper's other form (Tf-KD by self-training) is method ``kd`` with the network itself, trained before, as teacher.
 """

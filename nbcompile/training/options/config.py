@@ -14,7 +14,7 @@ from nbcompile.training.options.int8 import Int8Options
 from nbcompile.training.options.machine import MachineOptions
 from nbcompile.training.options.recipe import AVERAGED, RecipeOptions
 from nbcompile.training.options.reparam import ReparamOptions
-from nbcompile.training.options.rules import check, check_named, check_wide, tell_unused
+from nbcompile.training.options.rules import check, check_named, check_wide
 from nbcompile.training.options.teacher import TeacherOptions
 from nbcompile.training.options.unlabeled import UnlabeledOptions
 from nbcompile.training.options.width import WidthOptions
@@ -94,7 +94,6 @@ class TrainConfig(
         """
         if self.method is not None:
             check_wide(self, wide)
-            tell_unused(self)
             return self
         row = default_method(giant=giant, wide=wide, teacher=self.is_taught)
         check_named(self, row)

@@ -269,11 +269,11 @@ def tell_unused(config: "TrainConfig") -> None:
 def _unused(config: "TrainConfig", row: MethodRow) -> dict[str, str]:
     """Options that are not at their defaults and go with other methods than ``row``, and with which."""
     given = {field.name for field in dataclasses.fields(config) if getattr(config, field.name) != field.default}
-    takers = {
-        name: " or ".join(one.name for one in METHODS.values() if name in one.takes)
+    return {
+        name: " or ".join(takers)
         for name in sorted(given - set(row.takes))
+        if (takers := [one.name for one in METHODS.values() if name in one.takes])
     }
-    return {name: methods for name, methods in takers.items() if methods}
 
 
 def check_wide(config: "TrainConfig", wide: bool) -> None:
