@@ -4,7 +4,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Iterator
 from types import CellType, FunctionType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from nbcompile.core.example import origin_of, remember
 
 _ATOMS = (type(None), bool, int, float, str, bytes, complex, type, torch.dtype, torch.device)
 _KINDS = frozenset(_ATOMS)
+_FRAME = ("_parameters", "_buffers", "_modules")
 
 
 def copied(model: nn.Module, *, training: bool | None = None) -> nn.Module:
@@ -84,24 +85,45 @@ def _lenient(model: nn.Module, memo: dict[int, Any], training: bool | None, tens
 
 
 def _copied(model: nn.Module, memo: dict[int, Any], training: bool | None) -> nn.Module:
-    modules = list(model.modules())
-    if all(_is_plain(type(module)) for module in modules):
-        memo.update((id(module), object.__new__(type(module))) for module in modules if id(module) not in memo)
-        for module in modules:  # as deepcopy does, which is slower
-            made = memo[id(module)].__dict__
-            for key, value in vars(module).items():
-                made[key] = value if type(value) in _KINDS else _value(value, memo)
-        copy_: nn.Module = memo[id(model)]
-    else:
-        copy_ = copy.deepcopy(model, memo)
-        for module in copy_.modules():
-            for key, hooks in vars(module).items():
-                if key.endswith("_hooks") and isinstance(hooks, dict):  # a copy's are to know the copy
-                    hooks.update({n: rebound(h, memo) for n, h in hooks.items() if isinstance(h, FunctionType)})
+    copy_ = _module(model, memo)
     remember(copy_, origin_of(model))
     if training is not None:  # what a model's own `train` and `eval` return does not matter
         copy_.train() if training else copy_.eval()
     return copy_
+
+
+def _module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A copy of a module, as deepcopy makes it, which is slower."""
+    begun: list[nn.Module] = []
+    copy_ = _framed(module, memo, begun)
+    for one in begun:  # what else they hold may know any of them
+        made = memo[id(one)].__dict__
+        for key, value in vars(one).items():
+            if key not in _FRAME:
+                made[key] = value if type(value) in _KINDS else _value(value, memo)
+    return copy_
+
+
+def _framed(module: nn.Module, memo: dict[int, Any], begun: list[nn.Module]) -> nn.Module:
+    """A copy, which if it is in ``begun`` has nothing but ``_FRAME``; its children are copied before it is."""
+    if id(module) in memo:
+        return cast(nn.Module, memo[id(module)])
+    if plain := _is_plain(type(module)):
+        begun.append(module)
+        memo[id(module)] = object.__new__(type(module))
+    if not isinstance(module, torch.jit.ScriptModule):  # its copy has all that is in it
+        for child in module.children():
+            _framed(child, memo, begun)
+    if plain:
+        made: nn.Module = memo[id(module)]
+        made.__dict__.update({key: _value(vars(module)[key], memo) for key in _FRAME})
+        return made
+    made = copy.deepcopy(module, memo)
+    for part in made.modules():
+        for key, hooks in vars(part).items():
+            if key.endswith("_hooks") and isinstance(hooks, dict):  # a copy's are to know the copy
+                hooks.update({n: rebound(h, memo) for n, h in hooks.items() if isinstance(h, FunctionType)})
+    return made
 
 
 def _value(value: Any, memo: dict[int, Any]) -> Any:
@@ -133,6 +155,8 @@ def _value(value: Any, memo: dict[int, Any]) -> Any:
         return rebound(value, memo)
     if isinstance(value, torch.Generator):
         return value.clone_state()
+    if isinstance(value, nn.Module):
+        return _module(value, memo)
     return copy.deepcopy(value, memo)
 
 

@@ -137,6 +137,52 @@ def test_shared_things_stay_shared() -> None:
     assert made.listed[0] is made.listed[1] is made.grid
 
 
+class Inner(nn.Module):
+    """A layer in a container, and a parameter beside it."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.inside, self.scale = nn.ModuleDict({"layer": layer}), nn.Parameter(torch.full((1,), 3.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inside["layer"](x) * self.scale  # type: ignore[no-any-return]
+
+
+class Around(nn.Module):
+    """A graph in three places, of which one is hidden, and one of its layers before and behind it."""
+
+    def __init__(self, hidden_first: bool) -> None:
+        super().__init__()
+        layer = nn.Conv2d(2, 2, 1)
+        graph = fx.symbolic_trace(Inner(layer))
+        keeper = nn.Identity()
+        keeper.hidden = [graph]
+        self.first = keeper if hidden_first else layer
+        self.chain, self.graph, self.keeper, self.layer = nn.Sequential(graph, nn.ReLU()), graph, keeper, layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.chain(self.keeper.hidden[0](x)) + self.layer(x) + self.graph(x)  # type: ignore
+
+
+@pytest.mark.parametrize("hidden_first", [False, True])
+@pytest.mark.parametrize("copy_", [copied, working_copy, shadow])
+def test_a_graph_in_several_places_is_copied_once(copy_: Callable[[nn.Module], Any], hidden_first: bool) -> None:
+    model = Around(hidden_first)
+    made, x = copy_(model), torch.randn(1, 2, 7, 5)
+    assert made.graph is made.chain[0] is made.keeper.hidden[0]
+    assert made.graph.get_submodule("inside.layer") is made.layer
+    assert not {id(module) for module in made.modules()} & {id(module) for module in model.modules()}
+    assert torch.equal(made(x), model(x))
+    assert made.state_dict().keys() == model.state_dict().keys()
+
+
+def test_a_layer_may_know_the_graph_that_it_is_in() -> None:
+    graph = fx.symbolic_trace(Inner(nn.Conv2d(2, 2, 1)))
+    graph.get_submodule("inside.layer").home = [graph]
+    made = working_copy(graph)
+    assert made.get_submodule("inside.layer").home[0] is made is not graph
+
+
 def test_of_a_lock_there_is_one_and_a_generator_is_cloned() -> None:
     model = Keeping()
     made: Any = shadow(model)
