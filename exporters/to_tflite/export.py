@@ -9,10 +9,9 @@ are written beside the file.
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,98 +20,50 @@ from torch import nn
 from nbcompile.core.example import Inputs
 from nbcompile.core.files import check_target
 from nbcompile.core.progress import step
-from nbcompile.exporters.base import ExportResult
 from nbcompile.exporters.to_tflite.build import BuiltFile, Samples, Variants
 from nbcompile.exporters.to_tflite.companions import Companions, files_beside, write_together
 from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
 from nbcompile.exporters.to_tflite.file.options import AS_IT_IS, Limits, Recipe
 from nbcompile.exporters.to_tflite.file.ports import Port
 from nbcompile.exporters.to_tflite.memory.arrange import Arranged, arrange
-from nbcompile.exporters.to_tflite.memory.search import Way
 from nbcompile.exporters.to_tflite.once import one_export
 from nbcompile.exporters.to_tflite.proof import layer_errors, require_limits, that_count, why_constant
 from nbcompile.exporters.to_tflite.quantize.learned import LearnedRanges
+from nbcompile.exporters.to_tflite.result import Attempt, TfliteResult
 from nbcompile.exporters.to_tflite.run.agreement import Agreement, share_as_good
 from nbcompile.exporters.to_tflite.run.arena import Arena
 from nbcompile.exporters.to_tflite.run.errors_by_layer import LayerError
-from nbcompile.exporters.to_tflite.targets.cycles import Estimate
-from nbcompile.exporters.to_tflite.trials import proved, tried
+from nbcompile.exporters.to_tflite.trials import Trials, proved, tried
 
 INT8, ANY = Recipe(), Limits()
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """A way to quantize the network that was tried.
+class _Taken:
+    """The file that is taken, and what was found of it.
 
     Attributes:
-        how: what was done to the network before.
-        sqnr: signal over noise of its outputs in LiteRT against PyTorch's, dB: over all samples that the choice is by,
-            those that calibrate, too.
-        float_sqnr: the same before quantizing: what the change itself costs.
-    """
-
-    how: str
-    sqnr: float
-    float_sqnr: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class TfliteResult(ExportResult):
-    """A ``.tflite`` file that was run in its interpreters.
-
-    ``error`` and ``tolerance`` are root mean square errors over root mean squares: ``10 ** (-SQNR / 20)``.
-
-    Attributes:
-        recipe: how it stores its numbers.
-        micro: whether it is for TFLite Micro.
-        agreements: with PyTorch, one per interpreter.
-        unseen: how many of the samples that they are measured on did not calibrate.
-        in_float: layers of a file for integers that compute in float32 all the same; none: it is full-integer.
-        inputs: name, shape and layout of each.
-        outputs: likewise.
-        layers: of a file with quantized activations, in order.
+        file: its memory arranged where TFLite Micro is to run it.
+        agreeing: with PyTorch, one per interpreter.
         arena: what it needs under TFLite Micro.
-        limits: that it kept.
-        ways: to arrange its memory, from the file as it was converted to the least memory; none without ``micro``.
-        way: the one that was taken.
-        tried: every way to quantize the network, in order.
-        chosen: which of them was taken, in words.
-        macs: multiply-accumulates of the network's layers, if known.
-        executed_macs: those that the file performs; more where zero taps save memory.
-        companions: files that were written beside it.
-        estimate: how long it takes on microcontrollers; None without ``micro``.
+        layers: the errors of those with quantized activations, in order.
+        arranged: its memory; None where TFLite Micro is not to run it.
+        trials: all that was built.
+        notes: what was not run, or failed, or is computed in strips.
     """
 
-    recipe: Recipe
-    micro: bool
-    agreements: tuple[Agreement, ...]
-    unseen: int
-    in_float: tuple[str, ...]
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
-    layers: tuple[LayerError, ...]
+    file: BuiltFile
+    agreeing: tuple[Agreement, ...]
     arena: Arena
-    limits: Limits
-    tried: tuple[Attempt, ...]
-    chosen: str
-    ways: tuple[Way, ...] = ()
-    way: Way | None = None
-    macs: int | None = None
-    executed_macs: int | None = None
-    companions: tuple[Path, ...] = ()
-    estimate: Estimate | None = None
+    layers: tuple[LayerError, ...]
+    arranged: Arranged | None
+    trials: Trials
+    notes: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """The fields in plain JSON types; of the arena its totals."""
-        arena = {name: getattr(self.arena, name) for name in ("head", "tail", "needed", "flash", "peak_layer")}
-        plain = {name: value for name, value in asdict(self).items() if name not in ("arena", "layers", "ways", "way")}
-        return plain | {
-            "path": str(self.path),
-            "notes": list(self.notes),
-            "arena": arena,
-            "companions": [str(path) for path in self.companions],
-        }
+    @property
+    def that_count(self) -> Sequence[Agreement]:
+        """In the interpreters that the device runs."""
+        return that_count(self.agreeing, self.arranged is not None)
 
 
 def write_tflite(
@@ -162,7 +113,6 @@ def write_tflite(
         UsageError: if the file cannot be written, or an option does not fit.
     """
     started = time.perf_counter()
-    reference = graph if reference is None else reference
     wanted = Companions(path, micro, recipe.scheme, project, prepared, pixels)
     for file in (path, *wanted.names):
         check_target(file)
@@ -170,55 +120,85 @@ def write_tflite(
         check_target(wanted.folder, folder=True)
     graphs = {how: graph, **(variants or {})}
     choosing = recipe.calibrated and (len(graphs) > 1 or recipe.several or correct_bias == "auto")
-    data = Samples.of(reference, inputs, samples, checked, learned, choosing)
+    data = Samples.of(graph if reference is None else reference, inputs, samples, checked, learned, choosing)
     with one_export():
         trials = tried(graphs, inputs, data, recipe, micro, correct_bias, learned)
-    chosen, agreeing, arena, unrun = proved(trials, data, micro, correct_bias)
-    layers = layer_errors(chosen, data, recipe)
-    found = arrange(chosen.content, limits, chosen.model.layers) if micro else None
-    if found is not None:
-        chosen, arena = replace(chosen, content=found.content), found.arena
-        unrun = [*unrun, *_arranged(found, chosen.model.layers)]
-    require_limits(path, agreeing, arena, recipe.scheme, limits, micro, 0 if found is None else len(found.ways))
-    constant = next(filter(None, map(why_constant, that_count(agreeing, micro))), "")
-    rests_on = _rests_on(that_count(agreeing, micro), data, len(trials.built))
+    found = _taken(trials, data, recipe, micro, correct_bias, limits)
+    ways = 0 if found.arranged is None else len(found.arranged.ways)
+    require_limits(path, found.agreeing, found.arena, recipe.scheme, limits, micro, ways)
     with step("making what goes beside it"):
-        beside, kept = files_beside(chosen, arena, wanted, data.given(chosen.model))
-    write_together({path: chosen.content, **beside}, wanted.folder)
+        beside, kept = files_beside(found.file, found.arena, wanted, data.given(found.file.model))
+    write_together({path: found.file.content, **beside}, wanted.folder)
+    said = (*notes, *_said_before(found), *kept, *_said_at_last(found, data))
+    return _result(found, path, data, recipe, limits, said, tuple(beside), time.perf_counter() - started)
+
+
+def _taken(trials: Trials, data: Samples, recipe: Recipe, micro: bool, correct_bias: str, limits: Limits) -> _Taken:
+    """The best of ``trials`` that runs on the device.
+
+    Raises:
+        ExportError: if none does, or arranging its memory would change its outputs.
+    """
+    file, agreeing, arena, notes = proved(trials, data, micro, correct_bias)
+    layers = layer_errors(file, data, recipe)
+    if not micro:
+        return _Taken(file, agreeing, arena, layers, None, trials, tuple(notes))
+    found = arrange(file.content, limits, file.model.layers)
+    notes = [*notes, *_arranged(found, file.model.layers)]
+    file = replace(file, content=found.content)
+    return _Taken(file, agreeing, found.arena, layers, found, trials, tuple(notes))
+
+
+def _result(
+    found: _Taken,
+    path: Path,
+    data: Samples,
+    recipe: Recipe,
+    limits: Limits,
+    said: tuple[str, ...],
+    beside: tuple[Path, ...],
+    seconds: float,
+) -> TfliteResult:
+    file, arranged = found.file, found.arranged
     return TfliteResult(
         path=path,
         format="tflite",
-        bytes=len(chosen.content),
-        sha256=hashlib.sha256(chosen.content).hexdigest(),
-        error=max(10 ** (-one.sqnr / 20) for one in that_count(agreeing, micro)),
+        bytes=len(file.content),
+        sha256=hashlib.sha256(file.content).hexdigest(),
+        error=max(10 ** (-one.sqnr / 20) for one in found.that_count),
         tolerance=10 ** (-limits.least_sqnr(recipe.scheme) / 20),
         versions=_versions(),
-        notes=(
-            *(*notes, *chosen.notes, *filter(None, [chosen.mixed]), *unrun, *kept, *_said(chosen)),
-            *(*filter(None, [constant]), rests_on),
-        ),
-        seconds=time.perf_counter() - started,
+        notes=said,
+        seconds=seconds,
         recipe=recipe,
-        micro=micro,
-        agreements=agreeing,
+        micro=arranged is not None,
+        agreements=found.agreeing,
         unseen=data.unseen,
-        in_float=chosen.in_float,
-        inputs=chosen.model.inputs,
-        outputs=chosen.model.outputs,
-        layers=layers,
-        arena=arena,
+        in_float=file.in_float,
+        inputs=file.model.inputs,
+        outputs=file.model.outputs,
+        layers=found.layers,
+        arena=found.arena,
         limits=limits,
-        ways=() if found is None else found.ways,
-        way=None if found is None else found.way,
-        tried=tuple(Attempt(one.how, one.sqnr, one.float_sqnr) for one in trials.built),
-        chosen=chosen.how,
-        companions=tuple(beside),
+        ways=() if arranged is None else arranged.ways,
+        way=None if arranged is None else arranged.way,
+        tried=tuple(Attempt(one.how, one.sqnr, one.float_sqnr) for one in found.trials.built),
+        chosen=file.how,
+        companions=beside,
     )
 
 
-def _said(built: BuiltFile) -> list[str]:
-    takes, gives = (", ".join(map(_port, ports)) for ports in (built.model.inputs, built.model.outputs))
-    return [f"it takes one sample at a time: {takes}; it gives {gives}"]
+def _said_before(found: _Taken) -> list[str]:
+    """How the file came to be."""
+    return [*found.file.notes, *filter(None, [found.file.mixed]), *found.notes]
+
+
+def _said_at_last(found: _Taken, data: Samples) -> list[str]:
+    """What the file takes and gives, and what its SQNR says."""
+    takes, gives = (", ".join(map(_port, ports)) for ports in (found.file.model.inputs, found.file.model.outputs))
+    constant = next(filter(None, map(why_constant, found.that_count)), "")
+    rests_on = _rests_on(found.that_count, data, len(found.trials.built))
+    return [f"it takes one sample at a time: {takes}; it gives {gives}", *filter(None, [constant]), rests_on]
 
 
 def _rests_on(agreeing: Sequence[Agreement], data: Samples, tried: int) -> str:

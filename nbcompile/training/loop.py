@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -98,17 +99,7 @@ def train(
     checkpoint = folder.open(config, resume=resume)
     fabric = start_fabric(config)
     with explained(config, folder):
-        data = load_data(config, _input_side(model)) if data is None else data
-        if data.task is not CLASSIFICATION:
-            check_boxes(config, data.name)
-        model, data = with_fitting_head(model, data, config)
-        check_fits(model, data, sizes=config.sizes)
-        if config.int8:
-            require_finish(model, data, config)
-        if config.cuda_graphs:
-            recorder_on(fabric.device)
-        if config.device_images:
-            hold_on(data, fabric.device)
+        model, data = _fitting(model, data, config, fabric.device)
         tell = on_event if on_event is not None and fabric.is_global_zero else _tell_nobody
         taught = _frozen(teacher, config, data)
         asked = None if taught is None else copied(taught)  # stays on the CPU, where costs are counted
@@ -123,16 +114,26 @@ def train(
         session = set_up(fabric, config, model, shown, folder, checkpoint, tell, taught, stored)
         spent = prices.of(config)
         _begin(session, data, spent, resumed_nothing=resume and checkpoint is None)
-        for epoch in range(len(session.history), config.epochs):
-            _run_epoch(session, epoch)
-        if config.int8:
-            plain = loader(fabric, config, data.train, shuffle=True)
-            session = begin_finish(session, data, plain, checkpoint)
-            for epoch in range(len(session.history), config.all_epochs):
-                _run_epoch(session, epoch)
+        session = _learned(session, data, checkpoint)
         if stored is not None:
             spent = replace(spent, teacher=stored.spent)
         return finish(session, data, output, check_export, spent)
+
+
+def _fitting(model: nn.Module, data: Data | None, config: TrainConfig, device: torch.device) -> tuple[nn.Module, Data]:
+    """``model`` and what it learns from, which fit each other and all that ``config`` asks for."""
+    data = load_data(config, _input_side(model)) if data is None else data
+    if data.task is not CLASSIFICATION:
+        check_boxes(config, data.name)
+    model, data = with_fitting_head(model, data, config)
+    check_fits(model, data, sizes=config.sizes)
+    if config.int8:
+        require_finish(model, data, config)
+    if config.cuda_graphs:
+        recorder_on(device)
+    if config.device_images:
+        hold_on(data, device)
+    return model, data
 
 
 def _begin(session: Session, data: Data, spent: TrainingCost, *, resumed_nothing: bool) -> None:
@@ -160,6 +161,18 @@ def _begin(session: Session, data: Data, spent: TrainingCost, *, resumed_nothing
             note=data.note,
         )
     )
+
+
+def _learned(session: Session, data: Data, checkpoint: dict[str, Any] | None) -> Session:
+    """The session at its end: ``session``, or that of its int8 finish."""
+    for epoch in range(len(session.history), session.config.epochs):
+        _run_epoch(session, epoch)
+    if session.config.int8:
+        plain = loader(session.fabric, session.config, data.train, shuffle=True)
+        session = begin_finish(session, data, plain, checkpoint)
+        for epoch in range(len(session.history), session.config.all_epochs):
+            _run_epoch(session, epoch)
+    return session
 
 
 def _run_epoch(session: Session, epoch: int) -> None:

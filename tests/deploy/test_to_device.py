@@ -27,7 +27,8 @@ from nbcompile.exporters.to_tflite.run.arena import modelled
 from nbcompile.exporters.to_tflite.run.interpreters import run_file
 from nbcompile.exporters.to_tflite.run.on_device import stated_arena
 from nbcompile.passes import PASSES, Pass, PassResult
-from nbcompile.results.device import Device, device_of
+from nbcompile.results.device import Device
+from nbcompile.results.exported import device_of
 from nbcompile.results.numbers import json_ready
 from tests.exporters.to_tflite.small_networks import small, wide
 

@@ -174,7 +174,7 @@ def _explained(piece: str, name: str, result: PassResult) -> dict[str, Any]:
 
 def _file(result: ExportResult) -> dict[str, Any]:
     """A written file, with what a device needs of it."""
-    from nbcompile.results.device import device_of
+    from nbcompile.results.exported import device_of
     from nbcompile.results.numbers import json_ready
 
     device = device_of(result)
@@ -209,7 +209,7 @@ def _write_report(
     from nbcompile.report import data
     from nbcompile.report.collect import report_on
     from nbcompile.report.html import write
-    from nbcompile.results.device import device_of
+    from nbcompile.results.exported import device_of
 
     origin = origin_of(trained)
     if origin is None:
