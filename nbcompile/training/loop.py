@@ -215,7 +215,7 @@ def _train_epoch(session: Session, epoch: int) -> tuple[float, float]:
         session.optimizer.step()
         session.method.after_step()
         if session.average is not None:
-            session.average.update(session.bare)
+            session.average.update(session.bare, session.method.slope)
         session.step += 1
         meter.add(lr, loss, right, len(batch.labels))
     session.optimizer.zero_grad()

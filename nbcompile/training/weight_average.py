@@ -24,7 +24,8 @@ class Average:
     Args:
         live: the network that is trained.
         decay: ``d``, in [0, 1). At the beginning it is ``(1 + n) / (10 + n)`` after ``n`` steps, if that is less, so
-            that the first weights do not stay in the average for ``1 / (1 - d)`` steps.
+            that the first weights do not stay in the average for ``1 / (1 - d)`` steps. At every step in which slopes
+            move it begins anew: weights and statistics of lower slopes are those of another function.
 
     Attributes:
         model: a copy of ``live`` with the averaged weights.
@@ -37,12 +38,15 @@ class Average:
         self.model = copied(live)
         self._decay = decay
         self._updates = 0
+        self._slope: float | None = None
         self._wide = widths_of(live) is not None
         self._found: tuple[nn.Module, list[Tensor], list[Tensor]] | None = None
 
     @torch.no_grad()
-    def update(self, live: nn.Module) -> None:
-        """Count one optimiser step of ``live``."""
+    def update(self, live: nn.Module, slope: float | None = None) -> None:
+        """Count one optimiser step of ``live``, whose inserted activations stand at ``slope``."""
+        if slope != self._slope:
+            self._slope, self._updates = slope, 0
         self._have_the_channels_of(live)
         n = self._updates
         decay = min(self._decay, (1 + n) / (10 + n))
@@ -80,12 +84,12 @@ class Average:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
-        return {"model": self.model.state_dict(), "updates": self._updates}
+        return {"model": self.model.state_dict(), "updates": self._updates, "slope": self._slope}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of ``state_dict``."""
+        """The inverse of ``state_dict``; that of an older version knows no slope, and begins anew."""
         self.model.load_state_dict(state["model"])
-        self._updates = state["updates"]
+        self._updates, self._slope = state["updates"], state.get("slope")
 
 
 def _averaged(model: nn.Module) -> list[Tensor]:

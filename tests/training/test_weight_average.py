@@ -56,6 +56,35 @@ def test_parameters_and_statistics_are_averaged_with_a_decay_that_grows() -> Non
     assert torch.equal(average.model.get_buffer("mask"), live.mask), "a mask of infinities was averaged"
 
 
+def test_it_begins_anew_wherever_slopes_move() -> None:
+    live = Net()
+    average, again = Average(live, 0.5), Average(Net(), 0.5)
+    expected = live.conv.weight.detach().clone()
+    seen = [(0.0, 1 / 10), (0.0, 2 / 11), (0.25, 1 / 10), (0.5, 1 / 10), (1.0, 1 / 10), (1.0, 2 / 11), (1.0, 3 / 12)]
+    for number, (slope, decay) in enumerate(seen):
+        stepped(live)
+        average.update(live, slope)
+        expected = decay * expected + (1 - decay) * live.conv.weight.detach()
+        if number == 4:
+            again.load_state_dict(copy.deepcopy(average.state_dict()))
+        elif number > 4:
+            again.update(live, slope)
+    torch.testing.assert_close(average.model.state_dict()["conv.weight"], expected)
+    assert torch.equal(again.model.state_dict()["conv.weight"], average.model.state_dict()["conv.weight"])
+
+
+def test_while_slopes_rise_it_is_as_good_as_the_last_weights(net: nn.Module, tmp_path: Path) -> None:
+    def accuracies(ema: float) -> list[float]:
+        config = TrainConfig(
+            method="netbooster", giant_epochs=5, plt_epochs=2, epochs=7, batch_size=64, where="all", ratio=4, ema=ema
+        )
+        return [epoch.val_accuracy for epoch in train(net, config, tmp_path / f"{ema}.pt").history]
+
+    last, average = accuracies(0.0), accuracies(0.99)
+    assert max(last[-2:]) > 0.3, "nothing is learnt here"
+    assert min(x - y for x, y in zip(average[-2:], last[-2:], strict=True)) > -0.1, (average, last)
+
+
 def test_blocks_follow_the_live_network() -> None:
     live = nbcompile.expand(Net(), torch.zeros(1, 1, 5, 5), where=["conv"], ratio=2)
     average = Average(live, 0.9)
