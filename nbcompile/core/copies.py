@@ -14,6 +14,7 @@ from nbcompile.core.example import origin_of, remember
 
 _ATOMS = (type(None), bool, int, float, str, bytes, complex, type, torch.dtype, torch.device)
 _KINDS = frozenset(_ATOMS)
+_CONTAINERS = frozenset((dict, OrderedDict, list, set, tuple))
 _FRAME = ("_parameters", "_buffers", "_modules")
 
 
@@ -99,13 +100,13 @@ def _module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     for one in begun:  # what else they hold may know any of them
         made = memo[id(one)].__dict__
         for key, value in vars(one).items():
-            if key not in _FRAME:
-                made[key] = value if type(value) in _KINDS else _value(value, memo)
+            if key not in made:
+                made[key] = _value(value, memo)
     return copy_
 
 
 def _framed(module: nn.Module, memo: dict[int, Any], begun: list[nn.Module]) -> nn.Module:
-    """A copy, which if it is in ``begun`` has nothing but ``_FRAME``; its children are copied before it is."""
+    """A copy; if it is in ``begun``, without what may know other modules. Its children are copied before it is."""
     if id(module) in memo:
         return cast(nn.Module, memo[id(module)])
     if plain := _is_plain(type(module)):
@@ -116,7 +117,11 @@ def _framed(module: nn.Module, memo: dict[int, Any], begun: list[nn.Module]) -> 
             _framed(child, memo, begun)
     if plain:
         made: nn.Module = memo[id(module)]
-        made.__dict__.update({key: _value(vars(module)[key], memo) for key in _FRAME})
+        for key, value in vars(module).items():
+            if type(value) in _KINDS:
+                made.__dict__[key] = value
+            elif key in _FRAME or (type(value) in _CONTAINERS and not value):
+                made.__dict__[key] = _value(value, memo)
         return made
     made = copy.deepcopy(module, memo)
     for part in made.modules():

@@ -183,6 +183,24 @@ def test_a_layer_may_know_the_graph_that_it_is_in() -> None:
     assert made.get_submodule("inside.layer").home[0] is made is not graph
 
 
+@pytest.mark.parametrize("copy_", [copied, working_copy, shadow])
+def test_what_is_compiled_is_copied_with_its_hooks(copy_: Callable[[nn.Module], Any]) -> None:
+    layer, seen = nn.Linear(4, 4), []
+
+    def told(module: nn.Module, args: Any, output: Tensor) -> None:
+        seen.append((module, layer))
+
+    layer.register_forward_hook(told)
+    model = nn.Sequential(torch.compile(layer, backend="eager"), layer)  # type: ignore[arg-type]
+    made, x = copy_(model), torch.randn(3, 4)
+    wanted = model(x)
+    seen.clear()
+    assert torch.equal(made(x), wanted)
+    assert made[1] is made[0]._orig_mod is not layer
+    assert seen
+    assert all(module is known is made[1] for module, known in seen)
+
+
 def test_of_a_lock_there_is_one_and_a_generator_is_cloned() -> None:
     model = Keeping()
     made: Any = shadow(model)
