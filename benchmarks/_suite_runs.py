@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from _common import written
-from _runs import Run, built, compute, data_of
+from _runs import Run, built, compute, data_of, on_machine
 from _studies import Options
 from _suites import SUITES, Place, Row, Suite
 from rich.console import Console
@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from nbcompile.training.data.base import Data
-from nbcompile.training.methods import METHODS, ROUTE, SELF
+from nbcompile.training.methods import ROUTE, SELF
 
 TEACHER_SEED = 100
 ANCHORS = 3
@@ -77,7 +77,6 @@ class Sitting:
         self.data_root, name = Path(folder).resolve().parent, Path(folder).name
         self.shared = {
             "data": f"{kind}:{name}", "train_images": args.images, "input_size": self.suite.size, **self.suite.recipe,
-            "accelerator": args.accelerator, "channels_last": True, "device_images": args.accelerator == "cuda",
         }  # fmt: skip
         self.seeds = range(2 if args.quick else self.suite.seeds)
         self.rows = [row for row in self.suite.rows if row.name in (args.settings or [row.name])]
@@ -97,10 +96,10 @@ class Sitting:
                 file.write_text(json.dumps(known))
 
     def run(self, network: str, epochs: int, seed: int, options: Options) -> Run:
-        """A run of the suite; on a GPU its steps are recorded, where the method's are alike."""
+        """A run of the suite."""
         told = {**self.shared, "epochs": epochs, "seed": seed, **options}
-        graphs = self.args.accelerator == "cuda" and METHODS[options["method"]].alike
-        return Run.of(network, told | {"cuda_graphs": graphs}, self.args.runs, self.data_root)
+        machine = on_machine(self.args.accelerator, options["method"])
+        return Run.of(network, told | machine, self.args.runs, self.data_root)
 
     def vanilla(self, network: str, epochs: int) -> list[Run]:
         """Plain runs, by seed."""

@@ -14,13 +14,17 @@ are printed before the first run starts.
 import argparse
 import json
 import math
+import os
+import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from _common import difference, parser, text, write
-from _runs import Run, built, by_seed, carried_out, compute
+from _mps import sharing_gpu
+from _runs import Run, built, by_seed, carried_out, compute, on_machine
 from _studies import TINY_IMAGENET, Options
-from _suite_runs import TEACHER_SEED, complete, finals, plain_hours
+from _suite_runs import ANCHORS, TEACHER_SEED, complete, finals, plain_hours
 from _suite_table import cost_of, spread
 from _suites import SUITES
 from rich.console import Console
@@ -57,17 +61,23 @@ def main() -> None:
     made.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
     made.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs")
     made.add_argument("--accelerator", default="cpu", help="as of nbcompile train")
+    made.add_argument("--minutes", type=float, help="of this sitting; another one goes on")
     made.add_argument("--plan", action="store_true", help="print the hours of each row, and train nothing")
     args = made.parse_args()
     if args.quick:
         args.epochs, args.giant_epochs, args.seeds = 3, 1, 2
-    giant = run(args, args.giant, {"epochs": args.giant_epochs, "seed": TEACHER_SEED, "train_images": None})
+    told = {"epochs": args.giant_epochs, "seed": TEACHER_SEED, "train_images": None, "keep_anchors": ANCHORS}
+    giant = run(args, args.giant, told)  # the suite's teacher, where that is done
     table = cells(args, giant)
     plan(args, giant, table)
     if args.plan:
         return
-    carried_out([giant], 1)
-    carried_out(by_seed([one for cell in table for one in cell.runs]), args.jobs)
+    end = time.monotonic() + 60 * args.minutes if args.minutes else None
+    with sharing_gpu(Console()) if args.accelerator == "cuda" else nullcontext():
+        runs = by_seed([one for cell in table for one in cell.runs])
+        if not (carried_out([giant], 1, end) and carried_out(runs, args.jobs, end)):
+            Console().print(f"{done_of(runs)} runs are done, and time is up: the same command goes on")
+            return
     found = results(table)
     show(args, found)
     units = {
@@ -85,9 +95,11 @@ def run(args: argparse.Namespace, network: str, options: Options) -> Run:
     kind, _, folder = args.data.partition(":")
     shared = {
         **RECIPE, "method": "vanilla", "data": f"{kind}:{Path(folder).name}", "input_size": args.size,
-        "train_images": args.images, "epochs": args.epochs, "accelerator": args.accelerator,
+        "train_images": args.images, "epochs": args.epochs,
     }  # fmt: skip
-    return Run.of(network, {**shared, **options}, args.runs, Path(folder).resolve().parent)
+    told = {**shared, **options}
+    machine = on_machine(args.accelerator, told["method"])
+    return Run.of(network, told | machine, args.runs, Path(folder).resolve().parent)
 
 
 def cells(args: argparse.Namespace, giant: Run) -> list[Cell]:
@@ -102,7 +114,8 @@ def cells(args: argparse.Namespace, giant: Run) -> list[Cell]:
         ("none", "labelled only, the compute of mimicry", {"epochs": longer}),
         ("none", "the giant's answers, labelled only", {"method": "kd", "teacher": teacher}),
     ]
-    for unlabeled in ("rest", f"{kind}{colon}{Path(path).resolve()}" if colon else kind):
+    beside = os.path.relpath(path, Path(args.data.partition(":")[2]).resolve().parent) if colon else ""
+    for unlabeled in ("rest", f"{kind}{colon}{beside}"):
         told = {**mimic, "unlabeled": unlabeled}
         shown = "rest" if unlabeled == "rest" else args.biased
         rows.append((shown, MIMIC, told))

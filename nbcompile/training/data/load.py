@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from nbcompile.core.errors import UsageError
-from nbcompile.training.data.base import DATA_KINDS, Data, Preparation, Views
+from nbcompile.training.data.base import DATA_KINDS, Data, Images, Preparation, Views
 from nbcompile.training.data.crops import SMALL
 from nbcompile.training.engine import is_main_process
 from nbcompile.training.options.config import TrainConfig
@@ -49,14 +49,28 @@ def hold_on(data: Data, device: torch.device) -> None:
     Raises:
         UsageError: if that cannot be.
     """
+    for images in (data.train, data.val):
+        hold_images_on(images, data.name, device)
+
+
+def hold_images_on(images: Images, named: str, device: torch.device) -> None:
+    """Hold images on ``device``, likewise.
+
+    Args:
+        images: one part of a set.
+        named: what messages call the set.
+        device: where to.
+
+    Raises:
+        UsageError: if that cannot be.
+    """
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"device_images: views are made on a CUDA GPU or the CPU, and the run is on '{device.type}'")
-    for images in (data.train, data.val):
-        if not (isinstance(images, Views) and images.hold_on(device)):
-            raise UsageError(
-                f"device_images: those of {data.name} cannot be made on a device: that takes images of one size, "
-                f"of at most {SMALL} pixels, in memory, with augment light, crops or none"
-            )
+    if not (isinstance(images, Views) and images.hold_on(device)):
+        raise UsageError(
+            f"device_images: those of {named} cannot be made on a device: that takes images of one size, "
+            f"of at most {SMALL} pixels, in memory, with augment light, crops or none"
+        )
 
 
 def _mixed(data: Data, augment: str) -> Data:

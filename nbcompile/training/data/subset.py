@@ -79,8 +79,12 @@ def chosen(data: Data, count: int) -> Subset | SubsetViews:
     if count > len(data.train):
         raise UsageError(f"train_images {count} is more than the {len(data.train)} training images of {data.name}")
     labels = data.train.labels
-    indices = evenly(labels if labels.ndim == 1 else labels.new_zeros(len(labels)).long(), count)
-    return SubsetViews(data.train, indices) if isinstance(data.train, Views) else Subset(data.train, indices)
+    return some_of(data.train, evenly(labels if labels.ndim == 1 else labels.new_zeros(len(labels)).long(), count))
+
+
+def some_of(images: Images, indices: Tensor) -> Subset | SubsetViews:
+    """Those of ``images`` at ``indices`` ``(n,)``; views of them can be repeated if those of all can."""
+    return SubsetViews(images, indices) if isinstance(images, Views) else Subset(images, indices)
 
 
 def evenly(labels: Tensor, count: int) -> Tensor:

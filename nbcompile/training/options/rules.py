@@ -74,8 +74,6 @@ def _check_finish(config: "TrainConfig") -> None:
 
 
 def _check_device(config: "TrainConfig") -> None:
-    if config.device_images and config.mimics:
-        raise UsageError("device_images holds labelled images alone: leave it out where others are learnt from, too")
     if not config.cuda_graphs:
         return
     decides = {

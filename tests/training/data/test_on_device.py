@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ from nbcompile import UsageError
 from nbcompile.training import TrainConfig, train
 from nbcompile.training.batch import ANSWERS, OTHER_VIEW
 from nbcompile.training.data.base import Data, Images
-from nbcompile.training.data.load import hold_on, load_data
+from nbcompile.training.data.load import hold_images_on, hold_on, load_data
 from nbcompile.training.data.two_views import TwoViews
+from nbcompile.training.data.unlabeled.beside import with_unlabeled
 from nbcompile.training.loader import BatchOrder, Loader, held_on
 from nbcompile.training.stored.views import AnsweredViews, ShownView, packed
 
@@ -128,10 +130,37 @@ def test_where_images_are_not_held(of_one_size: Path) -> None:
         UsageError, match=r"^device_images: views are made on a CUDA GPU or the CPU, and the run is on 'm"
     ):
         hold_on(loaded("folder", of_one_size), torch.device("mps"))
-    with pytest.raises(
-        UsageError, match=r"^device_images holds labelled images alone: leave it out where others are le"
-    ):
-        TrainConfig(method="mimic", teacher="t.pt", unlabeled="imagefolder:x", device_images=True)
+
+
+def without_labels(folder: Path, unlabeled: str, device: torch.device | None) -> Images:
+    """Those beside 15 labelled images of ``folder``, where both are held on ``device``."""
+    told = {"method": "mimic", "teacher": "t.pt", "train_images": 15, "input_size": 16, "unlabeled": unlabeled}
+    config = TrainConfig(data=f"imagefolder:{folder}", device_images=device is not None, **told)
+    data = load_data(config)
+    if device is not None:
+        hold_on(data, device)
+    fabric: Any = SimpleNamespace(world_size=1, global_rank=0, device=device)
+    beside: Any = with_unlabeled(fabric, config, data, Loader(data.train, BatchOrder(15, 5, seed=3), 0, lambda x: x))
+    return beside.beside._images
+
+
+@pytest.mark.parametrize("unlabeled", ["rest", "imagefolder"])
+def test_images_without_labels_are_held_there_too(unlabeled: str, of_one_size: Path) -> None:
+    spec = unlabeled if unlabeled == "rest" else f"imagefolder:{of_one_size}"
+    here, there = (without_labels(of_one_size, spec, device) for device in (None, CPU))
+    assert (held_on(here), held_on(there)) == (None, CPU)
+    for a, b in zip(batches(here), batches(there), strict=True):
+        assert torch.equal(a.images, b.images)
+    moved: Any = here
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        hold_images_on(moved, spec, CUDA)
+        assert moved[torch.arange(3, device=CUDA)][0].device == CUDA
+
+
+def test_images_without_labels_that_cannot_be_held(of_one_size: Path, folder: Path) -> None:
+    Image.new("RGB", (9, 31)).save(folder / "train" / "cat" / "0.png")
+    with pytest.raises(UsageError, match=r"^device_images: those of unlabeled imagefolder:.* cannot be made on a devi"):
+        without_labels(of_one_size, f"imagefolder:{folder}", CPU)
 
 
 def test_images_of_several_sizes_stay(folder: Path) -> None:
@@ -140,7 +169,7 @@ def test_images_of_several_sizes_stay(folder: Path) -> None:
         hold_on(loaded("folder", folder), CPU)
 
 
-@pytest.mark.parametrize("method", ["vanilla", "kd"])
+@pytest.mark.parametrize("method", ["vanilla", "kd", "mimic"])
 def test_a_run_is_the_same(method: str, tmp_path: Path) -> None:
     results = []
     net = nbcompile.zoo.dscnn(num_classes=10, in_channels=1)
@@ -148,8 +177,10 @@ def test_a_run_is_the_same(method: str, tmp_path: Path) -> None:
         options: dict[str, Any] = {"method": method, "device_images": there}
         if method == "kd":
             options |= {"teacher": "t.pt", "stored_labels": str(tmp_path / f"labels {there}")}
+        if method == "mimic":
+            options |= {"teacher": "t.pt", "unlabeled": "rest", "adversarial": 0.1}
         config = TrainConfig(data="digits", epochs=2, batch_size=100, train_images=300, accelerator="cpu", **options)
-        teacher = net if method == "kd" else None
+        teacher = net if method != "vanilla" else None
         results.append(train(net, config, tmp_path / f"{there}.pt", teacher=teacher))
     assert [epoch.loss for epoch in results[0].history] == [epoch.loss for epoch in results[1].history]
     assert results[0].accuracy == results[1].accuracy

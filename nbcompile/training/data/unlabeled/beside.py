@@ -9,6 +9,7 @@ import torch
 from nbcompile.core.errors import UsageError
 from nbcompile.training.batch import UNLABELED, Batch
 from nbcompile.training.data.base import Data
+from nbcompile.training.data.load import hold_images_on
 from nbcompile.training.data.unlabeled.load_unlabeled import load_unlabeled
 from nbcompile.training.loader import Batches, BatchOrder, Loader
 from nbcompile.training.options.config import TrainConfig
@@ -89,6 +90,8 @@ def with_unlabeled(fabric: "Fabric", config: TrainConfig, data: Data, labelled: 
         parts = "" if config.accumulate == 1 else f", times accumulate {config.accumulate}"
         raise UsageError(f"unlabeled_batch {size} must be a multiple of {world}, the number of processes{parts}")
     images = load_unlabeled(config, data)
+    if config.device_images:
+        hold_images_on(images, f"unlabeled {config.unlabeled}", fabric.device)
     seed, rank = derived_seed(config.seed, STREAM), fabric.global_rank
     order = Endless(len(images), size, len(labelled), seed=seed, rank=rank, world=world)
     return Pairs(labelled, Loader(images, order, config.num_workers, labelled.place), UNLABELED)

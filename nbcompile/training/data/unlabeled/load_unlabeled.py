@@ -13,7 +13,7 @@ from nbcompile.image_files import SUFFIXES
 from nbcompile.training.data.base import Data, Images
 from nbcompile.training.data.load import loaded
 from nbcompile.training.data.pictures import Files
-from nbcompile.training.data.subset import Subset
+from nbcompile.training.data.subset import some_of
 from nbcompile.training.data.unlabeled.alike import made_like
 from nbcompile.training.engine import is_main_process
 from nbcompile.training.options.config import TrainConfig
@@ -58,10 +58,10 @@ def left_out(data: Data) -> Images:
     """
     chosen: Any = data.train  # some of the images of its set
     left = torch.ones(len(chosen.images), dtype=torch.bool)
-    left[chosen.indices] = False
+    left[chosen.indices.cpu()] = False
     if not left.any():
         raise UsageError(f"unlabeled {REST}: train_images {len(chosen)} leaves no image of {data.name} out")
-    return Subset(chosen.images, left.nonzero().flatten())
+    return some_of(chosen.images, left.nonzero().flatten())
 
 
 def images_under(folder: Path, named: str) -> Files:
