@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from nbcompile.core.judging.compared import Allowed, compared_parts, differences
-from nbcompile.core.judging.rounding import Cases, exact_outputs, is_repeatable, swayed_outputs, unchanged
+from nbcompile.core.judging.rounding import Cases, exact_outputs, repeated, swayed_outputs, unchanged
 from nbcompile.core.numerics import relative_error, stacked
 
 
@@ -65,11 +65,12 @@ def judge(
     error = max((one.error for one in parts if not one.part.name), default=0.0) if finite else inf
     plain = Allowed(max((one.tolerance for one in parts), default=0.0))
     over = [one for one in parts if not one.error <= one.tolerance]
-    if not over or not finite or not is_repeatable(model, cases, read):
+    again = repeated(model, cases, read) if over and finite else None
+    if again is None:
         limits = dict.fromkeys(over, plain)
         failing = over
     else:
-        moved = _Movement(model, cases, read)
+        moved = _Movement(model, again, cases, read)
         limits = {one: one.allowed(moved.most, moved.how) for one in over}
         failing = [one for one in over if not one.error <= limits[one].error]
         if moved.exact and failing and all(one.part.name for one in failing):
@@ -87,19 +88,25 @@ def judge(
 class _Movement:
     """How far the network's own outputs are apart by rounding alone, value by value.
 
+    Args:
+        model: the network.
+        again: a copy of it, which becomes its float64 copy.
+        cases: inputs, and what ``read`` gives of the outputs of ``model`` for them.
+        read: what of an output of ``model`` is compared.
+
     Attributes:
         most: the largest difference that was seen, by the keys of `nbcompile.core.numerics.stacked`.
         how: what was measured, with room for the number.
         exact: whether that is how far the network is from its float64 copy.
     """
 
-    def __init__(self, model: nn.Module, cases: Cases, read: Callable[[Any], Any]) -> None:
+    def __init__(self, model: nn.Module, again: nn.Module, cases: Cases, read: Callable[[Any], Any]) -> None:
         self._model, self._cases, self._read = model, cases, read
         self._wanted = stacked([output for _, output in cases])
         self.most = {key: torch.zeros_like(y) for key, y in self._wanted.items()}
         numbers = (*model.parameters(), *tree_leaves([inputs for inputs, _ in cases]))  # a giant's slopes are float32
         in_float64 = all(x.dtype == torch.float64 for x in numbers if x.is_floating_point())
-        outputs = None if in_float64 else exact_outputs(model, cases)
+        outputs = None if in_float64 else exact_outputs(again, cases)
         self.exact = outputs is not None
         self.how = "the network's own run is {:.0e} from that of its float64 copy"
         if outputs is not None:

@@ -34,9 +34,8 @@ def own_rounding(model: nn.Module, cases: Cases) -> float:
         The largest relative error; 0 where the network cannot run in float64, and where its outputs are no measure,
         because it gives others when it is called again, or with other random numbers.
     """
-    if not is_repeatable(model, cases):
-        return 0.0
-    exact = exact_outputs(model, cases)
+    again = repeated(model, cases)
+    exact = None if again is None else exact_outputs(again, cases)
     if exact is None:
         return 0.0
     return max((relative_error(output, wanted) for (_, output), wanted in zip(cases, exact, strict=True)), default=0.0)
@@ -47,8 +46,8 @@ def unchanged(output: Any) -> Any:
     return output
 
 
-def is_repeatable(model: nn.Module, cases: Cases, read: Callable[[Any], Any] = unchanged) -> bool:
-    """Whether a network gives the same outputs when it is called again, also with other random numbers.
+def repeated(model: nn.Module, cases: Cases, read: Callable[[Any], Any] = unchanged) -> nn.Module | None:
+    """A copy of a network that gave the same outputs once more, with other random numbers; None if it did not.
 
     Args:
         model: in eval mode; left as it is.
@@ -57,21 +56,19 @@ def is_repeatable(model: nn.Module, cases: Cases, read: Callable[[Any], Any] = u
     """
     again = working_copy(model)
     try:
-        for inputs, output in cases:
-            first = read(output_of(again, inputs))
-            with torch.random.fork_rng([]):
-                torch.manual_seed(torch.initial_seed() + 1)  # float64 draws other numbers from one seed, too
-                second = read(output_of(again, inputs))
-            if not relative_error(second, first) <= output_tolerance(output):
-                return False
+        with torch.random.fork_rng([]):
+            torch.manual_seed(torch.initial_seed() + 1)  # float64 draws other numbers from one seed, too
+            for inputs, output in reversed(cases):  # the last first: of two outputs in turn it is the other's turn
+                if not relative_error(read(output_of(again, inputs)), output) <= output_tolerance(output):
+                    return None
     except RuntimeError:
-        return False
-    return True
+        return None
+    return again
 
 
 def exact_outputs(model: nn.Module, cases: Cases) -> list[Any] | None:
-    """The outputs of a network's float64 copy; None where there is none: its code names a dtype."""
-    exact = working_copy(model).double()
+    """The outputs of a network in float64, to which it is changed; None where there are none: its code names a dtype."""
+    exact = model.double()
     try:
         return [output_of(exact, change_tensors(_double, inputs)) for inputs, _ in cases]
     except RuntimeError:

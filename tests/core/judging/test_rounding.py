@@ -1,5 +1,6 @@
 """How much a network's own arithmetic rounds, in any dtype."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +31,22 @@ def test_random_numbers_are_no_rounding() -> None:
     before = torch.get_rng_state()
     assert own_rounding(Noise(), [((x,), Noise()(x))]) == 0
     assert not torch.equal(before, torch.get_rng_state())  # by the call above alone
+
+
+class InTurn(nn.Module):
+    """Adds a little at every other call."""
+
+    odd = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.odd = not self.odd
+        return x + 1e-4 * self.odd
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3, 4])
+def test_outputs_that_come_in_turn_are_no_rounding(calls: int) -> None:
+    model, x = InTurn(), torch.rand(7, 5)
+    assert own_rounding(model, [((x,), model(x)) for _ in range(calls)]) == 0
 
 
 def test_last_digits_move_an_output_in_float64_too() -> None:
