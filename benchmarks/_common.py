@@ -13,9 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from _checkout import ROOT
+
 from nbcompile.report.environment import machine_line, versions
 
-ROOT = Path(__file__).resolve().parent.parent
 PAPER = ("mobilenetv2_tiny", "mcunet", "mobilenetv2_50", "mobilenetv2_100")
 """The networks of the paper's Table 1, as they are called in ``nbcompile.zoo``."""
 

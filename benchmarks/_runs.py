@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import _checkout  # noqa: F401  # processes that are started import this module first
 import torch
 from _studies import NETWORKS, RECIPE, TINY_IMAGENET, Options
 from rich.console import Console
@@ -37,7 +38,7 @@ _ON_CPU: Options = {"accelerator": "cpu", "channels_last": True}
 
 
 def on_machine(accelerator: str, method: str) -> Options:
-    """The options of `MACHINE` for a run on ``accelerator``: on a GPU steps are recorded where the method's are alike."""
+    """The `MACHINE` of a run on ``accelerator``; on a GPU steps are recorded where the method's are alike."""
     cuda = accelerator == "cuda"
     graphs = cuda and METHODS[method].alike
     return {"accelerator": accelerator, "device_images": cuda, "cuda_graphs": graphs, "channels_last": True}

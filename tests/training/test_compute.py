@@ -94,12 +94,12 @@ def test_in_words() -> None:
     plain = TrainingCost(network=4_000, giant=0, teacher=0, plain_epoch=1_000, epochs=4)
     assert str(plain) == "4e+03 training MACs, 1.00 × plain training of as many epochs"
     assert advice(METHODS["vanilla"], plain) == (
-        "docs/accuracy.md, up to 65,690 parameters, recommends at this cost: vanilla, as here"
+        "docs/accuracy.md, up to 90,680 parameters, recommends at this cost: vanilla, as here"
     )
     still_a_giant = TrainingCost(network=0, giant=9_000, teacher=0, plain_epoch=1_000, epochs=4)
     assert "recommends at this cost: vanilla for 9 epochs (vanilla: " in advice(METHODS["vanilla"], still_a_giant)
     assert advice(METHODS["kd"], taught) == (
-        "docs/accuracy.md, up to 65,690 parameters, recommends at this cost: vanilla for 8 epochs "
+        "docs/accuracy.md, up to 90,680 parameters, recommends at this cost: vanilla for 8 epochs "
         "(kd: +1.73 ± 0.20 (10 classes, temperature 4), +1.91 ± 0.35 (200, temperature 1) "
         "points at the same epochs where training is short; behind at the same compute)"
     )
