@@ -31,17 +31,15 @@ from nbcompile.training.seeds import seed_everything
 SHARED = 0.25
 """Equal compute is rounded up to a multiple of this part of the run, so that settings share their controls."""
 
-MACHINE = ("accelerator", "device_images", "cuda_graphs", "channels_last")
-"""Options that say where a run is computed, and in which layout. It is the same run everywhere: as on a CPU."""
-
-_ON_CPU: Options = {"accelerator": "cpu", "channels_last": True}
+MACHINE = ("accelerator", "device_images", "cuda_graphs")
+"""Options that say where a run is computed. It is the same run everywhere: one that says one of them says ``cpu``."""
 
 
 def on_machine(accelerator: str, method: str) -> Options:
     """The `MACHINE` of a run on ``accelerator``; on a GPU steps are recorded where the method's are alike."""
     cuda = accelerator == "cuda"
     graphs = cuda and METHODS[method].alike
-    return {"accelerator": accelerator, "device_images": cuda, "cuda_graphs": graphs, "channels_last": True}
+    return {"accelerator": accelerator, "device_images": cuda, "cuda_graphs": graphs}
 
 
 IN_DATA_ROOT = ("data", "unlabeled")
@@ -83,7 +81,7 @@ class Run:
         """A run that is told ``options``; those at their defaults are left out, so that new ones orphan no run."""
         machine = {name: value for name, value in options.items() if name in MACHINE}
         same = {name: value for name, value in options.items() if name not in MACHINE}
-        said = TrainConfig(**same, **(_ON_CPU if machine else {})).to_json()
+        said = TrainConfig(**same, **({"accelerator": "cpu"} if machine else {})).to_json()
         default = TrainConfig(**_UNSAID).to_json() | _unsaid(said["method"])
         fields = json.dumps({k: v for k, v in said.items() if v != default[k]}, sort_keys=True)
         return cls(network, fields, root, data_root, json.dumps(machine))

@@ -77,6 +77,7 @@ class Sitting:
         self.data_root, name = Path(folder).resolve().parent, Path(folder).name
         self.shared = {
             "data": f"{kind}:{name}", "train_images": args.images, "input_size": self.suite.size, **self.suite.recipe,
+            "channels_last": True,
         }  # fmt: skip
         self.seeds = range(2 if args.quick else self.suite.seeds)
         self.rows = [row for row in self.suite.rows if row.name in (args.settings or [row.name])]
