@@ -11,12 +11,13 @@ from nbcompile.passes.contract_sites import ContractSites as ContractSites
 from nbcompile.passes.equalize import Equalize as Equalize
 from nbcompile.passes.expand_sites import ExpandSites as ExpandSites
 from nbcompile.passes.merge_affine import MergeAffine as MergeAffine
+from nbcompile.passes.merge_shared import MergeShared as MergeShared
 from nbcompile.passes.remove_identity import RemoveIdentity as RemoveIdentity
 
 PASSES: dict[str, type[Pass]] = {
     cls.name: cls
     for cls in (
-        *(ExpandSites, ContractSites, RemoveIdentity, MergeAffine),
+        *(ExpandSites, ContractSites, RemoveIdentity, MergeShared, MergeAffine),
         *(Equalize, AbsorbBias),
     )
 }
@@ -25,6 +26,7 @@ PASSES: dict[str, type[Pass]] = {
 # `contract-sites` are in none: each is a verb by itself, whose layers go back into the user's own class.
 FUSE = (  # makes the deploy form
     "remove-identity",  # before merging, which follows values from node to node
+    "merge-shared",  # before merging, which leaves alone what is called several times
     "merge-affine",
 )
 DEVICE = (  # on the deploy form, for .tflite files

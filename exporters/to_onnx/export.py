@@ -8,6 +8,7 @@ function, the file is written without it and the result says so.
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -110,14 +111,21 @@ def write_onnx(
 
 def _simplified(plain: ModelProto) -> tuple[list[ModelProto], str]:
     """The graphs to try, the best first, and what there is to say about them."""
+    skipped = ["eliminate_duplicate_initializer"]  # equal weights of two layers stay two, each with its layer's name
     try:
-        # Equal weights of two layers stay two weights, each with its layer's name.
-        simple, sound = onnxsim.simplify(plain, skipped_optimizers=["eliminate_duplicate_initializer"])
+        simple, sound = onnxsim.simplify(plain, skipped_optimizers=skipped)
+        if sound and _stored(simple) > _stored(plain):  # what is beside a layer that is called twice went into copies
+            simple, sound = onnxsim.simplify(plain, perform_optimization=False)
     except Exception as error:  # a simplifier may fail in any way; the file can do without it
         return [plain], f"onnxsim failed ({first_line(error)}), so the file is not simplified"
     if not sound:
         return [plain], "onnxsim's own check failed, so the file is not simplified"
     return [simple, plain], ""
+
+
+def _stored(model: ModelProto) -> int:
+    """Numbers that a file of ``model`` stores."""
+    return sum(math.prod(x.dims) for x in model.graph.initializer)
 
 
 def _keep(

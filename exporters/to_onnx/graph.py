@@ -6,12 +6,13 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import onnxscript.optimizer
 import torch
-from onnx import ModelProto
+from onnx import ModelProto, numpy_helper
+from onnxscript import ir
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
@@ -64,11 +65,46 @@ def onnx_graph(graph: nn.Module, inputs: Inputs, *, output: Any, opset: int | No
     assert made is not None
     with step("folding constants"):
         onnxscript.optimizer.inline(made.model)
+        _transpose_once(made.model.graph)
         onnxscript.optimizer.fold_constants(made.model, onnx_shape_inference=False)
     written = made.model.opset_imports[""]
     if opset not in (None, written):
         raise ExportError(f"opset {opset} cannot be had: the exporter wrote opset {written}")
-    return made.model_proto
+    model = made.model_proto
+    _drop_zero_biases(model, {*program.state_dict})
+    return model
+
+
+def _transpose_once(graph: ir.Graph) -> None:
+    """Let all calls of one layer read its weight by one transposition, or folding makes a weight for each of them."""
+    first: dict[tuple[Any, ...], ir.Node] = {}
+    for node in list(graph):
+        source = node.inputs[0] if node.op_type == "Transpose" else None
+        if source is None or not source.is_initializer() or "perm" not in node.attributes:
+            continue
+        one = first.setdefault((source, tuple(node.attributes["perm"].as_ints())), node)
+        if one is not node:
+            node.outputs[0].replace_all_uses_with(one.outputs[0])
+            graph.remove(node, safe=True)
+
+
+def _drop_zero_biases(model: ModelProto, own: Set[str]) -> None:
+    """Take the biases of zeros away that the exporter gives to convolutions without one.
+
+    Args:
+        model: with constants folded; changed in place.
+        own: names of the network's parameters and buffers, whose zeros stay.
+    """
+    stored, gone = {tensor.name: tensor for tensor in model.graph.initializer}, set()
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "ConvTranspose") and len(node.input) == 3 and node.input[2] not in own:
+            bias = stored.get(node.input[2])
+            if bias is not None and not numpy_helper.to_array(bias).any():
+                del node.input[2]
+                gone.add(bias.name)
+    read = {name for node in model.graph.node for name in node.input}
+    for name in gone - read:
+        model.graph.initializer.remove(stored[name])
 
 
 @one_at_a_time

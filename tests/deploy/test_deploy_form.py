@@ -21,6 +21,7 @@ from nbcompile.core.example import Origin, TensorSpec, origin_of, remember
 from nbcompile.core.numerics import relative_error
 from nbcompile.deploy.deploy_form import PassReport, compiled, deploy, own_memory_, require_values
 from nbcompile.fusion import fused
+from nbcompile.passes import FUSE
 from nbcompile.testing import scramble_
 
 IMAGES = ([torch.randn(3, 6, 5), torch.randn(3, 7, 5)],)
@@ -86,8 +87,10 @@ def test_a_detector_keeps_its_class_its_state_and_what_is_shared() -> None:
     assert_untouched(model, before)
     assert rows(reports) == [
         ("backbone", "remove-identity", (), ()),
+        ("backbone", "merge-shared", (), ()),
         ("backbone", "merge-affine", ("conv",), ("conv <- conv + norm",)),
         ("head", "remove-identity", (), ()),
+        ("head", "merge-shared", (), ()),
         ("head", "merge-affine", ("0",), ("0 <- 0 + 1",)),
     ]
     assert all(skip == () for report in reports for skip in (result.skipped for _, result in report.passes))
@@ -113,7 +116,7 @@ def test_a_whole_network_is_a_graph_that_shares_nothing() -> None:
     before = copy.deepcopy(model)
     small, reports = compiled(model, None)
     assert_untouched(model, before)
-    assert [row[:2] for row in rows(reports)] == [("", "remove-identity"), ("", "merge-affine")]
+    assert [row[:2] for row in rows(reports)] == [("", name) for name in FUSE]
     assert isinstance(small, fx.GraphModule)
     assert (type(small).__name__, small.training, origin_of(small)) == ("Sequential", False, origin_of(model))
     assert not storages(small) & storages(model)
@@ -146,7 +149,7 @@ def test_what_the_graph_reads_is_copied_as_what_it_is() -> None:
 
 
 def test_verify_each_compares_before_and_after() -> None:
-    assert rows(compiled(Body(), (torch.randn(1, 3, 5, 5),), verify_each=True)[1])[1][2] == ("conv",)
+    assert rows(compiled(Body(), (torch.randn(1, 3, 5, 5),), verify_each=True)[1])[2][2] == ("conv",)
 
 
 class Wayward(nn.Module):
@@ -249,6 +252,7 @@ def test_explain(run: Callable[..., Any], name: str, prefix: str) -> None:
     reason = "its input '_2' is no convolution or linear layer"
     assert cast(Any, json.loads(Path("out.json").read_text()))["passes"] == [
         {"pass": "remove-identity", "rewritten": 0, "how": [], "skipped": []},
+        {"pass": "merge-shared", "rewritten": 0, "how": [], "skipped": []},
         {
             "pass": "merge-affine",
             "rewritten": 1,
@@ -258,8 +262,9 @@ def test_explain(run: Callable[..., Any], name: str, prefix: str) -> None:
     ]
     Path("x.pt").unlink()
     shown, _ = run(*words[:-3], "--explain")
-    assert shown.splitlines()[:4] == [
+    assert shown.splitlines()[:5] == [
         "remove-identity: 0 rewritten, 0 skipped",
+        "merge-shared: 0 rewritten, 0 skipped",
         "merge-affine: 1 rewritten, 1 skipped",
         f"  {prefix}0 <- 0 + 1",
         f"  skipped {prefix}3: {reason}",

@@ -26,7 +26,7 @@ from nbcompile.exporters.to_tflite.run.agreement import Agreement
 from nbcompile.exporters.to_tflite.run.arena import modelled
 from nbcompile.exporters.to_tflite.run.interpreters import run_file
 from nbcompile.exporters.to_tflite.run.on_device import stated_arena
-from nbcompile.passes import PASSES, Pass, PassResult
+from nbcompile.passes import FUSE, PASSES, Pass, PassResult
 from nbcompile.results.device import Device
 from nbcompile.results.exported import device_of
 from nbcompile.results.numbers import json_ready
@@ -113,7 +113,7 @@ def test_it_says_what_it_does(tmp_path: Path) -> None:
     ]
     assert begun == [
         *("writing x.tflite", "reading the calibration set"),
-        *("making the deploy form", "tracing the network", "remove-identity", "merge-affine"),
+        *("making the deploy form", "tracing the network", *FUSE),
         "preparing the network as it is",
         *(equalized, "equalize"),
         f"{equalized}, also where no clip is reached on the calibration set",

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from nbcompile.core.judging.compared import Allowed, compared_parts, differences
-from nbcompile.core.judging.rounding import Cases, exact_outputs, repeated, swayed_outputs, unchanged
+from nbcompile.core.judging.rounding import Cases, exact_outputs, reproduced, swayed_outputs, unchanged
 from nbcompile.core.numerics import relative_error, stacked
 
 
@@ -65,7 +65,7 @@ def judge(
     error = max((one.error for one in parts if not one.part.name), default=0.0) if finite else inf
     plain = Allowed(max((one.tolerance for one in parts), default=0.0))
     over = [one for one in parts if not one.error <= one.tolerance]
-    again = repeated(model, cases, read) if over and finite else None
+    again = reproduced(model, cases, read) if over and finite else None
     if again is None:
         limits = dict.fromkeys(over, plain)
         failing = over

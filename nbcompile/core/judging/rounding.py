@@ -34,7 +34,7 @@ def own_rounding(model: nn.Module, cases: Cases) -> float:
         The largest relative error; 0 where the network cannot run in float64, and where its outputs are no measure,
         because it gives others when it is called again, or with other random numbers.
     """
-    again = repeated(model, cases)
+    again = reproduced(model, cases)
     exact = None if again is None else exact_outputs(again, cases)
     if exact is None:
         return 0.0
@@ -46,7 +46,7 @@ def unchanged(output: Any) -> Any:
     return output
 
 
-def repeated(model: nn.Module, cases: Cases, read: Callable[[Any], Any] = unchanged) -> nn.Module | None:
+def reproduced(model: nn.Module, cases: Cases, read: Callable[[Any], Any] = unchanged) -> nn.Module | None:
     """A copy of a network that gave the same outputs once more, with other random numbers; None if it did not.
 
     Args:
@@ -67,7 +67,7 @@ def repeated(model: nn.Module, cases: Cases, read: Callable[[Any], Any] = unchan
 
 
 def exact_outputs(model: nn.Module, cases: Cases) -> list[Any] | None:
-    """The outputs of a network in float64, to which it is changed; None where there are none: its code names a dtype."""
+    """The outputs of a network, which becomes one of float64; None where there are none: its code names a dtype."""
     exact = model.double()
     try:
         return [output_of(exact, change_tensors(_double, inputs)) for inputs, _ in cases]

@@ -16,6 +16,9 @@ from nbcompile.core.judging.channel_groups import GAP, by_size, channels_named
 _DOUBLINGS = 17
 """Between the sizes of two values that no other value lies between: 1e5 times, behind which an error is lost."""
 
+_NOUGHT = -1100
+"""Stands for the exponent of 0; those of float64 are above it."""
+
 _AXES = {0: "sample", 1: "channel"}
 
 
@@ -73,8 +76,9 @@ def _largest(y: Tensor) -> float:
 def _by_size(y: Tensor) -> Iterator[tuple[str, Tensor]]:
     """The values in groups: between the sizes of two groups is a gap."""
     there = y.isfinite()
-    sizes = torch.frexp(y.where(there, 0.0)).exponent.where(y != 0, -(2**20))
-    known = [n for n in torch.unique(sizes.where(there, -(2**20))).tolist() if n > -(2**20)]
+    held = y.where(there, 0.0)
+    sizes = torch.frexp(held).exponent.where(held != 0, _NOUGHT)
+    known = [n + _NOUGHT for n in torch.bincount(sizes.flatten() - _NOUGHT).nonzero().flatten().tolist() if n]
     edges = [high for low, high in pairwise(known) if high - low > _DOUBLINGS]
     if not edges:
         yield "", there
@@ -88,7 +92,7 @@ def _by_size(y: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 def _along(held: Tensor, where: Tensor, axis: int) -> Iterator[ValuePart]:
     """Groups of like size of what lies at ``where``, along one dimension."""
-    if held.shape[axis] < 2 or held.ndim < 2:
+    if held.shape[axis] < 2 or held.ndim < 2 or not held.numel():
         return
     others = tuple(i for i in range(held.ndim) if i != axis)
     low, high = held.where(where, torch.inf).amin(others), held.where(where, -torch.inf).amax(others)

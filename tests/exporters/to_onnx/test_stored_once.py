@@ -1,0 +1,70 @@
+"""A file stores what its network has, once: ``verify`` says so of every export."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import nbcompile
+from nbcompile.testing import scramble_
+
+MAPS, ROWS = (2, 4, 7, 5), (2, 6, 8)
+
+
+class Wired(nn.Module):
+    """Layers, and what is done with them."""
+
+    def __init__(self, wiring: Callable[..., object], **layers: nn.Module) -> None:
+        super().__init__()
+        self.wiring = wiring
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x: Tensor) -> object:
+        return self.wiring(self, x)
+
+
+def conv(**options: int) -> nn.Conv2d:
+    return nn.Conv2d(4, 4, 3, padding=1, bias=False, **options)
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "no bias": (lambda: nn.Sequential(conv(), nn.ReLU(), conv(groups=4), nn.ReLU(), nn.Conv2d(4, 2, 1)), MAPS),
+    "no bias, transposed": (lambda: nn.Sequential(nn.ConvTranspose2d(4, 6, 3, 2, bias=False), nn.ReLU()), MAPS),
+    "no bias, one axis": (lambda: nn.Sequential(nn.Conv1d(6, 4, 3, bias=False), nn.ReLU()), ROWS),
+    "norm first": (lambda: nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), conv()), MAPS),
+    "shared, no bias": (lambda: Wired(lambda m, x: (m.a(x), m.a(x.relu())), a=conv()), MAPS),
+    "shared and scaled": (
+        lambda: Wired(lambda m, x: (m.b(m.a(x)), m.b(m.a(x * 2))), a=conv(), b=nn.BatchNorm2d(4)), MAPS,
+    ),
+    "norms of their own": (
+        lambda: Wired(
+            lambda m, x: (m.b(m.a(x)), m.c(m.a(x.relu()))), a=conv(), b=nn.BatchNorm2d(4), c=nn.BatchNorm2d(4)
+        ),
+        MAPS,
+    ),
+    "shared linear": (lambda: Wired(lambda m, x: m.a(m.a(x).relu()), a=nn.Linear(8, 8)), ROWS),
+    "tied linear": (
+        lambda: Wired(lambda m, x: F.linear(m.a(x).relu(), m.a.weight.t()), a=nn.Linear(8, 5, bias=False)), ROWS,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_the_file_has_the_networks_layers_and_parameters(name: str, tmp_path: Path) -> None:
+    network, shape = NETWORKS[name]
+    model, x = scramble_(network()).eval(), torch.randn(shape)
+    nbcompile.export(model, tmp_path / "own.onnx", x)
+    found = nbcompile.verify(model, tmp_path / "own.onnx", x)
+    assert found.passed, found.checks
+
+
+def test_a_bias_of_zeros_that_a_layer_has_stays(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    model = nn.Sequential(nn.Conv2d(4, 3, 1), nn.ReLU()).eval()
+    nn.init.zeros_(model[0].bias)  # type: ignore[arg-type]
+    nbcompile.export(model, tmp_path / "own.onnx", torch.randn(MAPS))
+    assert {y.name for y in onnx.load(tmp_path / "own.onnx").graph.initializer} == {"0.weight", "0.bias"}
