@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nbcompile.core.block_proof import Layer, require_same_blocks
+from nbcompile.core.block_proof import Layer, linear_copy, require_same_blocks
 from nbcompile.core.blocks import Expanded, absorbers_of, sites
 from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import PostconditionError, PreconditionError
@@ -48,9 +48,8 @@ def _require_same_outputs(giant: nn.Module, tiny: nn.Module, inputs: Inputs, wan
     made = _numbers(output_of(working_copy(tiny, training=False), inputs))
     if [x.shape for x in made] != [x.shape for x in wanted]:
         return  # code that chooses by values chose otherwise
-    running = working_copy(giant, training=False)
     try:
-        judgment = judge(running, [(inputs, wanted)], [made], read=_numbers)
+        judgment = judge(linear_copy(giant), [(inputs, wanted)], [made], read=_numbers)
     except PreconditionError:
         return  # as above, by rounding alone
     if judgment.limit.telling and not judgment.passed:  # the blocks themselves are proven

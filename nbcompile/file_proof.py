@@ -47,7 +47,8 @@ def difference(model: nn.Module, description: Mapping[str, Any]) -> str | None:
     example = inputs_for(ours, random_inputs(wanted.inputs), who="load")
     more = random_inputs(wanted.inputs, seed=1, batch=batch_of(tree_leaves(example)) + 1)
     for number, inputs in enumerate((example, inputs_for(ours, more, who="load"))):
-        (theirs, failed), (own, refused) = (_tried(one, inputs) for one in (described, ours))
+        running = working_copy(ours)
+        (theirs, failed), (own, refused) = _tried(working_copy(described), inputs), _tried(running, inputs)
         if stopped := failed or refused:
             if not number:
                 raise PreconditionError(f"{type(stopped).__name__}: {stopped}") from stopped
@@ -56,7 +57,7 @@ def difference(model: nn.Module, description: Mapping[str, Any]) -> str | None:
             one, other = ("does not run", "does") if failed else ("runs", "does not")
             return f"with {batch_of(tree_leaves(inputs))} samples: the file's {one}, and the model {other}"
         try:
-            judgment = judge(ours, [(inputs, _placed(own))], [_placed(theirs)], read=_placed)
+            judgment = judge(running, [(inputs, _placed(own))], [_placed(theirs)], read=_placed)
         except PreconditionError as error:
             first = _first(described, ours, inputs, TOLERANCE[torch.float32])
             return f"{first}: {error}"
@@ -69,7 +70,7 @@ def difference(model: nn.Module, description: Mapping[str, Any]) -> str | None:
 
 def _tried(model: nn.Module, inputs: Inputs) -> tuple[Any, Exception | None]:
     try:
-        return output_of(working_copy(model), inputs), None
+        return output_of(model, inputs), None
     except Exception as error:
         return None, error
 

@@ -22,6 +22,15 @@ from nbcompile.core.running import output_of
 Layer = Callable[[Tensor], Tensor]
 
 
+def linear_copy(giant: nn.Module) -> nn.Module:
+    """A copy of ``giant`` in eval mode, whose blocks run layer by layer, and are linear to the last digit."""
+    copy = working_copy(giant, training=False)
+    for block in sites(copy).values():
+        block.collapsed = False
+        block.slope.fill_(1.0)  # averages round
+    return copy
+
+
 def require_same_blocks(
     giant: nn.Module, stands: Callable[[str, Expanded], Layer], cases: Sequence[Inputs], who: str
 ) -> Any:
@@ -43,12 +52,10 @@ def require_same_blocks(
         PreconditionError: if the giant does not run on the first inputs.
         PostconditionError: naming the first block for which something else would stand.
     """
-    running = working_copy(giant, training=False)
+    running = linear_copy(giant)
     found: list[str] = []
     drawn: set[str] = set()
     for name, block in sites(running).items():
-        block.collapsed = False
-        block.slope.fill_(1.0)  # averages round
         beside = partial(_beside, name, block, block.forward, stands(name, block), found, drawn)
         object.__setattr__(block, "forward", beside)  # no hooks: they see what other hooks made of it
     outputs: list[Any] = []
