@@ -1,5 +1,6 @@
 """Layers that are called several times take in the norm behind them, once."""
 
+import random
 from typing import Any
 
 import pytest
@@ -131,6 +132,59 @@ def test_norms_in_training_mode_are_refused() -> None:
     gm.get_submodule("norm").train()
     with pytest.raises(PreconditionError, match="'norm' is in training mode"):
         MergeShared()(gm)
+
+
+class Drawn(nn.Module):
+    """Two layers and two norms, called in a random order on random ones of the values before."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        draw = random.Random(seed)
+        self.layers = nn.ModuleList(self._layer(draw) for _ in range(2))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(2))
+        self.relu = nn.ReLU(inplace=draw.random() < 0.5)
+        if draw.random() < 0.1:
+            self.norms[1].weight = self.norms[0].weight  # type: ignore[assignment]
+        kinds = draw.choices(["both", "layer", "norm", "relu", "add", "scale", "read"], [6, 1, 1, 1, 1, 1, 2], k=6)
+        self.steps = [
+            (kind, draw.randint(0, i), draw.randrange(2), draw.random() < 0.15, draw.random() < 0.4)
+            for i, kind in enumerate(kinds)
+        ]
+        scramble_(self, seed)
+
+    @staticmethod
+    def _layer(draw: random.Random) -> nn.Module:
+        size, mode = draw.choice([1, 3]), draw.choice(["zeros", "zeros", "reflect", "circular"])
+        groups, bias = draw.choice([1, 2, 4]), draw.random() < 0.5
+        return nn.Conv2d(4, 4, size, padding=size // 2, padding_mode=mode, groups=groups, bias=bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        values, read = [x], []
+        for kind, source, which, other, bent in self.steps:
+            y, layer, norm = values[source], self.layers[which], self.norms[which ^ other]
+            match kind:
+                case "both":
+                    y = norm(layer(y))
+                    y = self.relu(y) if bent else y
+                case "read":
+                    inner = layer(y)
+                    y = norm(inner)
+                    read.append(inner.mean())
+                case "add":
+                    y = y + x
+                case "scale":
+                    y = y * 1.5
+                case _:
+                    y = {"layer": layer, "norm": norm, "relu": torch.relu}[kind](y)
+            values.append(y)
+        return (*values[-2:], *read)
+
+
+def test_any_order_of_calls() -> None:
+    merged = 0
+    for seed in range(80):
+        merged += check_pass(MergeShared(), Drawn(seed).double().eval(), X).modified
+    assert merged > 5, "nothing was tried"
 
 
 @pytest.mark.parametrize("how", ["plain", "own norms"])
