@@ -1,4 +1,4 @@
-"""Benchmarks run from a checkout that is not installed, too, as on a machine that is lent: import this first.
+"""Benchmarks run from a checkout that is not installed, too, where nothing can be installed: import this first.
 
 Two folders of the package lie beside it in the repository, and only an installation puts them into it.
 """

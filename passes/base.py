@@ -6,6 +6,9 @@ from typing import ClassVar
 
 from torch import fx
 
+from nbcompile.core.errors import PreconditionError
+from nbcompile.core.graph.nodes import module_of, norm_of
+
 
 @dataclass(frozen=True)
 class Skip:
@@ -66,3 +69,15 @@ class Pass(ABC):
 
     def ensures(self, gm: fx.GraphModule) -> None:  # noqa: B027
         """Raise PostconditionError where the result is wrong."""
+
+
+def require_norms_in_eval_mode(gm: fx.GraphModule, who: str) -> None:
+    """Check that batch norms normalise by what they have learnt.
+
+    Raises:
+        PreconditionError: naming the first that does not; ``who`` asks.
+    """
+    for node in gm.graph.nodes:
+        norm, module = norm_of(gm, node), module_of(gm, node)
+        if norm and norm.batch and module is not None and module.training:
+            raise PreconditionError(f"{who}: '{node.target}' is in training mode; call model.eval() first")

@@ -27,13 +27,12 @@ from nbcompile.core.affine.planner import Planner
 from nbcompile.core.affine.primitive import Primitive
 from nbcompile.core.affine.regions import Regions
 from nbcompile.core.affine.to_layer import to_layer, why_rounding_loses
-from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import Inputs
-from nbcompile.core.graph.nodes import asks_metadata, downstream, module_of, norm_of
+from nbcompile.core.graph.nodes import asks_metadata, downstream
 from nbcompile.core.graph.operators import SPLITS, called
 from nbcompile.core.graph.replace import FreeNames, drop_unread
 from nbcompile.core.graph.shapes import Shapes
-from nbcompile.passes.base import Pass, PassResult, Skip
+from nbcompile.passes.base import Pass, PassResult, Skip, require_norms_in_eval_mode
 
 Term = tuple[fx.Node, float]
 """Of a sum, and its factor."""
@@ -53,10 +52,7 @@ class MergeAffine(Pass):
 
     def requires(self, gm: fx.GraphModule) -> None:
         """Norms in eval mode."""
-        for node in gm.graph.nodes:
-            norm, module = norm_of(gm, node), module_of(gm, node)
-            if norm and norm.batch and module is not None and module.training:
-                raise PreconditionError(f"{self.name}: '{node.target}' is in training mode; call model.eval() first")
+        require_norms_in_eval_mode(gm, self.name)
 
     def call(self, gm: fx.GraphModule) -> PassResult:
         """Merge what can be merged."""

@@ -21,7 +21,7 @@ from nbcompile.core.graph.constants import Constants
 from nbcompile.core.graph.nodes import calls, module_of, norm_of
 from nbcompile.core.graph.replace import keep_what_is_read
 from nbcompile.core.graph.shapes import Shapes
-from nbcompile.passes.base import Pass, PassResult, Skip
+from nbcompile.passes.base import Pass, PassResult, Skip, require_norms_in_eval_mode
 from nbcompile.passes.merge_affine import MergeAffine
 
 LAYER, NORM = "layer", "norm"
@@ -41,21 +41,19 @@ class MergeShared(Pass):
 
     def requires(self, gm: fx.GraphModule) -> None:
         """Norms in eval mode."""
-        MergeAffine().requires(gm)
+        require_norms_in_eval_mode(gm, self.name)
 
     def call(self, gm: fx.GraphModule) -> PassResult:
         """Merge what can be merged."""
         callers = calls(gm)
-        repeated = [(layer, nodes) for layer, nodes in callers.items() if len(nodes) > 1]
-        constants, shapes = Constants(gm, Aliasing(gm)) if repeated else None, Shapes(gm, self.inputs)
+        pairs = [(layer, nodes, _behind(gm, nodes)) for layer, nodes in callers.items() if len(nodes) > 1]
+        pairs = [pair for pair in pairs if pair[2]]
+        if not pairs:
+            return PassResult(gm)
+        constants, shapes = Constants(gm, Aliasing(gm)), Shapes(gm, self.inputs)
         rewritten, how, skipped = [], [], []
-        for layer, nodes in repeated:
-            behind = _behind(gm, nodes)
-            if not behind:
-                continue
-            name, norm = str(nodes[0].target), module_of(gm, behind[0])
-            assert norm is not None
-            assert constants is not None
+        for layer, nodes, behind in pairs:
+            name, norm = str(nodes[0].target), gm.get_submodule(str(behind[0].target))
             if len(callers[norm]) > len(behind):
                 skipped.append(Skip(str(behind[0].target), f"it is called elsewhere than behind '{name}', too"))
             elif any(not constants.readers(node) <= {*nodes, *behind} for node in (nodes[0], behind[0])):
@@ -64,6 +62,7 @@ class MergeShared(Pass):
                 _put(gm, nodes, behind, name, merged)
                 rewritten.append(name)
                 how.append(f"{name} <- {name} + {behind[0].target}, in {len(nodes)} places")
+        keep_what_is_read(gm)
         return PassResult(gm, tuple(rewritten), tuple(skipped), tuple(how))
 
 
@@ -98,4 +97,3 @@ def _put(gm: fx.GraphModule, nodes: list[fx.Node], behind: list[fx.Node], name: 
         node.target = name
         norm.replace_all_uses_with(node)
         gm.graph.erase_node(norm)
-    keep_what_is_read(gm)

@@ -114,7 +114,7 @@ def _simplified(plain: ModelProto) -> tuple[list[ModelProto], str]:
     skipped = ["eliminate_duplicate_initializer"]  # equal weights of two layers stay two, each with its layer's name
     try:
         simple, sound = onnxsim.simplify(plain, skipped_optimizers=skipped)
-        if sound and _stored(simple) > _stored(plain):  # what is beside a layer that is called twice went into copies
+        if sound and _weights(simple) > _weights(plain):  # what is beside a layer that is called twice went into copies
             simple, sound = onnxsim.simplify(plain, perform_optimization=False)
     except Exception as error:  # a simplifier may fail in any way; the file can do without it
         return [plain], f"onnxsim failed ({first_line(error)}), so the file is not simplified"
@@ -123,9 +123,9 @@ def _simplified(plain: ModelProto) -> tuple[list[ModelProto], str]:
     return [simple, plain], ""
 
 
-def _stored(model: ModelProto) -> int:
-    """Numbers that a file of ``model`` stores."""
-    return sum(math.prod(x.dims) for x in model.graph.initializer)
+def _weights(model: ModelProto) -> int:
+    """Numbers that the weights of layers have in a file of ``model``: sizes, axes and biases are no weights."""
+    return sum(math.prod(x.dims) for x in model.graph.initializer if len(x.dims) > 1)
 
 
 def _keep(

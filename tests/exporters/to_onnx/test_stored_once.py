@@ -68,3 +68,15 @@ def test_a_bias_of_zeros_that_a_layer_has_stays(tmp_path: Path) -> None:
     nn.init.zeros_(model[0].bias)  # type: ignore[arg-type]
     nbcompile.export(model, tmp_path / "own.onnx", torch.randn(MAPS))
     assert {y.name for y in onnx.load(tmp_path / "own.onnx").graph.initializer} == {"0.weight", "0.bias"}
+
+
+def test_an_ordinary_network_is_simplified_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnxsim = pytest.importorskip("onnxsim")
+    simplify, asked = onnxsim.simplify, []
+    monkeypatch.setattr(
+        onnxsim, "simplify", lambda *given, **options: asked.append(options) or simplify(*given, **options)
+    )
+    network, shape = NETWORKS["norm first"]
+    nbcompile.export(scramble_(network()).eval(), tmp_path / "own.onnx", torch.randn(shape))
+    nbcompile.export(nbcompile.zoo.dscnn(num_classes=4, in_channels=4).eval(), tmp_path / "own.onnx", torch.randn(MAPS))
+    assert [list(options) for options in asked] == [["skipped_optimizers"]] * 2
