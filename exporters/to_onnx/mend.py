@@ -1,7 +1,8 @@
 """ATen operators that PyTorch's exporter expresses wrongly, put so in others that it expresses right.
 
-What else it cannot express it says itself; these two it does not: to a bias-free ``conv3d`` it gives a bias of the
-wrong rank, and of ``avg_pool2d`` and ``avg_pool3d`` it loses ``divisor_override``.
+Of two it says nothing: to a bias-free ``conv3d`` it gives a bias of the wrong rank, and of ``avg_pool2d`` and
+``avg_pool3d`` it loses ``divisor_override``. One it refuses that is easily put otherwise: attention without heads.
+What else it cannot express it says itself.
 """
 
 import math
@@ -35,11 +36,11 @@ def _arguments(node: fx.Node) -> dict[str, Any]:
     return defaults | {a.name: value for a, value in zip(taken, node.args, strict=False)} | node.kwargs
 
 
-def _call(graph: fx.Graph, like: fx.Node, target: Any, *args: Any) -> fx.Node:
+def _call(graph: fx.Graph, like: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
     """A call with the metadata of ``like``, and the value that fits its own arguments."""
-    made = graph.call_function(target, args)
+    made = graph.call_function(target, args, kwargs)
     made.meta = dict(like.meta)
-    made.meta["val"] = target(*fx.map_arg(args, lambda n: n.meta["val"]))
+    made.meta["val"] = target(*fx.map_arg(args, lambda n: n.meta["val"]), **kwargs)
     return made
 
 
@@ -87,6 +88,36 @@ def _average_pool(graph: fx.Graph, node: fx.Node, given: dict[str, Any]) -> None
     _replace(graph, node, _call(graph, node, _aten.mul.Tensor, mean, factor))
 
 
+def _attention(graph: fx.Graph, node: fx.Node, given: dict[str, Any]) -> None:
+    """Attention of (batch, length, size) or (length, size) gets the one head that the exporter wants to see."""
+    values, mask = [given[name] for name in ("query", "key", "value")], given["attn_mask"]
+    ranks = {x.meta["val"].ndim for x in values}
+    if ranks not in ({2}, {3}) or given["enable_gqa"]:
+        return
+    dims = [1] if ranks == {3} else [0, 1]
+
+    def with_head(x: fx.Node) -> fx.Node:
+        for dim in dims:
+            x = _call(graph, node, _aten.unsqueeze.default, x, dim)
+        return x
+
+    if mask is not None and mask.meta["val"].ndim != 2:  # one of two dimensions fits as it is
+        mask = with_head(mask) if mask.meta["val"].ndim == 3 else _call(graph, node, _aten.unsqueeze.default, mask, 0)
+    made = _call(
+        graph,
+        node,
+        node.target,
+        *map(with_head, values),
+        mask,
+        given["dropout_p"],
+        given["is_causal"],
+        scale=given["scale"],
+    )
+    for dim in reversed(dims):
+        made = _call(graph, node, _aten.squeeze.dim, made, dim)
+    _replace(graph, node, made)
+
+
 def _replace(graph: fx.Graph, node: fx.Node, made: fx.Node) -> None:
     made.meta["val"] = node.meta["val"]
     node.replace_all_uses_with(made)
@@ -98,4 +129,5 @@ _RULES: dict[Any, Callable[[fx.Graph, fx.Node, dict[str, Any]], None]] = {
     _aten.conv3d.padding: _conv3d,
     _aten.avg_pool2d.default: _average_pool,
     _aten.avg_pool3d.default: _average_pool,
+    _aten.scaled_dot_product_attention.default: _attention,
 }

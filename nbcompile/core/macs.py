@@ -68,8 +68,8 @@ def _temporal(out: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> int:
 
 
 def _bilinear(out: Any, left: Tensor, weight: Tensor, right: Tensor, *rest: Any) -> int:
-    """``left`` and ``right`` of each sample, through every element of a weight ``(out, left, right)``."""
-    return left.shape[0] * weight.numel()
+    """``left`` of each sample through every element of a weight ``(out, left, right)``; what comes out by ``right``."""
+    return left.shape[0] * (weight.numel() + weight[:, 0].numel())
 
 
 _aten = torch.ops.aten

@@ -46,7 +46,7 @@ ROWS: dict[Any, tuple[tuple[Any, ...], int]] = {
     aten._scaled_dot_product_fused_attention_overrideable: (HEADS, 2 * 3 * 5 * 7 * (8 + 8)),
     aten._scaled_dot_product_attention_math_for_mps: (HEADS, 2 * 3 * 5 * 7 * (8 + 8)),
     aten.conv_tbc: ((t(7, 2, 4), t(3, 4, 5), t(5)), (7 - 2) * 2 * 3 * 4 * 5),
-    aten._trilinear: ((t(3, 4), t(6, 4, 5), t(3, 5), [1, 3], [0], [1, 2], [2, 3]), 3 * 6 * 4 * 5),
+    aten._trilinear: ((t(3, 4), t(6, 4, 5), t(3, 5), [1, 3], [0], [1, 2], [2, 3]), 3 * 6 * (4 * 5 + 5)),
     aten.mkldnn_rnn_layer: (
         (t(6, 1, 5), *LSTM, t(1, 4), t(1, 4), False, [], 2, 4, 1, True, False, False, False),
         6 * 16 * (5 + 4),

@@ -49,11 +49,37 @@ class Pools(nn.Module):
         )
 
 
+class Attention(nn.Module):
+    """Without heads, with and without masks and scales."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(6, 18)
+        self.register_buffer("mask", torch.randn(7, 7))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        of = F.scaled_dot_product_attention
+        return (
+            of(q, k, v),
+            of(q, k[:, 2:], v[:, 2:], is_causal=True),
+            of(q, k, v, self.mask, scale=0.3),
+            of(q, k, v, q @ k.mT > 0.1 * self.mask.abs() - 1),
+            of(q[0], k[0], v[0], self.mask[0]),
+            of(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1)),
+        )
+
+
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize(
     ("model", "shape"),
-    [(Volumes(), (4, 6, 5, 7)), (Pools(F.avg_pool2d), (3, 7, 6)), (Pools(F.avg_pool3d), (2, 7, 6, 5))],
-    ids=["conv3d", "avg_pool2d", "avg_pool3d"],
+    [
+        (Volumes(), (4, 6, 5, 7)),
+        (Pools(F.avg_pool2d), (3, 7, 6)),
+        (Pools(F.avg_pool3d), (2, 7, 6, 5)),
+        (Attention(), (7, 6)),
+    ],
+    ids=["conv3d", "avg_pool2d", "avg_pool3d", "attention"],
 )
 def test_what_the_exporter_would_lose_is_in_the_file(model: nn.Module, shape: tuple[int, ...], tmp_path: Path) -> None:
     path, x = tmp_path / "it.onnx", torch.randn(2, *shape)

@@ -50,6 +50,10 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "tied linear": (
         lambda: Wired(lambda m, x: F.linear(m.a(x).relu(), m.a.weight.t()), a=nn.Linear(8, 5, bias=False)), ROWS,
     ),
+    "bilinear": (lambda: Wired(lambda m, x: m.b(m.a(x), x), a=nn.Linear(8, 5), b=nn.Bilinear(5, 8, 3)), ROWS),
+    "attention": (
+        lambda: Wired(lambda m, x: F.scaled_dot_product_attention(*m.a(x).chunk(2, -1), x), a=nn.Linear(8, 10)), ROWS,
+    ),
 }  # fmt: skip
 
 
