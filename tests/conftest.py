@@ -7,17 +7,19 @@ import hypothesis
 import pytest
 import torch
 
+from tests.torch_tables import make_tables_once
 from tests.unchanged import torch_unchanged, watch_verbs
 
 torch.set_num_threads(1)  # the suite runs one worker a core
 hypothesis.settings.register_profile("nbcompile", deadline=None, derandomize=True, max_examples=100, database=None)
 hypothesis.settings.load_profile("nbcompile")
 watch_verbs()  # before a test module imports them
+make_tables_once()
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed formats the stack for each device that is not there
 
 
 @pytest.fixture(autouse=True)

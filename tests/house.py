@@ -2,7 +2,7 @@
 
 import ast
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -23,13 +23,19 @@ def installed_name(file: Path) -> str:
 MODULES = {installed_name(file): file for file in SOURCES}
 
 
+@cache
+def import_statements(file: Path) -> tuple[ast.Import | ast.ImportFrom, ...]:
+    """All that ``file`` has, wherever they stand in it."""
+    return tuple(x for x in ast.walk(ast.parse(file.read_text())) if isinstance(x, ast.Import | ast.ImportFrom))
+
+
 def imported(file: Path) -> Iterator[tuple[int, str]]:
-    """Line and dotted name of everything that ``file`` imports, wherever it stands in it."""
-    yield from _imports(ast.parse(file.read_text()))
+    """Line and dotted name of everything that ``file`` imports."""
+    yield from _imports(import_statements(file))
 
 
-def _imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    for node in ast.walk(tree):
+def _imports(nodes: Iterable[ast.AST]) -> Iterator[tuple[int, str]]:
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -50,7 +56,7 @@ class _NoTypes(ast.NodeTransformer):
 def imports() -> Graph:
     """Each module, and those that it imports at run time, lazily or not."""
     trees = {name: _NoTypes().visit(ast.parse(file.read_text())) for name, file in MODULES.items()}
-    return {name: {n for _, n in _imports(tree) if n in MODULES} - {name} for name, tree in trees.items()}
+    return {name: {n for _, n in _imports(ast.walk(tree)) if n in MODULES} - {name} for name, tree in trees.items()}
 
 
 def rooms(folder: str, graph: Graph) -> Graph:

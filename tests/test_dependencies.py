@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.house import import_statements
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FOLDERS = ("nbcompile", "passes", "exporters")
@@ -48,7 +50,7 @@ def requirements(extras: str) -> set[str]:
 
 def imported(file: str) -> Iterator[str]:
     """The packages of others that ``file`` imports, wherever it does."""
-    for node in ast.walk(ast.parse((ROOT / file).read_text())):
+    for node in import_statements(ROOT / file):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
         for package in {name.partition(".")[0] for name in names}:

@@ -1,5 +1,6 @@
 """Commands as a user types them, in this process."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -42,8 +43,15 @@ def linear_giant(path: Path, model: nn.Module, size: int, channels: int = 3, **o
     return giant
 
 
-@pytest.fixture
-def trained(tmp_path: Path) -> Path:
-    path = tmp_path / "trained.pt"
+@pytest.fixture(scope="session")
+def trained_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made once a process; tests get a copy."""
+    torch.default_generator.manual_seed(0)
+    path = tmp_path_factory.mktemp("trained") / "trained.pt"
     linear_giant(path, nbcompile.zoo.dscnn(), 8, channels=1)
     return path
+
+
+@pytest.fixture
+def trained(trained_file: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(trained_file, tmp_path))
