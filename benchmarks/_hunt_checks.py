@@ -81,7 +81,11 @@ def check_save(one: Network, folder: Path) -> None:
 
 def check_onnx(one: Network, folder: Path) -> None:
     model, inputs = one.build().float(), change_tensors(Tensor.float, one.example())
-    nbcompile.export(nbcompile.fuse(model, example_input=inputs), folder / "it.onnx", inputs)
+    tiny = nbcompile.fuse(model, example_input=inputs)
+    nbcompile.export(tiny, folder / "it.onnx", inputs)
+    failed = [check for check in nbcompile.verify(tiny, folder / "it.onnx", inputs).checks if not check.passed]
+    if failed:
+        raise WrongError("wrong", f"verify of the network's own ONNX file: {failed[0].name}: {failed[0].detail}")
     session = onnxruntime.InferenceSession(folder / "it.onnx", providers=["CPUExecutionProvider"])
     names = [given.name for given in session.get_inputs()]
     for batch in (2, 3):

@@ -13,12 +13,13 @@ from nbcompile.passes.expand_sites import ExpandSites as ExpandSites
 from nbcompile.passes.merge_affine import MergeAffine as MergeAffine
 from nbcompile.passes.merge_shared import MergeShared as MergeShared
 from nbcompile.passes.remove_identity import RemoveIdentity as RemoveIdentity
+from nbcompile.passes.remove_unread import RemoveUnread as RemoveUnread
 
 PASSES: dict[str, type[Pass]] = {
     cls.name: cls
     for cls in (
-        *(ExpandSites, ContractSites, RemoveIdentity, MergeShared, MergeAffine),
-        *(Equalize, AbsorbBias),
+        *(ExpandSites, ContractSites, RemoveIdentity, RemoveUnread),
+        *(MergeShared, MergeAffine, Equalize, AbsorbBias),
     )
 }
 
@@ -26,6 +27,7 @@ PASSES: dict[str, type[Pass]] = {
 # `contract-sites` are in none: each is a verb by itself, whose layers go back into the user's own class.
 FUSE = (  # makes the deploy form
     "remove-identity",  # before merging, which follows values from node to node
+    "remove-unread",  # before merging, which leaves alone what has several readers
     "merge-shared",  # before merging, which leaves alone what is called several times
     "merge-affine",
 )

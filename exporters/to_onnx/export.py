@@ -38,6 +38,10 @@ from nbcompile.exporters.to_onnx.graph import aten_graph, onnx_graph, quiet_expo
 from nbcompile.exporters.to_onnx.layers import layer_names
 
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
+_SKIPPED = (
+    "eliminate_duplicate_initializer",  # equal weights of two layers stay two, each with its layer's name
+    *("fuse_bn_into_conv", "fuse_add_bias_into_conv"),  # what the passes left alone would lose names, and get biases
+)
 
 
 def write_onnx(
@@ -111,7 +115,7 @@ def write_onnx(
 
 def _simplified(plain: ModelProto) -> tuple[list[ModelProto], str]:
     """The graphs to try, the best first, and what there is to say about them."""
-    skipped = ["eliminate_duplicate_initializer"]  # equal weights of two layers stay two, each with its layer's name
+    skipped = list(_SKIPPED)
     try:
         simple, sound = onnxsim.simplify(plain, skipped_optimizers=skipped)
         if sound and _weights(simple) > _weights(plain):  # what is beside a layer that is called twice went into copies

@@ -57,6 +57,8 @@ def _layers(model: ModelProto, path: str | PathLike[str]) -> tuple[OnnxLayer, ..
     layers: dict[str, OnnxLayer] = {}
     for product in _products(model):
         macs = _macs(product, sizes, path) // batch
+        if not macs:  # an Einsum that sums over nothing
+            continue
         key = product.weight_name or f"node {product.name}"
         if key in layers:
             layers[key] = replace(layers[key], macs=layers[key].macs + macs, calls=layers[key].calls + 1)
@@ -162,7 +164,8 @@ def _macs(product: _Product, sizes: InputSizes, path: str | PathLike[str]) -> in
         over = size(node.input[0] if node.op_type == "ConvTranspose" else node.output[0])
         return over[0] * math.prod(over[2:]) * math.prod(product.weight or size(node.input[1]))
     if node.op_type == "Einsum":
-        return math.prod(_letters(product, [size(name) for name in node.input], path).values())
+        letters = _letters(product, [size(name) for name in node.input], path)
+        return math.prod(letters.values()) if letters.keys() - _equation(node)[1] else 0
     left = size(node.input[0])
     if node.op_type in RECURRENT:  # at every step of every sequence all elements of both weights
         return math.prod(left[:2]) * (math.prod(size(node.input[1])) + math.prod(size(node.input[2])))
@@ -172,13 +175,22 @@ def _macs(product: _Product, sizes: InputSizes, path: str | PathLike[str]) -> in
 
 def _letters(product: _Product, sizes: list[tuple[int, ...]], path: str | PathLike[str]) -> dict[str, int]:
     """Size of every index of an Einsum of two operands; together they count its multiply-accumulates."""
-    equation = _attribute(product.node, "equation", b"").decode().replace(" ", "")
-    operands = equation.partition("->")[0].split(",")
-    if len(operands) != 2 or "." in equation:
+    operands, result = _equation(product.node)
+    if len(operands) != 2 or "." in "".join((*operands, *result)):
+        equation = f"{','.join(operands)}->{''.join(result)}"
         raise CheckpointError(f"{path}: the MACs of node '{product.name}' (Einsum '{equation}') cannot be counted")
     return {
         letter: n for names, size in zip(operands, sizes, strict=True) for letter, n in zip(names, size, strict=True)
     }
+
+
+def _equation(node: NodeProto) -> tuple[list[str], list[str]]:
+    """The indices of each operand of an Einsum, and those of its result."""
+    equation = _attribute(node, "equation", b"").decode().replace(" ", "")
+    operands, arrow, result = equation.partition("->")
+    if not arrow:  # those that stand once, in the order of the alphabet
+        result = "".join(sorted(x for x in set(operands) - {","} if operands.count(x) == 1))
+    return operands.split(","), list(result)
 
 
 def _attribute(node: NodeProto, name: str, default: Any) -> Any:

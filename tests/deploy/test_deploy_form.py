@@ -87,9 +87,11 @@ def test_a_detector_keeps_its_class_its_state_and_what_is_shared() -> None:
     assert_untouched(model, before)
     assert rows(reports) == [
         ("backbone", "remove-identity", (), ()),
+        ("backbone", "remove-unread", (), ()),
         ("backbone", "merge-shared", (), ()),
         ("backbone", "merge-affine", ("conv",), ("conv <- conv + norm",)),
         ("head", "remove-identity", (), ()),
+        ("head", "remove-unread", (), ()),
         ("head", "merge-shared", (), ()),
         ("head", "merge-affine", ("0",), ("0 <- 0 + 1",)),
     ]
@@ -149,7 +151,7 @@ def test_what_the_graph_reads_is_copied_as_what_it_is() -> None:
 
 
 def test_verify_each_compares_before_and_after() -> None:
-    assert rows(compiled(Body(), (torch.randn(1, 3, 5, 5),), verify_each=True)[1])[2][2] == ("conv",)
+    assert rows(compiled(Body(), (torch.randn(1, 3, 5, 5),), verify_each=True)[1])[-1][2] == ("conv",)
 
 
 class Wayward(nn.Module):
@@ -252,6 +254,7 @@ def test_explain(run: Callable[..., Any], name: str, prefix: str) -> None:
     reason = "its input '_2' is no convolution or linear layer"
     assert cast(Any, json.loads(Path("out.json").read_text()))["passes"] == [
         {"pass": "remove-identity", "rewritten": 0, "how": [], "skipped": []},
+        {"pass": "remove-unread", "rewritten": 0, "how": [], "skipped": []},
         {"pass": "merge-shared", "rewritten": 0, "how": [], "skipped": []},
         {
             "pass": "merge-affine",
@@ -262,8 +265,9 @@ def test_explain(run: Callable[..., Any], name: str, prefix: str) -> None:
     ]
     Path("x.pt").unlink()
     shown, _ = run(*words[:-3], "--explain")
-    assert shown.splitlines()[:5] == [
+    assert shown.splitlines()[:6] == [
         "remove-identity: 0 rewritten, 0 skipped",
+        "remove-unread: 0 rewritten, 0 skipped",
         "merge-shared: 0 rewritten, 0 skipped",
         "merge-affine: 1 rewritten, 1 skipped",
         f"  {prefix}0 <- 0 + 1",

@@ -60,7 +60,7 @@ class Aliasing:
         for node in gm.graph.nodes:
             writes = writes_in_place(gm, node)
             source = _memory_of(node)
-            aliases = source is not None and (writes or _may_alias(gm, node))
+            aliases = source is not None and (writes or may_alias(gm, node))
             home = memory[source] if aliases and source is not None else _home(node)
             memory[node] = home
             if writes:
@@ -99,7 +99,7 @@ def _memory_of(node: fx.Node) -> fx.Node | None:
     return out if isinstance(out, fx.Node) else next(iter(node.all_input_nodes), None)
 
 
-def _may_alias(gm: fx.GraphModule, node: fx.Node) -> bool:
+def may_alias(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Whether the result may share memory with the first input; code that is not torch's may do anything."""
     module = module_of(gm, node)
     if asks_metadata(node):
