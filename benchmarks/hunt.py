@@ -8,7 +8,8 @@ batch sizes one after the other and at another height and width, where the netwo
 2. ``expand`` of all layers, norms scrambled, slopes to 1, ``fuse``: against the giant, as the original's class and as
    the deploy form; and the giant that preserves the layers against the network.
 3. ``save``, ``load`` without the class, ``fuse``: of the giant; of the network where it has no giant.
-4. ONNX of some (``--onnx``): in ONNX Runtime at two batch sizes, in float32.
+4. ONNX of some (``--onnx``): ``verify`` of the file against its own network, and ONNX Runtime at two batch sizes, in
+   float32.
 5. Float TFLite of some (``--tflite``): in the interpreters with which ``export`` checks it.
 
 A verdict is ``right``, ``refused``, ``wrong`` (other outputs), ``changed`` (the caller's model or inputs were), or

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -85,8 +86,10 @@ def write_onnx(
         with step("simplifying it"):
             candidates, note = _simplified(plain)
     with step("naming its weights"):
+        places = _places(plain, graph.state_dict())
         for candidate in candidates:
             _name_weights(candidate, graph.state_dict())
+            _name_by_place(candidate, places)
             _describe(candidate)
 
     def where(limit: float) -> str:
@@ -115,9 +118,9 @@ def write_onnx(
 
 def _simplified(plain: ModelProto) -> tuple[list[ModelProto], str]:
     """The graphs to try, the best first, and what there is to say about them."""
-    skipped = list(_SKIPPED)
     try:
-        simple, sound = onnxsim.simplify(plain, skipped_optimizers=skipped)
+        simple, sound = onnxsim.simplify(plain, skipped_optimizers=list(_SKIPPED))
+        _store(simple)
         if sound and _weights(simple) > _weights(plain):  # what is beside a layer that is called twice went into copies
             simple, sound = onnxsim.simplify(plain, perform_optimization=False)
     except Exception as error:  # a simplifier may fail in any way; the file can do without it
@@ -125,6 +128,14 @@ def _simplified(plain: ModelProto) -> tuple[list[ModelProto], str]:
     if not sound:
         return [plain], "onnxsim's own check failed, so the file is not simplified"
     return [simple, plain], ""
+
+
+def _store(model: ModelProto) -> None:
+    """Put tensors that stand in nodes, as what has been folded does, among those that are stored."""
+    for node in [node for node in model.graph.node if node.op_type == "Constant" and node.attribute[0].HasField("t")]:
+        model.graph.initializer.append(node.attribute[0].t)
+        model.graph.initializer[-1].name = node.output[0]
+        model.graph.node.remove(node)
 
 
 def _weights(model: ModelProto) -> int:
@@ -197,6 +208,23 @@ def _name_weights(model: ModelProto, weights: Mapping[str, Tensor]) -> None:
                 break
     for node in model.graph.node:
         node.input[:] = [renamed.get(name, name) for name in node.input]
+
+
+def _places(model: ModelProto, weights: Mapping[str, Tensor]) -> dict[tuple[str, int], str]:
+    """Which of ``weights`` a layer of ``model`` reads, by the name of its node and the place among its inputs."""
+    layers = [node for node in model.graph.node if node.op_type in ("Conv", "ConvTranspose")]
+    return {(node.name, i): name for node in layers for i, name in enumerate(node.input) if name in weights}
+
+
+def _name_by_place(model: ModelProto, places: Mapping[tuple[str, int], str]) -> None:
+    """Give weights that a factor behind their layer went into the names of those that were there before."""
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    reads = Counter(name for node in model.graph.node for name in node.input)
+    for node in model.graph.node:
+        for i, name in enumerate(node.input):
+            known = places.get((node.name, i))
+            if known is not None and known not in stored and reads[name] == 1 and name in stored:
+                stored[name].name = node.input[i] = known
 
 
 def _describe(model: ModelProto) -> None:

@@ -114,6 +114,9 @@ def test_einsum(path: Path) -> None:
     assert onnx_layers(path) == (OnnxLayer("w", "Einsum", 3 * 4 * 5, 20, (5, 4)),)
     write(path, einsum("bij,bkj->bik", "x", "x"), {}, [2, 3, 4])
     assert onnx_layers(path) == (OnnxLayer("node_e", "Einsum", 3 * 4 * 3, 0),)
+    write(path, einsum("bij,bkj", "x", "x"), {}, [2, 3, 4])  # its result is ik
+    assert onnx_layers(path) == (OnnxLayer("node_e", "Einsum", 3 * 4 * 3, 0),)
+    assert onnx_layers(write(path, einsum("bij,bkj->bijk", "x", "x"), {}, [2, 3, 4])) == ()  # it sums over nothing
     for nodes in (einsum("...j->...", "x"), einsum("...j,jk->...k", "x", "w")):
         with pytest.raises(CheckpointError, match=r"the MACs of node '.+' \(Einsum '\.\.\.j.*'\) cannot be counted"):
             onnx_layers(write(path, nodes, {"w": (4, 4)}, [2, 3, 4]))

@@ -31,6 +31,11 @@ def conv(**options: int) -> nn.Conv2d:
     return nn.Conv2d(4, 4, 3, padding=1, bias=False, **options)
 
 
+def hooked(layer: nn.Module, hook: Callable[[Tensor], Tensor | None]) -> nn.Module:
+    layer.register_forward_hook(lambda _, __, y: hook(y))
+    return layer
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "no bias": (lambda: nn.Sequential(conv(), nn.ReLU(), conv(groups=4), nn.ReLU(), nn.Conv2d(4, 2, 1)), MAPS),
     "no bias, transposed": (lambda: nn.Sequential(nn.ConvTranspose2d(4, 6, 3, 2, bias=False), nn.ReLU()), MAPS),
@@ -50,6 +55,10 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "tied linear": (
         lambda: Wired(lambda m, x: F.linear(m.a(x).relu(), m.a.weight.t()), a=nn.Linear(8, 5, bias=False)), ROWS,
     ),
+    "a branch that nobody reads": (lambda: Wired(lambda m, x: (m.a(x), m.b(x))[0], a=conv(), b=conv()), MAPS),
+    "a norm behind a hook": (lambda: nn.Sequential(hooked(conv(), lambda _: None), nn.BatchNorm2d(4)), MAPS),
+    "a factor by a hook": (lambda: nn.Sequential(hooked(conv(), lambda y: y * 1.5), nn.ReLU()), MAPS),
+    "einsum without a sum": (lambda: Wired(lambda m, x: torch.einsum("bchw,bchw->bchw", x, m.a(x)), a=conv()), MAPS),
     "bilinear": (lambda: Wired(lambda m, x: m.b(m.a(x), x), a=nn.Linear(8, 5), b=nn.Bilinear(5, 8, 3)), ROWS),
     "attention": (
         lambda: Wired(lambda m, x: F.scaled_dot_product_attention(*m.a(x).chunk(2, -1), x), a=nn.Linear(8, 10)), ROWS,
