@@ -11,6 +11,7 @@ from nbcompile.passes.contract_sites import ContractSites as ContractSites
 from nbcompile.passes.equalize import Equalize as Equalize
 from nbcompile.passes.expand_sites import ExpandSites as ExpandSites
 from nbcompile.passes.merge_affine import MergeAffine as MergeAffine
+from nbcompile.passes.merge_common import MergeCommon as MergeCommon
 from nbcompile.passes.merge_shared import MergeShared as MergeShared
 from nbcompile.passes.remove_identity import RemoveIdentity as RemoveIdentity
 from nbcompile.passes.remove_unread import RemoveUnread as RemoveUnread
@@ -18,7 +19,7 @@ from nbcompile.passes.remove_unread import RemoveUnread as RemoveUnread
 PASSES: dict[str, type[Pass]] = {
     cls.name: cls
     for cls in (
-        *(ExpandSites, ContractSites, RemoveIdentity, RemoveUnread),
+        *(ExpandSites, ContractSites, RemoveIdentity, RemoveUnread, MergeCommon),
         *(MergeShared, MergeAffine, Equalize, AbsorbBias),
     )
 }
@@ -28,6 +29,7 @@ PASSES: dict[str, type[Pass]] = {
 FUSE = (  # makes the deploy form
     "remove-identity",  # before merging, which follows values from node to node
     "remove-unread",  # before merging, which leaves alone what has several readers
+    "merge-common",  # before merging, for what is called several times
     "merge-shared",  # before merging, which leaves alone what is called several times
     "merge-affine",
 )

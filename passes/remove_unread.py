@@ -1,4 +1,4 @@
-"""Remove what no output depends on: a branch whose result is not returned, and what only it reads.
+"""Remove what no output depends on, a branch whose result is not returned, say: dead code elimination.
 
     a = branch(x); b = relu_(a)         =>
     y = head(x)                         =>     y = head(x)
@@ -13,11 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import fx, nn
+from torch import fx
 
 from nbcompile.core.graph.aliasing import may_alias, writes_in_place
-from nbcompile.core.graph.nodes import module_of
-from nbcompile.core.graph.operators import called, is_foreign
+from nbcompile.core.graph.effects import only_gives
 from nbcompile.core.graph.replace import keep_what_is_read
 from nbcompile.passes.base import Pass, PassResult
 
@@ -82,16 +81,4 @@ def _is_of_others(node: fx.Node) -> bool:
 
 def _stays(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Whether ``node`` may do more than to give a value and to write into one."""
-    if node.op in ("placeholder", "output"):
-        return True
-    module = module_of(gm, node)
-    if module is not None:
-        return not _only_gives(module)
-    if node.op == "get_attr" or writes_in_place(gm, node):
-        return False
-    return is_foreign(node) or called(node).random or node.is_impure()
-
-
-def _only_gives(module: nn.Module) -> bool:
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    return type(module).__module__.startswith("torch.nn") and not hooked and not module.training
+    return not (only_gives(gm, node) or writes_in_place(gm, node))

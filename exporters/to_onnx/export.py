@@ -119,10 +119,9 @@ def write_onnx(
 def _simplified(plain: ModelProto) -> tuple[list[ModelProto], str]:
     """The graphs to try, the best first, and what there is to say about them."""
     try:
-        simple, sound = onnxsim.simplify(plain, skipped_optimizers=list(_SKIPPED))
-        _store(simple)
+        simple, sound = _stored(*onnxsim.simplify(plain, skipped_optimizers=list(_SKIPPED)))
         if sound and _weights(simple) > _weights(plain):  # what is beside a layer that is called twice went into copies
-            simple, sound = onnxsim.simplify(plain, perform_optimization=False)
+            simple, sound = _stored(*onnxsim.simplify(plain, perform_optimization=False))
     except Exception as error:  # a simplifier may fail in any way; the file can do without it
         return [plain], f"onnxsim failed ({first_line(error)}), so the file is not simplified"
     if not sound:
@@ -130,12 +129,13 @@ def _simplified(plain: ModelProto) -> tuple[list[ModelProto], str]:
     return [simple, plain], ""
 
 
-def _store(model: ModelProto) -> None:
-    """Put tensors that stand in nodes, as what has been folded does, among those that are stored."""
+def _stored(model: ModelProto, sound: bool) -> tuple[ModelProto, bool]:
+    """``model`` with the tensors of its nodes, which is what has been folded, among those that are stored."""
     for node in [node for node in model.graph.node if node.op_type == "Constant" and node.attribute[0].HasField("t")]:
         model.graph.initializer.append(node.attribute[0].t)
         model.graph.initializer[-1].name = node.output[0]
         model.graph.node.remove(node)
+    return model, sound
 
 
 def _weights(model: ModelProto) -> int:

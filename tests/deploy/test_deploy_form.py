@@ -88,10 +88,12 @@ def test_a_detector_keeps_its_class_its_state_and_what_is_shared() -> None:
     assert rows(reports) == [
         ("backbone", "remove-identity", (), ()),
         ("backbone", "remove-unread", (), ()),
+        ("backbone", "merge-common", (), ()),
         ("backbone", "merge-shared", (), ()),
         ("backbone", "merge-affine", ("conv",), ("conv <- conv + norm",)),
         ("head", "remove-identity", (), ()),
         ("head", "remove-unread", (), ()),
+        ("head", "merge-common", (), ()),
         ("head", "merge-shared", (), ()),
         ("head", "merge-affine", ("0",), ("0 <- 0 + 1",)),
     ]
@@ -255,6 +257,7 @@ def test_explain(run: Callable[..., Any], name: str, prefix: str) -> None:
     assert cast(Any, json.loads(Path("out.json").read_text()))["passes"] == [
         {"pass": "remove-identity", "rewritten": 0, "how": [], "skipped": []},
         {"pass": "remove-unread", "rewritten": 0, "how": [], "skipped": []},
+        {"pass": "merge-common", "rewritten": 0, "how": [], "skipped": []},
         {"pass": "merge-shared", "rewritten": 0, "how": [], "skipped": []},
         {
             "pass": "merge-affine",
@@ -265,9 +268,10 @@ def test_explain(run: Callable[..., Any], name: str, prefix: str) -> None:
     ]
     Path("x.pt").unlink()
     shown, _ = run(*words[:-3], "--explain")
-    assert shown.splitlines()[:6] == [
+    assert shown.splitlines()[:7] == [
         "remove-identity: 0 rewritten, 0 skipped",
         "remove-unread: 0 rewritten, 0 skipped",
+        "merge-common: 0 rewritten, 0 skipped",
         "merge-shared: 0 rewritten, 0 skipped",
         "merge-affine: 1 rewritten, 1 skipped",
         f"  {prefix}0 <- 0 + 1",

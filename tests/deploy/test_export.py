@@ -61,6 +61,7 @@ def test_it_says_what_it_does(tmp_path: Path) -> None:
         "making the deploy form > tracing the network",
         "making the deploy form > remove-identity",
         "making the deploy form > remove-unread",
+        "making the deploy form > merge-common",
         "making the deploy form > merge-shared",
         "making the deploy form > merge-affine",
         "running the network in PyTorch",

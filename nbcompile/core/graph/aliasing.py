@@ -77,6 +77,18 @@ class Aliasing:
         """The nodes that change the memory that ``value`` is in."""
         return self._into.get(self._memory.get(value), [])
 
+    def home(self, value: fx.Node) -> object:
+        """What the memory that ``value`` is in is known by."""
+        return self._memory[value]
+
+    def move(self, value: fx.Node, to: fx.Node) -> None:
+        """``value`` goes, and what is in its memory is in that of ``to``."""
+        home, into = self._memory[value], self._memory[to]
+        if home is not into:
+            for one in self._sharing.pop(home):
+                self._memory[one] = into
+                self._sharing[into].append(one)
+
     def shares(self, value: fx.Node) -> bool:
         """Whether ``value`` may be in the memory of a value before it: a view of it, or it changed in place."""
         return self._sharing[self._memory[value]][0] is not value
