@@ -57,20 +57,10 @@ def _distance(out: Tensor, left: Tensor, *rest: Any) -> int:
     return out.numel() * left.shape[-1]
 
 
-def _bilinear(out: Tensor, left: Tensor, weight: Tensor, right: Tensor, *rest: Any) -> int:
-    return out.numel() * left.shape[-1] * right.shape[-1]
-
-
-def _time_convolution(out: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> int:
-    return out.numel() * prod(weight.shape[:2])
-
-
 _aten = torch.ops.aten
 _MORE: dict[Any, Callable[..., int]] = {
     **{pool: _window(1) for pool in (_aten.avg_pool1d, _aten.max_pool1d)},
     **{pool: _window(2) for pool in (_aten.avg_pool2d, _aten.max_pool2d_with_indices, _aten.fractional_max_pool2d)},
     **{pool: _window(3) for pool in (_aten.avg_pool3d, _aten.max_pool3d_with_indices, _aten.fractional_max_pool3d)},
     **dict.fromkeys((_aten._cdist_forward, _aten._pdist_forward, _aten._euclidean_dist), _distance),
-    _aten._trilinear: _bilinear,
-    _aten.conv_tbc: _time_convolution,
 }

@@ -105,8 +105,8 @@ _NETBOOSTER = MethodRow(
     name="netbooster",
     help="expand, train, PLT, fine-tune, fuse",
     classes=("nbcompile.training.methods.netbooster:NetBooster",),
-    measured="+0.1 to +0.4 points at the same epochs (10 classes), within the error but once, −0.51 ± 0.17 (200); "
-    "level or behind at the same compute",
+    measured="+0.1 to +0.4 points at the same epochs (10 classes), within the error but once, −0.51 ± 0.17 (200; "
+    "+0.08 ± 0.50 with preserve); level or behind at the same compute",
     expands=True,
     alike=True,
     takes=(

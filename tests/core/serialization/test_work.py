@@ -43,7 +43,7 @@ def meta(*shape: int) -> Tensor:
         (lambda: torch.nn.functional.avg_pool2d(meta(1, 2, 9, 9), (5, 3), 1), "avg_pool2d", 2 * 35 * 15),
         (lambda: torch.nn.functional.avg_pool3d(meta(1, 1, 4, 4, 4), 3), "avg_pool3d", 27),
         (lambda: torch.cdist(meta(40, 3), meta(50, 3), p=1.0), "_cdist_forward", 40 * 50 * 3),
-        (lambda: torch.bilinear(meta(6, 3), meta(6, 4), meta(5, 3, 4)), "_trilinear", 6 * 5 * 3 * 4),
+        (lambda: torch.bilinear(meta(6, 3), meta(6, 4), meta(5, 3, 4)), "_trilinear", 6 * 5 * (3 * 4 + 4)),
         (lambda: torch.conv_tbc(meta(9, 2, 3), meta(5, 3, 4), meta(4)), "conv_tbc", 5 * 2 * 4 * 5 * 3),
         (lambda: torch.linalg.svdvals(meta(10, 8)), "_linalg_svd", None),
         (lambda: torch.linalg.inv(meta(10, 10)), "linalg_inv_ex", None),
