@@ -83,6 +83,14 @@ def test_modules_with_hooks_are_called_each_time() -> None:
     assert calls(check_pass(MergeCommon(), model, X).gm, "stem") == 2
 
 
+def test_modules_that_draw_random_numbers_draw_each_time() -> None:
+    model = Net(lambda m, x: m.pool(m.stem(x)) + m.pool(m.stem(x)))
+    model.pool = nn.FractionalMaxPool2d(2, 3)
+    gm = capture(model.double(), (X,), proof=False).eval()
+    MergeCommon()(gm)
+    assert (calls(gm, "pool"), calls(gm, "stem")) == (2, 1)
+
+
 class Drawn(nn.Module):
     """A random order of calls on few values, so that many are the same, with writes among them."""
 

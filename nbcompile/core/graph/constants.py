@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from nbcompile.core.graph.aliasing import Aliasing
+from nbcompile.core.graph.effects import only_gives
 from nbcompile.core.graph.nodes import module_of
-from nbcompile.core.graph.operators import called, is_foreign
+from nbcompile.core.graph.operators import called
 
 
 class Constants:
@@ -92,8 +93,7 @@ class Constants:
         return constant
 
     def _pure(self, node: fx.Node) -> bool:
-        own = not (is_foreign(node) or called(node).random or node.is_impure())
-        return own and node not in self._written
+        return only_gives(self._gm, node) and node not in self._written
 
     def _parameters(self, node: fx.Node) -> frozenset[int]:
         """Identities of the parameters and buffers that ``node`` reads, itself or through constants."""

@@ -3,8 +3,8 @@
 from torch import fx
 
 from nbcompile.core.graph.aliasing import writes_in_place
-from nbcompile.core.graph.nodes import module_of
-from nbcompile.core.graph.operators import called, is_foreign
+from nbcompile.core.graph.nodes import module_of, operator_of
+from nbcompile.core.graph.operators import is_foreign
 
 
 def only_gives(gm: fx.GraphModule, node: fx.Node) -> bool:
@@ -16,7 +16,9 @@ def only_gives(gm: fx.GraphModule, node: fx.Node) -> bool:
     if node.op in ("placeholder", "output") or writes_in_place(gm, node):
         return False
     module = module_of(gm, node)
+    if operator_of(gm, node).random:
+        return False
     if module is not None:
         hooked = module._forward_hooks or module._forward_pre_hooks
         return type(module).__module__.startswith("torch.nn") and not hooked and not module.training
-    return node.op == "get_attr" or not (is_foreign(node) or called(node).random or node.is_impure())
+    return node.op == "get_attr" or not (is_foreign(node) or node.is_impure())
