@@ -29,7 +29,7 @@ PASSES: dict[str, type[Pass]] = {
 FUSE = (  # makes the deploy form
     "remove-identity",  # before merging, which follows values from node to node
     "remove-unread",  # before merging, which leaves alone what has several readers
-    "merge-common",  # before merging, for what is called several times
+    "merge-common",  # before the next, which leaves alone what is called several times
     "merge-shared",  # before merging, which leaves alone what is called several times
     "merge-affine",
 )

@@ -64,9 +64,13 @@ def _memories(gm: fx.GraphModule) -> dict[fx.Node, set[fx.Node]]:
     for node in gm.graph.nodes:
         memory[node] = {node}
         out = node.kwargs.get("out")
-        others = node.all_input_nodes if may_alias(gm, node) else node.all_input_nodes[:1]
-        others = [out] if isinstance(out, fx.Node) else others
-        for other in others if may_alias(gm, node) or writes_in_place(gm, node) else ():
+        if isinstance(out, fx.Node):
+            others = [out]
+        elif may_alias(gm, node):
+            others = node.all_input_nodes
+        else:
+            others = node.all_input_nodes[:1] if writes_in_place(gm, node) else []
+        for other in others:
             if memory[other] is not memory[node]:
                 memory[other] |= memory[node]
                 for one in memory[node]:

@@ -86,9 +86,10 @@ def write_onnx(
         with step("simplifying it"):
             candidates, note = _simplified(plain)
     with step("naming its weights"):
-        places = _places(plain, graph.state_dict())
+        weights = graph.state_dict()
+        places = _places(plain, weights)
         for candidate in candidates:
-            _name_weights(candidate, graph.state_dict())
+            _name_weights(candidate, weights)
             _name_by_place(candidate, places)
             _describe(candidate)
 
