@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nbcompile.core.judging.judgment import judge
 from nbcompile.core.judging.rounding import SWAYS, own_rounding, swayed_outputs
 from nbcompile.core.numerics import relative_error
 
@@ -57,3 +58,26 @@ def test_last_digits_move_an_output_in_float64_too() -> None:
     assert 1e-10 < max(moved) < 1e-9  # 2.2e-16 of 1e6, once up and once down, is 4.4e-10
     assert own_rounding(model, [(inputs, wanted)]) == 0  # of its own copy
     assert torch.equal(model.a, before)
+
+
+class Gated(nn.Module):
+    """A channel that a gate closes to 1e-9."""
+
+    def __init__(self, gate: nn.Module, closed: float) -> None:
+        super().__init__()
+        self.gate, self.opened = gate, nn.Parameter(torch.tensor([2.0, closed]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(self.opened * torch.ones_like(x))
+
+
+@pytest.mark.parametrize(("gate", "at"), [(nn.Sigmoid(), -20.0), (nn.SiLU(), -20.0), (nn.GELU(), -5.2)])
+def test_a_gate_rounds_by_where_it_is_open(gate: nn.Module, at: float) -> None:
+    """ONNX Runtime has 0 where torch has sigmoid(-20) = 2e-9."""
+    model, x = Gated(gate, at).eval(), torch.randn(5, 2)
+    wanted = model(x).detach()
+    assert float(wanted[:, 1].abs().max()) < 1e-6
+    closed = wanted * torch.tensor([1.0, 0.0])
+    assert judge(model, [((x,), wanted)], [closed]).passed
+    ajar = closed + x * torch.tensor([0.0, 1e-5 if isinstance(gate, nn.Sigmoid) else 2e-4])
+    assert not judge(model, [((x,), wanted)], [ajar]).passed
