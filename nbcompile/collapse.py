@@ -5,7 +5,7 @@ import logging
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from nbcompile.core.block_proof import require_same_blocks
+from nbcompile.core.block_proof import Stand, require_same_blocks
 from nbcompile.core.blocks import sites
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import inputs_for, origin_of, random_inputs, specs
@@ -73,4 +73,4 @@ def _prove(model: nn.Module) -> None:
     example = inputs_for(model, None, who="collapse_")
     more = random_inputs(specs(example), seed=1, batch=batch_of(tree_leaves(example)) + 1)
     cases = (example, inputs_for(model, more, who="collapse_"))
-    require_same_blocks(model, lambda _, block: block.as_one_layer, cases, "collapse_")
+    require_same_blocks(model, lambda _, block: Stand(block.as_one_layer), cases, "collapse_")

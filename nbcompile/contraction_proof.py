@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nbcompile.core.block_proof import Layer, linear_copy, require_same_blocks
+from nbcompile.core.block_proof import Layer, Stand, linear_copy, require_same_blocks
 from nbcompile.core.blocks import Expanded, absorbers_of, sites
 from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import PostconditionError, PreconditionError
@@ -30,17 +30,23 @@ def require_contracted(giant: nn.Module, tiny: nn.Module, inputs: Inputs) -> Non
         PostconditionError: naming the first block that its layer is not, or whose shift is missed by what reads it.
     """
 
-    def layer(name: str, block: Expanded) -> Layer:
-        stand = tiny.get_submodule(name)
-        for key in absorbers_of(name, block)[:1]:  # of further ones the outputs tell
-            shift = giant.get_buffer(key).double() - tiny.get_buffer(key).double()
-            shift = shift.view(-1, *(1,) * block.spec.layer.axes)
-            return lambda x: (stand(x).double() + shift).to(x.dtype)
-        return stand
+    def stand(name: str, block: Expanded) -> Stand:
+        layer, keys = tiny.get_submodule(name), absorbers_of(name, block)
+        if not keys:
+            return Stand(layer)
+        axes = block.spec.layer.axes  # of further norms the outputs tell
+        theirs, ours = (_about(model.get_buffer(keys[0]), axes) for model in (giant, tiny))
+        return Stand(lambda x: ours(layer(x)), theirs)
 
-    wanted = require_same_blocks(giant, layer, (inputs,), "fuse")
+    wanted = require_same_blocks(giant, stand, (inputs,), "fuse")
     if any(block.spec.absorbers for block in sites(giant).values()):
         _require_same_outputs(giant, tiny, inputs, _numbers(wanted))
+
+
+def _about(mean: Tensor, axes: int) -> Layer:
+    """What lies about ``mean``, in each channel: a norm sees no more of a block than is left after that rounding."""
+    centre = mean.double().view(-1, *(1,) * axes)
+    return lambda y: (y.double() - centre).to(y.dtype)
 
 
 def _require_same_outputs(giant: nn.Module, tiny: nn.Module, inputs: Inputs, wanted: Sequence[Tensor]) -> None:

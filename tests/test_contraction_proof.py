@@ -180,3 +180,23 @@ def test_an_example_on_which_it_does_not_run() -> None:
     giant = linear(Net())
     with pytest.raises(PreconditionError, match="Net does not run on the example input"):
         nbcompile.fuse(giant, example_input=torch.randn(2, 5, 7, 5))
+
+
+@pytest.mark.parametrize("step", [1e-3, 1e-5, 1e-7])
+def test_a_channel_that_is_silent_on_the_example_is_rounding(step: float) -> None:
+    """What is left of it is the block's small constant, which goes into a mean of 0.5: digits are lost there."""
+    torch.manual_seed(0)
+    first, depthwise = nn.Conv2d(3, 6, 3, 2, 1), nn.Conv2d(6, 6, 3, 1, 1, groups=6, bias=False)
+    model = scramble_(nn.Sequential(first, nn.ReLU(), depthwise, nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 1)))
+    with torch.no_grad():
+        first.bias[:2] = -50  # type: ignore[index]
+    giant = nbcompile.expand(model.eval(), X, ["2"], preserve=True)
+    block = sites(giant)["2"]
+    assert block.spec.absorbers
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.add_(step * torch.randn_like(parameter))
+        block.slope.fill_(1)
+        assert not giant.get_submodule("1")(giant.get_submodule("0")(X))[:, :2].any()
+        wanted = giant(X)
+    torch.testing.assert_close(nbcompile.fuse(giant)(X), wanted, rtol=1e-4, atol=1e-5)

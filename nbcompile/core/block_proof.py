@@ -6,7 +6,7 @@ rounds them makes into anything.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,23 @@ from nbcompile.core.running import output_of
 Layer = Callable[[Tensor], Tensor]
 
 
+def as_it_is(y: Tensor) -> Tensor:
+    """What a block gives, read as it is."""
+    return y
+
+
+class Stand(NamedTuple):
+    """What is to stand for a block.
+
+    Attributes:
+        layer: gives what ``read`` makes of the block's output, for the same input.
+        read: what a reader of the block sees of its output; a norm, what lies about its mean.
+    """
+
+    layer: Layer
+    read: Layer = as_it_is
+
+
 def linear_copy(giant: nn.Module) -> nn.Module:
     """A copy of ``giant`` in eval mode, whose blocks run layer by layer, and are linear to the last digit."""
     copy = working_copy(giant, training=False)
@@ -32,7 +49,7 @@ def linear_copy(giant: nn.Module) -> nn.Module:
 
 
 def require_same_blocks(
-    giant: nn.Module, stands: Callable[[str, Expanded], Layer], cases: Sequence[Inputs], who: str
+    giant: nn.Module, stands: Callable[[str, Expanded], Stand], cases: Sequence[Inputs], who: str
 ) -> Any:
     """Run a copy of ``giant`` in eval mode, and at every call of a block what is to stand for it.
 
@@ -74,7 +91,7 @@ def require_same_blocks(
 
 
 def _beside(
-    name: str, block: Expanded, forward: Layer, stand: Layer, found: list[str], drawn: set[str], x: Tensor
+    name: str, block: Expanded, forward: Layer, stand: Stand, found: list[str], drawn: set[str], x: Tensor
 ) -> Tensor:
     wanted = forward(x)
     cases = [] if found or not is_finite(wanted) else [(x, wanted)]
@@ -88,12 +105,12 @@ def _beside(
     return wanted
 
 
-def _other(name: str, block: Expanded, stand: Layer, x: Tensor, wanted: Tensor) -> str:
+def _other(name: str, block: Expanded, stand: Stand, x: Tensor, wanted: Tensor) -> str:
     """What is wrong with what is to stand for a block; nothing, as a rule."""
     beside = block.forward
     object.__delattr__(block, "forward")
     try:
-        judgment = judge(block, [((x,), wanted)], [stand(x)])
+        judgment = judge(block, [((x,), stand.read(wanted))], [stand.layer(x)], read=stand.read)
     except Exception as reason:
         return f"what is to stand for '{name}' does not do what the block does: {type(reason).__name__}: {reason}"
     finally:
