@@ -9,6 +9,7 @@ from nbcompile.core.example import Inputs, random_inputs, specs
 from nbcompile.core.numerics import flatten
 from nbcompile.core.progress import step
 from nbcompile.core.running import output_of
+from nbcompile.exporters.to_tflite.file.edit import stored_once
 from nbcompile.exporters.to_tflite.file.options import AS_IT_IS, CHECKED, Recipe
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
@@ -218,7 +219,7 @@ def quantized_form(
             float_layers=recipe.float_layers,
             float_kinds=FLOAT_ONLY if micro else (),
         )
-    return model, ranges, content
+    return model, ranges, stored_once(content)
 
 
 @once

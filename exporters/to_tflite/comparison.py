@@ -14,7 +14,7 @@ from nbcompile.exporters.to_tflite.file.inspect import tflite_content, tflite_sc
 from nbcompile.exporters.to_tflite.file.options import INTERPRETERS, LEAST_SQNR
 from nbcompile.exporters.to_tflite.memory.arrange import random_samples
 from nbcompile.exporters.to_tflite.run.agreement import Agreement
-from nbcompile.exporters.to_tflite.run.interpreters import Sample
+from nbcompile.exporters.to_tflite.run.interpreters import Sample, run_file
 from nbcompile.exporters.to_tflite.run.survival import require_survival
 from nbcompile.exporters.to_tflite.targets.micro_operators import check_ops
 
@@ -82,6 +82,7 @@ def why_not_run(kernels: str, file: FileOnDisk) -> str:
     try:
         check_ops(file.file)
         require_survival(file.content)
+        run_file(file.content, random_samples(file.file, 1), kernels=kernels)
     except ExportError as error:
         return f"{file.path} is not run in {INTERPRETERS[kernels]}: {error}"
     return ""

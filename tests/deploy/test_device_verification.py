@@ -1,6 +1,7 @@
 """``verify`` of ``.tflite`` files: against networks and other files, in LiteRT and TFLite Micro."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -232,3 +233,32 @@ def test_python_says_which_options_go_with_files(model: nn.Module, images: Tenso
         nbcompile.verify(model, model, images[:1], steps=1)
     with pytest.raises(UsageError, match=r"verify: the original a.tflite goes with a candidate that is a .tflite file"):
         nbcompile.verify("a.tflite", model, images[:1])
+
+
+def test_what_tflite_micro_refuses_is_not_compared_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), torch.randn(1, 3, 7, 5)
+    nbcompile.export(model, tmp_path / "half.tflite", x, quantize="float16")
+    found = nbcompile.verify(model, tmp_path / "half.tflite", x)
+    assert (found.passed, [check.name for check in found.checks]) == (True, NAMES[:4])
+    assert re.search(
+        r"half\.tflite is not run in TFLite Micro: .* failed to prepare .*\(layer '0\.weight'\)", caplog.text
+    )
+
+
+@pytest.mark.parametrize("quantize", ["float32", "float16"])
+def test_a_layer_that_is_called_twice_is_stored_once(quantize: str, tmp_path: Path) -> None:
+    class Twice(nn.Module):
+        def __init__(self, calls: int) -> None:
+            super().__init__()
+            self.conv, self.calls = nn.Conv2d(16, 16, 3, padding=1), calls
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return tuple(self.conv(x[:, :, i:]) for i in range(self.calls))
+
+    x, sizes = torch.randn(1, 16, 9, 7), []
+    for calls in (1, 2):
+        model = Twice(calls).eval()
+        nbcompile.export(model, tmp_path / "it.tflite", x, quantize=quantize)
+        assert nbcompile.verify(model, tmp_path / "it.tflite", x).passed
+        sizes.append((tmp_path / "it.tflite").stat().st_size)
+    assert sizes[1] - sizes[0] < 2000  # of 2,320 numbers

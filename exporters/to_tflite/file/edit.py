@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from nbcompile.exporters.to_tflite.file.flatbuffer import pack, read_file, unpack
+
 
 def add_buffer(model: Any, values: np.ndarray) -> int:
     """The number of a new buffer with ``values``."""
@@ -61,3 +63,21 @@ def drop_unused_codes(model: Any) -> None:
     model.operatorCodes = [model.operatorCodes[number] for number in used]
     for op in model.subgraphs[0].operators:
         op.opcodeIndex = used.index(op.opcodeIndex)
+
+
+def stored_once(content: bytes) -> bytes:
+    """The file with one buffer for all constants of equal bytes: what a layer that is called several times reads."""
+    held = [tensor.data.tobytes() for tensor in read_file(content).tensors if tensor.data is not None]
+    if len({*held}) == len(held):
+        return content
+    model = unpack(content)
+    first: dict[bytes, int] = {}
+    for tensor in model.subgraphs[0].tensors:
+        data = model.buffers[tensor.buffer].data
+        if data is not None and len(data):
+            tensor.buffer = first.setdefault(bytes(data), tensor.buffer)
+    used = {0, *(tensor.buffer for tensor in model.subgraphs[0].tensors), *(one.buffer for one in model.metadata or ())}
+    for number, buffer in enumerate(model.buffers):
+        if number not in used:
+            buffer.data = None
+    return min(pack(model), content, key=len)  # small constants take less than their alignment

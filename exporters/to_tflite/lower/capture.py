@@ -14,7 +14,7 @@ from nbcompile.core.errors import ExportError
 from nbcompile.core.example import Inputs, change_tensors
 from nbcompile.core.words import first_line
 from nbcompile.exporters.one_at_a_time import one_at_a_time
-from nbcompile.exporters.program import WITHOUT_VALUES, UncapturedError, place, program_of
+from nbcompile.exporters.program import UncapturedError, place, program_of
 from nbcompile.exporters.to_tflite.lower.constant_places import with_constant_places
 from nbcompile.exporters.to_tflite.lower.ops.table import HANDLERS
 from nbcompile.exporters.to_tflite.lower.same_network import differ_in_weights, weights_of
@@ -81,7 +81,7 @@ def _program(graph: nn.Module, inputs: Inputs) -> ExportedProgram:
     except UncapturedError as error:
         raise ExportError(
             f"torch.export cannot capture {type(graph).__name__} with fixed sizes, which TFLite needs{error.place}: "
-            f"{error.reason}; {WITHOUT_VALUES}"
+            f"{error.reason}; {error.remedy}"
         ) from error
     except Exception as error:  # decompositions raise many kinds
         raise ExportError(f"{type(graph).__name__} cannot be decomposed for TFLite: {first_line(error)}") from error
