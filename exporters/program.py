@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+import re
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ from nbcompile.core.words import first_line
 WITHOUT_VALUES = "make its code independent of the values of its inputs"
 """What to do where code reads values that only a run knows."""
 
+_KNOWN_TYPES = "return a tensor, a tuple, a list or a dict, or tell torch (torch.export.register_dataclass)"
+_UNKNOWN = re.compile(r"Found (<class .*>) in output, which is not a known type")
+
 
 class UncapturedError(ExportError):
     """torch.export stopped.
@@ -32,11 +36,12 @@ class UncapturedError(ExportError):
     Attributes:
         place: file and line of the user's code where it did, with ``at`` before them; empty if not known.
         reason: why; kind and first line of what it raised first, where no better is known.
+        remedy: what to do about it.
     """
 
-    def __init__(self, place: str, reason: str) -> None:
+    def __init__(self, place: str, reason: str, remedy: str) -> None:
         super().__init__(f"{reason}{place}")
-        self.place, self.reason = place, reason
+        self.place, self.reason, self.remedy = place, reason, remedy
 
 
 def program_of(graph: nn.Module, inputs: Inputs, **options: Any) -> ExportedProgram:
@@ -55,7 +60,7 @@ def program_of(graph: nn.Module, inputs: Inputs, **options: Any) -> ExportedProg
             return torch.export.export(graph, inputs, strict=False, **options)
         except Exception as error:  # torch.export raises many kinds; all mean that there is no graph
             where = _place_of(error) or ("dynamic_shapes" in options and _assumed(graph, inputs, options)) or ""
-            raise UncapturedError(where, _reason(error)) from error
+            raise UncapturedError(where, *_why(error)) from error
 
 
 def place(node: fx.Node) -> str:
@@ -67,17 +72,28 @@ def place(node: fx.Node) -> str:
     return _at(node.meta.get("custom", {}))
 
 
-def _reason(error: BaseException) -> str:
+def _why(error: BaseException) -> tuple[str, str]:
+    """Why torch.export stopped, and what to do about it."""
     if isinstance(error, GuardOnDataDependentSymNode):
-        return "Python reads the values of a tensor there"
-    return first_line(error)
+        return "Python reads the values of a tensor there", WITHOUT_VALUES
+    said = first_line(error)
+    if unknown := _UNKNOWN.search(said):
+        return f"its output is of {unknown[1]}, which it does not know", _KNOWN_TYPES
+    return said, WITHOUT_VALUES
 
 
 @contextmanager
 def _telling_places(model: nn.Module) -> Iterator[None]:
-    """Inside, the nodes of graphs in ``model`` hand their places on to what torch.export makes of them."""
+    """Inside, the nodes of graphs in ``model`` hand their places on to what torch.export makes of them.
+
+    But those that are called like a tensor that is read: torch.export takes their places for that one's, and stops
+    where it knows another.
+    """
     graphs = [module.graph for module in model.modules() if isinstance(module, fx.GraphModule)]
-    nodes = [node for graph in graphs for node in graph.nodes if PLACE in node.meta]
+    stored = {*dict(model.named_parameters()), *dict(model.named_buffers())}
+    stored |= {node.target for graph in graphs for node in graph.find_nodes(op="get_attr")}
+    taken = {re.sub(r"\W", "_", name).lower() for name in stored}
+    nodes = [node for graph in graphs for node in graph.nodes if PLACE in node.meta and node.name not in taken]
     before = [dict(node.meta) for node in nodes]
     for node in nodes:
         node.meta["custom"] = {**node.meta.get("custom", {}), PLACE: node.meta[PLACE]}

@@ -19,6 +19,7 @@ from nbcompile.core.errors import CheckpointError, PreconditionError, UsageError
 from nbcompile.core.example import TensorSpec, origin_of
 from nbcompile.core.numerics import relative_error
 from nbcompile.testing import scramble_
+from tests.slow import one_in
 
 X = torch.randn(2, 4, 7, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 IMAGES = [torch.rand(3, 24, 32), torch.rand(3, 32, 20)]
@@ -186,7 +187,7 @@ def detector() -> nn.Module:
     return scramble_(Detector().double())
 
 
-@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("scaled", one_in(2, [False, True]))
 def test_a_detector_is_expanded_and_comes_back(scaled: bool) -> None:
     model = detector()
     inputs: tuple[Any, ...] = ([image.double() for image in IMAGES],)
@@ -220,6 +221,8 @@ def test_a_list_of_images_stands_inside() -> None:
         nbcompile.expand(detector(), ([IMAGES[0], "image"],))
     with pytest.raises(UsageError, match=r"must be a tensor or a tuple of tensors, not \(nothing\)"):
         nbcompile.expand(detector(), ([],))
+    with pytest.raises(UsageError, match=r"^example_input is a dict, and inputs are given by position: give a tuple"):
+        nbcompile.expand(detector(), {"images": IMAGES[0]})  # type: ignore[arg-type]
 
 
 class Odd(nn.Module):

@@ -1,15 +1,19 @@
 """Read an ONNX file, and know the size of every value in it."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import onnx.checker
 import onnx.inliner
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import ModelProto, NodeProto, shape_inference
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper, shape_inference
+from onnx.reference import ReferenceEvaluator
 
 from nbcompile.core.errors import CheckpointError
 from nbcompile.exporters.to_onnx.functions import require_few_nodes
@@ -188,7 +192,51 @@ def _infer(model: ModelProto, path: str | PathLike[str]) -> ModelProto:
     for value in bare.graph.output:
         value.type.tensor_type.ClearField("shape")
     try:
-        return shape_inference.infer_shapes(bare, check_type=True, strict_mode=True, data_prop=True)
+        while True:
+            found = shape_inference.infer_shapes(bare, check_type=True, strict_mode=True, data_prop=True)
+            if not _store_numbers(bare, _sizes(found)):
+                return found
     except shape_inference.InferenceError as error:
         reason = str(error).strip().splitlines()[-1]
         raise CheckpointError(f"{path}: its shapes do not fit together ({reason})") from error
+
+
+_OF_NUMBERS = (
+    *("Add", "Cast", "Concat", "Div", "Gather", "Identity", "Max", "Min", "Mod", "Mul", "Neg", "ReduceProd"),
+    *("Reshape", "Slice", "Squeeze", "Sub", "Unsqueeze"),
+)
+"""Operators that compute sizes from sizes, and make no more numbers than they read."""
+
+_FEW = 64
+
+
+def _store_numbers(model: ModelProto, sizes: InputSizes) -> bool:
+    """Store what a graph computes from sizes that are known; what Tile or Pad give, ONNX infers from stored numbers.
+
+    Args:
+        model: changed in place.
+        sizes: of its values.
+
+    Returns:
+        Whether there was something to store.
+    """
+    graph = model.graph
+    stored = [x for x in graph.initializer if math.prod(x.dims) <= _FEW and x.data_type == TensorProto.INT64]
+    known = {tensor.name: numpy_helper.to_array(tensor) for tensor in stored}
+    done = []
+    for node in graph.node:
+        if node.op_type == "Shape" and node.input[0] in sizes:
+            options = {attribute.name: attribute.i for attribute in node.attribute}
+            found = np.array(sizes[node.input[0]][options.get("start") : options.get("end")], np.int64)
+        elif node.op_type in _OF_NUMBERS and node.input and all(name in known for name in node.input if name):
+            results: Any = ReferenceEvaluator(node).run(None, {name: known[name] for name in node.input if name})
+            found = np.asarray(results[0])
+        else:
+            continue
+        if found.dtype == np.int64 and found.size <= _FEW:
+            known[node.output[0]] = found
+            done.append(node)
+    for node in done:
+        graph.initializer.append(numpy_helper.from_array(known[node.output[0]], node.output[0]))
+        graph.node.remove(node)
+    return bool(done)

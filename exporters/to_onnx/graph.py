@@ -22,7 +22,7 @@ from nbcompile.core.numerics import flatten
 from nbcompile.core.progress import step
 from nbcompile.core.words import first_line
 from nbcompile.exporters.one_at_a_time import one_at_a_time
-from nbcompile.exporters.program import WITHOUT_VALUES, UncapturedError, place, program_of
+from nbcompile.exporters.program import UncapturedError, place, program_of
 from nbcompile.exporters.to_onnx.check import ONE_BATCH, has_batch, resized
 from nbcompile.exporters.to_onnx.mend import mend
 
@@ -86,6 +86,12 @@ def _transpose_once(graph: ir.Graph) -> None:
         if one is not node:
             node.outputs[0].replace_all_uses_with(one.outputs[0])
             graph.remove(node, safe=True)
+    for node in list(graph):  # of two dimensions it is a Gemm, which reads the weight as it is
+        transposed = first.get((node.inputs[1], (1, 0))) if node.op_type == "Gemm" else None
+        if transposed is not None and "transB" in node.attributes and node.attributes["transB"].as_int():
+            node.replace_input_with(1, transposed.outputs[0])
+            del node.attributes["transB"]
+    graph.sort()
 
 
 def _drop_zero_biases(model: ModelProto, own: Set[str]) -> None:
@@ -127,7 +133,7 @@ def _capture(graph: nn.Module, inputs: Inputs, dynamic_batch: bool) -> ExportedP
             return program_of(graph, inputs)
         except UncapturedError as error:
             raise ExportError(
-                f"torch.export cannot capture {type(graph).__name__}{error.place}: {error.reason}; {WITHOUT_VALUES}"
+                f"torch.export cannot capture {type(graph).__name__}{error.place}: {error.reason}; {error.remedy}"
             ) from error
     shapes = _by_parameter(graph, _batched(inputs, Dim("batch")))
     try:
@@ -154,6 +160,8 @@ def _why_fixed(error: UncapturedError) -> str:
 def _why_not(error: BaseException, program: ExportedProgram) -> str:
     """What PyTorch's exporter stops at, with its line in the user's code if it is an operator of ``program``."""
     said = first_line(error)
+    if "Unsupported attribute type" in said and "Symbolic" in said:
+        return f"an option of an operator, such as groups, depends on the batch size; export at one: {ONE_BATCH}"
     lacking = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", said)
     if lacking is None:
         return said

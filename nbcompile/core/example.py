@@ -4,7 +4,7 @@ A model that nbcompile returns (a giant, a loaded checkpoint, what ``fuse`` give
 dtypes of its inputs in one plain attribute, outside its state_dict.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +68,11 @@ def as_inputs(example_input: ExampleInput) -> Inputs:
     Raises:
         UsageError: if it is neither a tensor nor a non-empty list or tuple of tensors and structures of them.
     """
+    if isinstance(example_input, Mapping):
+        raise UsageError(
+            "example_input is a dict, and inputs are given by position: give a tuple in the order of forward's "
+            "parameters; what it takes by keyword alone needs a forward around it that passes it on"
+        )
     inputs = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
     leaves = tree_leaves(inputs)
     if not leaves or not all(isinstance(x, Tensor) for x in leaves):

@@ -2,11 +2,12 @@
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import nbcompile
 from nbcompile import exporters
@@ -96,3 +97,22 @@ def test_everything_that_a_row_names_is_there() -> None:
         named = (row.writer, row.layers, row.input_sizes, row.runner, row.batch, row.pipeline)
         assert all(callable(exporters.imported(where)) for where in named if where is not None)
     assert [row.suffix for row in exporters.FORMATS.values() if row.comparable] == [".onnx", ".toy"]
+
+
+@dataclass
+class Scores:
+    logits: Tensor
+
+
+class GivesScores(nn.Module):
+    def forward(self, x: Tensor) -> Scores:
+        return Scores(x.relu())
+
+
+@pytest.mark.parametrize("name", ["it.onnx", "it.tflite"])
+def test_an_output_that_torch_does_not_know(name: str, tmp_path: Path) -> None:
+    options = {"quantize": "float32"} if name.endswith("tflite") else {}
+    sentence = r"its output is of <class '.*Scores'>, which it does not know; return a tensor, a tuple, .*dataclass\)$"
+    with pytest.raises(ExportError, match=sentence):
+        nbcompile.export(GivesScores(), tmp_path / name, torch.randn(2, 3, 7, 5), **options)
+    assert not list(tmp_path.iterdir())

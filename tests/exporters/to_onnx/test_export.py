@@ -20,6 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from nbcompile.core.errors import ExportError, UsageError
 from nbcompile.core.numerics import flatten, relative_error
+from nbcompile.exporters.to_onnx import export
 from nbcompile.exporters.to_onnx.export import write_onnx
 
 
@@ -249,6 +250,19 @@ def test_a_file_that_is_right_at_some_batch_sizes_only_is_refused(path: Path) ->
     with pytest.raises(ExportError, match=said):
         write_onnx(OtherWayAtOne().eval(), (torch.randn(2, 3, 4),), path)
     assert os.listdir(path.parent) == []
+
+
+def test_what_differs_in_small_values_alone_is_not_blamed_on_the_batch(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Small(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat((x, 1e-4 * x), 1)
+
+    scale, given = torch.tensor([1] * 3 + [1.001] * 3)[:, None], export.onnx_outputs
+    monkeypatch.setattr(export, "onnx_outputs", lambda *args: [[y * scale for y in one] for one in given(*args)])
+    with pytest.raises(ExportError, match=r"relative error of 0\.001 in channels 3 to 5 .* is allowed.*file was kept$"):
+        write_onnx(Small().eval(), (torch.randn(2, 3, 4),), path)
 
 
 def test_a_network_that_runs_on_one_batch_size_is_told_how(path: Path) -> None:

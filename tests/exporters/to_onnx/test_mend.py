@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import nbcompile
 from nbcompile.core.errors import ExportError
 from nbcompile.core.numerics import relative_error
 from nbcompile.exporters.to_onnx.export import write_onnx
@@ -120,3 +121,46 @@ def test_an_operator_that_onnx_lacks_has_a_place(tmp_path: Path) -> None:
     sentence = rf"Net cannot be .* ONNX: aten\.kthvalue at .*test_mend\.py:{line} has no form there; write it in other"
     with pytest.raises(ExportError, match=sentence):
         write_onnx(model, (torch.randn(1, 3, 7, 5),), tmp_path / "it.onnx")
+
+
+class Standardized(nn.Module):
+    """Its tensors are called as operators are."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        mean = torch.rand(1, 3, 1, 1)
+        if how == "tensor":
+            self.mean = mean
+        elif how == "parameter":
+            self.mean = nn.Parameter(mean)
+        else:
+            self.register_buffer("mean", mean, persistent=how == "buffer")
+        self.conv, self.add = nn.Conv2d(3, 4, 3), nn.Parameter(torch.rand(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x - self.mean
+        y: Tensor = self.conv(x / (self.mean + 2)).mean((2, 3))
+        return (y + self.add) * self.add
+
+
+@pytest.mark.parametrize("how", ["tensor", "parameter", "buffer", "non-persistent"])
+def test_a_tensor_may_be_called_like_an_operator(how: str, tmp_path: Path) -> None:
+    """torch.export would take the operator's place in the code for the tensor's."""
+    model, x = Standardized(how).eval(), torch.randn(2, 3, 7, 5)
+    nbcompile.export(model, tmp_path / "it.onnx", x)
+    assert nbcompile.verify(model, tmp_path / "it.onnx", x).passed
+
+
+def test_a_number_that_depends_on_the_batch_size(tmp_path: Path) -> None:
+    def own_kernels(x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        kernels = x.mean((2, 3)).view(b * c, 1, 1, 1).expand(-1, -1, 3, 3)
+        return F.conv2d(x.reshape(1, b * c, h, w), kernels, groups=b * c).view(b, c, h - 2, w - 2)
+
+    model, x = Net(own_kernels).eval(), torch.randn(2, 3, 7, 5)
+    sentence = (
+        r"Net cannot be .* ONNX: an option of an operator, such as groups, depends on the batch size; .* --batch 1$"
+    )
+    with pytest.raises(ExportError, match=sentence):
+        write_onnx(model, (x,), tmp_path / "it.onnx")
+    write_onnx(model, (x,), tmp_path / "it.onnx", batch=2)

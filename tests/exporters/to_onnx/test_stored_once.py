@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import nbcompile
 from nbcompile.testing import scramble_
+from tests.slow import one_in
 
 MAPS, ROWS = (2, 4, 7, 5), (2, 6, 8)
 
@@ -36,7 +37,29 @@ def hooked(layer: nn.Module, hook: Callable[[Tensor], Tensor | None]) -> nn.Modu
     return layer
 
 
+class Asks(nn.Module):
+    """Attention of learned queries, which are repeated for each sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries, self.attention = nn.Parameter(torch.randn(3, 8)), nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.attention(self.queries.unsqueeze(0).repeat(x.shape[0], 1, 1), x, x)[0]
+        return y
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "learned queries": (Asks, ROWS),
+    "a head on tokens, and on maps": (
+        lambda: Wired(lambda m, x: (m.a(x), m.a(x.flatten(1)[:, :8])), a=nn.Linear(8, 5)), ROWS,
+    ),
+    "a head on tokens, and on their mean": (
+        lambda: Wired(lambda m, x: (m.a(x.mean(1)), m.a(x)), a=nn.Linear(8, 5)), ROWS,
+    ),
+    "a gate that closes": (
+        lambda: Wired(lambda m, x: x * m.a(8 * F.adaptive_max_pool2d(x, 1)).sigmoid(), a=nn.Conv2d(4, 4, 1)), MAPS,
+    ),
     "no bias": (lambda: nn.Sequential(conv(), nn.ReLU(), conv(groups=4), nn.ReLU(), nn.Conv2d(4, 2, 1)), MAPS),
     "no bias, transposed": (lambda: nn.Sequential(nn.ConvTranspose2d(4, 6, 3, 2, bias=False), nn.ReLU()), MAPS),
     "no bias, one axis": (lambda: nn.Sequential(nn.Conv1d(6, 4, 3, bias=False), nn.ReLU()), ROWS),
@@ -66,7 +89,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", list(NETWORKS))
+@pytest.mark.parametrize("name", one_in(2, NETWORKS))
 def test_the_file_has_the_networks_layers_and_parameters(name: str, tmp_path: Path) -> None:
     network, shape = NETWORKS[name]
     model, x = scramble_(network()).eval(), torch.randn(shape)

@@ -16,6 +16,7 @@ from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.lower import lowering
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from tests.exporters.to_tflite.lowered import Net, lowered, names, operators, outputs
+from tests.slow import one_in
 
 
 class Block(nn.Module):
@@ -309,7 +310,7 @@ ERRORS = {
 }
 
 
-@pytest.mark.parametrize("name", ERRORS)
+@pytest.mark.parametrize("name", one_in(3, ERRORS))
 def test_what_cannot_be_lowered_is_named_with_its_layer_and_what_to_do(name: str) -> None:
     function, message = ERRORS[name]
     with pytest.raises(ExportError, match=message):
