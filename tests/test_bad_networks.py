@@ -179,6 +179,34 @@ def test_quantized_models_are_refused() -> None:
     assert refusal(model) == "fuse: 'table' is quantized (qint8): fuse the float model first"
 
 
+class BeforeQuantization(nn.Module):
+    """A float network as torch's tools take it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.take, self.give = torch.ao.quantization.QuantStub(), torch.ao.quantization.DeQuantStub()
+        self.conv, self.norm, self.act = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU()
+        self.sum = torch.ao.nn.quantized.FloatFunctional()
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.take(x)
+        return self.give(self.sum.add(self.act(self.norm(self.conv(x))), x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_float_networks_before_quantization_are_none() -> None:
+    model, x = scramble_(BeforeQuantization()).eval(), torch.randn(2, 3, 7, 5)
+    joined = torch.ao.quantization.fuse_modules(copy.deepcopy(model), [["conv", "norm", "act"]])
+    for one in (model, joined):
+        tiny = nbcompile.fuse(one, example_input=x)
+        with torch.no_grad():
+            torch.testing.assert_close(tiny(x), one(x), rtol=1e-5, atol=1e-6)
+    aware = copy.deepcopy(model).train()
+    aware.qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")  # type: ignore[assignment]
+    aware = torch.ao.quantization.prepare_qat(aware).eval()
+    assert refusal(aware) == "fuse: 'conv' is quantized (Conv2d): fuse the float model first"
+
+
 def test_meta_tensors_are_refused() -> None:
     wanted = "fuse: '{}' is on the meta device and has no values: load the weights first"
     assert refusal(net().to("meta")) == wanted.format("0.weight")

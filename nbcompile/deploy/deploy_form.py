@@ -24,6 +24,14 @@ from nbcompile.passes import FUSE, PassResult
 
 log = logging.getLogger("nbcompile")
 
+_QUANTIZED = ("torch.ao.nn", "torch.nn.quantized", "torch.nn.intrinsic")
+_BEFORE_QUANTIZED = (
+    "torch.ao.nn.intrinsic.modules.fused",
+    "torch.ao.nn.quantizable",
+    "torch.ao.nn.quantized.modules.functional_modules",
+)
+"""Where modules of ``_QUANTIZED`` live that are float: fused ones, and stand-ins for sums, until they are converted."""
+
 _OLD: dict[type, str] = {WeightNorm: "weight_norm", SpectralNorm: "spectral_norm"}
 
 
@@ -109,7 +117,7 @@ def require_values(model: nn.Module) -> None:
     """
     for name, module in model.named_modules():
         who = f"'{name}'" if name else "the model itself"
-        if type(module).__module__.startswith(("torch.ao.nn", "torch.nn.quantized", "torch.nn.intrinsic")):
+        if (home := type(module).__module__).startswith(_QUANTIZED) and not home.startswith(_BEFORE_QUANTIZED):
             raise PreconditionError(f"fuse: {who} is quantized ({type(module).__name__}): fuse the float model first")
         for hook in cast(Iterable[Any], module._forward_pre_hooks.values()):
             old = _OLD.get(type(hook))

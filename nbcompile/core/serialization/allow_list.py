@@ -45,6 +45,8 @@ IN_PLACE = frozenset(
     }
 )
 ACTIVATIONS_IN_PLACE = ("celu_", "elu_", "hardtanh_", "leaky_relu_", "selu_", "threshold_")
+UNLISTED = ("hardsigmoid", "hardswish")
+"""Activations that `torch.overrides` leaves out of its list."""
 
 # Functions that reach beyond values (storage, hooks, autograd's own state, serialisation, devices, uninitialised
 # memory), draw random numbers whatever the mode, or loop as often as a number says.
@@ -163,7 +165,7 @@ def _functions() -> tuple[dict[str, Callable[..., Any]], dict[Callable[..., Any]
     names |= {f"operator.{n}": getattr(operator, n) for n in _OPERATORS}
     names |= {f"math.{n}": getattr(math, n) for n in _MATH}
     names |= {f"torch.{n}": getattr(torch, n) for n in sorted(CREATORS | IN_PLACE) if hasattr(torch, n)}
-    names |= {f"torch.nn.functional.{n}": getattr(nn.functional, n) for n in ACTIVATIONS_IN_PLACE}
+    names |= {f"torch.nn.functional.{n}": getattr(nn.functional, n) for n in ACTIVATIONS_IN_PLACE + UNLISTED}
     names |= {f"nbcompile.{check.__name__}": check for check in (require_same_choice, require_sizes)}
     names |= {"torch._assert": torch._assert, "getattr": getattr, "round": round}
     names |= {"collections.OrderedDict": OrderedDict, "torch.Size": torch.Size}  # what a network may return
@@ -174,7 +176,7 @@ def _functions() -> tuple[dict[str, Callable[..., Any]], dict[Callable[..., Any]
 def _methods() -> frozenset[str]:
     overridable = torch.overrides.get_overridable_functions()[torch.Tensor]
     names = {getattr(f, "__name__", "_") for f in overridable}
-    names |= {"new_full", "new_ones", "new_tensor", "new_zeros"}
+    names |= {"new_full", "new_ones", "new_tensor", "new_zeros", "unflatten"}
     return frozenset(n for n in names if _permitted(n) and callable(getattr(torch.Tensor, n, None)))
 
 

@@ -155,6 +155,27 @@ _IN_PIECES = (
 )
 
 
+def _simulated(base: Session, data: Data) -> "tuple[nn.Module, fx.GraphModule, Inputs, Simulation]":
+    """The contracted network of ``base``, its deploy form, an example of its inputs, and the simulated int8 file."""
+    from nbcompile.training.int8.simulation import best_form, simulated  # with the packages of .tflite files
+
+    last = base.network().eval()
+    contracted = (fuse(last) if is_giant(last) else copied(last, training=False)).cpu()
+    contracted = contracted.to(memory_format=torch.contiguous_format)
+    inputs = inputs_for(contracted, torch.zeros(1, *data.shape), who="train")
+    graph = deploy(contracted, inputs)
+    if not isinstance(graph, fx.GraphModule):
+        raise UsageError(_IN_PIECES)
+    samples = [(x[None],) for x in calibration_images(data, base.config)]
+    simulation = simulated(best_form(graph, inputs, samples), inputs, samples)
+    if simulation.unsimulated and base.fabric.is_global_zero:
+        log.warning(
+            "the int8 finish does not know the rounding of %s: it learns as if there were none",
+            ", ".join(simulation.unsimulated),
+        )
+    return contracted, graph, inputs, simulation
+
+
 def begin_finish(base: Session, data: Data, train: Loader, checkpoint: dict[str, Any] | None) -> FinishSession:
     """The session of the finish, after its last epoch in ``checkpoint``, if there is one.
 
@@ -168,23 +189,8 @@ def begin_finish(base: Session, data: Data, train: Loader, checkpoint: dict[str,
         UsageError: if the network cannot be traced as one graph.
         ExportError: if its int8 file cannot be written.
     """
-    from nbcompile.training.int8.simulation import best_form, simulated  # with the packages of .tflite files
-
     c, fabric = base.config, base.fabric
-    last = base.network().eval()
-    contracted = (fuse(last) if is_giant(last) else copied(last, training=False)).cpu()
-    contracted = contracted.to(memory_format=torch.contiguous_format)
-    inputs = inputs_for(contracted, torch.zeros(1, *data.shape), who="train")
-    graph = deploy(contracted, inputs)
-    if not isinstance(graph, fx.GraphModule):
-        raise UsageError(_IN_PIECES)
-    samples = [(x[None],) for x in calibration_images(data, c)]
-    simulation = simulated(best_form(graph, inputs, samples), inputs, samples)
-    if simulation.unsimulated and fabric.is_global_zero:
-        log.warning(
-            "the int8 finish does not know the rounding of %s: it learns as if there were none",
-            ", ".join(simulation.unsimulated),
-        )
+    contracted, graph, inputs, simulation = _simulated(base, data)
     epochs, steps = c.int8 or 0, len(train)
     method = _Labels(c, steps)
     method.task = data.task
