@@ -11,7 +11,7 @@ from tests.torch_tables import make_tables_once
 from tests.unchanged import torch_unchanged, watch_verbs
 
 torch.set_num_threads(1)  # the suite runs one worker a core
-hypothesis.settings.register_profile("nbcompile", deadline=None, derandomize=True, max_examples=100, database=None)
+hypothesis.settings.register_profile("nbcompile", deadline=None, derandomize=True, max_examples=50, database=None)
 hypothesis.settings.load_profile("nbcompile")
 watch_verbs()  # before a test module imports them
 make_tables_once()

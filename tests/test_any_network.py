@@ -20,7 +20,7 @@ NORMS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn
 POOLS: dict[int, type[nn.Module]] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 MODES = ("zeros", "zeros", "zeros", "reflect", "replicate", "circular")
 QUIET = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
-SEVERAL = settings(max_examples=120, suppress_health_check=list(HealthCheck))
+SEVERAL = settings(max_examples=40, suppress_health_check=list(HealthCheck))
 
 
 class Factor(nn.Module):

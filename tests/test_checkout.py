@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 UNINSTALLED = """
@@ -24,6 +26,7 @@ def ran(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=kept, check=False)
 
 
+@pytest.mark.slow
 def test_a_checkout_that_is_not_installed(tmp_path: Path) -> None:
     without = ran(tmp_path, "import nbcompile.passes")
     assert "No module named 'nbcompile'" in without.stderr

@@ -18,6 +18,7 @@ from nbcompile.core.blocks import sites
 from nbcompile.core.errors import CaptureError, CheckpointError, PreconditionError, UsageError
 from nbcompile.core.example import origin_of
 from nbcompile.testing import scramble_
+from tests.slow import one_in
 
 
 def conv_bn(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -143,7 +144,6 @@ class Odd(nn.Module):
 
 
 MODELS = [Small, Aliased, Shared, Buffers, Tied, Direct, Keyword, TwoInputs, Attention, Recurrent, Odd]
-RECURRENT_IS_SLOW = [pytest.param(cls, marks=[pytest.mark.slow] if cls is Recurrent else []) for cls in MODELS]
 
 
 def example(model: nn.Module, size: int = 16) -> tuple[Tensor, ...]:
@@ -201,7 +201,7 @@ def check_round_trip(model: nn.Module, inputs: tuple[Tensor, ...], path: Path, w
     assert same(again, tiny, inputs)
 
 
-@pytest.mark.parametrize("cls", RECURRENT_IS_SLOW)
+@pytest.mark.parametrize("cls", one_in(2, MODELS))
 def test_round_trip(cls: type[nn.Module], tmp_path: Path) -> None:
     model = scramble_(cls())
     check_round_trip(model, example(model), tmp_path / "a.pt", "all")
@@ -249,6 +249,7 @@ def test_real_networks(build: Callable[[], nn.Module], size: int, tmp_path: Path
     check_round_trip(model, (torch.randn(2, 3, size, size),), tmp_path / "a.pt", "first:2")
 
 
+@pytest.mark.slow
 def test_auxiliary_heads_are_kept(tmp_path: Path) -> None:
     model = scramble_(torchvision.models.googlenet(weights=None, aux_logits=True, init_weights=False))
     x = torch.randn(2, 3, 64, 64)

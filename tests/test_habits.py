@@ -190,7 +190,7 @@ def test_fuse_is_right_or_refuses_by_the_line(row: Habit) -> None:
         assert row.layers is None or len(cost(tiny, inputs).layers) == row.layers
 
 
-@rows("expand", fast=5)
+@rows("expand", fast=10)
 def test_expand_contracts_to_what_it_was(row: Habit) -> None:
     """All layers, slopes of 1; at ratio 1 and 2 in turn."""
     model, inputs = row.build(), row.example()

@@ -27,6 +27,7 @@ from nbcompile.core import record
 from nbcompile.core.errors import CheckpointError
 from nbcompile.core.serialization import bounds
 from tests.fuzz.seeds import Net
+from tests.slow import one_in
 
 Record = dict[str, Any]
 HEAD = "body._extra_state"
@@ -504,7 +505,7 @@ CODE = [
 ]
 
 
-@pytest.mark.parametrize("text", CODE)
+@pytest.mark.parametrize("text", one_in(2, CODE))
 def test_names_that_are_code(text: str, file: Path, canary: Path) -> None:
     for change in (
         lambda r: node(r, 0).update(target=text),
@@ -795,7 +796,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 PLACES = [p for p in places(GOOD) if p and p[0] != "format"]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=10)
 @given(st.lists(st.tuples(st.sampled_from(PLACES), JUNK, st.booleans()), min_size=1, max_size=3))
 def test_mutated_records(canary: Path, changes: list[tuple[tuple[Any, ...], Any, bool]]) -> None:
     payload = copy.deepcopy(GOOD)

@@ -50,13 +50,12 @@ def test_the_check_sees_a_breach() -> None:
     assert "nbcompile.passes" in {name for _, name in imported(file)}
 
 
-@pytest.mark.parametrize(
-    "file", [*SOURCES, *sorted((ROOT / "tests").rglob("*.py"))], ids=lambda p: str(p.relative_to(ROOT))
-)
-def test_imports_are_absolute_and_name_the_installed_package(file: Path) -> None:
-    for line, name in imported(file):
-        assert not name.startswith("."), f"line {line}: relative import"
-        assert name.split(".")[0] not in ("passes", "exporters"), f"line {line}: a second copy of {name}"
+def test_imports_are_absolute_and_name_the_installed_package() -> None:
+    """The bare names of two folders would load a second copy."""
+    files = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py"))]
+    found = [(file, line, name) for file in files for line, name in imported(file)]
+    assert len(found) > 3000
+    assert [one for one in found if one[2].startswith(".") or one[2].split(".")[0] in ("passes", "exporters")] == []
 
 
 def test_a_pass_has_one_name_everywhere() -> None:

@@ -105,7 +105,7 @@ def run_side_by_side(program: str, argument: str) -> None:
 
 
 def test_eight_threads_fuse_expand_and_run() -> None:
-    run_side_by_side(PROGRAM, "5")
+    run_side_by_side(PROGRAM, "2")
 
 
 @pytest.mark.slow

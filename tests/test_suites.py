@@ -74,6 +74,7 @@ def test_the_limit_is_where_doubling_gains_little(suites: Any, trained: list[Any
     assert one.limit("residual-91k") == 60
 
 
+@pytest.mark.slow
 def test_rows_run_for_half_of_the_longest_at_most(
     suites: Any, trained: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -87,6 +88,7 @@ def test_rows_run_for_half_of_the_longest_at_most(
     assert [run.told.epochs for run in trained if run.told.method == "tf-kd"] == [120] * 3
 
 
+@pytest.mark.slow
 def test_a_network_waits_until_the_one_before_is_known(suites: Any, trained: list[Any], tmp_path: Path) -> None:
     one = sitting(suites, tmp_path, settings=["vanilla", "KD, stored labels", "tf-KD"])
     first, second, third, *_ = carry_out(one, trained, jobs=16)
@@ -136,6 +138,7 @@ def test_rows_beside_vanilla_of_the_same_epochs_and_of_the_budget(
     assert found["missing"] == ["mobilenet-47k: vanilla", "mobilenet-47k: NetAug"]
 
 
+@pytest.mark.slow
 def test_a_row_that_costs_more_than_any_plain_run_stands_beside_the_longest(
     suites: Any, table: Any, trained: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -147,6 +150,7 @@ def test_a_row_that_costs_more_than_any_plain_run_stands_beside_the_longest(
     assert row["over_compute"]["mean"] == pytest.approx(0.7)
 
 
+@pytest.mark.slow
 def test_another_machine_goes_on_from_the_result_file(
     suites: Any, table: Any, trained: list[Any], tmp_path: Path
 ) -> None:
@@ -168,6 +172,7 @@ def test_another_machine_goes_on_from_the_result_file(
     assert made == [("residual-731k", "vanilla"), *expected]
 
 
+@pytest.mark.slow
 def test_rows_that_do_without_the_teacher_do_not_wait_for_it(suites: Any, trained: list[Any], tmp_path: Path) -> None:
     one = sitting(suites, tmp_path, settings=["KD, stored labels", "tf-KD"], networks=["residual-91k"])
     for epochs in (30, 60, 120):

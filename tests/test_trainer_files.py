@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import nbcompile
 from nbcompile.core.errors import CheckpointError
+from tests.slow import one_in
 
 X = torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(8) % 5
@@ -110,7 +111,7 @@ def test_plain_state_dict(file: Path) -> None:
     check(file, giant)
 
 
-@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("legacy", one_in(2, [False, True]))
 def test_model_and_optimizer(legacy: bool, file: Path, caplog: pytest.LogCaptureFixture) -> None:
     giant = make()
     optimizer = train(giant, giant)
@@ -207,7 +208,7 @@ def test_fabric(tmp_path: Path) -> None:
     check(tmp_path / "a.ckpt", giant)
 
 
-@pytest.mark.parametrize("cls", [Net, Aliased])
+@pytest.mark.parametrize("cls", one_in(2, [Aliased, Net]))
 def test_accelerate(cls: type[Net], tmp_path: Path) -> None:
     giant = make(cls)
     train(giant, giant)
@@ -218,6 +219,7 @@ def test_accelerate(cls: type[Net], tmp_path: Path) -> None:
     check(tmp_path / "unsafe" / "pytorch_model.bin", giant, cls)
 
 
+@pytest.mark.slow
 def test_ddp_of_a_compiled_giant(file: Path, gloo: None) -> None:
     giant = make()
     model = DistributedDataParallel(torch.compile(giant, backend="eager"))
@@ -257,7 +259,7 @@ def test_average_of_checkpoints(file: Path) -> None:
     check(file, giant)
 
 
-@pytest.mark.parametrize("cls", [Net, Aliased])
+@pytest.mark.parametrize("cls", one_in(2, [Aliased, Net]))
 def test_average_of_the_parameters_alone(cls: type[Net], file: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As torch_ema and diffusers keep it: a list, which is copied into the model when it is measured."""
     giant = make(cls)

@@ -22,6 +22,7 @@ from nbcompile.core.blocks import Stage, sites
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.numerics import relative_error
 from nbcompile.testing import scramble_
+from tests.slow import one_in
 
 STEPS = 6
 
@@ -238,7 +239,7 @@ def update(ema: nn.Module, model: nn.Module) -> None:
 
 
 @every_average
-@pytest.mark.parametrize("average_first", [True, False])
+@pytest.mark.parametrize("average_first", one_in(2, [True, False]))
 def test_ema_through_to_a_fused_average(giant: nn.Module, average: Average, average_first: bool) -> None:
     ema = average(giant)
     plt, optimizer = PLT(giant, STEPS, also=[averaged(ema)]), sgd(giant)
@@ -260,7 +261,7 @@ def test_ema_through_to_a_fused_average(giant: nn.Module, average: Average, aver
 
 
 @every_average
-@pytest.mark.parametrize("made_before", [True, False])
+@pytest.mark.parametrize("made_before", one_in(2, [False, True]))
 def test_an_average_without_also_is_recognised(giant: nn.Module, average: Average, made_before: bool) -> None:
     ema = average(giant) if made_before else None
     plt, optimizer = PLT(giant, STEPS), sgd(giant)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.slow import one_in
+
 LINE = "nbcompile: error: stopped; every output file is as it was, or new and whole\n"
 DSCNN = "nbcompile:dscnn"
 AT_AN_EVENT = """
@@ -55,7 +57,7 @@ def test_nothing_comes_before(tmp_path: Path) -> None:
 MODULES = ["nbcompile.cli.app", "typer", "nbcompile.deploy.options", "torch", "torch.fx", "nbcompile.fusion"]
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", one_in(2, MODULES))
 def test_while_importing(tmp_path: Path, module: str) -> None:
     done = stopped_when(importing(module), tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", LINE)

@@ -84,6 +84,7 @@ def test_a_terminal_shows_what_is_done_and_keeps_none_of_it(folder: Path) -> Non
     assert data.rindex(b"\x1b[?25h") > data.rindex(b"\x1b[?25l")  # the cursor is back
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_one_line(folder: Path) -> None:
     code, data = typed(folder, "fuse", "nbcompile:dscnn", "-o", "t.onnx", stop_at="writing t.onnx")
     assert code == 130

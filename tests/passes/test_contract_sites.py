@@ -16,6 +16,7 @@ from nbcompile.core.layers import LayerSpec
 from nbcompile.core.tracing.capture import capture
 from nbcompile.passes import ContractSites, ExpandSites
 from nbcompile.testing import check_pass, scramble_
+from tests.slow import one_in
 
 NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
@@ -63,7 +64,7 @@ SHAPES = [
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("norm", [True, False])
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("bias", one_in(2, [True, False]))
 @pytest.mark.parametrize("kind", CONVS)
 def test_every_convolution_comes_back(kind: str, bias: bool, norm: bool) -> None:
     """Every block, on the full map, at an odd and an even size."""

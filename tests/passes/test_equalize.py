@@ -16,6 +16,7 @@ from nbcompile.deploy.deploy_form import deploy
 from nbcompile.passes.base import PassResult
 from nbcompile.passes.equalize import BALANCED, Equalize
 from nbcompile.testing import check_pass, enliven_
+from tests.slow import one_in
 
 X = torch.randn(2, 4, 9, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -309,7 +310,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", one_in(3, NETWORKS))
 def test_networks(name: str) -> None:
     size = 160 if name == "vit" else 65
     x = torch.randn(2, 3, size, size, dtype=torch.float64)

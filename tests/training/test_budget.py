@@ -94,6 +94,7 @@ def test_a_budget_that_nothing_fits_is_refused() -> None:
             within_budget(TrainConfig(**options), prices)
 
 
+@pytest.mark.slow
 def test_a_run_says_its_budget_and_a_resumed_one_has_the_same_epochs(
     net_for: Callable[[], nn.Module], tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from nbcompile.training import TrainConfig, train
 from nbcompile.training.batch import Batch
 from nbcompile.training.methods import METHODS
 from nbcompile.training.recorded import Recorded, StepRecorder, recorder_on, with_strides_of
+from tests.slow import one_in
 
 Step = Callable[[], None]
 
@@ -189,7 +190,7 @@ def test_what_does_not_go_with_it(options: dict[str, Any], said: str) -> None:
         TrainConfig(data="digits", cuda_graphs=True, **options)
 
 
-@pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.alike])
+@pytest.mark.parametrize("name", one_in(3, [name for name, row in METHODS.items() if row.alike]))
 def test_every_method_that_says_so_trains_alike(
     name: str, net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

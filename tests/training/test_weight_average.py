@@ -13,6 +13,7 @@ from nbcompile.core.blocks import sites
 from nbcompile.training import TrainConfig, train
 from nbcompile.training.data.load import load_data
 from nbcompile.training.weight_average import Average
+from tests.slow import one_in
 
 
 class Net(nn.Module):
@@ -73,6 +74,7 @@ def test_it_begins_anew_wherever_slopes_move() -> None:
     assert torch.equal(again.model.state_dict()["conv.weight"], average.model.state_dict()["conv.weight"])
 
 
+@pytest.mark.slow
 def test_while_slopes_rise_it_is_as_good_as_the_last_weights(net: nn.Module, tmp_path: Path) -> None:
     def accuracies(ema: float) -> list[float]:
         config = TrainConfig(
@@ -112,7 +114,7 @@ def test_goes_on_from_its_state() -> None:
     assert all(map(torch.equal, one.model.state_dict().values(), two.model.state_dict().values()))
 
 
-@pytest.mark.parametrize("method", ["vanilla", "netbooster"])
+@pytest.mark.parametrize("method", one_in(2, ["vanilla", "netbooster"]))
 def test_the_average_is_measured_and_written_and_does_not_touch_the_training(
     net: nn.Module, tmp_path: Path, method: str
 ) -> None:

@@ -132,6 +132,7 @@ def test_best_is_read_back(resumed: TrainResult) -> None:
     assert right / 360 == pytest.approx(max(epoch.val_accuracy for epoch in linear), abs=1.5 / 360)
 
 
+@pytest.mark.slow
 def test_another_run_takes_the_place_of_a_finished_one(net: nn.Module, tmp_path: Path) -> None:
     train(net, TrainConfig(**OPTIONS), tmp_path / "trained.pt")
     again = train(net, TrainConfig(**(OPTIONS | {"method": "vanilla", "epochs": 2})), tmp_path / "trained.pt")
