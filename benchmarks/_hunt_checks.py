@@ -21,6 +21,9 @@ from nbcompile.core.layers import CONVOLUTIONS
 from nbcompile.core.numerics import flatten, relative_error
 from nbcompile.testing import scramble_
 
+STEPS = (1e-7, 1e-4, 1e-2)
+"""By how much of their size the weights of a giant move in training."""
+
 LIMIT = 1e-10
 NOTHING = 1e-13
 ONNX_LIMIT = 1e-4
@@ -59,6 +62,19 @@ def check_expand(one: Network, _: Path) -> None:
     compare(one, tiny, giant, "fuse of the giant")
     compare(one, taken, giant, "the original with the fused weights")
     compare(one, nbcompile.fuse(giant, "all"), giant, "deploy form of the giant")
+
+
+def check_trained(one: Network, _: Path) -> None:
+    """A giant that could be made is fused, whatever training does to its numbers, be it next to nothing."""
+    for dtype in (torch.float32, torch.float64):
+        inputs = change_tensors(lambda x, to=dtype: x.to(to) if x.is_floating_point() else x, one.example())
+        for preserve in (True, False):
+            for step in STEPS:
+                giant = expanded(one.build().to(dtype), inputs, ratio=1 + one.seed % 2, preserve=preserve)
+                try:
+                    nbcompile.fuse(trained_(giant, step, silent=bool(one.seed // 2 % 2)))
+                except NBCompileError as error:
+                    raise WrongError("wrong", f"a giant that is trained is refused, at {step}: {error}") from error
 
 
 def check_save(one: Network, folder: Path) -> None:
@@ -114,6 +130,24 @@ def expanded(model: nn.Module, inputs: Inputs, ratio: int = 1, **options: Any) -
 def linear_(giant: nn.Module) -> nn.Module:
     """Norms scrambled, slopes of 1."""
     scramble_(giant, seed=1)
+    for block in sites(giant).values():
+        block.slope.fill_(1)
+    return giant.eval()
+
+
+def trained_(giant: nn.Module, step: float, silent: bool) -> nn.Module:
+    """All weights moved at random by ``step`` of their size, slopes of 1.
+
+    With ``silent``, two channels of each layer with a bias are below 0 everywhere, and 0 behind a ReLU.
+    """
+    torch.manual_seed(0)
+    for module in giant.modules() if silent else ():
+        bias = getattr(module, "bias", None)
+        if isinstance(bias, Tensor) and bias.numel() > 2:
+            bias[:2] -= 20
+    for parameter in giant.parameters():
+        if parameter.requires_grad and parameter.is_floating_point():
+            parameter += step * torch.randn_like(parameter) * (parameter.abs().mean() + 1e-3)
     for block in sites(giant).values():
         block.slope.fill_(1)
     return giant.eval()

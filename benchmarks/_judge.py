@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from _hunt_checks import check_expand, check_fuse, check_onnx, check_save, check_tflite, runs
+from _hunt_checks import check_expand, check_fuse, check_onnx, check_save, check_tflite, check_trained, runs
 from _random_networks import Network
 from _unchanged import WrongError
 
@@ -20,6 +20,7 @@ SECONDS = 120
 STEPS = {
     "fuse": check_fuse,
     "expand": check_expand,
+    "trained": check_trained,
     "save": check_save,
     "onnx": check_onnx,
     "tflite": check_tflite,

@@ -7,6 +7,8 @@ batch sizes one after the other and at another height and width, where the netwo
 1. ``fuse`` against the network; its optional arguments, given later: right or refused.
 2. ``expand`` of all layers, norms scrambled, slopes to 1, ``fuse``: against the giant, as the original's class and as
    the deploy form; and the giant that preserves the layers against the network.
+   With ``--only trained``: giants of both dtypes whose weights moved by little or much, beside channels that are silent
+   on the example: none that could be made may be refused.
 3. ``save``, ``load`` without the class, ``fuse``: of the giant; of the network where it has no giant.
 4. ONNX of some (``--onnx``): ``verify`` of the file against its own network, and ONNX Runtime at two batch sizes, in
    float32.
@@ -47,7 +49,7 @@ def main() -> None:
     made.add_argument("--minutes", type=float, help="no network is begun later")
     made.add_argument("--onnx", type=int, default=0, help="how many of them are exported to ONNX, too")
     made.add_argument("--tflite", type=int, default=0, help="how many of them are exported to float TFLite, too")
-    made.add_argument("--only", choices=("onnx", "tflite"), help="this export of all of them, and no other check")
+    made.add_argument("--only", choices=("trained", "onnx", "tflite"), help="this of all of them, and no other check")
     made.add_argument("--one", type=int, help="print this network and what is found; nothing is written")
     made.add_argument("--shrink", action="store_true", help="with --one: print what is left when all is gone that can")
     args = made.parse_args()

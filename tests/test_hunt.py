@@ -100,6 +100,16 @@ def test_the_judge_sees_a_broken_fuse(hunt: Any, monkeypatch: pytest.MonkeyPatch
     assert (str(number) in results["bad"]) == (verdict != "refused" or found.worst() not in hunt.GOOD)
 
 
+def test_a_trained_giant_that_is_refused_is_wrong(hunt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    number = next(
+        n for n in range(100) if hunt.judge(hunt.network(n), ("trained",)).steps.get("trained") == ("right", "")
+    )
+    monkeypatch.setattr(nbcompile, "fuse", broken("refused"))
+    verdict, sentence = hunt.judge(hunt.network(number), ("trained",)).steps["trained"]
+    assert verdict == "wrong"
+    assert sentence.startswith("a giant that is trained is refused, at 1e-07: network_0.py:12")
+
+
 def test_a_refusal_names_a_place(hunt: Any) -> None:
     assert hunt.placed("Net cannot be captured: network_3.py:12 in forward: no", 3)
     assert hunt.placed("'part.conv' is in the way", 3)
