@@ -12,7 +12,7 @@ import onnx
 import onnx.checker
 import onnx.inliner
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper, shape_inference
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
 from nbcompile.core.errors import CheckpointError
@@ -192,10 +192,11 @@ def _infer(model: ModelProto, path: str | PathLike[str]) -> ModelProto:
     for value in bare.graph.output:
         value.type.tensor_type.ClearField("shape")
     try:
-        while True:
+        for _ in range(_ROUNDS):
             found = shape_inference.infer_shapes(bare, check_type=True, strict_mode=True, data_prop=True)
             if not _store_numbers(bare, _sizes(found)):
-                return found
+                break
+        return found
     except shape_inference.InferenceError as error:
         reason = str(error).strip().splitlines()[-1]
         raise CheckpointError(f"{path}: its shapes do not fit together ({reason})") from error
@@ -208,6 +209,8 @@ _OF_NUMBERS = (
 """Operators that compute sizes from sizes, and make no more numbers than they read."""
 
 _FEW = 64
+_ROUNDS = 20
+"""Of what is computed from the sizes of what was computed from sizes: a file may be made to take long."""
 
 
 def _store_numbers(model: ModelProto, sizes: InputSizes) -> bool:
@@ -223,14 +226,21 @@ def _store_numbers(model: ModelProto, sizes: InputSizes) -> bool:
     graph = model.graph
     stored = [x for x in graph.initializer if math.prod(x.dims) <= _FEW and x.data_type == TensorProto.INT64]
     known = {tensor.name: numpy_helper.to_array(tensor) for tensor in stored}
+    outputs = {value.name for value in graph.output}
     done = []
     for node in graph.node:
+        if outputs & {*node.output}:
+            continue
         if node.op_type == "Shape" and node.input[0] in sizes:
             options = {attribute.name: attribute.i for attribute in node.attribute}
             found = np.array(sizes[node.input[0]][options.get("start") : options.get("end")], np.int64)
         elif node.op_type in _OF_NUMBERS and node.input and all(name in known for name in node.input if name):
-            results: Any = ReferenceEvaluator(node).run(None, {name: known[name] for name in node.input if name})
-            found = np.asarray(results[0])
+            alone = helper.make_graph([node], "it", [], [helper.make_empty_tensor_value_info(node.output[0])])
+            try:
+                run: Any = ReferenceEvaluator(helper.make_model(alone, opset_imports=model.opset_import)).run
+                found = np.asarray(run(None, {name: known[name] for name in node.input if name})[0])
+            except Exception:  # what it does not know stays as ONNX infers it
+                continue
         else:
             continue
         if found.dtype == np.int64 and found.size <= _FEW:

@@ -9,6 +9,9 @@ from ai_edge_litert import schema_py_generated as schema
 
 from nbcompile.exporters.to_tflite.file.flatbuffer import pack, read_file, unpack
 
+_WORTH_IT = 256
+"""Bytes."""
+
 
 def add_buffer(model: Any, values: np.ndarray) -> int:
     """The number of a new buffer with ``values``."""
@@ -66,9 +69,13 @@ def drop_unused_codes(model: Any) -> None:
 
 
 def stored_once(content: bytes) -> bytes:
-    """The file with one buffer for all constants of equal bytes: what a layer that is called several times reads."""
-    held = [tensor.data.tobytes() for tensor in read_file(content).tensors if tensor.data is not None]
-    if len({*held}) == len(held):
+    """The file with one buffer for all constants of equal bytes: what a layer that is called several times reads.
+
+    Where that saves next to nothing it stays as it is: constants are aligned, which takes some bytes.
+    """
+    constants = [tensor.data for tensor in read_file(content).tensors if tensor.data is not None and tensor.data.size]
+    held = {x.__array_interface__["data"][0]: x.tobytes() for x in constants}
+    if sum(map(len, held.values())) - sum(map(len, {*held.values()})) < _WORTH_IT:
         return content
     model = unpack(content)
     first: dict[bytes, int] = {}
@@ -80,4 +87,4 @@ def stored_once(content: bytes) -> bytes:
     for number, buffer in enumerate(model.buffers):
         if number not in used:
             buffer.data = None
-    return min(pack(model), content, key=len)  # small constants take less than their alignment
+    return min(pack(model), content, key=len)

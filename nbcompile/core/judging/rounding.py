@@ -90,7 +90,7 @@ class _SaturatingFunctions(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._generator = generator
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
+        name = getattr(func, "overloadpacket", func).__name__
         scale = args[0].detach().clone() if name in self.AT_THEIR_INPUT else 1.0
         y = func(*args, **(kwargs or {}))
         if name in self.AT_ONE + self.AT_THEIR_INPUT and y.is_floating_point():

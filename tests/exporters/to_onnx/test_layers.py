@@ -248,3 +248,26 @@ def test_layers_in_branches_are_refused(path: Path) -> None:
     for nodes in ([flag, node], [flag, outer]):
         with pytest.raises(CheckpointError, match=r"node 'node_if' \(If\) has layers inside a branch or loop"):
             onnx_layers(write(path, nodes, {"w": (3, 3)}, [1, 3]))
+
+
+@pytest.mark.parametrize("opset", [11, 13, 21])
+def test_sizes_that_a_graph_computes_are_known(opset: int, tmp_path: Path) -> None:
+    """Queries are repeated once a sample, as exporters write it; until opset 13 axes were no input."""
+    numbers = {"first": np.array(0), "axis": np.array([0]), "once": np.array([1])}
+    weights = {"queries": np.ones((1, 4), np.float32), "f.weight": np.ones((4, 5), np.float32)}
+    unsqueeze = {"inputs": ["batch"], "axes": [0]} if opset < 13 else {"inputs": ["batch", "axis"]}
+    nodes = [
+        helper.make_node("Shape", ["x"], ["sizes"]),
+        helper.make_node("Gather", ["sizes", "first"], ["batch"]),
+        helper.make_node("Unsqueeze", outputs=["row"], **unsqueeze),
+        helper.make_node("Concat", ["row", "once"], ["times"], axis=0),
+        helper.make_node("Tile", ["queries", "times"], ["repeated"]),
+        helper.make_node("MatMul", ["repeated", "f.weight"], ["y"]),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size]) for name, size in (("x", 4), ("y", 5)))
+    stored = [numpy_helper.from_array(value, name) for name, value in (numbers | weights).items()]
+    graph = helper.make_graph(nodes, "it", [x], [y], stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    onnx.save(model, tmp_path / "it.onnx")
+    (layer,) = onnx_layers(tmp_path / "it.onnx")
+    assert (layer.name, layer.macs, layer.params) == ("f", 20, 20)
