@@ -81,3 +81,18 @@ def test_a_gate_rounds_by_where_it_is_open(gate: nn.Module, at: float) -> None:
     assert judge(model, [((x,), wanted)], [closed]).passed
     ajar = closed + x * torch.tensor([0.0, 1e-5 if isinstance(gate, nn.Sigmoid) else 2e-4])
     assert not judge(model, [((x,), wanted)], [ajar]).passed
+
+
+class AboveAConstant(nn.Module):
+    """What varies by 0.1 about 100, beside ordinary values, and random numbers."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.stack((x * 0.1 + 100, x * 1000), 1), torch.rand(3)
+
+
+def test_numbers_round_in_networks_that_draw_random_ones_too() -> None:
+    model, x = AboveAConstant(), torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    wanted, drawn = model(x)
+    digit = 100 * torch.finfo(torch.float32).eps * torch.tensor([1.0, 0.0])[:, None]
+    assert judge(model, [((x,), (wanted, drawn))], [(wanted + digit, drawn)]).passed
+    assert not judge(model, [((x,), (wanted, drawn))], [(wanted + 20 * digit, drawn)]).passed
