@@ -64,7 +64,8 @@ def compose(first: AffineMap, second: AffineMap) -> AffineMap:
     Raises:
         NotExact: as :func:`composed`, which decides.
     """
-    whole = composed(first.geometry, second.geometry, shift_fits=_border_fits(first, second))
+    plain = composed.__wrapped__  # torch.compile, which traces this, warns of caches
+    whole = plain(first.geometry, second.geometry, shift_fits=_border_fits(first, second))
     return AffineMap.of(whole, _full_convolution(first, second, whole), carried(second, first.bias), first.pad_value)
 
 
