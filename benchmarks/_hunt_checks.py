@@ -21,7 +21,7 @@ from nbcompile.core.layers import CONVOLUTIONS
 from nbcompile.core.numerics import flatten, relative_error
 from nbcompile.testing import scramble_
 
-STEPS = (1e-7, 1e-4, 1e-2)
+MOVES = (1e-7, 1e-4, 1e-2)
 """By how much of their size the weights of a giant move in training."""
 
 LIMIT = 1e-10
@@ -69,7 +69,7 @@ def check_trained(one: Network, _: Path) -> None:
     for dtype in (torch.float32, torch.float64):
         inputs = change_tensors(lambda x, to=dtype: x.to(to) if x.is_floating_point() else x, one.example())
         for preserve in (True, False):
-            for step in STEPS:
+            for step in MOVES:
                 giant = expanded(one.build().to(dtype), inputs, ratio=1 + one.seed % 2, preserve=preserve)
                 try:
                     nbcompile.fuse(trained_(giant, step, silent=bool(one.seed // 2 % 2)))

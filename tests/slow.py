@@ -4,10 +4,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from _pytest.mark import ParameterSet
 
 
-def one_in(number: int, rows: Iterable[Any]) -> list[ParameterSet]:
+def one_in(number: int, rows: Iterable[Any]) -> list[Any]:
     """``rows`` as parameters: the first of each ``number`` is fast, the others are slow.
 
     Args:
