@@ -16,6 +16,7 @@ from nbcompile.core.words import first_line
 from nbcompile.exporters.one_at_a_time import one_at_a_time
 from nbcompile.exporters.program import UncapturedError, place, program_of
 from nbcompile.exporters.to_tflite.lower.constant_places import with_constant_places
+from nbcompile.exporters.to_tflite.lower.in_others import IN_OTHERS
 from nbcompile.exporters.to_tflite.lower.ops.table import HANDLERS
 from nbcompile.exporters.to_tflite.lower.same_network import differ_in_weights, weights_of
 from nbcompile.exporters.to_tflite.once import once
@@ -74,6 +75,8 @@ def _constants(program: ExportedProgram, graph: nn.Module) -> dict[str, Any] | N
 
 def _program(graph: nn.Module, inputs: Inputs) -> ExportedProgram:
     table = torch.export.default_decompositions()
+    for name, form in IN_OTHERS.items():
+        table[_overload(name)] = form
     for name in HANDLERS:
         table.pop(_overload(name), None)  # type: ignore[no-untyped-call]
     try:
@@ -85,6 +88,11 @@ def _program(graph: nn.Module, inputs: Inputs) -> ExportedProgram:
         ) from error
     except Exception as error:  # decompositions raise many kinds
         raise ExportError(f"{type(graph).__name__} cannot be decomposed for TFLite: {first_line(error)}") from error
+    for node in program.graph.find_nodes(op="call_function", target=torch.ops.higher_order.with_effects):
+        raise ExportError(
+            f"{type(graph).__name__} calls aten.{aten_name(node.args[1])}{place(node)}, which does more than give a "
+            "result: replace it, or export to .onnx"
+        )
     _keep_outputs(program, type(graph).__name__)
     return program
 

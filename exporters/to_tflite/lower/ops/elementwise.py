@@ -1,9 +1,10 @@
 """Element by element: activations, arithmetic, comparisons. They keep the layout of what they read."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,19 @@ def binary(f: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> Callable[..., Valu
 def comparison(name: str, f: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> dict[str, Callable[..., Value]]:
     """The rows of a comparison, with a number and with another value."""
     return dict.fromkeys((f"{name}.Scalar", f"{name}.Tensor"), binary(f))
+
+
+def of_truths(f: Callable[..., tf.Tensor]) -> Callable[..., Value]:
+    """The handler of a function of booleans, which numbers are where they are not 0."""
+
+    def handler(*operands: Operand) -> Value:
+        truths = [
+            _as(x, torch.bool) if _dtype(x) == torch.bool else elementwise(tf.not_equal, *_operands(x, 0))
+            for x in operands
+        ]
+        return elementwise(f, *truths)
+
+    return handler
 
 
 def _operands(a: Operand, b: Operand) -> tuple[Value | Tensor, Value | Tensor]:
@@ -66,15 +80,29 @@ def sub(a: Operand, b: Operand, *, alpha: Number = 1) -> Value:
 
 
 def mul(a: Operand, b: Operand) -> Value:
-    """``a * b``."""
-    return elementwise(tf.multiply, *_operands(a, b))
+    """``a * b``; of booleans, whether both hold."""
+    a, b = _operands(a, b)
+    return elementwise(tf.logical_and if _dtype(a) == torch.bool else tf.multiply, a, b)
 
 
 def div(a: Operand, b: Operand) -> Value:
     """``a / b``; by a constant: times its inverse, which integers can be multiplied with."""
     if isinstance(b, Value):
         return elementwise(tf.divide, _as(a, torch.float32), _as(b, torch.float32))
-    return mul(a, 1 / b)
+    return mul(a, 1 / torch.as_tensor(b))
+
+
+def div_rounded(a: Operand, b: Operand, *, rounding_mode: str | None = None) -> Value:
+    """``a / b``, down to a whole number, or towards zero."""
+    if rounding_mode == "floor":
+        return elementwise(tf.math.floordiv, *_operands(a, b))
+    quotient = div(a, b)
+    if rounding_mode is None:
+        return quotient
+    if not any(_dtype(x).is_floating_point for x in (a, b)):
+        raise LoweringError("it divides whole numbers towards zero", "use rounding_mode='floor'")
+    whole = tf.where(quotient.tensor < 0, tf.math.ceil(quotient.tensor), tf.floor(quotient.tensor))
+    return quotient.like(whole)
 
 
 def hardtanh(x: Value, low: Number = -1.0, high: Number = 1.0) -> Value:
@@ -157,11 +185,17 @@ def pow_(x: Value, exponent: Operand) -> Value:
     return elementwise(tf.pow, *_operands(x, exponent))
 
 
+def atan2(y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """One ATAN2, which takes operands of one shape."""
+    shape = np.broadcast_shapes(tuple(y.shape), tuple(x.shape))
+    return tf.atan2(*(one if tuple(one.shape) == shape else tf.broadcast_to(one, shape) for one in (y, x)))
+
+
 def where(condition: Value | Tensor, a: Operand, b: Operand) -> Value:
     """``a`` where the condition holds, else ``b``; a condition that is constant costs a product and a sum."""
     a, b = (x if isinstance(x, Value) else _finite(x) for x in (a, b))
     if isinstance(condition, Value):
-        return elementwise(tf.where, condition, *_floats(a, b))
+        return elementwise(tf.where, condition, *_operands(a, b))
     keep = condition.to(torch.float32)
     return add_scaled(mul(a, keep), mul(b, 1 - keep)) if not _is_zero(b) else mul(a, keep)
 
@@ -174,15 +208,6 @@ def _finite(x: Tensor | Number) -> Tensor | Number:
     return torch.where(values.isinf(), torch.sign(values) * MASKED, values)
 
 
-def _floats(*operands: Operand) -> list[Value | Tensor]:
-    """Numbers become constants, of whole numbers where a value beside them is of these."""
-    whole = any(isinstance(x, Value) and not x.tensor.dtype.is_floating for x in operands)
-    return [
-        x if isinstance(x, Value | Tensor) else torch.tensor(x, dtype=None if whole else torch.float32)
-        for x in operands
-    ]
-
-
 def _is_zero(x: Operand) -> bool:
     return not isinstance(x, Value) and bool((torch.as_tensor(x) == 0).all())
 
@@ -193,26 +218,6 @@ def masked_fill(x: Value, mask: Value | Tensor, fill: Number | Tensor) -> Value:
         return add_scaled(x, torch.where(mask, fill, 0.0))
     return where(mask, fill, x)
 
-
-def put_where(
-    x: Value, indices: Sequence[Value | Tensor | None], value: Value | Tensor, accumulate: bool = False
-) -> Value:
-    """``x[mask] = value`` for one number; also ``x[:, places] = value``, where the places are constant."""
-    if accumulate or math.prod(value.shape) != 1:
-        raise LoweringError("it writes many numbers where numbers say", _WRITE)
-    if not any(isinstance(places, Value) for places in indices):
-        constant_mask = torch.zeros(x.shape, dtype=torch.bool)
-        at: Any = tuple(slice(None) if places is None else places for places in indices)
-        constant_mask[at] = True
-        return where(constant_mask, value, x)
-    mask = indices[0]
-    if len(indices) != 1 or mask is None or _dtype(mask) != torch.bool:
-        raise LoweringError("it writes where numbers say", _WRITE)
-    shape = (*mask.shape, *(1,) * (x.rank - len(mask.shape)))
-    return where(mask.reshaped(shape) if isinstance(mask, Value) else mask.reshape(shape), value, x)
-
-
-_WRITE = "write slices, or one number where a mask of all elements is set"
 
 MOST_FACTORS = 8
 """Of a power; of more, the products' own rounding would add up."""
@@ -258,24 +263,29 @@ ELEMENTWISE_OPS: Mapping[str, Callable[..., Any]] = {
     "sin": unary(tf.sin),
     "cos": unary(tf.cos),
     "floor": unary(tf.floor),
+    "ceil": unary(tf.math.ceil),
+    "round": unary(tf.round),
+    "atan2": binary(atan2),
     "add.Tensor": add_scaled,
     "sub.Tensor": sub,
     "rsub.Scalar": lambda x, y, alpha=1: sub(y, x, alpha=alpha),
-    "mul.Tensor": mul,
+    **dict.fromkeys(("mul.Tensor", "mul.Scalar"), mul),
     "div.Tensor": div,
+    "div.Tensor_mode": div_rounded,
+    **dict.fromkeys(("remainder.Tensor", "remainder.Scalar"), binary(tf.math.floormod)),
     **dict.fromkeys(("pow.Tensor_Scalar", "pow.Tensor_Tensor"), pow_),
     "maximum": binary(tf.maximum),
     "minimum": binary(tf.minimum),
     **dict.fromkeys(("where.self", "where.ScalarOther"), where),
     **dict.fromkeys(("masked_fill.Scalar", "masked_fill.Tensor"), masked_fill),
-    "index_put": put_where,
     **comparison("gt", tf.greater),
     **comparison("ge", tf.greater_equal),
     **comparison("lt", tf.less),
     **comparison("le", tf.less_equal),
     **comparison("eq", tf.equal),
     **comparison("ne", tf.not_equal),
-    **dict.fromkeys(("logical_and", "bitwise_and.Tensor"), binary(tf.logical_and)),
-    **dict.fromkeys(("logical_or", "bitwise_or.Tensor"), binary(tf.logical_or)),
-    **dict.fromkeys(("logical_not", "bitwise_not"), unary(tf.logical_not)),
+    **dict.fromkeys(("logical_and", "bitwise_and.Tensor"), of_truths(tf.logical_and)),
+    **dict.fromkeys(("logical_or", "bitwise_or.Tensor"), of_truths(tf.logical_or)),
+    **dict.fromkeys(("logical_xor", "bitwise_xor.Tensor"), of_truths(tf.not_equal)),
+    **dict.fromkeys(("logical_not", "bitwise_not"), of_truths(tf.logical_not)),
 }

@@ -35,8 +35,12 @@ def matmul(a: Value | Tensor, b: Value | Tensor) -> Value:
     """One FULLY_CONNECTED with a constant matrix on the right, else one BATCH_MATMUL."""
     if isinstance(a, Value) and isinstance(b, Tensor) and b.ndim == 2 and a.rank >= 2:
         return linear(a, b.T)
-    if min(len(a.shape), len(b.shape)) < 2:
-        raise LoweringError("it multiplies a matrix and a vector", "give the vector a dimension of size 1 (unsqueeze)")
+    if len(a.shape) < 2:
+        rows = matmul(_reshaped(a, (1, *a.shape)), b)
+        return rows.reshaped((*rows.shape[:-2], *rows.shape[-1:]) if len(b.shape) > 1 else ())
+    if len(b.shape) < 2:
+        columns = matmul(a, _reshaped(b, (*b.shape, 1)))
+        return columns.reshaped(columns.shape[:-1])
     rank = max(len(a.shape), len(b.shape))
     (left, turn_left), (right, turn_right) = _matrices(a, rank), _matrices(b, rank)
     return Value.of(tf.matmul(left, right, transpose_a=turn_left, transpose_b=turn_right))
@@ -52,9 +56,14 @@ def _matrices(x: Value | Tensor, rank: int) -> tuple[Any, bool]:
     return x.arranged([*range(rank - 2), *((columns, rows) if turned else (rows, columns))]).tensor, turned
 
 
-def addmm(bias: Tensor, x: Value, weight: Tensor) -> Value:
-    """``bias + x @ weight``."""
-    return add_scaled(matmul(x, weight), bias)
+def _reshaped(x: Value | Tensor, shape: Sequence[int]) -> Value | Tensor:
+    return x.reshaped(shape) if isinstance(x, Value) else x.reshape(*shape)
+
+
+def addmm(bias: Tensor, x: Value, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Value:
+    """``beta * bias + alpha * x @ weight``."""
+    product = matmul(x, weight)
+    return add_scaled(product if alpha == 1 else mul(product, alpha), bias if beta == 1 else mul(bias, beta))
 
 
 def attention(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import tf
 from nbcompile.exporters.to_tflite.lower.layout import axis_of
+from nbcompile.exporters.to_tflite.lower.ops.elementwise import where
 from nbcompile.exporters.to_tflite.lower.ops.shape import cat, expand_sizes, picked, repeat
 from nbcompile.exporters.to_tflite.lower.refusal import LoweringError
 from nbcompile.exporters.to_tflite.lower.value import Value
@@ -145,8 +146,34 @@ def _some(x: Value | Tensor, dim: int, places: Sequence[int]) -> Value | Tensor:
 
 _CONSTANT = "choose with slices, or at constant places"
 
+
+def put_where(
+    x: Value, indices: Sequence[Value | Tensor | None], value: Value | Tensor, accumulate: bool = False
+) -> Value:
+    """``x[mask] = value`` for one number; also ``x[:, places] = value``, where the places are constant."""
+    if accumulate or math.prod(value.shape) != 1:
+        raise LoweringError("it writes many numbers where numbers say", _WRITE)
+    if not any(isinstance(places, Value) for places in indices):
+        constant_mask = torch.zeros(x.shape, dtype=torch.bool)
+        at: Any = tuple(slice(None) if places is None else places for places in indices)
+        constant_mask[at] = True
+        return where(constant_mask, value, x)
+    mask = indices[0]
+    if len(indices) != 1 or mask is None or not _is_mask(mask):
+        raise LoweringError("it writes where numbers say", _WRITE)
+    shape = (*mask.shape, *(1,) * (x.rank - len(mask.shape)))
+    return where(mask.reshaped(shape) if isinstance(mask, Value) else mask.reshape(shape), value, x)
+
+
+def _is_mask(x: Value | Tensor) -> bool:
+    return bool(x.tensor.dtype.is_bool) if isinstance(x, Value) else x.dtype == torch.bool
+
+
+_WRITE = "write slices, or one number where a mask of all elements is set"
+
 SCATTER_OPS: Mapping[str, Callable[..., Any]] = {
     "index.Tensor": index,
+    "index_put": put_where,
     "index_select": index_select,
     "gather": gather,
     "slice_scatter": slice_scatter,

@@ -242,7 +242,7 @@ def test_patches_become_tokens_without_a_transpose() -> None:
 ERRORS = {
     "no such operator": (
         lambda m, x: m[0](x).cumprod(1),
-        r"aten\.cumprod in the network itself.*: TFLite has no operator for it; replace it, or export to \.onnx",
+        r"aten\.cumprod in the network itself.*: nbcompile has no TFLite form of it; replace it, or export to \.onnx",
     ),
     "random numbers": (lambda m, x: x + torch.rand(4), r"aten\.rand.*: it draws random numbers; remove it, or make"),
     "a value that Python reads": (
@@ -277,9 +277,21 @@ ERRORS = {
         lambda m, x: F.scaled_dot_product_attention(x[:, [0, 0, 0, 0]], x[:, :2], x[:, :2], enable_gqa=True),
         r"index|heads share keys \(enable_gqa\); repeat the keys",
     ),
-    "matrix and vector": (
-        lambda m, x: x @ x[0, 0, 0],
-        r"matmul.*it multiplies a matrix and a vector; give the vector a",
+    "an effect": (
+        lambda m, x: torch.linalg.inv(x[..., :4, :4]),
+        r"^Net calls aten\._linalg_check_errors at .*, which does more than give a result: replace it, or export to",
+    ),
+    "windows that move in two dimensions": (
+        lambda m, x: F.avg_pool3d(x[:, None], (1, 2, 2)),
+        r"aten\.avg_pool3d in the network itself.*: nbcompile has no TFLite form of it; replace it, or export to",
+    ),
+    "whole numbers towards zero": (
+        lambda m, x: x.argmax(1).div(2, rounding_mode="trunc"),
+        r"aten\.div\.\w+_mode in .*: it divides whole numbers towards zero; use rounding_mode='floor'$",
+    ),
+    "another distance": (
+        lambda m, x: torch.cdist(x, x, p=3),
+        r"aten\._cdist_forward in the network itself.*: nbcompile has no TFLite form of it; replace it, or export",
     ),
     "computed places": (
         lambda m, x: x[:, x[0, :, 0, 0].argsort()],

@@ -359,6 +359,75 @@ CASES: dict[str, Case] = {
     ),
     "one of the classes": of("odd", lambda _, x: F.one_hot(x.argmax(1), 4).float().transpose(1, 3).mean(1)),
     "written at constant places": of("odd", put_at_places),
+    "rounded": of(
+        "odd",
+        lambda _, x: x.ceil() + (3 * x).round() + x.trunc() + x.frac() + x.fmod(0.7) + x.fmod(x.flip(1).abs() + 1)
+        + (x // 0.3) + x.div(0.3, rounding_mode="trunc") + x.div(x.abs() + 1, rounding_mode="trunc")
+        + (x.argmax(1, True) * 7) // 3 + x.div(2, rounding_mode=None)
+        + x.remainder(0.7) + x.remainder(x.flip(1).abs() + 1) + (x.argmax(1, True) * 7).remainder(3),
+    ),
+    "logarithms and exponentials": of(
+        "odd",
+        lambda _, x: x.abs().log1p() + (x.abs() + 1).log2() + (x.abs() + 1).log10() + x.exp2() + x.expm1() + x.sinh()
+        + x.cosh() + torch.logaddexp(x, -3 * x),
+    ),
+    "angles": of(
+        "odd",
+        lambda _, x: x.sin().tan() + x.atan() + x.tanh().asin() + x.tanh().acos() + (x * x + 1).acosh()
+        + (x * 0.1).tanh().atanh() + 5 * torch.atan2(x, x.flip(1)) + torch.hypot(x, x.flip(1)) + (x * 99).asinh(),
+    ),
+    "no numbers": of(
+        "odd",
+        lambda _, x: (x / x.relu().sign()).nan_to_num(posinf=3, neginf=-4) + (x.relu() / x.relu()).nan_to_num(2)
+        + (-1 / x.relu()).clamp(min=-5).nan_to_num() + torch.heaviside(x.relu(), torch.tensor(0.5))
+        + 2 * (1 / x.relu()).isinf().float() + torch.xlogy(x.relu(), x.relu()),
+    ),
+    "between maps": of("odd", lambda _, x: x.clamp(-x.mean(1, True).abs(), x[:, :1].abs()) + x.clamp(max=x.flip(1))),
+    "diagonals": of(
+        "odd",
+        lambda _, x: x.diagonal(0, 2, 3) + x.diagonal(2, 3, 2)[..., :9]
+        + x[:, :, :, :6].diagonal(-1, 2, 3).sum(-1, True) + x[:, :, 1, :4].diagonal(-1, 1, 2).sum() + x[0, 0].trace(),
+    ),
+    "windows": of(
+        "odd",
+        lambda _, x: x.unfold(2, 3, 2).sum((2, 4)) + x.unfold(-1, 4, 5).mean((2, 3, 4))[..., None] * 3
+        + x[:, 0, 0].unfold(1, 3, 3)[..., 2].sum(),
+    ),
+    "local response": of("odd", lambda _, x: F.local_response_norm(x, 3, alpha=0.5) + F.local_response_norm(x, 2)),
+    "local response of a sequence": of("sequence", lambda _, x: F.local_response_norm(x, 3, alpha=0.5)),
+    "distances": of(
+        "tokens",
+        lambda _, x: torch.cdist(x, x.flip(2)) + torch.cdist(x, x * 2, p=1) + torch.cdist(x, x + 1, p=torch.inf)
+        + F.cosine_similarity(x, x.flip(1), -1)[..., None],
+    ),
+    "buckets": of(
+        "odd",
+        lambda _, x: torch.bucketize(x, torch.tensor([-1.0, 0, 0.5])).float()
+        + 0.1 * torch.bucketize(x.argmax(1), torch.tensor([1, 2]), right=True),
+    ),
+    "in the middle": of(
+        "odd",
+        lambda _, x: x.median(1).values + x.median(1)[1] + x.median(2, keepdim=True)[0][:, 0] + x.kthvalue(2, 1)[0]
+        + x.kthvalue(1, 3, True)[1][:, 0],
+    ),
+    "both moments": of(
+        "odd",
+        lambda _, x: sum(torch.var_mean(x, (2, 3), keepdim=True)) + sum(torch.std_mean(x, 1, keepdim=True))
+        + sum(torch.var_mean(x)),
+    ),
+    "vectors": of(
+        "tokens",
+        lambda _, x: x[0] @ x[0, 0] + x[0, :, 0] @ x[0, :, :5] + x[0, 0] @ x[0, 1] + (x[0] @ torch.arange(6.0)).sum()
+        + torch.addmm(torch.ones(5), x[0], torch.ones(6, 5), beta=0.5, alpha=3)
+        + torch.trapezoid(x[0], dim=1),
+    ),
+    "truths of numbers": of(
+        "odd",
+        lambda _, x: x.relu().logical_and(x.flip(1).relu()).float() + 2 * x.relu().logical_or(x.flip(2).relu())
+        + 4 * x.relu().logical_not() + 8 * (x.relu().logical_xor(x.flip(1) > 0) * (x.flip(2) > 0)).float()
+        + 16 * ((x > 0) ^ (x.flip(3) > 0))
+        + torch.where(x > 0, 3, x.argmax(1, True)) + torch.where(x > 0, 1, 2),
+    ),
     "paddings": of(
         "odd",
         lambda _, x: F.pad(x, (1, 2, 2, 1), "reflect")
