@@ -16,6 +16,7 @@ from nbcompile.exporters.to_tflite.lower.lowering import float_model
 from nbcompile.exporters.to_tflite.once import once
 from nbcompile.exporters.to_tflite.quantize.bias import corrected
 from nbcompile.exporters.to_tflite.quantize.float_layers import left_in_float
+from nbcompile.exporters.to_tflite.quantize.int16_forms import with_int16_forms
 from nbcompile.exporters.to_tflite.quantize.learned import LearnedRanges, with_learned_ranges
 from nbcompile.exporters.to_tflite.quantize.masks import with_lifted_masks
 from nbcompile.exporters.to_tflite.quantize.quantize import quantize
@@ -198,6 +199,7 @@ def quantized_form(
     """The float form that is quantized, the ranges of its tensors, and the file; else as `build_file`."""
     plain = plain_form(graph, inputs, micro)
     model = with_micro_forms(plain) if micro else plain
+    model = with_int16_forms(model) if recipe.scheme == "int16x8" else model
     given = filed(model, samples)
     ranges: str | Ranges = recipe.estimator
     if learned is not None:

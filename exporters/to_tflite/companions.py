@@ -14,6 +14,7 @@ from nbcompile.exporters.to_tflite.run.arena import Arena
 from nbcompile.exporters.to_tflite.run.interpreters import Sample
 from nbcompile.exporters.to_tflite.run.on_device import on_device, stated_arena
 from nbcompile.exporters.to_tflite.targets.check_vector import check_vector
+from nbcompile.exporters.to_tflite.targets.kept_program import why_kept
 from nbcompile.exporters.to_tflite.targets.micro_read_back import require_same
 from nbcompile.exporters.to_tflite.targets.micro_sources import identifier, sources
 from nbcompile.exporters.to_tflite.targets.projects import laid_out
@@ -57,7 +58,7 @@ def files_beside(
 ) -> tuple[dict[Path, bytes], list[str]]:
     """What is written beside a file, and what the user should know of it.
 
-    The program to start from is the user's to change: one that is there and differs is kept.
+    The program to start from is the user's to change: one that is there and was changed is kept.
 
     Args:
         built: the file.
@@ -75,14 +76,14 @@ def files_beside(
             return {folder / name: text.encode() for name, text in placed.items()}, [note]
         files = {name: texts[name.name].encode() for name in names}
         program = names[-1]
-        if not program.exists() or program.read_bytes() == files[program]:
-            return files, []
-        del files[program]
-        return files, [f"{program.name} was there and is kept as it is: delete it to get a new one"]
+        kept = why_kept(program, texts[program.name])
+        if kept:
+            del files[program]
+        return files, [kept] if kept else []
     if not names:
         return {}, []
     whole, script = names
-    text = benchmark_script({path.name: built.content, whole.name: built.model.content})
+    text = benchmark_script({path.name: built.content, whole.name: built.model.content}, samples)
     return {whole: built.model.content, script: text.encode()}, []
 
 

@@ -12,8 +12,8 @@ from nbcompile.core.errors import ExportError
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, read_file
 from nbcompile.exporters.to_tflite.file.inspect import tflite_content, tflite_scheme
 from nbcompile.exporters.to_tflite.file.options import INTERPRETERS, LEAST_SQNR
-from nbcompile.exporters.to_tflite.memory.arrange import random_samples
 from nbcompile.exporters.to_tflite.run.agreement import Agreement
+from nbcompile.exporters.to_tflite.run.drawn import drawn
 from nbcompile.exporters.to_tflite.run.interpreters import Sample, run_file
 from nbcompile.exporters.to_tflite.run.survival import require_survival
 from nbcompile.exporters.to_tflite.targets.micro_operators import check_ops
@@ -82,18 +82,18 @@ def why_not_run(kernels: str, file: FileOnDisk) -> str:
     try:
         check_ops(file.file)
         require_survival(file.content)
-        run_file(file.content, random_samples(file.file, 1), kernels=kernels)
+        run_file(file.content, drawn(file.file, 1), kernels=kernels)
     except ExportError as error:
         return f"{file.path} is not run in {INTERPRETERS[kernels]}: {error}"
     return ""
 
 
 def drawn_numbers(file: File, count: int) -> list[Sample]:
-    """Inputs that are drawn over all that the file's can hold, as numbers; indices are 0 and 1."""
-    drawn = random_samples(file, count)
-    tables = [t.quantization is None and t.dtype.kind in "iu" for t in (file.tensors[i] for i in file.inputs)]
-    kept = [tuple(x % 2 if index else x for x, index in zip(one, tables, strict=True)) for one in drawn]
-    return [tuple(file.tensors[i].dequantized(x) for i, x in zip(file.inputs, one, strict=True)) for one in kept]
+    """Inputs that are drawn over all that the file's can hold, as numbers."""
+    return [
+        tuple(file.tensors[i].dequantized(x) for i, x in zip(file.inputs, one, strict=True))
+        for one in drawn(file, count)
+    ]
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def _taken(trials: Trials, data: Samples, recipe: Recipe, micro: bool, correct_b
     layers = layer_errors(file, data, recipe)
     if not micro:
         return _Taken(file, agreeing, arena, layers, None, trials, tuple(notes))
-    found = arrange(file.content, limits, file.model.layers)
+    found = arrange(file.content, limits, file.model.layers, data.given(file.model))
     notes = [*notes, *_arranged(found, file.model.layers)]
     file = replace(file, content=found.content)
     return _Taken(file, agreeing, found.arena, layers, found, trials, tuple(notes))

@@ -14,7 +14,8 @@ from nbcompile.exporters.to_tflite.device.checkout import Checkout
 from nbcompile.exporters.to_tflite.device.machines import Machine
 from nbcompile.exporters.to_tflite.device.runner import runner_source
 from nbcompile.exporters.to_tflite.device.startup import STARTUP, linker_script
-from nbcompile.exporters.to_tflite.file.flatbuffer import File, read_file
+from nbcompile.exporters.to_tflite.file.flatbuffer import read_file
+from nbcompile.exporters.to_tflite.run.drawn import drawn
 from nbcompile.exporters.to_tflite.run.interpreters import Sample, run_file
 from nbcompile.exporters.to_tflite.targets.micro_sources import identifier
 
@@ -112,7 +113,7 @@ def prove_on(path: Path, checkout: Checkout, machine: Machine, *, samples: int =
             code, said = _built_and_run(builder, checkout, path, skeleton)
         runner = work / f"{stem}_runner.cc"
         runner.write_text(runner_source(stem, identifier(stem)))
-        inputs = _drawn(read_file(content), samples, seed)
+        inputs = drawn(read_file(content), samples, seed=seed)
         (work / "inputs.bin").write_bytes(b"".join(x.tobytes() for sample in inputs for x in sample))
         failed, lines = _built_and_run(builder, checkout, path, runner)
         if failed:
@@ -156,20 +157,6 @@ def _built_and_run(builder: Builder, checkout: Checkout, path: Path, main: Path)
     except subprocess.TimeoutExpired:
         raise ExportError(f"{main.name} did not end within {_PATIENCE} s on {builder.machine.title}") from None
     return done.returncode, (done.stdout + done.stderr).splitlines()
-
-
-def _drawn(file: File, count: int, seed: int) -> list[Sample]:
-    """Random inputs as ``file`` stores them: all integers that are possible, or numbers of a normal distribution."""
-    source = np.random.default_rng(seed)
-
-    def one(dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-        if dtype.kind in "iu":
-            limits = np.iinfo(dtype)
-            return source.integers(limits.min, limits.max, shape, dtype, endpoint=True)
-        return source.standard_normal(shape).astype(dtype)
-
-    ports = [file.tensors[i] for i in file.inputs]
-    return [tuple(one(port.dtype, port.shape) for port in ports) for _ in range(count)]
 
 
 def _proof(

@@ -21,6 +21,7 @@ from nbcompile.exporters.to_tflite.memory.search import Way, ways
 from nbcompile.exporters.to_tflite.memory.strips import in_strips
 from nbcompile.exporters.to_tflite.memory.windows import stages
 from nbcompile.exporters.to_tflite.run.arena import Arena, measure_arena, scratch_of
+from nbcompile.exporters.to_tflite.run.drawn import drawn
 from nbcompile.exporters.to_tflite.run.interpreters import Sample, run_file
 
 log = logging.getLogger("nbcompile")
@@ -35,7 +36,7 @@ MOST_MEASURED = 4
 """Ways of which the arena is measured where the estimates are close to each other."""
 
 PROVED_ON = 3
-"""Samples of random integers on which a rewritten file must give what the file gives."""
+"""Random samples on which a rewritten file must give what the file gives."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,16 @@ class Arranged:
         return self.arena.needed or self.arena.head
 
 
-def arrange(content: bytes, limits: Limits, layers: Mapping[str, str] | None = None) -> Arranged:
+def arrange(
+    content: bytes, limits: Limits, layers: Mapping[str, str] | None = None, known: Sequence[Sample] = ()
+) -> Arranged:
     """The file by the cheapest way that fits its limits; where none does, by that which needs the least.
 
     Args:
         content: a file that TFLite Micro runs.
         limits: without one of memory, the smallest arena at no more work than ``FREE``.
         layers: names of layers, by the names of their results in the file.
+        known: samples that the network was run on: whole numbers of inputs are as there.
 
     Raises:
         ExportError: if outputs would change.
@@ -80,13 +84,13 @@ def arrange(content: bytes, limits: Limits, layers: Mapping[str, str] | None = N
         chosen = _chosen(found, limits, lambda way: arranged(ordered, file, way, found, layers))
     with step("comparing it with the file as it was"):
         try:
-            prove_equal(content, chosen.content)
+            prove_equal(content, chosen.content, known)
         except ExportError as error:
             if not chosen.way.regions:
                 raise
             log.warning("nothing is computed in strips: %s", error)
             chosen = arranged(ordered, file, found[0], found, layers)
-            prove_equal(content, chosen.content)
+            prove_equal(content, chosen.content, known)
     return chosen
 
 
@@ -137,30 +141,15 @@ def _likely(
     yield from (way for way in by_total[:MOST_MEASURED] if way not in fit[: 2 * MOST_MEASURED])
 
 
-def prove_equal(before: bytes, after: bytes) -> None:
-    """Check that two files give the same integers, in TFLite Micro and in LiteRT.
+def prove_equal(before: bytes, after: bytes, known: Sequence[Sample] = ()) -> None:
+    """Check that two files give the same integers, in TFLite Micro and in LiteRT; whole numbers are of ``known``.
 
     Raises:
         ExportError: if they do not.
     """
-    samples = random_samples(read_file(before), PROVED_ON)
+    samples = drawn(read_file(before), PROVED_ON, known)
     for kernels in ("micro", "xnnpack"):
         ours, theirs = (run_file(content, samples, kernels=kernels, raw=True) for content in (before, after))
         pairs = ((a, b) for one, other in zip(ours, theirs, strict=True) for a, b in zip(one, other, strict=True))
         if not all(np.array_equal(a, b) for a, b in pairs):
             raise ExportError(f"arranging its memory changed the outputs in {kernels}; please report this network")
-
-
-def random_samples(file: File, count: int) -> list[Sample]:
-    """Inputs as the file stores them, over all that they can hold."""
-    rng = np.random.default_rng(0)
-    return [tuple(_random(file, i, rng) for i in file.inputs) for _ in range(count)]
-
-
-def _random(file: File, number: int, rng: np.random.Generator) -> np.ndarray:
-    tensor = file.tensors[number]
-    if tensor.dtype.kind == "f":
-        return rng.standard_normal(tensor.shape).astype(tensor.dtype)
-    info = np.iinfo(np.int8 if tensor.dtype.kind == "b" else tensor.dtype)
-    drawn: np.ndarray = rng.integers(info.min, info.max, tensor.shape, endpoint=True).astype(tensor.dtype)
-    return drawn

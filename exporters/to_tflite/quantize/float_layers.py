@@ -12,7 +12,7 @@ from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.quantize.ranges import layer_of_tensor
 
 _NAMED = 24
-"""How many layers an error lists."""
+"""How many layers a sentence lists."""
 
 
 def matching(model: FloatModel, patterns: Sequence[str]) -> frozenset[str]:
@@ -33,7 +33,7 @@ def matching(model: FloatModel, patterns: Sequence[str]) -> frozenset[str]:
         # A convolution and its activation are one tensor: it has the one's name, and is the other's result.
         matched = [t for t in computed if any(fnmatchcase(n, f) for n in (t, layer_of_tensor(model, t)) for f in forms)]
         if not matched:
-            raise UsageError(f"float_layers: '{pattern}' matches no layer of the network; it has {_listed(computed)}")
+            raise UsageError(f"float_layers: '{pattern}' matches no layer of the network; it has {listed(computed)}")
         names.update(matched)
     return frozenset(names)
 
@@ -60,6 +60,7 @@ def left_in_float(model: FloatModel, content: bytes) -> tuple[str, ...]:
     return tuple(dict.fromkeys(layers))
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """``names`` of layers in words: the first of them where there are many."""
     more = f", … ({len(names)} in all)" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more

@@ -15,7 +15,9 @@ them. TensorFlow's own calibration is not used: it knows minimum and maximum onl
 that of its first term, whose memory the sum reuses.
 """
 
+import re
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -26,8 +28,8 @@ from nbcompile.exporters.to_tflite.file.options import Recipe
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import quiet_tensorflow, tf
 from nbcompile.exporters.to_tflite.file.stderr import stderr_kept
-from nbcompile.exporters.to_tflite.quantize.float_layers import matching, results_of
-from nbcompile.exporters.to_tflite.quantize.ranges import Ranges, measure_ranges
+from nbcompile.exporters.to_tflite.quantize.float_layers import listed, matching, results_of
+from nbcompile.exporters.to_tflite.quantize.ranges import Ranges, layer_of_tensor, measure_ranges
 from nbcompile.exporters.to_tflite.quantize.weights_only import to_dynamic, to_float16
 from nbcompile.exporters.to_tflite.run.interpreters import Sample
 
@@ -95,7 +97,7 @@ def quantize(
     if scheme == "int8":
         kept_float |= results_of(model, float_kinds) | _wide_comparisons(read_file(model.content), ranges)
         return _to_int8(content, io, per_channel, dense_per_channel, kept_float)
-    return _to_int16(content, io, per_channel, dense_per_channel)
+    return _to_int16(replace(model, content=content), io, per_channel, dense_per_channel)
 
 
 def _with_ranges(content: bytes, ranges: Ranges) -> bytes:
@@ -156,26 +158,39 @@ def _wide_comparisons(file: File, ranges: Ranges) -> frozenset[str]:
     return frozenset(found)
 
 
-def _to_int16(content: bytes, io: str, per_channel: bool, dense_per_channel: bool) -> bytes:
+def _to_int16(model: FloatModel, io: str, per_channel: bool, dense_per_channel: bool) -> bytes:
     from tensorflow.lite.python.optimize.calibrator import Calibrator  # as above
 
     ends, activations, biases = (np.dtype(d).num for d in ("int16" if io == "int8" else "float32", "int16", "int64"))
     allow_float = False
     # Its public methods calibrate first; without that, it takes the ranges that the file has.
-    quantizer = Calibrator(content)._calibrator
+    quantizer = Calibrator(model.content)._calibrator
     return _said(
         "int16x8",
         lambda: quantizer.QuantizeModel(
             ends, ends, allow_float, activations, biases, not per_channel, not dense_per_channel
         ),
+        lambda reason: _instead_of(model, reason),
     )
 
 
-def _said(scheme: str, quantizer: Callable[[], bytes]) -> bytes:
-    """What a quantizer of TensorFlow gives; its complaints are raised."""
+def _instead_of(model: FloatModel, reason: str) -> str:
+    """The layers whose operator the quantizer of int16x8 names, and what to do."""
+    named, file = re.search(r"for op: '(\w+)'", reason), read_file(model.content)
+    results = [file.tensors[op.outputs[0]].name for op in file.ops if named and op.name == named[1]]
+    layers = [*dict.fromkeys(layer_of_tensor(model, name) for name in results)]
+    if not layers:
+        return "; use quantize='int8'"
+    several = len(layers) > 1
+    return f" (layer{'s' * several} {listed(layers)}); use quantize='int8', or replace {'these' if several else 'it'}"
+
+
+def _said(scheme: str, quantizer: Callable[[], bytes], remedy: Callable[[str], str] = lambda reason: "") -> bytes:
+    """What a quantizer of TensorFlow gives; its complaints are raised, with a ``remedy`` for each."""
     with quiet_tensorflow(), stderr_kept() as written:
         try:
             return bytes(quantizer())
         except Exception as error:  # the quantizers raise several kinds
             reason = (str(error).strip() or written().strip() or type(error).__name__).splitlines()[0]
-            raise ExportError(f"TensorFlow cannot quantize the network to {scheme}: {reason}") from error
+            said = f"{reason.rstrip('.')}{remedy(reason)}"
+            raise ExportError(f"TensorFlow cannot quantize the network to {scheme}: {said}") from error

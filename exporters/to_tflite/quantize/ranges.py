@@ -46,6 +46,12 @@ FADED = 16.0
 FLAT = {"LOGISTIC": 1.0, "TANH": 0.5}
 """Times ``ln(4 * levels)``: from there on it is a quarter of a step from its limit, whose scale TFLite prescribes."""
 
+_FACTORS = {
+    **dict.fromkeys(("MUL", "FULLY_CONNECTED", "BATCH_MATMUL", "CONV_2D", "DEPTHWISE_CONV_2D"), (0, 1)),
+    "TRANSPOSE_CONV": (1, 2),
+}
+"""Which inputs an operator multiplies with each other: where one is 0, the other does not count."""
+
 _NARROWEST = 4096
 """How many times narrower than what was seen a range may become for that: kernels have no form for more (2**16)."""
 
@@ -59,7 +65,7 @@ class Ranges:
     Attributes:
         kept: by the tensor's index in the float file: (lowest, highest) value that is kept; 0 is always inside.
         seen: by the tensor's index: (lowest, highest) value that was seen, and that counts.
-        dead: names of the layers whose output was one and the same number throughout.
+        dead: names of the layers whose output was one and the same number throughout, though the input counts there.
         samples: how many were run.
     """
 
@@ -110,7 +116,8 @@ def measure_ranges(
         for i in seen.keys() & _only_read_by(file, name).keys():
             limit = max(share * math.log(4 * levels), (seen[i][1] - seen[i][0]) / _NARROWEST)
             kept[i] = max(min(kept[i][0], limit), -limit), max(min(kept[i][1], limit), -limit)
-    computed = [i for op in file.ops for i in op.outputs if i in seen]
+    fixed = _fixed(file, seen)
+    computed = [i for op in file.ops for i in op.outputs if i in seen and i not in fixed]
     dead = dict.fromkeys(layer_of_tensor(model, file.tensors[i].name) for i in computed if seen[i][0] == seen[i][1])
     return Ranges({i: _with_zero(limits) for i, limits in kept.items()}, seen, tuple(dead), len(samples))
 
@@ -118,6 +125,21 @@ def measure_ranges(
 def layer_of_tensor(model: FloatModel, tensor: str) -> str:
     """The layer whose result a tensor is; the tensor's own name where it is no layer's."""
     return model.layers.get(tensor, tensor)
+
+
+def _fixed(file: File, seen: Mapping[int, Range]) -> set[int]:
+    """The tensors that no input changes: products with 0, as with an LSTM's first state, and what reads only these."""
+    fixed = {tensor.index for tensor in file.tensors if tensor.data is not None}
+
+    def is_zero(i: int) -> bool:
+        data = file.tensors[i].data
+        return i in fixed and (seen.get(i) == (0.0, 0.0) if data is None else not data.any())
+
+    for op in file.ops:
+        factors = [op.inputs[place] for place in _FACTORS.get(op.name, ())]
+        if any(map(is_zero, factors)) or fixed.issuperset(i for i in op.inputs if i >= 0):
+            fixed.update(op.outputs)
+    return fixed
 
 
 def _with_zero(limits: Range) -> Range:

@@ -242,9 +242,13 @@ def _refusals(who: str, content: bytes, by_layer: bool = True) -> Iterator[None]
 
 
 def _layer_in(reason: str, content: bytes) -> str:
-    """The layer whose operator is named by its number, and what may help: there are fewer kernels for integers."""
+    """The layer whose operator is named by its number, and what may help: there are fewer kernels for integers.
+
+    In int16x8 no single layer can stay in float.
+    """
     file, number = read_file(content), re.search(r"\bnumber (\d+)", reason)
     if not number or int(number[1]) >= len(file.ops):  # one of a delegate's
         return ""
     layer = file.tensors[file.ops[int(number[1])].outputs[0]]
-    return f" (layer '{layer.name}'" + ("; float_layers=… keeps it in float32)" if layer.quantization else ")")
+    kept = "quantize='int8' may have a kernel" if layer.dtype == np.int16 else "float_layers=… keeps it in float32"
+    return f" (layer '{layer.name}'" + (f"; {kept})" if layer.quantization else ")")

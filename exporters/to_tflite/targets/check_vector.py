@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileTensor, read_file
+from nbcompile.exporters.to_tflite.run.drawn import drawn
 from nbcompile.exporters.to_tflite.run.interpreters import Sample, fitted, run_file
 
 MOST_BYTES = 32 * 1024
@@ -71,7 +72,7 @@ def check_vector(content: bytes, samples: Sequence[Sample] = (), pixels: np.ndar
     """
     file = read_file(content)
     of_byte = None if pixels is None else table(file.tensors[file.inputs[0]], pixels)
-    candidates = [_inputs(file, sample, pixels, of_byte) for sample in samples or [_drawn(file)]]
+    candidates = [_inputs(file, sample, pixels, of_byte) for sample in samples or drawn(file, 1)]
     given = [tuple(one.value for one in candidate) for candidate in candidates]
     best = most_telling(run_file(content, given, raw=True))
     (outputs,) = run_file(content, [given[best]], kernels="micro", raw=True)
@@ -100,20 +101,6 @@ def most_telling(outputs: Sequence[Sample]) -> int:
         return sum(len(np.unique(y)) for y in sample), sum(inside)
 
     return max(range(len(outputs)), key=lambda i: told(outputs[i]))
-
-
-def _drawn(file: File) -> Sample:
-    """Any inputs: random integers of all that there are, normal numbers, zeros for what may be rows of a table."""
-    random, drawn = np.random.default_rng(0), []
-    for tensor in (file.tensors[index] for index in file.inputs):
-        limits = np.iinfo(tensor.dtype) if tensor.dtype.kind in "iu" and tensor.dtype.itemsize <= 2 else None
-        if limits is not None:
-            drawn.append(random.integers(limits.min, limits.max, tensor.shape, tensor.dtype, endpoint=True))
-        elif tensor.dtype.kind == "f":
-            drawn.append(random.standard_normal(tensor.shape, np.float32))
-        else:
-            drawn.append(np.zeros(tensor.shape, tensor.dtype))
-    return tuple(drawn)
 
 
 def _inputs(

@@ -3,10 +3,12 @@
 from string import Template
 
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, FileTensor
+from nbcompile.exporters.to_tflite.targets.kept_program import signed
 
 _MAIN = Template("""\
 // Checks that this device computes $stem as the computer did, and runs it once, in TFLite Micro. Written by nbcompile
 // as a start: put your sensor into the functions Input...().
+// It is for $form.
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -22,6 +24,9 @@ _MAIN = Template("""\
 #include "$stem.h"
 #include "${stem}_check.h"
 #include "${stem}_ops.h"
+
+static_assert(${macro}_INPUTS == $input_count && ${macro}_OUTPUTS == $output_count,
+              "this program is for another network: move it away, and export again to get one that fits");
 
 namespace {
 
@@ -158,8 +163,11 @@ def main_source(file: File, stem: str, name: str, byte_rows: int = 0) -> str:
     rows = [byte_rows if i == 0 else 0 for i in range(len(inputs))]
     filled = list(enumerate(zip(inputs, rows, strict=True)))
     quantized = any(tensor.quantization and not count for tensor, count in zip(inputs, rows, strict=True))
-    return _MAIN.substitute(
+    text = _MAIN.substitute(
         names,
+        form=_form(inputs, outputs, byte_rows),
+        input_count=len(inputs),
+        output_count=len(outputs),
         quantized=_QUANTIZED if quantized else "",
         values="".join(_value(names, i, tensor, count) for i, (tensor, count) in filled),
         ports="".join(_ports(names, "input", len(inputs)) + _ports(names, "output", len(outputs))),
@@ -168,6 +176,18 @@ def main_source(file: File, stem: str, name: str, byte_rows: int = 0) -> str:
         inputs="".join(_input(names, i, tensor, count) for i, (tensor, count) in filled),
         outputs="".join(_output(names, i, tensor) for i, tensor in enumerate(outputs)),
     )
+    return signed(text)
+
+
+def _form(inputs: list[FileTensor], outputs: list[FileTensor], byte_rows: int) -> str:
+    """What the program reads and fills, in words: another one is needed where that changes."""
+    kinds = {"input": inputs, "output": outputs}
+    ports = [
+        f"{kind} {i} of {tensor.dtype.name} {' x '.join(map(str, tensor.shape)) or '(one number)'}"
+        for kind, tensors in kinds.items()
+        for i, tensor in enumerate(tensors)
+    ]
+    return ", ".join([ports[0] + " from the bytes of an image" * (byte_rows > 0), *ports[1:]])
 
 
 def _value(names: dict[str, str], i: int, tensor: FileTensor, byte_rows: int) -> str:

@@ -29,12 +29,15 @@ import numpy as np
 
 # nbcompile fills in what is between these two lines.
 FILES: dict[str, tuple[str, float]] = {}  # names, the smallest first: SHA-256, and what `agreement` must reach, in dB
-RANGES: list[tuple[float, float]] = []  # of each input: inputs are drawn between these
-EXPECTED = ""  # outputs on the computer that wrote this script: base64 of an .npz
+RANGES: list[tuple[float, float] | None] = []  # of each input: it is drawn between these; None: it is packed
+PACKED = ""  # on the computer that wrote this script: inputs of whole numbers, outputs; base64 of an .npz
 # nbcompile fills in what is between these two lines.
 
 INTERPRETERS = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter", "tensorflow.lite.python.interpreter")
 """Modules that have one, the first choice first."""
+
+Input = tuple[float, float] | np.ndarray
+"""Between what it is drawn; or the input itself, where it is whole numbers: not every number is a row of a table."""
 
 WARM_UP = 10
 KEPT = 4096
@@ -54,17 +57,23 @@ def interpreter(content: bytes, threads: int) -> Any:
     return made
 
 
-def answers(content: bytes, ranges: Sequence[tuple[float, float]]) -> list[np.ndarray]:
-    """The outputs of a file, as float32 numbers, for inputs that are the same on every machine."""
-    session = interpreter(content, threads=1)
+def filled(content: bytes, threads: int, inputs: Sequence[Input]) -> Any:
+    """An interpreter of the file ``content`` with inputs that are the same on every machine."""
+    session = interpreter(content, threads)
     source = np.random.RandomState(0)  # its numbers are the same in every version of NumPy
-    for row, (low, high) in zip(session.get_input_details(), ranges, strict=True):
-        x = source.uniform(low, high, row["shape"])
+    for row, given in zip(session.get_input_details(), inputs, strict=True):
+        x = given if isinstance(given, np.ndarray) else source.uniform(*given, row["shape"])
         scale, zero = row["quantization"]
         if scale:
             limits = np.iinfo(row["dtype"])
             x = np.clip(np.round(x / scale) + zero, limits.min, limits.max)
         session.set_tensor(row["index"], x.astype(row["dtype"]))
+    return session
+
+
+def answers(content: bytes, inputs: Sequence[Input]) -> list[np.ndarray]:
+    """The outputs of a file, as float32 numbers."""
+    session = filled(content, 1, inputs)
     session.invoke()
     outputs = []
     for row in session.get_output_details():
@@ -83,9 +92,9 @@ def agreement(expected: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> 
     return min(ratios)
 
 
-def times(contents: dict[str, bytes], threads: int, runs: int) -> dict[str, list[float]]:
+def times(contents: dict[str, bytes], threads: int, runs: int, inputs: Sequence[Input]) -> dict[str, list[float]]:
     """Milliseconds of each run of each file, in turn: what slows the machine down meets all of them."""
-    sessions = {name: interpreter(content, threads) for name, content in contents.items()}
+    sessions = {name: filled(content, threads, inputs) for name, content in contents.items()}
     for session in sessions.values():
         for _ in range(min(WARM_UP, runs)):
             session.invoke()
@@ -99,13 +108,17 @@ def times(contents: dict[str, bytes], threads: int, runs: int) -> dict[str, list
     return milliseconds
 
 
-def checks(contents: dict[str, bytes]) -> list[dict[str, Any]]:
+def packed() -> dict[str, np.ndarray]:
+    """What the computer that wrote this script packed."""
+    return dict(np.load(io.BytesIO(base64.b64decode(PACKED))))
+
+
+def checks(contents: dict[str, bytes], inputs: Sequence[Input], known: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """Print and return how far the outputs of each file are from the expected ones."""
-    packed = np.load(io.BytesIO(base64.b64decode(EXPECTED)))
     rows = []
     for i, (name, content) in enumerate(contents.items()):
-        expected = [packed[key] for key in packed.files if key.startswith(f"{i}_")]
-        ratio = agreement(expected, answers(content, RANGES))
+        expected = [y for key, y in known.items() if key.startswith(f"{i}_")]
+        ratio = agreement(expected, answers(content, inputs))
         right, same = ratio >= FILES[name][1], ratio == math.inf
         said = "equal to" if same else f"{ratio:.1f} dB from"
         print(f"{name}: {len(content):,} B, outputs {said} the expected ones{'' if right else ': WRONG'}")
@@ -115,12 +128,14 @@ def checks(contents: dict[str, bytes]) -> list[dict[str, Any]]:
     return rows
 
 
-def timings(contents: dict[str, bytes], threads: Sequence[int], runs: int) -> list[dict[str, Any]]:
+def timings(
+    contents: dict[str, bytes], threads: Sequence[int], runs: int, inputs: Sequence[Input]
+) -> list[dict[str, Any]]:
     """Print and return the median and 90th percentile, in milliseconds, of each file with each count of threads."""
     rows = []
     print(f"{'file':32} {'threads':>7} {'median ms':>10} {'p90 ms':>10}")
     for count in threads:
-        for name, spent in times(contents, count, runs).items():
+        for name, spent in times(contents, count, runs, inputs).items():
             median, p90 = statistics.median(spent), sorted(spent)[math.ceil(0.9 * len(spent)) - 1]
             print(f"{name:32} {count:7} {median:10.3f} {p90:10.3f}")
             rows.append({"file": name, "threads": count, "median_ms": median, "p90_ms": p90})
@@ -169,8 +184,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     contents = load(Path(__file__).resolve().parent)
     print(machine())
-    checked = checks(contents)
-    timed = timings(contents, args.threads, args.runs)
+    known = packed()
+    inputs = [known[f"input_{i}"] if between is None else between for i, between in enumerate(RANGES)]
+    checked = checks(contents, inputs, known)
+    timed = timings(contents, args.threads, args.runs, inputs)
     right = all(row["right"] for row in checked)
     verdict = "Ship nothing yet: outputs are wrong on this machine."
     if right:

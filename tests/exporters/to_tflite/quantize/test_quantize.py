@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,9 @@ from torch import Tensor, nn
 
 from nbcompile.core.errors import ExportError, UsageError
 from nbcompile.core.judging.decibels import sqnr
+from nbcompile.exporters.to_tflite.build import Samples, build_file
 from nbcompile.exporters.to_tflite.file.flatbuffer import File, read_file
+from nbcompile.exporters.to_tflite.file.options import Recipe
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
 from nbcompile.exporters.to_tflite.file.quiet_tensorflow import quiet_tensorflow, tf
 from nbcompile.exporters.to_tflite.lower.lowering import float_model
@@ -182,14 +186,58 @@ def test_a_long_list_of_layers_is_cut(samples: list[Sample]) -> None:
         matching(model, ["x"])
 
 
-def test_what_tensorflow_cannot_quantize_is_said() -> None:
-    model = float_model(nn.Sequential(nn.Conv2d(2, 3, 1), nn.Hardswish()).eval(), (torch.randn(1, 2, 3, 3),))
+@pytest.mark.parametrize(
+    ("last", "sentence"),
+    [
+        ([nn.ELU()], "op: 'ELU' (layer 1); use quantize='int8', or replace it"),
+        ([nn.PReLU(), nn.Conv2d(3, 3, 1), nn.PReLU()], "'PRELU' (layers 1, 3); use quantize='int8', or replace these"),
+    ],
+    ids=["one layer", "two layers"],
+)
+def test_what_tensorflow_cannot_quantize_is_said(last: list[nn.Module], sentence: str) -> None:
+    model = float_model(nn.Sequential(nn.Conv2d(2, 3, 1), *last).eval(), (torch.randn(1, 2, 3, 3),))
     sample = (np.ones((1, 3, 3, 2), np.float32),)
-    with pytest.raises(
-        ExportError,
-        match=r"TensorFlow cannot quantize the network to int16x8: .* not yet supported for op: 'HARD_SWISH",
-    ):
+    message = rf"^TensorFlow cannot quantize the network to int16x8: .*{re.escape(sentence)}$"
+    with pytest.raises(ExportError, match=message):
         quantize(model, [sample], scheme="int16x8")
+
+
+def test_a_refusal_that_names_no_operator_has_a_remedy_too(monkeypatch: pytest.MonkeyPatch, model: FloatModel) -> None:
+    def refusing(self: object, *args: object) -> bytes:
+        raise RuntimeError("Invalid model.\nat line 3")
+
+    from tensorflow.lite.python.optimize import calibrator
+
+    quantizer = type(calibrator.Calibrator(model.content)._calibrator)
+    monkeypatch.setattr(quantizer, "QuantizeModel", refusing)
+    sentence = "TensorFlow cannot quantize the network to int16x8: Invalid model; use quantize='int8'"
+    with pytest.raises(ExportError, match=f"^{re.escape(sentence)}$"):
+        quantize(model, [(np.ones((1, 13, 11, 3), np.float32),)], scheme="int16x8")
+
+
+def test_where_16_bits_have_no_kernel_no_layer_can_stay_in_float() -> None:
+    model = float_model(nn.Sequential(nn.Conv2d(2, 3, 1), nn.ReflectionPad2d(1)).eval(), (torch.randn(1, 2, 3, 3),))
+    sample = (np.ones((1, 3, 3, 2), np.float32),)
+    content = quantize(model, [sample], scheme="int16x8")
+    sentence = r"^TFLite Micro cannot run the file: .*MIRROR_PAD .*\(layer '1'; quantize='int8' may have a kernel\)$"
+    with pytest.raises(ExportError, match=sentence):
+        run_file(content, [sample], kernels="micro")
+
+
+@pytest.mark.parametrize("micro", [False, True])
+def test_a_hard_swish_in_16_bits(micro: bool) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Hardswish(), nn.Conv2d(2, 3, 1, bias=False), nn.Hardswish()).eval()
+    network[1].weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, -1.0]])[:, :, None, None]  # exact in int8
+    inputs = [(4 * torch.randn(1, 2, 5, 7),) for _ in range(20)]
+    data = Samples.of(network, inputs[0], inputs[4:], inputs[:4])
+    built = build_file(network, inputs[0], data, Recipe("int16x8"), micro=micro)
+    file = read_file(built.content)
+    assert [op.name for op in file.ops] == ["ADD", "MUL", "MUL", "CONV_2D", "ADD", "MUL", "MUL"]
+    assert dtypes(file) == {"int16", "int8", "int64"}  # biases
+    for kernels in ("xnnpack", "reference", "micro"):
+        assert data.agreement(built.model, built.content, kernels).sqnr > 70, kernels
+    assert built.model.layers.keys() <= {t.name for t in read_file(built.model.content).tensors}
 
 
 def test_a_range_that_is_not_known_does_no_harm(model: FloatModel, samples: list[Sample]) -> None:

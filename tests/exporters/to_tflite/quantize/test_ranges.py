@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from nbcompile.exporters.to_tflite.quantize.ranges import (
     measure_ranges,
 )
 from nbcompile.exporters.to_tflite.run.interpreters import Sample
+from tests.exporters.to_tflite import lowered
 from tests.exporters.to_tflite.lowered import to_torch
 
 
@@ -136,6 +139,38 @@ def test_a_layer_that_is_constant_is_named_and_has_a_range(model: FloatModel) ->
     assert note.endswith(
         "one constant over all 3 calibration samples: its range is not known; calibrate on samples that differ"
     )
+
+
+def test_what_no_sample_can_change_is_no_layer_to_be_named() -> None:
+    """The first state of an LSTM is 0, and so is what its gate lets through."""
+    x = torch.randn(1, 3, 4)
+    for network in (nn.LSTM(4, 5, batch_first=True), nn.GRU(4, 5, batch_first=True)):
+        model = float_model(lowered.Net(lambda m, x: m[0](x)[0], network).eval(), (x,))
+        found = measure_ranges(model, [(torch.randn(1, 3, 4).numpy(),) for _ in range(3)])
+        assert found.notes == ()
+        assert isinstance(network, nn.GRU) or ALL_ZERO in found.kept.values()
+
+
+@pytest.mark.parametrize(
+    ("dead", "named"),
+    [
+        (lambda m, x: x + m[0](x), ()),  # weights of 0
+        (lambda m, x: x + m[1](m[0](x)).relu(), ()),  # what reads only that
+        (lambda m, x: x + m[0](x) * x.sigmoid(), ()),  # a product with that
+        (lambda m, x: x + m[2](x), ()),
+        (lambda m, x: x + torch.relu(m[1](x) - 100), ("relu",)),  # where the input counts, samples might tell
+        (lambda m, x: x + m[0](x) + torch.relu(m[0](x) + m[1](x) - 100), ("relu",)),
+    ],
+    ids=["weights", "what reads it", "a product", "transposed", "a ReLU", "a sum with it"],
+)
+def test_layers_of_zeros_are_not_named(dead: Any, named: tuple[str, ...]) -> None:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1), nn.ConvTranspose2d(2, 2, 1)
+    for layer in (layers[0], layers[2]):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    model = float_model(lowered.Net(dead, *layers).eval(), (torch.randn(1, 2, 5, 7),))
+    assert measure_ranges(model, samples(3)).dead == named
 
 
 def test_values_that_are_not_finite_are_refused_by_layer(model: FloatModel) -> None:
