@@ -43,8 +43,11 @@ def set_up(
     """A session on a copy of ``model``, after the last epoch of ``checkpoint`` if there is one.
 
     Raises:
-        UsageError: if the checkpoint holds another network.
+        UsageError: if the checkpoint holds another network, or is of other images.
     """
+    known = described(data)
+    if checkpoint is not None:
+        _require_same_data(checkpoint.get("data"), known, data.name, folder)
     train, val = loader(fabric, config, data.train, shuffle=True), loader(fabric, config, data.val)
     steps = len(train)
     batches: Batches = with_unlabeled(fabric, config, data, train) if config.mimics else train
@@ -84,6 +87,7 @@ def set_up(
         step=done * steps,
         stored=stored,
         resize=data.resize,
+        data=known,
     )
 
 
@@ -138,6 +142,25 @@ def _copied(model: nn.Module, data: Data) -> nn.Module:
     elif sites(model):
         record_again(model)
     return model
+
+
+def described(data: Data) -> dict[str, Any]:
+    """What tells images from others, of the same name, at the cost of no look at them."""
+    return {
+        "images to train on": len(data.train),
+        "images to measure on": len(data.val),
+        "classes": [str(one) for one in data.classes],
+    }
+
+
+def _require_same_data(before: dict[str, Any] | None, now: dict[str, Any], name: str, folder: RunFolder) -> None:
+    for what, value in (before or now).items():  # None: of a run before they were written down
+        if now[what] != value:
+            was, has = (f"{x:,}" if isinstance(x, int) else ", ".join(x) for x in (value, now[what]))
+            raise UsageError(
+                f"{name} had other {what} when {folder.path} was started: {was}, not {has}: resume with the same "
+                "images, or choose another run folder"
+            )
 
 
 def _load_weights(model: nn.Module, checkpoint: dict[str, Any], folder: RunFolder) -> None:

@@ -35,10 +35,8 @@ def check_fits(model: nn.Module, data: Data, who: str | None = None, sizes: Sequ
 def _check_size(model: nn.Module, data: Data, who: str | None, choose: str) -> None:
     named = type(model).__name__ if who is None else f"{who} ({type(model).__name__})"
     trial = copied(model, training=True)
-    parameter = next(trial.parameters(), None)
-    if parameter is None:
-        raise UsageError(f"{named} has no parameters: there is nothing to {'train' if who is None else 'learn from'}")
-    images = torch.zeros((2, *data.shape), dtype=parameter.dtype, device=parameter.device)
+    device = _require_trainable(trial, named, learns=who is None)
+    images = torch.zeros((2, *data.shape), device=device)
     size = "×".join(str(side) for side in data.shape)
     trained = f"it must have been trained on {data.name}, or on the same classes"
     try:
@@ -60,6 +58,22 @@ def _check_size(model: nn.Module, data: Data, who: str | None, choose: str) -> N
             fitting = f"give a detector num_classes={len(data.classes)}, or the network that it stands on"
         advice = fitting if who is None else trained
         raise UsageError(f"{named} {misfit}, but {data.name} has {len(data.classes)} classes: {advice}")
+
+
+def _require_trainable(model: nn.Module, named: str, *, learns: bool) -> torch.device:
+    """The device of parameters in float32, some of which are trained in a network that ``learns``."""
+    parameters = dict(model.named_parameters())
+    if not parameters:
+        raise UsageError(f"{named} has no parameters: there is nothing to {'train' if learns else 'learn from'}")
+    if learns and not any(x.requires_grad for x in parameters.values()):
+        raise UsageError(f"{named} is frozen, no parameter of it requires a gradient: there is nothing to train")
+    for name, x in parameters.items():
+        if x.is_floating_point() and x.dtype != torch.float32:
+            raise UsageError(
+                f"'{name}' of {named} is {str(x.dtype).removeprefix('torch.')}, and images are float32: call .float() "
+                "on the network (precision bf16-mixed computes in bfloat16 and keeps the weights in float32)"
+            )
+    return next(iter(parameters.values())).device
 
 
 def _fitting_model(model: nn.Module, data: Data) -> str:

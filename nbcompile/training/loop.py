@@ -32,7 +32,7 @@ from nbcompile.training.int8.finish import begin_finish, require_finish
 from nbcompile.training.methods import SELF
 from nbcompile.training.new_head import check_coding, with_fitting_head
 from nbcompile.training.options.config import TrainConfig
-from nbcompile.training.options.rules import check_boxes, tell_unused
+from nbcompile.training.options.rules import check_boxes, without_unused
 from nbcompile.training.outputs.records import Epoch, Event, Listener, Started, TrainResult
 from nbcompile.training.outputs.run_folder import RunFolder
 from nbcompile.training.outputs.teacher_cost import cost_of_teachers
@@ -93,7 +93,7 @@ def train(
     check_output(output)
     model = unwrap(model)
     require_loaded(model, "train")
-    config = config.for_network(giant=bool(sites(model)), wide=widths_of(model) is not None)
+    config, unused = without_unused(config.for_network(giant=bool(sites(model)), wide=widths_of(model) is not None))
     folder = RunFolder.beside(output, run_dir)
     require_own_files([output, *folder.files])
     checkpoint = folder.open(config, resume=resume)
@@ -113,7 +113,7 @@ def train(
         shown = replace(data, train=seen)
         session = set_up(fabric, config, model, shown, folder, checkpoint, tell, taught, stored)
         spent = prices.of(config)
-        _begin(session, data, spent, resumed_nothing=resume and checkpoint is None)
+        _begin(session, data, spent, unused, resumed_nothing=resume and checkpoint is None)
         session = _learned(session, data, checkpoint)
         if stored is not None:
             spent = replace(spent, teacher=stored.spent)
@@ -136,14 +136,15 @@ def _fitting(model: nn.Module, data: Data | None, config: TrainConfig, device: t
     return model, data
 
 
-def _begin(session: Session, data: Data, spent: TrainingCost, *, resumed_nothing: bool) -> None:
-    """Make the run folder, and say what begins."""
+def _begin(session: Session, data: Data, spent: TrainingCost, unused: str, *, resumed_nothing: bool) -> None:
+    """Make the run folder, and say what begins, and which options are ``unused``."""
     config, main = session.config, session.fabric.is_global_zero
     if session.stored is not None and main:
         session.stored.begin(resumed=bool(session.history))
     session.fabric.barrier()  # every process has read the folder before the first one writes to it
     if main:
-        tell_unused(config)
+        if unused:
+            log.warning("method '%s' has no use for %s: left aside", config.method, unused)
         if (dear := warning(config.method_row, spent)) is not None:
             log.warning("%s", dear)
         session.folder.begin(config, session.history, len(session.train))

@@ -14,7 +14,7 @@ from nbcompile.training.seeds import seed_everything
 from nbcompile.training.weight_average import Average
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from lightning.fabric import Fabric
 
@@ -50,6 +50,7 @@ class Session:
         step: finished optimiser steps.
         stored: the teacher's answers, where they are kept in a folder.
         resize: as of `Data`.
+        data: what the images are, to know them again.
     """
 
     fabric: "Fabric"
@@ -68,6 +69,7 @@ class Session:
     step: int
     stored: "StoredLabels | None" = None
     resize: "Callable[[int], None] | None" = None
+    data: "Mapping[str, Any] | None" = None
     _recorded: "tuple[str, nn.Module, Recorded] | None" = None
 
     def advance(self, epoch: int) -> None:
@@ -141,6 +143,7 @@ class Session:
             "optimizer": self.optimizer.state_dict(),
             "method": self.method.state_dict(),
             "history": [epoch.to_json() for epoch in self.history],
+            "data": self.data,
         }
 
 

@@ -120,6 +120,22 @@ def test_refuses_no_parameters() -> None:
         check_fits(nn.Flatten(), load_digits(), WHO)
 
 
+def test_refuses_a_network_of_which_nothing_learns(net_for: Net) -> None:
+    net = net_for().requires_grad_(False)
+    with pytest.raises(UsageError, match=r"^Sequential is frozen, no parameter of it requires a gradient: there is no"):
+        check_fits(net, load_digits())
+    check_fits(net, load_digits(), WHO)
+
+
+@pytest.mark.parametrize("who", [None, WHO])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_refuses_other_weights_than_float32(net_for: Net, dtype: torch.dtype, who: str | None) -> None:
+    with pytest.raises(
+        UsageError, match=rf"^'0\.weight' of .*Sequential\)? is {str(dtype)[6:]}, and images are float32: "
+    ):
+        check_fits(net_for().to(dtype), load_digits(), who)
+
+
 def test_refuses_a_pair_of_outputs() -> None:
     with pytest.raises(UsageError, match=r"^Pair gives a tuple in training, not a tensor of logits: switch its aux"):
         check_fits(Pair(2, 2), load_digits())

@@ -6,7 +6,7 @@ import pytest
 from nbcompile import UsageError
 from nbcompile.training import TrainConfig
 from nbcompile.training.methods import METHODS
-from nbcompile.training.options.rules import tell_unused
+from nbcompile.training.options.rules import without_unused
 
 
 def test_json_form_is_a_round_trip() -> None:
@@ -157,18 +157,23 @@ def test_what_goes_with_another_method_is_not_lost(
     named = TrainConfig(**options | {"method": "vanilla", "teacher": None})
     assert not caplog.messages
     assert named.for_network(giant=giant).method == "vanilla"
-    tell_unused(named)
-    unused = ", ".join(sorted(options.keys() - {"teacher"}))
-    assert caplog.messages == [f"method 'vanilla' has no use for {unused}: left aside"]
+    plain, unused = without_unused(named)
+    assert unused == ", ".join(sorted(options.keys() - {"teacher"}))
+    assert plain == TrainConfig(method="vanilla"), "what is left aside is asked all the same"
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_what_a_method_takes_is_not_called_unused(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_a_method_takes_is_not_called_unused(name: str) -> None:
     """Nor what goes with all of them."""
     teacher = {"teacher": "t.pt"} if METHODS[name].distils else {}
     images = {"unlabeled": "imagefolder:many"} if METHODS[name].mimics else {}
-    tell_unused(TrainConfig(method=name, lr=0.3, epochs=50, **teacher, **images))
-    assert not caplog.messages
+    config = TrainConfig(method=name, lr=0.3, epochs=50, **teacher, **images)
+    assert without_unused(config) == (config, "")
+
+
+def test_what_is_left_aside_is_called_as_on_the_command_line() -> None:
+    plain, unused = without_unused(TrainConfig(method="vanilla", same_view=False, stored_labels="d", stored_views=3))
+    assert (plain, unused) == (TrainConfig(method="vanilla"), "other_view, stored_labels, stored_views")
 
 
 def test_refuses_an_unknown_option() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from nbcompile.core.errors import UsageError
 from nbcompile.training import TrainConfig, TrainResult, train
+from nbcompile.training.data.digits import load_digits
+from nbcompile.training.data.subset import Subset
 from tests.training.stopping import StopError, stop_after
 
 BOOSTED: dict[str, Any] = {"method": "netbooster", "where": "all", "ratio": 2, "giant_epochs": 1, "plt_epochs": 2}
@@ -146,3 +149,54 @@ def test_options_that_an_older_run_does_not_know_are_at_their_first_defaults(net
         train(net, TrainConfig(**options), tmp_path / "trained.pt", resume=True)
     result = train(net, TrainConfig(**options, ema=0.0), tmp_path / "trained.pt", resume=True)
     assert len(result.history) == 2
+
+
+SMALL: dict[str, Any] = {"method": "vanilla", "epochs": 2, "batch_size": 256, "accelerator": "cpu"}
+
+
+def test_a_run_goes_on_in_less_memory_and_says_so(
+    net: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a run that is out of memory is told to do."""
+    with pytest.raises(StopError):
+        train(net, TrainConfig(**SMALL), tmp_path / "trained.pt", on_event=stop_after(1))
+    result = train(net, TrainConfig(**SMALL, accumulate=2, memory=1), tmp_path / "trained.pt", resume=True)
+    assert len(result.history) == 2
+    assert caplog.messages == [
+        f"{tmp_path / 'trained-run'} goes on with accumulate=2 (it began with 1), memory=1 (it began with 4000): its "
+        "numbers are not those of a run that never stopped"
+    ]
+    with pytest.raises(UsageError, match=r"was started with lr=0.1, not lr=0.5: resume with the same"):
+        train(net, TrainConfig(**SMALL, lr=0.5), tmp_path / "trained.pt", resume=True)
+
+
+def test_other_images_of_the_same_name_are_refused(
+    net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StopError):
+        train(net, TrainConfig(**SMALL), tmp_path / "trained.pt", on_event=stop_after(1))
+    data = load_digits()
+    fewer = replace(data, train=Subset(data.train, torch.arange(1000)))
+    renamed = replace(data, classes=("zero", *data.classes[1:]))
+    for other, said in (
+        (fewer, r"^digits had other images to train on when .*trained-run was started: 1,437, not 1,000: resume with"),
+        (renamed, r"^digits had other classes when .*: 0, 1, .*, not zero, 1, .*: resume with the same images, or cho"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            train(net, TrainConfig(**SMALL), tmp_path / "trained.pt", resume=True, data=other)
+    checkpoint = tmp_path / "trained-run" / "last.ckpt"
+    state = torch.load(checkpoint, weights_only=True)
+    del state["data"]  # as a run before these were written down
+    torch.save(state, checkpoint)
+    assert len(train(net, TrainConfig(**SMALL), tmp_path / "trained.pt", resume=True).history) == 2
+
+
+def test_what_is_left_aside_changes_nothing(net: nn.Module, tmp_path: Path) -> None:
+    """A folder of answers, and another view, are asked by methods that take them alone."""
+    foreign: dict[str, Any] = {"stored_labels": str(tmp_path / "answers"), "stored_views": 1, "ratio": 2}
+    results = [
+        train(net, TrainConfig(**SMALL, **options), tmp_path / f"{name}.pt")
+        for name, options in {"plain": {}, "told": foreign, "seen": {"same_view": False}}.items()
+    ]
+    assert len({json.dumps([{**one.to_json(), "seconds": 0} for one in run.history]) for run in results}) == 1
+    assert not (tmp_path / "answers").exists()

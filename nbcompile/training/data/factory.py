@@ -1,8 +1,8 @@
 """``package.module:factory?key=value``: data that a Python function makes.
 
 It returns a ``Data``, or a pair of ``torch.utils.data.Dataset``: one to train on, augmented, and one to measure on.
-Their items are an image, a float tensor ``(C, H, W)`` that is ready for the network, and a label, a whole number from
-0. The training set's ``classes`` (names) are used, if it has them.
+Their items are an image, a float tensor ``(C, H, W)`` that is ready for the network and given to it in float32, and a
+label, a whole number from 0. The training set's ``classes`` (names) are used, if it has them.
 """
 
 import operator
@@ -65,7 +65,7 @@ class Items:
             raise UsageError(f"item {index} of {self.what} cannot be had: {said(error)}") from error
         if reason := self._misfit(item):
             raise UsageError(f"item {index} of {self.what} {reason}")
-        return item[0], int(item[1])
+        return item[0].float(), int(item[1])
 
     def _misfit(self, item: Any) -> str | None:
         """Why ``item`` is not what is wanted; None if it is."""
@@ -76,6 +76,8 @@ class Items:
             return f"has a {type(image).__name__} as image, not a float tensor (C, H, W)"
         if not image.is_floating_point() or image.ndim != 3:
             return f"has an image of {image.dtype} and shape {tuple(image.shape)}, not a float tensor (C, H, W)"
+        if not bool(image.isfinite().all()):
+            return "has an image with values that are NaN or infinite"
         if self.shape is not None and tuple(image.shape) != self.shape:
             return f"has an image of shape {tuple(image.shape)}, the first of the training set has {self.shape}"
         try:

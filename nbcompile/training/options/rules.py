@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nbcompile.core.errors import UsageError
 from nbcompile.core.options import options_of
@@ -258,10 +258,18 @@ def check_named(config: "TrainConfig", row: MethodRow) -> None:
         raise UsageError(f"{name} goes with method {takers}, not with {row.name}: name the method")
 
 
-def tell_unused(config: "TrainConfig") -> None:
-    """Say what means nothing to the method, which is named: a control may be told what the run beside it is told."""
-    if unused := ", ".join(_unused(config, config.method_row)):
-        log.warning("method '%s' has no use for %s: left aside", config.method, unused)
+def without_unused(config: "TrainConfig") -> tuple["TrainConfig", str]:
+    """``config`` with what means nothing to the method, which is named, at its defaults; and the names of that.
+
+    A control may be told what the run beside it is told, and is none if that changes it.
+    """
+    unused = _unused(config, config.method_row)
+    defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(config) if f.name in unused}
+    return dataclasses.replace(config, **defaults), ", ".join(_OTHERWISE.get(name, name) for name in unused)
+
+
+_OTHERWISE = {"same_view": "other_view"}
+"""Fields that are on, and what turns them off on the command line."""
 
 
 def _unused(config: "TrainConfig", row: MethodRow) -> dict[str, str]:

@@ -18,7 +18,7 @@ all randomness of an epoch is a function of (seed, epoch, process), see ``seeds.
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,10 +33,15 @@ from nbcompile.core.errors import CheckpointError, UsageError
 from nbcompile.core.files import atomic
 from nbcompile.results.numbers import json_ready
 from nbcompile.training.options.config import TrainConfig
+from nbcompile.training.options.machine import MachineOptions
+from nbcompile.training.options.rules import without_unused
 from nbcompile.training.outputs import curves, tensorboard
 from nbcompile.training.outputs.records import Epoch, TrainResult
 
 log = logging.getLogger("nbcompile")
+
+_MAY_DIFFER = {"accumulate", *(field.name for field in fields(MachineOptions))}
+"""Options that say how a run is computed, and not what: another machine, or less memory, is no other run."""
 
 RUN_FORMAT = 1
 
@@ -202,16 +207,20 @@ class RunFolder:
 
     def _check_same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         old = TrainConfig(ema=0.0).to_json() | old  # options that have come since then were at their first defaults
+        old = without_unused(TrainConfig.from_json(old))[0].to_json()  # which were kept, once
         if new["macs"] is not None:
             old = old | {"epochs": new["epochs"]}  # which follow from the budget when the run begins
         differ = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-        if differ:
-            was = ", ".join(f"{name}={old.get(name)}" for name in differ)
-            now = ", ".join(f"{name}={new.get(name)}" for name in differ)
+        if changed := [name for name in differ if name not in _MAY_DIFFER]:
+            was = ", ".join(f"{name}={old.get(name)}" for name in changed)
+            now = ", ".join(f"{name}={new.get(name)}" for name in changed)
             raise UsageError(
                 f"{self.path} was started with {was}, not {now}: resume with the same options, or choose another "
                 f"run folder"
             )
+        if differ:
+            now = ", ".join(f"{name}={new.get(name)} (it began with {old.get(name)})" for name in differ)
+            log.warning("%s goes on with %s: its numbers are not those of a run that never stopped", self.path, now)
 
     def _write(self, name: str, text: str) -> None:
         with atomic(self.path / name) as temporary:

@@ -57,6 +57,8 @@ FACTORIES: dict[str, Callable[..., Any]] = {
     "no_pairs": lambda: (Listed([image(), image()]), Listed(GOOD)),
     "no_tensor": lambda: (Listed([(np.zeros((3, 8, 8)), 0)]), Listed(GOOD)),
     "bytes": lambda: (Listed([(image().byte(), 0)]), Listed(GOOD)),
+    "nan": lambda: (Listed([GOOD[0], (image() / 0, 1)], ["a", "b"]), Listed(GOOD)),
+    "double": lambda: (Listed([(image().double(), 0), (image().half(), 1)]), Listed(GOOD)),
     "flat": lambda: (Listed([(image(8, 8), 0)]), Listed(GOOD)),
     "sizes": lambda: (Listed([*GOOD, (image(3, 9, 8), 0)], ["a", "b"]), Listed(GOOD)),
     "other_val": lambda: (Listed(GOOD), Listed([(image(3, 9, 9), 0)])),
@@ -157,6 +159,16 @@ def test_an_item_that_does_not_fit_is_named_when_it_is_read(workers: int) -> Non
         UsageError, match=r"^item 2 of the training set of mydata:sizes has an image of shape \(3, 9, 8"
     ):
         list(loader.epoch(0))
+
+
+def test_images_of_any_floating_dtype_are_float32() -> None:
+    images, _ = load("double").train[[0, 1]]  # type: ignore[misc]
+    assert images.dtype == torch.float32
+
+
+def test_an_image_without_numbers_is_named_and_not_the_learning_rate() -> None:
+    found = load("nan").train[[0, 1]]
+    assert str(found) == "item 1 of the training set of mydata:nan has an image with values that are NaN or infinite"
 
 
 def test_an_item_that_fails() -> None:
