@@ -44,16 +44,20 @@ class Calibration:
 
 
 def calibration(
-    source: str | PathLike[str] | Tensor | Iterable[Any], inputs: Inputs, preprocessing: Mapping[str, Any] | None = None
+    source: str | PathLike[str] | Tensor | Iterable[Any],
+    inputs: Inputs,
+    preprocessing: Mapping[str, Any] | None = None,
+    names: Sequence[str] = (),
 ) -> Calibration:
     """Read a calibration set, and check that it fits the network.
 
     Args:
-        source: a folder of images, at any depth; an ``.npz`` with one array per input, in order; one tensor
+        source: a folder of images, at any depth; an ``.npz`` with one array per input, by name or in order; one tensor
             ``(N, C, H, W)``; or an iterable of batches, each a tensor, or a tuple whose first items are the inputs
             (labels after them are left). All but images are inputs as the network takes them.
         inputs: example, batch first.
         preprocessing: how images become inputs, as training records it: ``scale``, ``mean``, ``std``, ``crop``.
+        names: of the inputs, as ``forward`` has them.
 
     Raises:
         UsageError: if the source cannot be read, is empty, or does not fit ``inputs``.
@@ -63,7 +67,7 @@ def calibration(
         raise UsageError("calibration needs a network whose inputs are tensors with a batch dimension")
     notes: list[str] = []
     if isinstance(source, str | PathLike):
-        samples = _of_path(Path(source), inputs, preprocessing or {}, notes)
+        samples = _of_path(Path(source), inputs, preprocessing or {}, names, notes)
     else:
         samples = samples_in([source] if isinstance(source, Tensor | np.ndarray) else source, inputs, notes)
     taken: list[Inputs] = []
@@ -79,11 +83,13 @@ def calibration(
     return Calibration(tuple(taken), (*notes, *_doubts(taken)))
 
 
-def _of_path(path: Path, inputs: Inputs, preprocessing: Mapping[str, Any], notes: list[str]) -> Iterator[Inputs]:
+def _of_path(
+    path: Path, inputs: Inputs, preprocessing: Mapping[str, Any], names: Sequence[str], notes: list[str]
+) -> Iterator[Inputs]:
     if path.is_dir():
         yield from _of_images(path, inputs, preprocessing, notes)
     elif path.suffix.lower() == ".npz":
-        yield from samples_in([arrays_in(path, inputs, MOST + 1)], inputs, notes)
+        yield from samples_in([arrays_in(path, inputs, MOST + 1, names)], inputs, notes)
     else:
         require_calibration(path)
 

@@ -1,5 +1,6 @@
 """Calibration sets in ``.npz`` files. What is read is what is used, whatever the file says that it holds."""
 
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import IO, Any
@@ -16,20 +17,22 @@ _NAMED = 8
 """Arrays that a message names."""
 
 
-def arrays_in(path: Path, inputs: Inputs, most: int) -> tuple[Tensor, ...]:
-    """The first samples of every array, in the file's order, which is that of the network's inputs.
+def arrays_in(path: Path, inputs: Inputs, most: int, names: Sequence[str] = ()) -> tuple[Tensor, ...]:
+    """The first samples of every array: by the names of the network's inputs, or else in the file's order.
 
     Args:
         path: an ``.npz``, compressed or not.
         inputs: example, batch first.
         most: samples that are read.
+        names: of the network's inputs, as ``forward`` has them; none where they are not known.
 
     Returns:
         One tensor an input. One whose samples have another shape than the input's is on ``meta``: nothing of it is
         read, and it still shows what is wrong.
 
     Raises:
-        UsageError: if the file cannot be read, has not one array an input, or fewer samples than it says.
+        UsageError: if the file cannot be read, has not one array an input, or fewer samples than it says; if one has
+            the name of another input than that in its place, and not all have such names.
     """
     try:
         with ZipFile(path) as archive:
@@ -39,12 +42,27 @@ def arrays_in(path: Path, inputs: Inputs, most: int) -> tuple[Tensor, ...]:
                 raise UsageError(
                     f"calibration {path} has {len(entries)} arrays ({names}), the network takes {len(inputs)} inputs"
                 )
-            return tuple(_read(archive, *pair, most) for pair in zip(entries, inputs, strict=True))
+            ordered = _by_name(path, entries, names[: len(inputs)])
+            return tuple(_read(archive, *pair, most) for pair in zip(ordered, inputs, strict=True))
     except UsageError:
         raise
     except Exception as error:  # of zipfile, numpy and the decompressors: damage is said in many ways
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(f"calibration {path} cannot be read: {reason}") from error
+
+
+def _by_name(path: Path, entries: list[ZipInfo], names: Sequence[str]) -> list[ZipInfo]:
+    """The arrays in the order of the inputs."""
+    held = {entry.filename.removesuffix(".npy"): entry for entry in entries}
+    if held.keys() == {*names}:
+        return [held[name] for name in names]
+    for place, name in enumerate(held):
+        if name in names and names.index(name) != place:
+            raise UsageError(
+                f"calibration {path} has '{name}' as array {place + 1}, and that is input {names.index(name) + 1} of "
+                f"the network: call all arrays as the inputs ({', '.join(names)}), or write them in that order"
+            )
+    return entries
 
 
 def _read(archive: ZipFile, entry: ZipInfo, example: Tensor, most: int) -> Tensor:

@@ -1,6 +1,7 @@
 """The options of ``nbcompile verify`` for files in integers."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 from nbcompile.core.errors import UsageError
 from nbcompile.core.options import documented, option
 from nbcompile.deploy.options import json_object, require_images, require_likeness
+
+log = logging.getLogger("nbcompile")
 
 DRAWN_INPUTS = 8
 """Random inputs that are compared."""
@@ -20,6 +23,26 @@ IMAGES_NEEDED = (
     "them, --calibration FOLDER (calibration=… in Python), or the least with --min-sqnr"
 )
 """Of a file, why random inputs do not do."""
+
+
+USUAL_AGREEMENT = 0.8
+"""Share of the inputs whose largest output is usually the same, in a file whose outputs have the signal over noise."""
+
+
+def warn_of_agreement(candidate: Path, found: Sequence[float | None], asked: float | None) -> None:
+    """Say that a file which passes names other classes than its network: a constant part of all outputs is signal, too.
+
+    Args:
+        candidate: the file.
+        found: shares of the inputs whose largest output is the same; None where there is no largest one.
+        asked: the least that was asked for; None: nothing was.
+    """
+    share = min((one for one in found if one is not None), default=1.0)
+    if asked is None and share < USUAL_AGREEMENT:
+        log.warning(
+            "the largest output of %s is the same in %.1f%% of the inputs only: if it stands for a class, ask for more "
+            "(min_agreement)", candidate, 100 * share,
+        )  # fmt: skip
 
 
 @documented

@@ -14,6 +14,7 @@ from nbcompile.core.cost import cost
 from nbcompile.core.example import ExampleInput, Inputs, change_tensors, inputs_for, origin_of
 from nbcompile.core.numerics import flatten
 from nbcompile.core.running import output_of
+from nbcompile.core.tracing.call import names_of_inputs
 from nbcompile.core.wrappers import require_loaded, unwrap
 from nbcompile.deploy.deploy_form import deploy
 from nbcompile.deploy.single_precision import in_float32
@@ -37,6 +38,7 @@ class Original:
         example: inputs in PyTorch's layout, at batch size 1.
         run: from samples in the file's layout, and an interpreter, to outputs in it, as numbers.
         preprocessing: how images become inputs, as far as that is known.
+        names: of the inputs, as far as they are known.
         file: None where it is a network.
     """
 
@@ -47,6 +49,7 @@ class Original:
     example: Inputs
     run: Callable[[Sequence[Sample], str], list[Sample]]
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    names: Sequence[str] = ()
     file: FileOnDisk | None = None
 
 
@@ -61,10 +64,9 @@ def original_file(path: Path) -> Original:
     def run(samples: Sequence[Sample], kernels: str) -> list[Sample]:
         return run_file(disk.content, samples, kernels=kernels)
 
-    example = tuple(torch.zeros(size) for size in tflite_input_sizes(path))
     macs = sum(layer.macs for layer in tflite_layers(path))
     weights = tflite_weights(disk.file)
-    return Original(disk.input_shapes, disk.output_shapes, macs, weights, example, run, file=disk)
+    return Original(disk.input_shapes, disk.output_shapes, macs, weights, _examples(disk), run, file=disk)
 
 
 def original_network(reference: nn.Module, example_input: ExampleInput | None, file: FileOnDisk) -> Original:
@@ -82,7 +84,7 @@ def original_network(reference: nn.Module, example_input: ExampleInput | None, f
     require_loaded(reference, "verify")
     origin = origin_of(reference)
     if example_input is None and origin is None:
-        example_input = tuple(torch.randn(size) for size in tflite_input_sizes(file.path))
+        example_input = _examples(file)
     example = inputs_for(reference, example_input, who="verify")
     example = change_tensors(lambda x: x[:1].cpu() if x.ndim else x.cpu(), example)
     architecture = original_of(reference) if is_giant(reference) else reference
@@ -103,8 +105,19 @@ def original_network(reference: nn.Module, example_input: ExampleInput | None, f
 
     prepared = {name: x for name, x in (origin.preprocessing if origin else {}).items() if name != "boxes"}
     return Original(
-        _ordered(example, inputs), _ordered(made, outputs), found.macs, found.params, example, run, prepared
-    )
+        _ordered(example, inputs), _ordered(made, outputs), found.macs, found.params, example, run, prepared,
+        names_of_inputs(reference),
+    )  # fmt: skip
+
+
+def _examples(file: FileOnDisk) -> Inputs:
+    """Zeros in PyTorch's layout: float32, or whole numbers where these stand for themselves."""
+    made = []
+    for size, index in zip(tflite_input_sizes(file.path), file.file.inputs, strict=True):
+        tensor = file.file.tensors[index]
+        own = tensor.quantization is None and tensor.dtype.kind != "f"
+        made.append(torch.from_numpy(np.zeros(size, tensor.dtype if own else np.float32)))
+    return tuple(made)
 
 
 def _longest(values: Sequence[Tensor], shapes: PortShapes) -> list[tuple[Tensor, tuple[int, ...]]]:

@@ -17,7 +17,13 @@ from nbcompile.core.example import ExampleInput, as_inputs
 from nbcompile.core.options import keywords_of
 from nbcompile.core.progress import step
 from nbcompile.deploy.calibration import calibration
-from nbcompile.deploy.comparison_options import DRAWN_INPUTS, IMAGES_NEEDED, SHOWN_IMAGES, ComparisonOptions
+from nbcompile.deploy.comparison_options import (
+    DRAWN_INPUTS,
+    IMAGES_NEEDED,
+    SHOWN_IMAGES,
+    ComparisonOptions,
+    warn_of_agreement,
+)
 from nbcompile.deploy.device_originals import Original, original_file, original_network, stored_inputs
 from nbcompile.exporters.to_tflite.comparison import (
     FileOnDisk,
@@ -105,6 +111,7 @@ def _numbers(file: FileOnDisk, original: Original, wanted: ComparisonOptions, mo
     if not groups:
         raise UsageError(f"{file.path} {IMAGES_NEEDED}")
     files = [one for one in (original.file, file) if one is not None]
+    shares: list[float | None] = []
     for kernels, name in INTERPRETERS.items():
         if kernels == "reference":  # some of its kernels are wrong
             continue
@@ -119,7 +126,9 @@ def _numbers(file: FileOnDisk, original: Original, wanted: ComparisonOptions, mo
             detail = f"{how_far(agreement)} on {what}{'; ' if broken else ''}{broken}"
             value = agreement.max_lsb if allowed.sqnr is None else agreement.sqnr
             found.append(Check(f"numbers in {name}", not broken, detail, value))
+            shares += [] if broken else [agreement.top1]
         yield next((check for check in found if not check.passed), found[0])
+    warn_of_agreement(file.path, shares, wanted.min_agreement)
 
 
 def _groups(
@@ -128,7 +137,7 @@ def _groups(
     """Inputs that are judged by themselves, and what they are."""
     if wanted.calibration is not None:
         prepared = original.preprocessing if wanted.preprocessing is None else wanted.preprocessing
-        images = calibration(wanted.calibration, original.example, prepared).samples
+        images = calibration(wanted.calibration, original.example, prepared, original.names).samples
         images = images[:: -(-len(images) // SHOWN_IMAGES)]
         yield f"{len(images)} calibration samples", [stored_inputs(one, file.input_shapes) for one in images]
     if allowed.steps is not None or (wanted.calibration is None and not _calibrated(file, original, wanted)):

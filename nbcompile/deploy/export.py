@@ -18,6 +18,7 @@ from nbcompile.core.files import check_target
 from nbcompile.core.progress import step
 from nbcompile.core.wrappers import require_loaded, unwrap
 from nbcompile.deploy.deploy_form import deploy
+from nbcompile.deploy.outputs import require_outputs
 from nbcompile.deploy.repeatable import require_repeatable
 from nbcompile.deploy.single_precision import in_float32
 from nbcompile.exporters import Format, format_of, imported
@@ -47,8 +48,8 @@ def export(
     Raises:
         UsageError: if ``path`` cannot be written, its extension or an option is unknown, a package is missing, or
             there is no example input.
-        PreconditionError: if ``model`` is a giant, has weights that are not finite, or gives another output when it is
-            called again.
+        PreconditionError: if ``model`` is a giant, has weights that are not finite, gives no real tensors, or gives
+            another output when it is called again.
         ExportError: if the format cannot express the model, or the file does not give the same outputs.
     """
     path = Path(path)
@@ -64,6 +65,7 @@ def export(
         if not form.graph:
             return form.exporter()(model, (), path, **options)
         inputs = inputs_for(model, example_input, who="export")
+        require_outputs(model, inputs)
         require_repeatable(model, inputs)
         model, inputs, note = in_float32(model, inputs)
         result: ExportResult

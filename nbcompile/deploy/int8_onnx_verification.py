@@ -10,8 +10,15 @@ from nbcompile.core.errors import UsageError
 from nbcompile.core.example import Inputs, change_tensors, origin_of, random_inputs, specs
 from nbcompile.core.numerics import flatten
 from nbcompile.core.running import output_of
+from nbcompile.core.tracing.call import names_of_inputs
 from nbcompile.deploy.calibration import calibration
-from nbcompile.deploy.comparison_options import DRAWN_INPUTS, IMAGES_NEEDED, SHOWN_IMAGES, ComparisonOptions
+from nbcompile.deploy.comparison_options import (
+    DRAWN_INPUTS,
+    IMAGES_NEEDED,
+    SHOWN_IMAGES,
+    ComparisonOptions,
+    warn_of_agreement,
+)
 from nbcompile.exporters import ONNX, imported
 from nbcompile.exporters.to_tflite.file.options import Limits
 from nbcompile.results.checks import Check
@@ -46,6 +53,8 @@ def int8_numbers(
     agreed = "" if share is None else f", and the same largest output in {share:.1%}"
     said = f"{found.sqnr:.1f} dB of signal over noise{same} on {what}; {least:.1f} dB are asked for{agreed}"
     passed = found.sqnr >= least and (share is None or (found.top1 is not None and found.top1 >= share))
+    if passed:
+        warn_of_agreement(path, [found.top1], share)
     return Check("numbers", passed, said, found.sqnr)
 
 
@@ -58,7 +67,8 @@ def _inputs(
     if wanted.calibration is not None:
         origin = origin_of(reference)
         prepared = (origin.preprocessing if origin else {}) if wanted.preprocessing is None else wanted.preprocessing
-        images = calibration(wanted.calibration, one, {k: x for k, x in prepared.items() if k != "boxes"}).samples
+        prepared = {name: x for name, x in prepared.items() if name != "boxes"}
+        images = calibration(wanted.calibration, one, prepared, names_of_inputs(reference)).samples
         images = images[:: -(-len(images) // SHOWN_IMAGES)]
         given, what = [*given, *images], [*what, f"{len(images)} calibration samples"]
     if not given:

@@ -25,6 +25,7 @@ from nbcompile.core.graph.channel_ranges import ChannelRanges, channel_ranges
 from nbcompile.core.options import keywords_of
 from nbcompile.core.progress import step
 from nbcompile.core.serialization.own_ranges import has_own_ranges
+from nbcompile.core.tracing.call import names_of_inputs
 from nbcompile.deploy.calibration import Calibration, calibration
 from nbcompile.deploy.calibration_images import inputs_of_bytes
 from nbcompile.deploy.deploy_form import deploy
@@ -79,7 +80,7 @@ def export_tflite(model: nn.Module, inputs: Inputs, path: Path, **options: Any) 
     boxes = recorded.get("boxes")
     given = {name: value for name, value in given.items() if name != "boxes"}
     source = wanted.calibration
-    data = Calibration((), ()) if source is None else calibration(source, inputs, given)
+    data = Calibration((), ()) if source is None else calibration(source, inputs, given, names_of_inputs(model))
     samples, checked = held_out(data.samples)
     graph = deploy(model, inputs)
     notes = [*data.notes, *doubts_of_check(len(samples), len(checked))]
@@ -103,6 +104,9 @@ def export_tflite(model: nn.Module, inputs: Inputs, path: Path, **options: Any) 
         prepared=f"Inputs are images prepared so: {dict(given)}" if given else "",
         pixels=inputs_of_bytes(inputs, given) if wanted.micro else None, project=wanted.project,
     )  # fmt: skip
+    if wanted.quantize == "dynamic" and _is_float(result):
+        log.warning("%s", _ALL_FLOAT)
+        result = replace(result, notes=(*result.notes, _ALL_FLOAT))
     more: dict[str, Any] = {"macs": cost(graph, inputs).macs, "executed_macs": cost(plain, inputs).macs}
     if wanted.micro:
         more |= _estimate(result, wanted.board)
@@ -111,6 +115,17 @@ def export_tflite(model: nn.Module, inputs: Inputs, path: Path, **options: Any) 
         sources = next(one.parent for one in beside if one.name == f"{path.stem}.h")
         more["companions"] = (*beside, _write_boxes(path, sources, boxes))
     return replace(result, **more)
+
+
+_ALL_FLOAT = "TensorFlow stores large layers alone in int8, and there is none: all weights of the file are float32"
+
+
+def _is_float(result: ExportResult) -> bool:
+    """Whether no weight of the file is stored in fewer bits."""
+    from nbcompile.exporters.to_tflite.file.flatbuffer import read_file  # as above
+    from nbcompile.exporters.to_tflite.file.inspect import tflite_scheme
+
+    return tflite_scheme(read_file(result.path.read_bytes())) == "float32"
 
 
 def _estimate(result: ExportResult, name: str | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import nn
 
 from nbcompile.core.errors import UsageError
 from nbcompile.core.example import Inputs, change_tensors, origin_of
+from nbcompile.core.tracing.call import names_of_inputs
 from nbcompile.deploy.calibration import calibration as read_calibration
 from nbcompile.deploy.corrected_biases import with_corrected_biases
 from nbcompile.deploy.deploy_form import deploy
@@ -109,7 +110,8 @@ def _in_int8(
     one = change_tensors(lambda x: x[:1] if x.ndim else x, inputs)
     origin = origin_of(model)
     prepared = (origin.preprocessing if origin else {}) if wanted.preprocessing is None else wanted.preprocessing
-    data = read_calibration(wanted.calibration, one, {name: x for name, x in prepared.items() if name != "boxes"})
+    prepared = {name: x for name, x in prepared.items() if name != "boxes"}
+    data = read_calibration(wanted.calibration, one, prepared, names_of_inputs(model))
     for note in data.notes:
         log.warning("%s", note)
     samples, checked = held_out(data.samples)

@@ -183,6 +183,24 @@ def test_npz(tmp_path: Path) -> None:
         calibration(tmp_path / "two.npz", INPUTS)
 
 
+def test_arrays_are_taken_by_the_names_of_the_inputs(tmp_path: Path) -> None:
+    """Two of one shape that are exchanged would be two ranges that are exchanged, and no error."""
+    x, y = np.random.default_rng(0).random((2, 40, 3, 6, 6)).astype(np.float32)
+    path, inputs = tmp_path / "two.npz", (*INPUTS, *INPUTS)
+    np.savez(path, big=y, small=x)
+    first, second = calibration(path, inputs, names=("small", "big")).samples[7]
+    assert torch.equal(first[0], torch.from_numpy(x[7]))
+    assert torch.equal(second[0], torch.from_numpy(y[7]))
+    in_order = calibration(path, inputs, names=("other", "names")).samples[7]
+    assert torch.equal(in_order[0][0], torch.from_numpy(y[7]))
+    said = (
+        r"two.npz has 'big' as array 1, and that is input 2 of the network: call all arrays as the inputs \(one, big\),"
+        r" or write them in that order$"
+    )
+    with pytest.raises(UsageError, match=said):
+        calibration(path, inputs, names=("one", "big"))
+
+
 def test_paths_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(UsageError, match=r"bad.npz cannot be read: "):

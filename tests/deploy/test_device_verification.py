@@ -235,6 +235,38 @@ def test_python_says_which_options_go_with_files(model: nn.Module, images: Tenso
         nbcompile.verify("a.tflite", model, images[:1])
 
 
+class Rows(nn.Module):
+    """Of a table, by inputs that are whole numbers; what all samples have in common is most of the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.head = nn.Embedding(20, 8), nn.Linear(8, 3)
+        nn.init.constant_(self.head.bias, 400.0)
+
+    def forward(self, words: Tensor) -> Tensor:
+        y: Tensor = self.head(self.rows(words).mean(1))
+        return y
+
+
+def test_two_files_of_whole_numbers_and_one_that_names_other_classes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, words = Rows().eval(), torch.randint(0, 20, (40, 9), dtype=torch.int32)
+    for name, ranges in (("one.tflite", "minmax"), ("two.tflite", "mse")):
+        nbcompile.export(model, tmp_path / name, words[:1], calibration=words, fast=True, ranges=ranges)
+    found = nbcompile.verify(tmp_path / "one.tflite", tmp_path / "two.tflite", calibration=words)
+    assert [check.passed for check in found.checks[:3]] == [True] * 3
+    caplog.clear()
+    assert nbcompile.verify(model, tmp_path / "one.tflite", words[:1], calibration=words).passed
+    said = (
+        r"^the largest output of .*one\.tflite is the same in [\d.]+% of the inputs only: if it stands for a class, ask"
+    )
+    assert any(re.search(said, message) for message in caplog.messages)
+    caplog.clear()
+    nbcompile.verify(model, tmp_path / "one.tflite", words[:1], calibration=words, min_agreement=0.01)
+    assert "largest output of" not in caplog.text
+
+
 def test_what_tflite_micro_refuses_is_not_compared_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), torch.randn(1, 3, 7, 5)
     nbcompile.export(model, tmp_path / "half.tflite", x, quantize="float16")

@@ -119,6 +119,36 @@ def test_values_that_are_not_finite_are_refused_by_name(tmp_path: Path, name: st
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("name", ["a.onnx", "a.tflite"])
+@pytest.mark.parametrize(
+    ("gives", "said"),
+    [
+        (lambda x: None, r"^Gives gives no tensor: return from its forward what is computed$"),
+        (
+            lambda x: (x, x.to(torch.complex64)),
+            r"^output\[1\] of Gives is complex, which no file holds: return torch.view_a",
+        ),
+        (
+            lambda x: {"a": x, "b": 3},
+            r"^output\['b'\] of the model is of type int; only tensors, and tuples, lists, dicts",
+        ),
+        (lambda x: x @ x, r"^Gives does not run on the example input: RuntimeError: "),
+    ],
+)
+def test_what_no_file_can_hold_is_said_first(gives: Any, said: str, name: str, tmp_path: Path) -> None:
+    class Gives(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Any:
+            return gives(self.conv(x))
+
+    with pytest.raises(PreconditionError, match=said):
+        nbcompile.export(Gives().eval(), tmp_path / name, X)
+    assert not any(tmp_path.iterdir())
+
+
 class Masked(nn.Module):
     mask: Tensor
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import nbcompile
+from nbcompile.core.errors import PreconditionError
 from nbcompile.core.numerics import relative_error
 from nbcompile.deploy.single_precision import in_float32
 
@@ -45,10 +46,34 @@ class Mixes(nn.Module):
         return y
 
 
+class CastsItself(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 2).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(x.double())
+        return y
+
+
+@pytest.mark.parametrize("name", ["f.onnx", "f.tflite"])
+def test_a_network_that_asks_for_another_dtype_is_told_so(name: str, tmp_path: Path) -> None:
+    options: dict[str, str] = {"quantize": "float32"} if name.endswith("tflite") else {}
+    said = r"^CastsItself computes in float64, a file in float32, where it does not run \(RuntimeError: .*\): cast to n"
+    with pytest.raises(PreconditionError, match=said):
+        nbcompile.export(CastsItself().eval(), tmp_path / name, torch.randn(2, 4), **options)
+    assert not (tmp_path / name).exists()
+
+
+class TakesTwo(nn.Module):
+    def forward(self, x: Tensor, words: Tensor) -> Tensor:
+        return x + words.sum()
+
+
 def test_what_is_in_float32_or_mixes_is_left_alone() -> None:
     x, words = torch.randn(1, 3, 4, 4), torch.arange(3)
     for model, inputs in ((nn.Conv2d(3, 4, 1), (x,)), (Mixes(), (x,)), (nn.ReLU(), (x,)), (nn.Identity(), (words,))):
         assert in_float32(model, inputs) == (model, inputs, "")
-    model, inputs, note = in_float32(nn.ReLU(), (x.double(), words))
+    model, inputs, note = in_float32(TakesTwo(), (x.double(), words))
     assert [y.dtype for y in inputs] == [torch.float32, torch.int64]
     assert note.startswith("the network computes in float64")

@@ -257,6 +257,13 @@ def test_a_pass_is_added_by_its_place_in_the_pipeline(tmp_path: Path, monkeypatc
         nbcompile.export(model, tmp_path / "x.tflite", images[:1], quantize="float32")
 
 
+def test_a_dynamic_file_says_whether_anything_is_stored_in_int8(tmp_path: Path) -> None:
+    for width, said in ((4, True), (64, False)):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, width))
+        result = nbcompile.export(model.eval(), tmp_path / "x.tflite", torch.randn(1, 4, 4, 4), quantize="dynamic")
+        assert any("all weights of the file are float32" in note for note in result.notes) == said  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(("quantize", "least"), [("float32", 100), ("float16", 55), ("dynamic", 25), ("int16x8", 35)])
 @pytest.mark.slow
 def test_other_schemes(tmp_path: Path, quantize: str, least: float) -> None:
@@ -540,7 +547,7 @@ class Sums(nn.Module):
 def test_an_operator_without_handler_is_named_with_its_place_in_the_code(tmp_path: Path) -> None:
     line = inspect.getsourcelines(Sums.forward)[1] + 1
     place = rf"at .*test_to_device\.py:{line}"
-    message = rf"aten\.cumprod in the network itself {place}: TFLite has no operator for it; replace it"
+    message = rf"aten\.cumprod in the network itself {place}: nbcompile has no TFLite form of it; replace it"
     with pytest.raises(ExportError, match=message):
         nbcompile.export(Sums().eval(), tmp_path / "x.tflite", torch.randn(1, 3, 7, 5), quantize="float32")
     assert list(tmp_path.iterdir()) == []

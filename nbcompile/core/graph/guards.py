@@ -29,6 +29,12 @@ class CheckedGraph(fx.GraphModule):
             )
         return super().__call__(*args, **kwargs)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> fx.GraphModule:
+        """A copy that has the network's name, too."""
+        made: fx.GraphModule = super().__deepcopy__(memo)
+        type(made).__name__ = type(self).__name__
+        return made
+
 
 @fx.has_side_effect
 def require_sizes(x: Tensor, name: str, sizes: tuple[int | None, ...]) -> None:

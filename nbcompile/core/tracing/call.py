@@ -109,6 +109,15 @@ def _of_tensors(count: int) -> TreeSpec:
     return tree_flatten(((SLOT,) * count, {}))[1]
 
 
+def names_of_inputs(module: nn.Module) -> list[str]:
+    """What ``forward`` calls what it is given by position; nothing where it takes any number."""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = _parameters(module)
+    if any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in parameters):
+        return []
+    return [one.name for one in parameters if one.kind in positional]
+
+
 def _parameters(module: nn.Module) -> Collection[inspect.Parameter]:
     """Of ``forward``; that of a graph which has not run yet takes anything, until its code is written."""
     if isinstance(module, fx.GraphModule):
