@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# One thread a process: the suite runs one process a core.
-ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+# One thread a process: the suite runs one process a core. What a test's process compiles, the next ones read.
+ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 
 .PHONY: setup demo docs test test-slow test-lowest lint types clean
 

@@ -68,36 +68,43 @@ def build(spec: str, input_shape: str | None = None) -> Built:
 
     Args:
         spec: a MODEL string, see the head of this file.
-        input_shape: such as ``1x3x96x96``; None for the size of its source (torchvision 224, timm its own,
-            nbcompile the paper's).
+        input_shape: such as ``1x3x96x96``, of several inputs ``1x3x96x96,1x5``; None for the size of its source
+            (torchvision 224, timm its own, nbcompile the paper's).
 
     Raises:
         UsageError: if the string, a name, an option or the shape is wrong, the package is not installed, or
             the factory fails.
     """
     home, name, options = parse(spec)
-    given = None if input_shape is None else parse_input(input_shape)
+    given = None if input_shape is None else parse_inputs(input_shape)
     known = {"torchvision": _torchvision, "timm": _timm, "nbcompile": _nbcompile}.get(home)
     if known is not None:
         made = known(spec, name, options)
     elif given is not None:
-        made = _Made(_call(spec, named_factory(spec, home, name), options), given.shape)
+        made = _Made(_call(spec, named_factory(spec, home, name), options), given[0].shape)
     else:
         raise UsageError(f"'{spec}' needs --input, such as --input 1x3x96x96: the input size of a factory is not known")
-    inputs = (given or TensorSpec(made.shape),)
+    inputs = given or (TensorSpec(made.shape),)
     remember(made.model, Origin(inputs, spec, made.preprocessing))
     return Built(made.model, inputs, spec, made.preprocessing)
 
 
-def parse_input(text: str) -> TensorSpec:
-    """``1x3x96x96`` as the spec of a float32 tensor.
+def parse_inputs(text: str) -> tuple[TensorSpec, ...]:
+    """``1x3x96x96`` as the spec of a float32 tensor, ``1x3x96x96,1x5`` as those of two.
 
     Raises:
-        UsageError: if it is not positive sizes joined by ``x``, or has more than ``MAX_ELEMENTS`` elements.
+        UsageError: if one is not positive sizes joined by ``x``, or has more than ``MAX_INPUT_ELEMENTS`` elements.
     """
+    return tuple(map(_parse_input, text.split(",")))
+
+
+def _parse_input(text: str) -> TensorSpec:
     sizes = tuple(map(int, text.split("x"))) if re.fullmatch(r"[0-9]{1,9}(x[0-9]{1,9})*", text) else (0,)
     if 0 in sizes:
-        raise UsageError(f"input '{text}' is no shape: write positive sizes joined by x, such as 1x3x96x96")
+        raise UsageError(
+            f"input '{text}' is no shape: write positive sizes joined by x, such as 1x3x96x96, and of several inputs "
+            "commas between them"
+        )
     if math.prod(sizes) > MAX_INPUT_ELEMENTS:
         raise UsageError(f"input '{text}' has {math.prod(sizes):,} elements; the limit is {MAX_INPUT_ELEMENTS:,}")
     return TensorSpec(sizes)

@@ -8,9 +8,9 @@ from torch import nn
 
 from nbcompile.checkpoint import TORCH_FILES, load
 from nbcompile.core.errors import CheckpointError, UsageError
-from nbcompile.core.example import Origin, origin_of, remember
+from nbcompile.core.example import Origin, TensorSpec, origin_of, remember
 from nbcompile.exporters import FORMATS
-from nbcompile.models import build, parse_input
+from nbcompile.models import build, parse_inputs
 from nbcompile.spec_strings import GRAMMAR, HOMES, is_pretrained, parse, without_weights
 
 
@@ -27,8 +27,10 @@ def open_network(source: str, *, model: str | None, key: str | None, input_shape
     network = load(source, model=build(without_weights(model), input_shape).model if model else None, key=key)
     if input_shape is not None:
         known = origin_of(network)
-        spec = parse_input(input_shape)
-        remember(network, replace(known, inputs=(spec,)) if known else Origin((spec,)))
+        specs = parse_inputs(input_shape)
+        if known and [type(had) for had in known.inputs] == [TensorSpec] * len(specs):  # sizes are all that was said
+            specs = tuple(replace(had, shape=one.shape) for had, one in zip(known.inputs, specs, strict=True))
+        remember(network, replace(known, inputs=specs) if known else Origin(specs))
     return network
 
 
@@ -40,7 +42,7 @@ def check_words(source: str, *, model: str | None, key: str | None, input_shape:
         CheckpointError: if there is no such file.
     """
     if input_shape is not None:
-        parse_input(input_shape)
+        parse_inputs(input_shape)
     if is_file(source):
         _check_file(Path(source))
     elif model is not None or key is not None:

@@ -83,7 +83,7 @@ def widen(
         why = dict.fromkeys(f"'{space.name}': {space.frozen}" for space in layout.spaces if space.frozen)
         if any(space.frozen is None for space in layout.spaces):
             why = {"no factor makes a group of channels a whole step wider": None}
-        said = "; ".join(why) or "it has no layers"
+        said = "; ".join([*why, *_tied(model)]) or "it has no layers"
         raise PreconditionError(f"widen: nothing of {type(model).__name__} can be widened: {said}")
     origin = origin_of(model)
     widths.description = None if sites(model) else description_of(model, inputs, proof=False)
@@ -92,6 +92,17 @@ def widen(
     frozen = [space for space in layout.spaces if space.frozen]
     log.info("widen: %d of %d groups of channels can grow", len(layout.spaces) - len(frozen), len(layout.spaces))
     return giant
+
+
+def _tied(model: nn.Module) -> list[str]:
+    """Parameters that have another name, too: what follows the one does not see the other."""
+    first: dict[int, str] = {}
+    pairs = [(name, first.setdefault(id(x), name)) for name, x in model.named_parameters(remove_duplicate=False)]
+    return [
+        f"'{name}' is '{known}', too, and layers that share weights keep their width"
+        for name, known in pairs
+        if known != name
+    ][:1]
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What every test shares: one thread, one seed, the same drawn examples, and a watch on what may not change."""
 
 import gc
+import logging
 from collections.abc import Iterator
 
 import hypothesis
@@ -11,6 +12,7 @@ from tests.torch_tables import make_tables_once
 from tests.unchanged import torch_unchanged, watch_verbs
 
 torch.set_num_threads(1)  # the suite runs one worker a core
+logging.getLogger("torch.__trace").propagate = True  # else pytest listens to it, and torch writes down all it traces
 hypothesis.settings.register_profile("nbcompile", deadline=None, derandomize=True, max_examples=50, database=None)
 hypothesis.settings.load_profile("nbcompile")
 watch_verbs()  # before a test module imports them

@@ -211,6 +211,12 @@ def test_torchscript(file: Path) -> None:
     refuse(file, r"a\.pt is a TorchScript archive: save the weights alone, torch\.save\(model\.state_dict\(\)")
 
 
+def test_a_program_of_torch_export(file: Path) -> None:
+    torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.zeros(1, 2),)), file.with_suffix(".pt2"))
+    file.with_suffix(".pt2").rename(file)
+    refuse(file, r"a\.pt is a program of torch\.export: save the weights of the module it was made from, torch\.save\(")
+
+
 # ---- pickles
 
 

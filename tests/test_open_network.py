@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import nbcompile
+from nbcompile.cli.run.verify import run_verify
 from nbcompile.core.errors import CheckpointError, UsageError
+from nbcompile.core.example import origin_of
 from nbcompile.open_network import is_file, open_network
 
 
@@ -55,3 +58,31 @@ def test_a_file_of_whatever_name_is_opened(here: Path, name: str) -> None:
     Path("giant.pt").rename(name)
     opened = open_network(name, model=None, key=None, input_shape=None)
     assert torch.equal(opened.state_dict()["classifier.weight"], giant.state_dict()["classifier.weight"])
+
+
+class Words(nn.Module):
+    """Of whole numbers, and of a vector beside them."""
+
+    def __init__(self, vector: bool) -> None:
+        super().__init__()
+        self.rows, self.head, self.vector = nn.Embedding(20, 8), nn.Linear(13 if vector else 8, 3), vector
+
+    def forward(self, words: Tensor, *more: Tensor) -> Tensor:
+        y: Tensor = self.head(torch.cat([self.rows(words).mean(1), *more], 1))
+        return y
+
+
+@pytest.mark.parametrize("vector", [False, True])
+def test_sizes_leave_the_dtypes_that_are_known(here: Path, vector: bool) -> None:
+    """A file of whole numbers says the sizes of its inputs, as the user may."""
+    inputs = (torch.zeros(1, 9, dtype=torch.int64), *([torch.zeros(1, 5)] if vector else []))
+    nbcompile.save(Words(vector).eval(), "words.pt", inputs)
+    opened = open_network("words.pt", model=None, key=None, input_shape="1x7,1x5" if vector else "1x7")
+    origin = origin_of(opened)
+    assert origin is not None
+    assert [(one.shape, one.dtype) for one in origin.inputs] == [
+        ((1, 7), torch.int64), *([((1, 5), torch.float32)] if vector else []),
+    ]  # fmt: skip
+    nbcompile.export(opened, "words.onnx")
+    found = run_verify("words.onnx", "words.pt", model=None, key=None, input_shape=None, options={})
+    assert found.passed

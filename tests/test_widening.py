@@ -390,7 +390,7 @@ def test_refuses_widths() -> None:
             at_width(giant),
         ):
             pass
-        with pytest.raises(UsageError, match=r"^fuse: the network is at another width: leave at_width first$"):
+        with pytest.raises(UsageError, match=r"^the network is at another width: leave at_width first$"):
             nbcompile.fuse(giant)
     assert torch.equal(giant(X), network(X))
 

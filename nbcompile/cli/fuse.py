@@ -52,9 +52,10 @@ def fuse_command(
 
     if options.get("per_channel") is False:
         options["dense_per_channel"] = False
+    shown = [word for word, asked in (("layers", layers), ("memory_plan", memory_plan)) if asked]
     found = run_fuse(
         trained, output, model=model, key=key, input_shape=input, force=force, verify_each=verify_each, report=report,
         command=" ".join(["nbcompile", *sys.argv[1:]]), device=options, batch=batch,
-        json=None if json == STDOUT else json,
+        json=None if json == STDOUT else json, shown=shown,
     )  # fmt: skip
     give(found, json, partial(show_fuse, explain=explain, layers=layers, memory_plan=memory_plan))

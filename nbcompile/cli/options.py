@@ -42,7 +42,10 @@ def models(incomplete: str) -> Iterator[str]:
 Input = Annotated[
     str | None,
     typer.Option(
-        "--input", metavar="SHAPE", help="Shape of the network's input, such as 1x3x96x96.", rich_help_panel=READ
+        "--input",
+        metavar="SHAPE",
+        rich_help_panel=READ,
+        help="Shape of the network's input, such as 1x3x96x96, of several 1x3x96x96,1x5.",
     ),
 ]
 Key = Annotated[

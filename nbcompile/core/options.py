@@ -109,6 +109,12 @@ def options_of(table: type[Any]) -> dict[str, Option]:
     return options
 
 
+def flag_of(table: type[Any], name: str) -> str:
+    """What the field ``name`` is called on the command line; so is what is no field of the table."""
+    said = options_of(table).get(name)
+    return (said.flag if said else "") or f"--{name.replace('_', '-')}"
+
+
 def keywords_of(table: type[Any]) -> Callable[[_F], _F]:
     """Of a function that gives its ``**options`` to ``table``: its signature has the fields by name."""
 

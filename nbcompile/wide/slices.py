@@ -182,7 +182,7 @@ def narrowed(model: nn.Module) -> nn.Module:
     """A copy of a giant in width, or of what has one inside, with the original's tensors alone."""
     widths = widths_of(model)
     if widths is not None and any(widths.steps):
-        raise UsageError("fuse: the network is at another width: leave at_width first")
+        raise UsageError("the network is at another width: leave at_width first")
     return at_its_width(model)
 
 

@@ -300,6 +300,18 @@ def test_lagging_ema_is_recognised(run, trained: Path) -> None:
             2,
             "--board goes with a .tflite output",
         ),
+        (
+            ("fuse", DSCNN, "-o", "t.onnx", "--quantize", "int8", "--calibration", "x", "--dense-per-tensor"),
+            2,
+            "--dense-per-tensor goes with a .tflite output, and there is none",
+        ),
+        (
+            ("fuse", DSCNN, "-o", "t.onnx", "--per-tensor"),
+            2,
+            "--per-tensor goes with a .tflite output, or with --quant",
+        ),
+        (("fuse", DSCNN, "-o", "t.onnx", "--layers"), 2, "--layers goes with a .tflite output, and there is none"),
+        (("fuse", DSCNN, "-o", "t.onnx", "--memory-plan"), 2, "--memory-plan goes with a .tflite output, and there"),
         (("verify", "trained.pt", "--against", DSCNN, "--steps", "1"), 2, "--steps goes with a CANDIDATE that is"),
         (("verify", "x.tflite", "--against", DSCNN), 2, "x.tflite cannot be read: there is no such file"),
     ],

@@ -15,6 +15,7 @@ from nbcompile.core.errors import UsageError
 from nbcompile.core.example import origin_of, random_inputs
 from nbcompile.core.files import check_outputs, check_target, require_own_files
 from nbcompile.core.input_files import require_written
+from nbcompile.core.options import flag_of
 from nbcompile.deploy.export import check_options, export
 from nbcompile.deploy.options import DeviceOptions
 from nbcompile.deploy.to_onnx_file import INT8_OPTIONS, int8_options
@@ -47,15 +48,18 @@ def run_fuse(
     device: Mapping[str, Any],
     batch: int | None = None,
     json: Path | None = None,
+    shown: Sequence[str] = (),
 ) -> dict[str, Any]:
     """``nbcompile fuse``: a trained file, or a MODEL, becomes deploy files, each checked before it gets its name.
 
     ``device`` holds options of the pipeline that makes files for a device, `nbcompile.deploy.to_device.export_tflite`;
-    ``batch`` is the one batch size of files that otherwise take any; ``json`` is another file that will be written. All
-    this is checked before anything is read or loaded.
+    ``batch`` is the one batch size of files that otherwise take any; ``json`` is another file that will be written;
+    ``shown`` names what is to be shown of files for a device. All this is checked before anything is read or loaded.
     """
     forms = {path: format_of(path) for path in outputs}
     options = _options(forms, device, batch)
+    for word in shown:
+        _require_output(word, forms, [form for form in FORMATS.values() if form.verifier])
     beside, folders = _beside(source, forms, device)
     named = [*outputs, *beside, *(path for path in (report, json) if path is not None)]
     check_outputs(named, [source])
@@ -117,10 +121,11 @@ def _options(forms: Mapping[Path, Format], device: Mapping[str, Any], batch: int
     if onnx and "quantize" in device and (alone or device["quantize"] == "int8"):
         taken = {name: value for name, value in device.items() if name in ("quantize", *INT8_OPTIONS)}
         options |= {path: dict(taken) for path in onnx}
-        device = {name: value for name, value in device.items() if name not in (*taken, "dense_per_channel")}
+        implied = ("dense_per_channel",) if device.get("per_channel") is False else ()
+        device = {name: value for name, value in device.items() if name not in (*taken, *implied)}
     if onnx and alone and any(name in INT8_OPTIONS for name in device):
-        name = next(name for name in device if name in INT8_OPTIONS).replace("_", "-")
-        raise UsageError(f"--{name} goes with a .tflite output, or with --quantize int8 of .onnx")
+        name = flag_of(DeviceOptions, next(name for name in device if name in INT8_OPTIONS))
+        raise UsageError(f"{name} goes with a .tflite output, or with --quantize int8 of .onnx")
     if device:
         _require_output(next(iter(device)), forms, devices)
     for path in onnx:
@@ -161,7 +166,7 @@ def _require_output(option: str, forms: Mapping[Path, Format], takes: Sequence[F
     """Check that an output is in one of the formats that take ``option``."""
     if not any(form in takes for form in forms.values()):
         suffixes = " or ".join(form.suffix for form in takes)
-        raise UsageError(f"--{option.replace('_', '-')} goes with a {suffixes} output, and there is none")
+        raise UsageError(f"{flag_of(DeviceOptions, option)} goes with a {suffixes} output, and there is none")
 
 
 def _explained(piece: str, name: str, result: PassResult) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def run_verify(
         if not path.exists():
             raise CheckpointError(f"{path} cannot be read: there is no such file")
         shape = input_shape or ",".join("x".join(map(str, size)) for size in form.read_input_sizes(path))
-        reference = open_network(against, model=model, key=key, input_shape=None if "," in shape else shape)
+        reference = open_network(against, model=model, key=key, input_shape=shape)
         if input_shape is not None or _runs(reference):
             return verify(reference, path, numbers=has_weights, **options)
         return _verify_at_own_size(path, shape, against, model, key)
@@ -77,7 +77,7 @@ def _verify_device_file(
             raise UsageError("--model, --key and --input are of trained files; both of these are files of a device")
         return verify(against, path, **options)
     sizes = format_of(path).read_input_sizes(path)
-    shape = input_shape or ("x".join(map(str, sizes[0])) if len(sizes) == 1 else None)
+    shape = input_shape or ",".join("x".join(map(str, size)) for size in sizes)
     reference = open_network(against, model=model, key=key, input_shape=shape)
     if input_shape is None and not _runs(reference):
         reference = open_network(against, model=model, key=key, input_shape=None)

@@ -74,6 +74,11 @@ def _refuse_archives(path: Path) -> None:
         raise CheckpointError(
             f"{path} is a TorchScript archive: save the weights alone, torch.save(model.state_dict(), ...)"
         )
+    if any(entry.filename.rpartition("/")[2] == "archive_format" for entry in entries):
+        raise CheckpointError(
+            f"{path} is a program of torch.export: save the weights of the module it was made from, "
+            "torch.save(model.state_dict(), ...)"
+        )
     packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
         raise CheckpointError(f"{path} is a compressed archive; torch writes uncompressed ones: use torch.save")
