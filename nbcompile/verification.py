@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from nbcompile.core.blocks import sites
@@ -264,7 +265,9 @@ def _judged(
     reference: nn.Module, candidate: nn.Module | Path, cases: list[tuple[Inputs, Any]], made: list[Any], least: float
 ) -> list[Judgment]:
     """Inputs of another size of values by themselves: the wide ones, and each that was given."""
-    read = flatten if isinstance(candidate, Path) else unchanged
+    read = unchanged
+    if isinstance(candidate, Path):
+        read, least = flatten, max(least, TOLERANCE[torch.float32])  # in which a file computes
     cases = [(inputs, read(output)) for inputs, output in cases]
     plain = len(DRAWS) - 1
     groups = [slice(plain), *(slice(i, i + 1) for i in range(plain, len(cases)))]

@@ -29,7 +29,7 @@ from nbcompile.core.files import atomic
 from nbcompile.core.input_files import require_written
 from nbcompile.core.judging.compared import Allowed
 from nbcompile.core.judging.judgment import judge
-from nbcompile.core.numerics import flatten, relative_error
+from nbcompile.core.numerics import TOLERANCE, flatten, relative_error
 from nbcompile.core.progress import step
 from nbcompile.core.words import first_line
 from nbcompile.exporters.base import ExportResult, require_batch
@@ -166,7 +166,7 @@ def _keep(
             if candidate is candidates[-1]:
                 raise
             continue
-        judgment = judge(reference, expected, outputs, read=flatten)
+        judgment = judge(reference, expected, outputs, least=TOLERANCE[torch.float32], read=flatten)
         limit = judgment.limit
         if judgment.passed:
             return candidate, hashlib.sha256(content).hexdigest(), judgment.error, limit

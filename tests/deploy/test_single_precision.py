@@ -46,6 +46,27 @@ class Mixes(nn.Module):
         return y
 
 
+class SumsInDouble(nn.Module):
+    """A part that asks for float64, whose output is; the weights are in float32, and so are files."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.conv(x)
+        return y.softmax(1, dtype=torch.float64), torch.full_like(y, 1 / 3, dtype=torch.float64) * y
+
+
+def test_outputs_in_float64_are_judged_as_what_computed_them(tmp_path: Path) -> None:
+    model, x, path = SumsInDouble().eval(), torch.randn(2, 3, 7, 5), tmp_path / "f.onnx"
+    nbcompile.export(model, path, x)
+    assert nbcompile.verify(model, path, x).passed
+    with torch.no_grad():
+        model.conv.weight[0, 0, 0, 0] += 1e-3
+    assert not nbcompile.verify(model, path, x).passed
+
+
 class CastsItself(nn.Module):
     def __init__(self) -> None:
         super().__init__()
