@@ -134,6 +134,7 @@ _ROCKET = MethodRow(
     name="rocket",
     help="train a giant beside it, which shares its first layers",
     classes=("nbcompile.training.methods.rocket:Rocket",),
+    measured="behind vanilla: −0.64 ± 0.21 points at the same epochs, of 200 classes; −2.24 ± 0.03 at the same compute",
     alike=True,
     takes=("where", "block", "ratio", "hint_weight"),
 )
