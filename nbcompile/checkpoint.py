@@ -17,6 +17,7 @@ from nbcompile.core.errors import CaptureError, CheckpointError, PreconditionErr
 from nbcompile.core.example import ExampleInput, Origin, inputs_for, origin_of, remember, specs
 from nbcompile.core.files import atomic, check_target
 from nbcompile.core.progress import step
+from nbcompile.core.random_state import forked_rng
 from nbcompile.core.running import seldom_collected
 from nbcompile.core.serialization.choose_weights import Wanted, choose
 from nbcompile.core.serialization.describe import describe_model, shared_keys, unreadable
@@ -215,7 +216,7 @@ def _into(
 def _prove(model: nn.Module, tensors: Mapping[str, Tensor], payload: Mapping[str, Any]) -> None:
     name = type(model).__name__
     try:
-        with torch.random.fork_rng([]):  # new blocks draw weights
+        with forked_rng():  # new blocks draw weights
             ours = filled(working_copy(model), tensors)
         differs = difference(ours if widths_of(ours) is None else narrowed(ours), payload)
     except PreconditionError as error:

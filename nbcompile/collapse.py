@@ -5,10 +5,10 @@ import logging
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from nbcompile.core.block_proof import Stand, require_same_blocks
 from nbcompile.core.blocks import sites
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import inputs_for, origin_of, random_inputs, specs
+from nbcompile.core.judging.block_proof import Stand, require_same_blocks
 from nbcompile.core.tracing.inputs import batch_of
 from nbcompile.core.wrappers import require_loaded, unwrap
 from nbcompile.wide.giants import refuse_wide

@@ -5,12 +5,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nbcompile.core.block_proof import Layer, Stand, linear_copy, require_same_blocks
 from nbcompile.core.blocks import Expanded, absorbers_of, sites
 from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import PostconditionError, PreconditionError
 from nbcompile.core.example import Inputs
 from nbcompile.core.graph.replace import put
+from nbcompile.core.judging.block_proof import Layer, Stand, linear_copy, require_same_blocks
 from nbcompile.core.judging.judgment import judge
 from nbcompile.core.numerics import TOLERANCE, relative_error
 from nbcompile.core.running import output_of

@@ -81,9 +81,10 @@ def widen(
     widths = Widths(layout, factors, inner, shared=shared_statistics)
     if not widths.slots:
         why = dict.fromkeys(f"'{space.name}': {space.frozen}" for space in layout.spaces if space.frozen)
+        why |= dict.fromkeys(_tied(model) if why else ())
         if any(space.frozen is None for space in layout.spaces):
             why = {"no factor makes a group of channels a whole step wider": None}
-        said = "; ".join([*why, *_tied(model)]) or "it has no layers"
+        said = "; ".join(why) or "it has no layers"
         raise PreconditionError(f"widen: nothing of {type(model).__name__} can be widened: {said}")
     origin = origin_of(model)
     widths.description = None if sites(model) else description_of(model, inputs, proof=False)

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import Inputs, change_tensors
+from nbcompile.core.random_state import forked_rng
 
 _SELDOM = 20_000
 """New objects after which the garbage among them is looked for; Python's own number is some hundreds."""
@@ -195,7 +196,7 @@ def _apart(model: nn.Module, inputs: Inputs) -> Iterator[Inputs]:
     there = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     held = (*tree_leaves(inputs), *model.parameters()) if there else ()
     devices = sorted({x.device.index for x in held if x.device.type == "cuda"})
-    with torch.random.fork_rng(devices), torch.no_grad():
+    with forked_rng(devices), torch.no_grad():
         yield change_tensors(Tensor.clone, inputs)
 
 

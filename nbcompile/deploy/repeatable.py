@@ -11,6 +11,7 @@ from nbcompile.core.copies import working_copy
 from nbcompile.core.errors import PreconditionError
 from nbcompile.core.example import Inputs
 from nbcompile.core.numerics import output_tolerance, relative_error
+from nbcompile.core.random_state import forked_rng
 from nbcompile.core.running import output_of
 from nbcompile.core.tracing.modules import changed, state
 from nbcompile.exporters.program import users_place
@@ -50,7 +51,7 @@ def why_unrepeatable(model: nn.Module, inputs: Inputs) -> str | None:
     before = state(tried)
     drawn = _Drawn()
     try:
-        with torch.random.fork_rng([]), drawn:
+        with forked_rng(), drawn:
             outputs = []
             for seed in _SEEDS:
                 torch.manual_seed(seed)

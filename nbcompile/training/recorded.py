@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nbcompile.core.errors import NBCompileError, UsageError
+from nbcompile.core.random_state import forked_rng
 from nbcompile.training.batch import Batch
 
 StepOutcome = tuple[Tensor, Tensor]
@@ -133,7 +134,7 @@ class Recorded:
         self._proven = True
         before = [buffer.clone() for buffer in self._buffers]
         devices = sorted({x.device.index for x in self._parameters if x.is_cuda})
-        with torch.random.fork_rng(devices), torch.enable_grad():
+        with forked_rng(devices), torch.enable_grad():
             self._learnt_from(batch)
         real = [parameter.grad for parameter in self._parameters]
         for buffer, was in zip(self._buffers, before, strict=True):

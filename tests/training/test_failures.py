@@ -107,10 +107,12 @@ def test_another_process_has_ended(tmp_path: Path, words: str) -> None:
 
 def test_a_network_that_cannot_be_compiled(net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
     torch.compiler.reset()
-    with pytest.raises(
-        NBCompileError, match=r"^torch.compile cannot compile this network \(.*\): train without compile; "
+    with (
+        torch.compiler.config.patch(force_disable_caches=True),
+        pytest.raises(
+            NBCompileError, match=r"^torch.compile cannot compile this network \(.*\): train without compile; "
+        ),
     ):
         train(net, TrainConfig(**OPTIONS, compile=True), tmp_path / "trained.pt")
 

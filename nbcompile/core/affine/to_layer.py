@@ -9,6 +9,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from nbcompile.core.algebra import AffineMap, Geometry, embed_groups
 from nbcompile.core.layers import memory_format, stored_weight
+from nbcompile.core.random_state import forked_rng
 
 _CONVOLUTIONS: dict[int, type[_ConvNd]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED: dict[int, type[_ConvNd]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -64,7 +65,7 @@ def to_layer(m: AffineMap, like: Tensor) -> nn.Module:
 
 def _hollow(g: Geometry) -> nn.Module:
     """A layer of this geometry, made small: torch would fill the whole weight with random numbers first."""
-    with torch.random.fork_rng(devices=[]):  # nobody's random numbers are used up
+    with forked_rng():  # nobody's random numbers are used up
         if not g.axes:
             linear = nn.Linear(1, 1, bias=g.bias)
             linear.in_features, linear.out_features = g.inputs, g.outputs

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nbcompile.core.copies import working_copy
 from nbcompile.core.example import Inputs, change_tensors
 from nbcompile.core.numerics import output_tolerance, relative_error
+from nbcompile.core.random_state import forked_rng
 from nbcompile.core.running import output_of
 
 ROUNDINGS = 4
@@ -57,7 +58,7 @@ def reproduced(model: nn.Module, cases: Cases, read: Callable[[Any], Any] = unch
     """
     again = working_copy(model)
     try:
-        with torch.random.fork_rng([]):
+        with forked_rng():
             torch.manual_seed(torch.initial_seed() + 1)  # float64 draws other numbers from one seed, too
             for inputs, output in reversed(cases):  # the last first: of two outputs in turn it is the other's turn
                 if not relative_error(read(output_of(again, inputs)), output) <= output_tolerance(output):

@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from nbcompile.core.example import Inputs
 from nbcompile.core.graph.operators import of_function
+from nbcompile.core.random_state import forked_rng
 from nbcompile.core.tracing.places import code_place
 from nbcompile.core.width.follow import ChannelRule, Follow, compact, freeze, same_along
 from nbcompile.core.width.layer_rules import OF_LAYERS
@@ -275,7 +276,7 @@ def followed(
     follow = look(model, rule_of, device, modes)
     for training in modes:
         model.train(training)
-        with torch.random.fork_rng([]), torch.no_grad(), follow:
+        with forked_rng(), torch.no_grad(), follow:
             output = model(*inputs)
         follow.freeze(tree_leaves(output), "the network's output has it")
     return follow

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nbcompile.core.errors import UsageError
+from nbcompile.core.random_state import forked_rng
 from nbcompile.training.batch import MIXTURE
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class AutoAugmented:
     def __call__(self, images: Tensor, seeds: Tensor) -> Tensor:
         """Images ``(N, 3, H, W)``, uint8, changed as the seeds ``(N,)`` say."""
         changed = []
-        with torch.random.fork_rng(devices=[]):
+        with forked_rng():
             for image, seed in zip(images, seeds.tolist(), strict=True):
                 torch.manual_seed(seed)
                 changed.append(self._change(image))

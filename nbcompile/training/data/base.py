@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nbcompile.core.errors import UsageError
+from nbcompile.core.random_state import forked_rng
 from nbcompile.training.loader import held_on
 from nbcompile.training.options.machine import MEMORY
 from nbcompile.training.tasks.base import Task
@@ -115,7 +116,7 @@ class Views(ABC):
     def checksum(self) -> str:
         """Tells these images and labels from others: here of all labels, and of one view of some of the images."""
         some = range(0, len(self), max(1, len(self) // SAMPLE))
-        with torch.random.fork_rng(devices=[]):
+        with forked_rng():
             torch.manual_seed(0)
             drawn = self.draw(len(some))
         found = self.view(list(some), drawn)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nbcompile.core.cost import cost
 from nbcompile.core.example import inputs_for, origin_of, remember
+from nbcompile.core.random_state import forked_rng
 from nbcompile.training.batch import UNLABELED, Batch
 from nbcompile.training.methods.adversary import Adversary, risen, telling_apart
 from nbcompile.training.methods.base import Method
@@ -48,7 +49,7 @@ class Mimic(Method):
         (image,) = inputs_for(model, None, who="train")
         name = self.config.feature
         feature = low_level_feature(model, image) if name is None else named_feature(model, image, name)
-        with torch.random.fork_rng(devices=[]):
+        with forked_rng():
             torch.manual_seed(self.config.seed)
             adversary = Adversary(model, feature)
         adversary.train(model.training)

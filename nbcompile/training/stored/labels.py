@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nbcompile.core.cost import cost
 from nbcompile.core.errors import UsageError
+from nbcompile.core.random_state import forked_rng
 from nbcompile.training.data.base import Data, Views
 from nbcompile.training.loader import BatchOrder, Loader
 from nbcompile.training.methods.teachers import averaged_over
@@ -191,7 +192,7 @@ class StoredLabels:
         """The rows of a view, which the teacher answers, in evaluation mode and single precision."""
         assert self._teacher is not None
         assert self.record is not None
-        with torch.random.fork_rng(devices=[]):
+        with forked_rng():
             torch.manual_seed(derived_seed(self.record.seed, view))
             drawn = self._views.draw(len(self._views))
         order = BatchOrder(len(self._views), self._config.batch_size, seed=None)
