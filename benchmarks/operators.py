@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import parser, write
+from _common import parser, write, written
 from _networks import isolated
 from rich.console import Console
 from rich.progress import track
@@ -110,7 +110,9 @@ def summary(names: list[str], found: list[tuple[str, str]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    args = parser("operators", __doc__).parse_args()
+    made = parser("operators", __doc__)
+    made.add_argument("--only", choices=tuple(FORMATS), help="one format; what the result file has of the other stays")
+    args = made.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.getLogger("nbcompile").setLevel(logging.ERROR)
@@ -119,11 +121,12 @@ def main() -> None:
     parts = [chosen[start : start + AT_ONCE] for start in range(0, len(chosen), AT_ONCE)]
     results = {}
     table = Table("format", "right", "refused", "traceback")
-    for form in FORMATS:
+    for form in [args.only] if args.only else FORMATS:
         found = [one for part in track(parts, form) for one in verdicts(part, form)]
         results[form] = summary([name for name, _, _ in chosen], found)
         table.add_row(form, *(str(results[form][kind]) for kind in ("right", "refused", "traceback")))
     Console().print(table)
+    results = (written(args.out).get("results", {}) if args.only else {}) | results
     write(args, 0, {"right": "operators", "refused": "operators", "traceback": "operators"}, results)
 
 
