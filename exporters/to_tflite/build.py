@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+from nbcompile.core.errors import NBCompileError, PreconditionError
 from nbcompile.core.example import Inputs, random_inputs, specs
 from nbcompile.core.numerics import flatten
 from nbcompile.core.progress import step
 from nbcompile.core.running import output_of
+from nbcompile.core.words import first_line
 from nbcompile.exporters.to_tflite.file.edit import stored_once
 from nbcompile.exporters.to_tflite.file.options import AS_IT_IS, CHECKED, Recipe
 from nbcompile.exporters.to_tflite.file.ports import FloatModel
@@ -66,6 +68,9 @@ class Samples:
 
         These lie in the ranges of the inputs that training has ``learned``: beyond them is nothing that it has seen.
         With ``choosing``, samples that calibrate are to judge files, too.
+
+        Raises:
+            PreconditionError: if it does not run on one, or gives NaN: that would be compared with nothing.
         """
         drawn = not checked
         if drawn:
@@ -77,7 +82,7 @@ class Samples:
         outputs = []
         with step("running the network in PyTorch", len(checked) + len(judging)) as advance:
             for one in (*checked, *judging):
-                outputs.append(flatten(output_of(reference, one)))
+                outputs.append(_outputs(reference, one, "random inputs" if drawn else "a calibration sample"))
                 advance()
         count = len(checked)
         return cls(samples, checked, outputs[:count], drawn, judging, outputs[count:])
@@ -109,6 +114,19 @@ class Samples:
         given = [*self.given(model), *filed(model, self.judging)]
         expected = [*self.expected(model), *_given(model, self.of_judging)]
         return compared(content, given, expected, sources=sources_of(model)).sqnr
+
+
+def _outputs(reference: nn.Module, inputs: Inputs, what: str) -> list[Tensor]:
+    name, remedy = type(reference).__name__, "give samples that it takes as its calibration set"
+    try:
+        outputs = flatten(output_of(reference, inputs))
+    except NBCompileError:
+        raise
+    except Exception as error:  # networks may refuse values in any way
+        raise PreconditionError(f"{name} does not run on {what} ({first_line(error)}): {remedy}") from error
+    if any(bool(y.isnan().any()) for y in outputs if y.is_floating_point()):
+        raise PreconditionError(f"{name} gives NaN on {what}: {remedy}")
+    return outputs
 
 
 def _given(model: FloatModel, outputs: Sequence[list[Tensor]]) -> list[Sample]:

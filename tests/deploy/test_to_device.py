@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import nbcompile
-from nbcompile.core.errors import ExportError, UsageError
+from nbcompile.core.errors import ExportError, PreconditionError, UsageError
 from nbcompile.core.progress import StepEvent, listening
 from nbcompile.deploy import to_device
 from nbcompile.deploy.options import DeviceOptions, size_in_bytes
@@ -255,6 +255,29 @@ def test_a_pass_is_added_by_its_place_in_the_pipeline(tmp_path: Path, monkeypatc
     model, images = small()
     with pytest.raises(ExportError, match=r"of signal over noise against PyTorch's, and 80\.0 dB are asked for"):
         nbcompile.export(model, tmp_path / "x.tflite", images[:1], quantize="float32")
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (torch.log, r"^Of gives NaN on random inputs: give samples that it takes as its calibration set$"),
+        (
+            lambda x: nn.functional.binary_cross_entropy(x, torch.ones_like(x), reduction="none"),
+            r"^Of does not run on random inputs \(RuntimeError: all elements .*\): give samples that it takes as",
+        ),
+    ],
+)
+def test_a_network_that_does_not_take_random_inputs(tmp_path: Path, function: Any, said: str) -> None:
+    class Of(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return function(x)
+
+    images, path = torch.rand(40, 5, 3) * 0.8 + 0.1, tmp_path / "x.tflite"
+    with pytest.raises(PreconditionError, match=said):
+        nbcompile.export(Of(), path, images[:1], quantize="float32")
+    assert not path.exists()
+    if function is torch.log:
+        nbcompile.export(Of(), path, images[:1], quantize="float32", calibration=images)
 
 
 def test_a_dynamic_file_says_whether_anything_is_stored_in_int8(tmp_path: Path) -> None:
