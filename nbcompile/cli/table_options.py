@@ -48,7 +48,7 @@ def _parameter(name: str, said: Option, declared: Any, default: Any) -> Paramete
     kind = _kind(said, declared)
     words = (*said.choices, *said.offers)
     about = typer.Option(
-        said.flag or f"--{name.replace('_', '-')}",
+        said.called(name),
         help=_help(said, default),
         metavar=said.metavar or METAVARS.get(kind),
         rich_help_panel=said.panel,

@@ -77,11 +77,19 @@ class Option:
     read: Callable[[str], Any] | None = None
     python: str = ""
 
+    def called(self, name: str) -> str:
+        """What the field ``name`` is called on the command line."""
+        return self.flag or _flag(name)
+
     def text(self) -> str:
         """The help, with the choices."""
         *most, last = self.choices or ("",)
         listed = f"{', '.join(most)} or {last}" if most else last
         return f"{self.help}: {listed}" if listed else self.help
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def option(default: _T, help: str, *, choices: Sequence[str] = (), offers: Sequence[str] = (), **about: Any) -> _T:
@@ -112,7 +120,7 @@ def options_of(table: type[Any]) -> dict[str, Option]:
 def flag_of(table: type[Any], name: str) -> str:
     """What the field ``name`` is called on the command line; so is what is no field of the table."""
     said = options_of(table).get(name)
-    return (said.flag if said else "") or f"--{name.replace('_', '-')}"
+    return said.called(name) if said else _flag(name)
 
 
 def keywords_of(table: type[Any]) -> Callable[[_F], _F]:

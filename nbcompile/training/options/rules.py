@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from nbcompile.core.errors import UsageError
-from nbcompile.core.options import options_of
+from nbcompile.core.options import flag_of, options_of
 from nbcompile.core.width.factors import check_factors
 from nbcompile.training.methods import METHODS, ROUTE, SELF, MethodRow
 from nbcompile.training.options.unlabeled import REST, UnlabeledOptions
@@ -265,11 +265,8 @@ def without_unused(config: "TrainConfig") -> tuple["TrainConfig", str]:
     """
     unused = _unused(config, config.method_row)
     defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(config) if f.name in unused}
-    return dataclasses.replace(config, **defaults), ", ".join(_OTHERWISE.get(name, name) for name in unused)
-
-
-_OTHERWISE = {"same_view": "other_view"}
-"""Fields that are on, and what turns them off on the command line."""
+    told = [flag_of(type(config), name).removeprefix("--").replace("-", "_") for name in unused]
+    return dataclasses.replace(config, **defaults), ", ".join(told)
 
 
 def _unused(config: "TrainConfig", row: MethodRow) -> dict[str, str]:
