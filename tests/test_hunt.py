@@ -1,7 +1,6 @@
 """``benchmarks/hunt.py``: its networks are sound and the same each time, and its judge sees what it is for."""
 
 import copy
-import importlib
 import json
 import os
 import re
@@ -17,21 +16,15 @@ from torch import nn
 
 import nbcompile
 from nbcompile.core.numerics import relative_error
+from tests.benchmark_scripts import BENCHMARKS, imported_script
 from tests.slow import one_in
-
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 @pytest.fixture
 def hunt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The script as a module; what it imports from its folder is forgotten after."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    with torch.no_grad():
-        yield importlib.import_module("hunt")
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
-            del sys.modules[name]
+    with torch.no_grad(), imported_script("hunt", monkeypatch) as script:
+        yield script
 
 
 def checks() -> Any:

@@ -1,26 +1,18 @@
 """``benchmarks/int8_hunt.py``: its judge finds what it is for."""
 
-import importlib
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nbcompile.exporters.to_tflite import build
-
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+from tests.benchmark_scripts import imported_script
 
 
 @pytest.fixture
 def hunt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    yield importlib.import_module("int8_hunt")
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
-            del sys.modules[name]
+    with imported_script("int8_hunt", monkeypatch) as script:
+        yield script
 
 
 @pytest.mark.slow

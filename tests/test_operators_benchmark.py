@@ -1,29 +1,21 @@
 """``benchmarks/operators.py``: it has networks of nearly all operators, and sees what it is for."""
 
-import importlib
 import os
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import nbcompile
-
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+from tests.benchmark_scripts import imported_script
 
 
 @pytest.fixture
 def operators(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The script as a module; what it imports from its folder is forgotten after."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    yield importlib.import_module("operators")
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
-            del sys.modules[name]
+    with imported_script("operators", monkeypatch) as script:
+        yield script
 
 
 def test_verdicts(operators: Any, monkeypatch: pytest.MonkeyPatch) -> None:
