@@ -65,7 +65,7 @@ def main() -> None:
     made.add_argument("--plan", action="store_true", help="print the hours of each row, and train nothing")
     args = made.parse_args()
     if args.quick:
-        args.epochs, args.giant_epochs, args.seeds = 3, 1, 2
+        args.epochs, args.giant_epochs, args.seeds = 3, ANCHORS, 2
     told = {"epochs": args.giant_epochs, "seed": TEACHER_SEED, "train_images": None, "keep_anchors": ANCHORS}
     giant = run(args, args.giant, told)  # the suite's teacher, where that is done
     table = cells(args, giant)
