@@ -33,6 +33,7 @@ NETWORKS: dict[str, Callable[[], InvertedResidualNet]] = {
 
 TINY_IMAGENET: dict[str, Callable[[], nn.Module]] = {
     "mobilenet-47k": lambda: _inverted_residuals(8, ((8, 1, 1, 1), (16, 4, 2, 2), (24, 4, 3, 2)), 120, 200),
+    "residual-26k": lambda: ResidualNet((8, 16, 32), 200),
     "residual-91k": lambda: ResidualNet((16, 32, 64), 200),
     "residual-731k": lambda: ResidualNet((48, 96, 192), 200),
 }
