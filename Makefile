@@ -22,7 +22,7 @@ test: setup lint types
 	$(ENV) $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-slow: setup
-	$(ENV) $(BIN)/python -m pytest -m slow
+	$(ENV) $(BIN)/python -m pytest -m slow --numprocesses 2 --dist worksteal
 
 # A warning fails. The variable silences an advertisement that mkdocs-material prints.
 docs: setup

@@ -8,6 +8,7 @@ import hypothesis
 import pytest
 import torch
 
+from tests.slow import mark_listed
 from tests.torch_tables import make_tables_once
 from tests.unchanged import torch_unchanged, watch_verbs
 
@@ -34,6 +35,12 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
     """Networks that a module builds when it is imported are the same in every run, whatever else is collected."""
     if isinstance(collector, pytest.Module):
         torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m leaves out what is slow
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What `tests.slow` lists is slow."""
+    mark_listed(items, whole=not any("::" in arg for arg in config.args))
 
 
 def pytest_collection_finish() -> None:

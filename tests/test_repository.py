@@ -43,7 +43,7 @@ def documented() -> list[Any]:
 
 
 def test_all_of_them_are_looked_at() -> None:
-    assert len(FILES) == 5
+    assert len(FILES) == 6
     assert len(documented()) == 1
 
 
@@ -61,6 +61,14 @@ def test_commands_exist(file: str) -> None:
 def test_the_workflow_has_the_oldest_python() -> None:
     pythons = read(".github/workflows/test.yml")["jobs"]["test"]["strategy"]["matrix"]["python"]
     assert f">={pythons[0]}" == PROJECT["requires-python"]
+
+
+def test_the_slow_tests_run_every_week() -> None:
+    slow = read(".github/workflows/slow.yml")
+    assert slow[True] == {"schedule": [{"cron": "0 3 * * 1"}], "workflow_dispatch": None}  # YAML takes "on" for true
+    *_, last = slow["jobs"]["test-slow"]["steps"]
+    assert last == {"run": "make test-slow"}
+    assert "\ntest-slow: setup\n" in (ROOT / "Makefile").read_text()
 
 
 def test_an_actions_words_reach_its_commands_as_words() -> None:

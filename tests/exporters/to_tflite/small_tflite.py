@@ -1,6 +1,7 @@
 """Small ``.tflite`` files for tests, made by TensorFlow alone."""
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ def converted(
     return content
 
 
+@cache
 def tiny(*, int8: bool = True, io: tf.DType = tf.int8) -> bytes:
     """A convolution, a pool, a softmax on 17 x 13 x 3: five kinds of operators with their helpers, odd sizes."""
     random = np.random.default_rng(0)

@@ -170,7 +170,7 @@ def test_images_of_several_sizes_stay(folder: Path) -> None:
         hold_on(loaded("folder", folder), CPU)
 
 
-@pytest.mark.parametrize("method", one_in(3, ["kd", "vanilla", "mimic"]))
+@pytest.mark.parametrize("method", one_in(3, ["vanilla", "kd", "mimic"]))
 def test_a_run_is_the_same(method: str, tmp_path: Path) -> None:
     results = []
     net = nbcompile.zoo.dscnn(num_classes=10, in_channels=1)
