@@ -14,6 +14,20 @@ from nbcompile.core.options import WRITE
 class CheckedCommand(PageCommand):
     """Its options say what it reads and writes: those under the heading ``WRITE`` whose value is a ``FILE``."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take in what was typed.
+
+        Raises:
+            UsageError: if an option that has one value is given two: click takes the last, and says nothing.
+        """
+        if not ctx.resilient_parsing:
+            _, _, given = self.make_parser(ctx).parse_args(args=[*args])
+            for parameter in given:
+                if _has_one_value(parameter) and given.count(parameter) > 1:
+                    shapes = "; several inputs go into one, as 1x3x96x96,1x5" if parameter.metavar == "SHAPE" else ""
+                    raise UsageError(f"{max(parameter.opts, key=len)} is given twice: give it once{shapes}")
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         """Run it.
 
@@ -44,6 +58,10 @@ class CheckedCommand(PageCommand):
         for parameter in self.params:
             if not _is_output(parameter):
                 yield from (value for value in _values(ctx, parameter) if isinstance(value, (str, Path)))
+
+
+def _has_one_value(parameter: Any) -> bool:
+    return parameter.param_type_name == "option" and not (parameter.multiple or parameter.is_flag)
 
 
 def _is_output(parameter: Any) -> bool:

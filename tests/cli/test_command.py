@@ -223,3 +223,27 @@ def test_a_file_that_another_run_wrote_meanwhile(run, trained: Path, monkeypatch
     sentence = "tiny.pt is not what this run wrote: another one wrote it meanwhile; run one at a time\n"
     assert (late.code, late.err.splitlines(keepends=True)[-1]) == (1, f"nbcompile: error: {sentence}")
     assert not Path("late.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ("--input", "1x1x4x4", "--input", "1x5"),
+            "--input is given twice: give it once; several inputs go into one, as ",
+        ),
+        (("--json", "a.json", "--json=a.json"), "--json is given twice: give it once\n"),
+    ],
+)
+def test_an_option_of_one_value_is_given_once(run, words: tuple[str, ...], said: str) -> None:
+    done = run("inspect", "nbcompile:dscnn", *words)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"nbcompile: error: {said}")
+
+
+def test_what_has_several_values_or_none_may_be_repeated(run, tmp_path: Path) -> None:
+    one, two = (str(tmp_path / name) for name in ("one.pt", "two.onnx"))
+    done = run("fuse", "nbcompile:dscnn", "-o", one, "-o", two, "--verify-each", "--verify-each")
+    assert done.code == 0, done.err
+    assert Path(one).is_file()
+    assert Path(two).is_file()
