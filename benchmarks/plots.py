@@ -1,15 +1,12 @@
 """Draws the pictures of docs/accuracy.md from the result files: ``python benchmarks/plots.py``.
 
-Or, of two run folders of ``nbcompile train`` of as many epochs, how much of a giant's advantage over plain training
-survives its decay: ``python benchmarks/plots.py --survival GIANT-run PLAIN-run --out FOLDER``.
-
 Each SVG holds the numbers that it shows as JSON in its description. Files are the same to the byte wherever the same
 matplotlib draws them; a test draws them anew and compares.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,51 +196,43 @@ def transfer() -> tuple[Figure, object]:
     return figure, {"labels": labels, over.name: points}
 
 
+def survival() -> tuple[Figure, object]:
+    """Accuracy of a giant's run over that of plain ones, epoch by epoch, above the giant's slope."""
+    found = json.loads((RESULTS / "survival.json").read_text())["results"]
+    epochs, rising = found["epochs"], found["rising"]
+    series = {
+        name: [(round(one["mean"], 2), round(one["standard_error"], 2)) for one in found[name]]
+        for name in ("validation", "training")
+    }
+    figure = Figure(figsize=(7.4, 4.4), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 1)})
+    upper.axhline(0, color="#374151", linewidth=1)
+    for (name, points), colour in zip(series.items(), (FIRST, QUIET), strict=True):
+        means, errors = zip(*points, strict=True)
+        upper.errorbar(epochs, means, yerr=errors, color=colour, marker=".", label=name)
+    lower.plot(epochs, found["slope"], color=SECOND)
+    for axes in (upper, lower):
+        axes.axvspan(rising[0] - 1, rising[-1], color="#f3f4f6", zorder=0)
+    upper.set_ylabel("accuracy over plain, points")
+    lower.set_ylabel("slope")
+    lower.set_xlabel("epoch")
+    upper.legend(loc="best", frameon=True)
+    return figure, {"epochs": epochs, **series, "slope": [round(x, 3) for x in found["slope"]], "rising": rising}
+
+
 PICTURES: dict[str, Callable[[], tuple[Figure, object]]] = {
     "accuracy_forms": forms,
     "accuracy_budgets": budgets,
     "accuracy_ablations": ablations,
     "accuracy_transfer": transfer,
+    "accuracy_survival": survival,
 }
 
 
-def survival(giant: Path, plain: Path) -> tuple[Figure, object]:
-    """Accuracy of a giant's run over that of a plain one, epoch by epoch, above the giant's slope.
-
-    Args:
-        giant: run folder of netbooster.
-        plain: run folder of the control, of as many epochs.
-    """
-    mine, theirs = ([json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()] for run in (giant, plain))
-    if len(mine) != len(theirs):
-        raise SystemExit(f"{giant} has {len(mine)} epochs, {plain} has {len(theirs)}: the two must have as many")
-    epochs = [one["epoch"] for one in mine]
-    series = {
-        name: [round(100 * (a[field] - b[field]), 2) for a, b in zip(mine, theirs, strict=True)]
-        for name, field in (("validation", "val_accuracy"), ("training", "train_accuracy"))
-    }
-    slopes = [one["slope"] or 0.0 for one in mine]
-    figure = Figure(figsize=(7.4, 4.4), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 1)})
-    upper.axhline(0, color="#374151", linewidth=1)
-    for (name, values), colour in zip(series.items(), (FIRST, QUIET), strict=True):
-        upper.plot(epochs, values, color=colour, marker=".", label=name)
-    lower.plot(epochs, slopes, color=SECOND)
-    rising = [epoch for epoch, one in zip(epochs, mine, strict=True) if one["phase"].startswith("plt")]
-    if rising:
-        for axes in (upper, lower):
-            axes.axvspan(rising[0] - 1, rising[-1], color="#f3f4f6", zorder=0)
-    upper.set_ylabel("accuracy over plain, points")
-    lower.set_ylabel("slope")
-    lower.set_xlabel("epoch")
-    upper.legend(loc="best", frameon=True)
-    return figure, {"epochs": epochs, **series, "slope": slopes, "rising": rising}
-
-
-def draw(folder: Path, pictures: Mapping[str, Callable[[], tuple[Figure, object]]] = PICTURES) -> None:
+def draw(folder: Path) -> None:
     """Write every picture into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, picture in pictures.items():
+    for name, picture in PICTURES.items():
         with matplotlib.rc_context(STYLE):
             figure, told = picture()
             metadata = {"Date": None, "Description": json.dumps(told)}
@@ -253,9 +242,4 @@ def draw(folder: Path, pictures: Mapping[str, Callable[[], tuple[Figure, object]
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--out", type=Path, default=IMAGES, help="folder of the SVGs")
-    arguments.add_argument("--survival", type=Path, nargs=2, metavar="RUN", help="a giant's run folder, a plain one's")
-    given = arguments.parse_args()
-    if given.survival is None:
-        draw(given.out)
-    else:
-        draw(given.out, {"survival": lambda: survival(*given.survival)})
+    draw(arguments.parse_args().out)

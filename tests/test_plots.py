@@ -49,24 +49,3 @@ def test_a_description_is_json_in_every_picture(plots: Any) -> None:
     for name in plots.PICTURES:
         assert json.loads(said((plots.IMAGES / f"{name}.svg").read_text(), "description"))
         assert f"img/{name}.svg" in (ROOT / "docs" / "accuracy.md").read_text()
-
-
-def test_what_survives_of_two_runs(plots: Any, tmp_path: Path) -> None:
-    """By hand: a giant that is ahead by 2, 3, 1 points while its slope rises."""
-    for name, values in (("giant", (0.12, 0.23, 0.31)), ("plain", (0.10, 0.20, 0.30))):
-        (tmp_path / name).mkdir()
-        lines = [
-            {"epoch": i + 1, "val_accuracy": x, "train_accuracy": x, "slope": slope, "phase": phase}
-            for i, (x, slope, phase) in enumerate(zip(values, (0.0, 0.5, 1.0), ("giant", "plt", "plt"), strict=True))
-        ]
-        if name == "plain":
-            lines = [line | {"slope": None, "phase": "train"} for line in lines]
-        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    _, told = plots.survival(tmp_path / "giant", tmp_path / "plain")
-    assert told["validation"] == told["training"] == [2.0, 3.0, 1.0]
-    assert (told["slope"], told["rising"]) == ([0.0, 0.5, 1.0], [2, 3])
-    plots.draw(tmp_path, {"survival": lambda: plots.survival(tmp_path / "giant", tmp_path / "plain")})
-    assert json.loads(said((tmp_path / "survival.svg").read_text(), "description")) == told
-    (tmp_path / "plain" / "metrics.jsonl").write_text("")
-    with pytest.raises(SystemExit, match=r"giant has 3 epochs, .*plain has 0: the two must have as many"):
-        plots.survival(tmp_path / "giant", tmp_path / "plain")
