@@ -1,12 +1,15 @@
 """Draws the pictures of docs/accuracy.md from the result files: ``python benchmarks/plots.py``.
 
+Or how much of a giant's advantage is left while its slopes rise: ``python benchmarks/plots.py --survival FILE --out
+FOLDER``, of a result file of survival.py.
+
 Each SVG holds the numbers that it shows as JSON in its description. Files are the same to the byte wherever the same
 matplotlib draws them; a test draws them anew and compares.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,9 +199,9 @@ def transfer() -> tuple[Figure, object]:
     return figure, {"labels": labels, over.name: points}
 
 
-def survival() -> tuple[Figure, object]:
-    """Accuracy of a giant's run over that of plain ones, epoch by epoch, above the giant's slope."""
-    found = json.loads((RESULTS / "survival.json").read_text())["results"]
+def survival(file: Path) -> tuple[Figure, object]:
+    """Accuracy of giants' runs over that of plain ones, epoch by epoch, above their slope; ``file`` is of survival.py."""
+    found = json.loads(file.read_text())["results"]
     epochs, rising = found["epochs"], found["rising"]
     series = {
         name: [(round(one["mean"], 2), round(one["standard_error"], 2)) for one in found[name]]
@@ -225,14 +228,13 @@ PICTURES: dict[str, Callable[[], tuple[Figure, object]]] = {
     "accuracy_budgets": budgets,
     "accuracy_ablations": ablations,
     "accuracy_transfer": transfer,
-    "accuracy_survival": survival,
 }
 
 
-def draw(folder: Path) -> None:
+def draw(folder: Path, pictures: Mapping[str, Callable[[], tuple[Figure, object]]] = PICTURES) -> None:
     """Write every picture into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, picture in PICTURES.items():
+    for name, picture in pictures.items():
         with matplotlib.rc_context(STYLE):
             figure, told = picture()
             metadata = {"Date": None, "Description": json.dumps(told)}
@@ -242,4 +244,9 @@ def draw(folder: Path) -> None:
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--out", type=Path, default=IMAGES, help="folder of the SVGs")
-    draw(arguments.parse_args().out)
+    arguments.add_argument("--survival", type=Path, metavar="FILE", help="a result file of survival.py")
+    given = arguments.parse_args()
+    if given.survival is None:
+        draw(given.out)
+    else:
+        draw(given.out, {"survival": lambda: survival(given.survival)})

@@ -49,3 +49,13 @@ def test_a_description_is_json_in_every_picture(plots: Any) -> None:
     for name in plots.PICTURES:
         assert json.loads(said((plots.IMAGES / f"{name}.svg").read_text(), "description"))
         assert f"img/{name}.svg" in (ROOT / "docs" / "accuracy.md").read_text()
+
+
+def test_what_survives(plots: Any, tmp_path: Path) -> None:
+    points = [{"mean": 1.234, "standard_error": 0.5}, {"mean": -1.0, "standard_error": 0.25}]
+    found = {"epochs": [1, 2], "rising": [2], "slope": [0.0, 1.0], "validation": points, "training": points[::-1]}
+    (tmp_path / "survival.json").write_text(json.dumps({"results": found}))
+    plots.draw(tmp_path, {"survival": lambda: plots.survival(tmp_path / "survival.json")})
+    told = json.loads(said((tmp_path / "survival.svg").read_text(), "description"))
+    assert (told["validation"], told["training"]) == ([[1.23, 0.5], [-1.0, 0.25]], [[-1.0, 0.25], [1.23, 0.5]])
+    assert (told["epochs"], told["slope"], told["rising"]) == ([1, 2], [0.0, 1.0], [2])

@@ -78,14 +78,14 @@ def taught(row: MethodRow, name: str, measured: str) -> MethodRow:
     )
 
 
-def mimicking(row: MethodRow, name: str, *more: str) -> MethodRow:
+def mimicking(row: MethodRow, name: str, measured: str, *more: str) -> MethodRow:
     """The method of ``row`` with a teacher and images without labels; ``more`` are fields that it takes besides."""
     return replace(
         row,
         name=name,
         help=f"{row.name} with a teacher, and images without labels",
         classes=("nbcompile.training.methods.mimicry:Mimic", *row.classes),
-        measured="not measured yet",
+        measured=measured,
         distils=True,
         mimics=True,
         alike=False,
@@ -161,8 +161,13 @@ METHODS: dict[str, MethodRow] = {
         ),
         _NETAUG,
         taught(_NETAUG, "netaug+kd", _NETAUG.measured),
-        mimicking(_VANILLA, "mimic", "adversarial", "feature"),
-        mimicking(_NETBOOSTER, "netbooster+mimic"),
+        mimicking(
+            _VANILLA,
+            "mimic",
+            "+4.31 ± 0.42 points over the labelled tenth alone, level with kd on it, which costs half (200 classes)",
+            *("adversarial", "feature"),
+        ),
+        mimicking(_NETBOOSTER, "netbooster+mimic", "not measured yet"),
         _NETDISTILLER,
         _ROCKET,
         _GRAD_REPARAM,
