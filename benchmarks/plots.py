@@ -200,7 +200,7 @@ def transfer() -> tuple[Figure, object]:
 
 
 def survival(file: Path) -> tuple[Figure, object]:
-    """Accuracy of giants' runs over that of plain ones, epoch by epoch, above their slope; ``file`` is of survival.py."""
+    """Accuracy of giants over that of plain networks, epoch by epoch, above their slope; ``file`` is of survival.py."""
     found = json.loads(file.read_text())["results"]
     epochs, rising = found["epochs"], found["rising"]
     series = {
