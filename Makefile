@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # One thread a process: the suite runs one process a core. What a test's process compiles, the next ones read.
 ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
+PYTEST := $(ENV) $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 .PHONY: setup demo docs test test-slow test-lowest lint types clean
 
@@ -19,10 +20,10 @@ demo: setup
 	$(ENV) $(BIN)/python benchmarks/demo.py --out demo
 
 test: setup lint types
-	$(ENV) $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	$(PYTEST)
 
 test-slow: setup
-	$(ENV) $(BIN)/python -m pytest -m slow --numprocesses 2 --dist worksteal
+	$(PYTEST) -m slow
 
 # A warning fails. The variable silences an advertisement that mkdocs-material prints.
 docs: setup

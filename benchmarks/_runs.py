@@ -119,6 +119,12 @@ class Run:
         return found(self.folder, self.told)
 
 
+def run_on(data: str, network: str, options: Options, root: Path) -> Run:
+    """A run on the ``KIND:PATH`` of ``data``, of which it keeps the name alone: it is the same on another machine."""
+    kind, _, path = data.partition(":")
+    return Run.of(network, {**options, "data": f"{kind}:{Path(path).name}"}, root, Path(path).resolve().parent)
+
+
 Triple = tuple[Run, Run, Run | None]
 """A run, vanilla of the same epochs and schedule, and vanilla of the same compute."""
 

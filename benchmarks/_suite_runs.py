@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from _common import written
-from _runs import Run, built, compute, data_of, on_machine
+from _runs import Run, built, compute, data_of, on_machine, run_on
 from _studies import Options
 from _suites import SUITES, Place, Row, Suite
 from rich.console import Console
@@ -73,12 +73,7 @@ class Sitting:
     def __init__(self, args: argparse.Namespace) -> None:
         self.suite: Suite = SUITES[args.suite]
         self.args = args
-        kind, _, folder = args.data.partition(":")
-        self.data_root, name = Path(folder).resolve().parent, Path(folder).name
-        self.shared = {
-            "data": f"{kind}:{name}", "train_images": args.images, "input_size": self.suite.size, **self.suite.recipe,
-            "channels_last": True,
-        }  # fmt: skip
+        self.shared = {"train_images": args.images, "input_size": self.suite.size, **self.suite.recipe}
         self.seeds = range(2 if args.quick else self.suite.seeds)
         self.rows = [row for row in self.suite.rows if row.name in (args.settings or [row.name])]
         self.networks = args.networks or self.suite.networks
@@ -100,7 +95,7 @@ class Sitting:
         """A run of the suite."""
         told = {**self.shared, "epochs": epochs, "seed": seed, **options}
         machine = on_machine(self.args.accelerator, options["method"])
-        return Run.of(network, told | machine, self.args.runs, self.data_root)
+        return run_on(self.args.data, network, told | machine, self.args.runs)
 
     def vanilla(self, network: str, epochs: int) -> list[Run]:
         """Plain runs, by seed."""

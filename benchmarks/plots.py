@@ -204,7 +204,7 @@ def survival(file: Path) -> tuple[Figure, object]:
     found = json.loads(file.read_text())["results"]
     epochs, rising = found["epochs"], found["rising"]
     series = {
-        name: [(round(one["mean"], 2), round(one["standard_error"], 2)) for one in found[name]]
+        name: [(round(one["mean"], 2), round(one["standard_error"] or 0.0, 2)) for one in found[name]]
         for name in ("validation", "training")
     }
     figure = Figure(figsize=(7.4, 4.4), layout="constrained")

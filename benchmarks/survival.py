@@ -11,11 +11,12 @@ Every run is a folder of ``--runs``: what is done is not repeated, what was kill
 import argparse
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from _common import difference, parser, text, write
-from _runs import Run, by_seed, carried_out, compute
+from _runs import Run, by_seed, carried_out, compute, run_on
 from _studies import TINY_IMAGENET
 from _suite_runs import finals
 from _suite_table import cost_of, spread
@@ -56,15 +57,14 @@ def main() -> None:
 
 
 def pair(args: argparse.Namespace, seed: int) -> Pair:
-    """The two runs of a seed; paths are relative to the folder of the data."""
-    kind, _, folder = args.data.partition(":")
+    """The two runs of a seed."""
     shared = {
-        **SUITES["tiny-imagenet"].recipe, "channels_last": True, "data": f"{kind}:{Path(folder).name}", "seed": seed,
-        "train_images": args.images, "input_size": args.size, "epochs": args.epochs, "accelerator": "cpu",
+        **SUITES["tiny-imagenet"].recipe, "seed": seed, "train_images": args.images, "input_size": args.size,
+        "epochs": args.epochs, "accelerator": "cpu",
     }  # fmt: skip
     giant, plain = {"method": "netbooster", "preserve": True}, {"method": "vanilla"}
-    root = Path(folder).resolve().parent
-    return Run.of(args.network, shared | giant, args.runs, root), Run.of(args.network, shared | plain, args.runs, root)
+    run = partial(run_on, args.data, args.network, root=args.runs)
+    return run(shared | giant), run(shared | plain)
 
 
 def folders(both: Pair) -> tuple[Path, Path]:

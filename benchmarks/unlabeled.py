@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from _common import difference, parser, text, write
 from _mps import sharing_gpu
-from _runs import Run, built, by_seed, carried_out, compute, on_machine
+from _runs import Run, built, by_seed, carried_out, compute, on_machine, run_on
 from _studies import TINY_IMAGENET, Options
 from _suite_runs import ANCHORS, TEACHER_SEED, complete, finals, plain_hours
 from _suite_table import cost_of, spread
@@ -34,8 +34,11 @@ from nbcompile.training import TrainConfig
 from nbcompile.training.data.load import load_data
 
 SEED = 0
-RECIPE: Options = {**SUITES["tiny-imagenet"].recipe, "channels_last": True}
 LABELLED, MIMIC = "labelled only", "+ mimic"
+LONGER, ANSWERS = "labelled only, the compute of mimicry", "the giant's answers, labelled only"
+
+BESIDE = {"over_labelled": LABELLED, "over_compute": LONGER, "over_answers": ANSWERS}
+"""What each row is compared with, by the name of the difference."""
 
 
 class Cell(NamedTuple):
@@ -82,7 +85,7 @@ def main() -> None:
     show(args, found)
     units = {
         "final, finals": "accuracy on the held-out images, %",
-        "over_labelled, over_mimic": "paired difference, points: mean and standard error",
+        "over_labelled, over_compute, over_answers, over_mimic": "paired difference, points: mean and standard error",
         "epochs": "of the labelled images",
         "told_apart": "share of places that the discriminator told rightly in the last epoch, by seed",
     }
@@ -91,15 +94,10 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace, network: str, options: Options) -> Run:
-    """A run; paths are relative to the folder of the data, so that it is the same on another machine."""
-    kind, _, folder = args.data.partition(":")
-    shared = {
-        **RECIPE, "method": "vanilla", "data": f"{kind}:{Path(folder).name}", "input_size": args.size,
-        "train_images": args.images, "epochs": args.epochs,
-    }  # fmt: skip
-    told = {**shared, **options}
-    machine = on_machine(args.accelerator, told["method"])
-    return Run.of(network, told | machine, args.runs, Path(folder).resolve().parent)
+    """A run of the study."""
+    shared = {"method": "vanilla", "input_size": args.size, "train_images": args.images, "epochs": args.epochs}
+    told = {**SUITES["tiny-imagenet"].recipe, **shared, **options}
+    return run_on(args.data, network, told | on_machine(args.accelerator, told["method"]), args.runs)
 
 
 def cells(args: argparse.Namespace, giant: Run) -> list[Cell]:
@@ -111,8 +109,8 @@ def cells(args: argparse.Namespace, giant: Run) -> list[Cell]:
     longer = math.ceil(compute(args.network, probe, built(args.giant)))
     rows: list[tuple[str, str, Options]] = [
         ("none", LABELLED, {}),
-        ("none", "labelled only, the compute of mimicry", {"epochs": longer}),
-        ("none", "the giant's answers, labelled only", {"method": "kd", "teacher": teacher}),
+        ("none", LONGER, {"epochs": longer}),
+        ("none", ANSWERS, {"method": "kd", "teacher": teacher}),
     ]
     beside = os.path.relpath(path, Path(args.data.partition(":")[2]).resolve().parent) if colon else ""
     for unlabeled in ("rest", f"{kind}{colon}{beside}"):
@@ -152,7 +150,7 @@ def done_of(runs: list[Run]) -> str:
 
 
 def results(table: list[Cell]) -> list[dict[str, Any]]:
-    """The rows, each beside labelled images alone, and beside mimicry without an adversary on the same set."""
+    """The rows, each beside those without images that have no labels, and mimicry without an adversary on its set."""
     by_name = {(cell.unlabeled, cell.name): finals(cell.runs) for cell in table}
     found = []
     for which, name, runs in table:
@@ -165,7 +163,7 @@ def results(table: list[Cell]) -> list[dict[str, Any]]:
                 "row": name,
                 "final": spread(ours),
                 "finals": [100 * one for one in ours],
-                "over_labelled": None if name == LABELLED else difference(ours, by_name["none", LABELLED]),
+                **{field: over(name, ours, by_name, other) for field, other in BESIDE.items()},
                 "over_mimic": difference(ours, mimic) if adversarial and mimic else None,
                 "epochs": runs[0].told.epochs,
                 "told_apart": [told_apart(one) for one in runs] if adversarial else None,
@@ -173,6 +171,11 @@ def results(table: list[Cell]) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def over(name: str, ours: list[float], by_name: dict[tuple[str, str], list[float]], other: str) -> Any:
+    """The differences of a row from the ``other`` without images that have no labels; None from itself."""
+    return None if name == other else difference(ours, by_name["none", other])
 
 
 def told_apart(one: Run) -> float:
@@ -183,12 +186,12 @@ def told_apart(one: Run) -> float:
 
 def show(args: argparse.Namespace, found: list[dict[str, Any]]) -> None:
     """Print the table."""
-    names = ("unlabeled", "row", "final", "- labelled only", "- mimic", "told apart")
+    names = ("unlabeled", "row", "final", *(f"- {row}" for row in BESIDE.values()), "- mimic", "told apart")
     table = Table(*names, title=f"{args.network}, {args.images} labelled images, {args.seeds} seeds")
     for one in found:
         told = ", ".join(f"{x:.2f}" for x in one["told_apart"] or ())
-        over = (text(one["over_labelled"], "+"), text(one["over_mimic"], "+"))
-        table.add_row(one["unlabeled"], one["row"], text(one["final"]), *over, told)
+        beside = (text(one[field], "+") for field in (*BESIDE, "over_mimic"))
+        table.add_row(one["unlabeled"], one["row"], text(one["final"]), *beside, told)
     Console().print(table)
 
 
